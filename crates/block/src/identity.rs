@@ -1,0 +1,139 @@
+//! Who a disk is, and when two paths lead to the same one.
+
+use core::fmt;
+
+/// One identifier of a disk. Like is compared with like.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Identifier {
+    /// NVMe namespace globally unique identifier (Identify Namespace bytes 119:104; descriptor type 2).
+    Nguid([u8; 16]),
+    /// IEEE extended unique identifier, 64 bit (NVMe descriptor type 1; SCSI designator type 2).
+    Eui64([u8; 8]),
+    /// RFC 9562 UUID (NVMe descriptor type 3; SCSI designator type Ah).
+    Uuid([u8; 16]),
+    /// SCSI NAA designator (type 3), 8 or 16 bytes.
+    Naa(Vec<u8>),
+    /// SCSI name string (type 8).
+    ScsiName(String),
+    /// T10 vendor identification (type 1). Some targets hand the same one out on every host: it never aggregates by itself.
+    T10Vendor(Vec<u8>),
+}
+
+impl Identifier {
+    /// May two disks that share it be taken for one? All-zero identifiers and T10 vendor ones may not.
+    pub fn is_worldwide(&self) -> bool {
+        let nonzero = |b: &[u8]| b.iter().any(|&x| x != 0);
+        match self {
+            Identifier::Nguid(b) | Identifier::Uuid(b) => nonzero(b),
+            Identifier::Eui64(b) => nonzero(b),
+            Identifier::Naa(b) => nonzero(b),
+            Identifier::ScsiName(s) => !s.is_empty(),
+            Identifier::T10Vendor(_) => false,
+        }
+    }
+
+    fn same_kind(&self, other: &Identifier) -> bool {
+        core::mem::discriminant(self) == core::mem::discriminant(other)
+    }
+}
+
+impl fmt::Display for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn hex(f: &mut fmt::Formatter<'_>, kind: &str, bytes: &[u8]) -> fmt::Result {
+            write!(f, "{kind}.")?;
+            bytes.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        }
+        match self {
+            Identifier::Nguid(b) => hex(f, "nguid", b),
+            Identifier::Eui64(b) => hex(f, "eui", b),
+            Identifier::Uuid(b) => hex(f, "uuid", b),
+            Identifier::Naa(b) => hex(f, "naa", b),
+            Identifier::T10Vendor(b) => hex(f, "t10", b),
+            Identifier::ScsiName(s) => write!(f, "name.{s}"),
+        }
+    }
+}
+
+impl fmt::Debug for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The scope of one volatile write cache: paths of one domain share it, so that a Flush through any of them covers all.
+///
+/// Assumed only for one NVMe subsystem (its NQN and serial) or one SCSI logical unit.
+#[derive(Clone, PartialEq, Eq, Debug, Hash, PartialOrd, Ord, Default)]
+pub struct CacheDomain(pub String);
+
+/// Who a disk is, seen through one path.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Identity {
+    /// All identifiers it gave.
+    pub identifiers: Vec<Identifier>,
+    /// Which write cache it has.
+    pub cache_domain: CacheDomain,
+}
+
+/// Whether two paths lead to the same disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Yes: a worldwide identifier agrees and none of the same kind differs.
+    Same,
+    /// No: identifiers of the same kind differ.
+    Different,
+    /// Nothing comparable: never aggregate by itself.
+    Unknown,
+}
+
+impl Identity {
+    /// Compares like with like. A difference in any shared kind outweighs agreement in another.
+    pub fn compare(&self, other: &Identity) -> Verdict {
+        let mut same = false;
+        for a in self.identifiers.iter().filter(|i| i.is_worldwide()) {
+            let mut kind = other.identifiers.iter().filter(|b| b.is_worldwide() && a.same_kind(b)).peekable();
+            if kind.peek().is_none() {
+                continue;
+            }
+            if kind.any(|b| a == b) {
+                same = true;
+            } else {
+                return Verdict::Different;
+            }
+        }
+        if same { Verdict::Same } else { Verdict::Unknown }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(list: &[Identifier]) -> Identity {
+        Identity { identifiers: list.to_vec(), cache_domain: CacheDomain::default() }
+    }
+
+    fn one(i: &Identifier) -> Identity {
+        id(core::slice::from_ref(i))
+    }
+
+    #[test]
+    fn like_with_like() {
+        use Identifier::*;
+        let (n1, n2) = (Nguid([1; 16]), Nguid([2; 16]));
+        let cases = [
+            (one(&n1), one(&n1), Verdict::Same),
+            (one(&n1), one(&n2), Verdict::Different),
+            (id(&[n1.clone(), Uuid([7; 16])]), id(&[n2, Uuid([7; 16])]), Verdict::Different),
+            (id(&[n1.clone(), Eui64([3; 8])]), id(&[Eui64([3; 8])]), Verdict::Same),
+            (one(&n1), id(&[Uuid([1; 16])]), Verdict::Unknown),
+            (id(&[Uuid([0; 16])]), id(&[Uuid([0; 16])]), Verdict::Unknown),
+            (id(&[T10Vendor(vec![1])]), id(&[T10Vendor(vec![1])]), Verdict::Unknown),
+            (id(&[]), id(&[]), Verdict::Unknown),
+        ];
+        for (a, b, want) in cases {
+            assert_eq!(a.compare(&b), want, "{a:?} / {b:?}");
+            assert_eq!(b.compare(&a), want, "symmetric: {b:?} / {a:?}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What a device takes in one request, and how to cut what is larger.
+
+use crate::io::{Flags, Io, Op};
+use crate::segment::SegTable;
+use crate::status::{Code, Status};
+
+/// Limits and abilities of a device. Zero means "no limit" where a field says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Largest data transfer in bytes, a multiple of the block size; zero: no limit.
+    pub max_transfer_bytes: u32,
+    /// Most segments in one request; zero: no limit.
+    pub max_segments: u32,
+    /// Largest Write Zeroes in blocks; zero: not supported.
+    pub max_write_zeroes_blocks: u32,
+    /// Largest Discard in blocks; zero: not supported.
+    pub max_discard_blocks: u32,
+    /// Discards should be multiples of this many blocks; at least one.
+    pub discard_granularity_blocks: u32,
+    /// Preferred transfer in blocks; zero: unknown.
+    pub optimal_blocks: u32,
+    /// Has a volatile write cache: Flush means something.
+    pub write_cache: bool,
+    /// Honours [`Flags::FUA`].
+    pub fua: bool,
+    /// Does [`Op::Compare`].
+    pub compare: bool,
+    /// Takes no changes.
+    pub read_only: bool,
+}
+
+impl Limits {
+    /// No limits, every ability, no write cache: what memory can do.
+    pub const UNLIMITED: Limits = Limits {
+        max_transfer_bytes: 0,
+        max_segments: 0,
+        max_write_zeroes_blocks: u32::MAX,
+        max_discard_blocks: u32::MAX,
+        discard_granularity_blocks: 1,
+        optimal_blocks: 0,
+        write_cache: false,
+        fua: true,
+        compare: true,
+        read_only: false,
+    };
+
+    /// The limits that both `self` and `other` keep. `write_cache` is set when either has one.
+    #[must_use]
+    pub fn meet(self, other: Limits) -> Limits {
+        let least = |a: u32, b: u32| match (a, b) {
+            (0, x) | (x, 0) => x,
+            (a, b) => a.min(b),
+        };
+        Limits {
+            max_transfer_bytes: least(self.max_transfer_bytes, other.max_transfer_bytes),
+            max_segments: least(self.max_segments, other.max_segments),
+            max_write_zeroes_blocks: self.max_write_zeroes_blocks.min(other.max_write_zeroes_blocks),
+            max_discard_blocks: self.max_discard_blocks.min(other.max_discard_blocks),
+            discard_granularity_blocks: self.discard_granularity_blocks.max(other.discard_granularity_blocks),
+            optimal_blocks: self.optimal_blocks.max(other.optimal_blocks),
+            write_cache: self.write_cache || other.write_cache,
+            fua: self.fua && other.fua,
+            compare: self.compare && other.compare,
+            read_only: self.read_only || other.read_only,
+        }
+    }
+
+    /// Most blocks of `op` in one request on a device of `block_size` bytes a block.
+    pub fn max_blocks(&self, op: Op, block_size: u32) -> u32 {
+        match op {
+            Op::Read | Op::Write | Op::Compare => match self.max_transfer_bytes {
+                0 => u32::MAX,
+                bytes => (bytes / block_size.max(1)).max(1),
+            },
+            Op::WriteZeroes => self.max_write_zeroes_blocks,
+            Op::Discard => self.max_discard_blocks,
+            Op::Flush => u32::MAX,
+        }
+    }
+
+    /// Is `io` one this device can be asked at all? Checks ability, range, and that the segments cover the data.
+    /// Size limits are not checked: a request that is too large is split, not refused.
+    ///
+    /// # Errors
+    /// A status of scope `Io` that says why not.
+    pub fn check(&self, io: &Io, blocks_total: u64, block_size: u32, segs: &SegTable) -> Result<(), Status> {
+        if self.read_only && (io.op.changes_medium()) {
+            return Err(Code::WriteProtected.into());
+        }
+        let able = match io.op {
+            Op::WriteZeroes => self.max_write_zeroes_blocks > 0,
+            Op::Discard => self.max_discard_blocks > 0,
+            Op::Compare => self.compare,
+            _ => true,
+        };
+        if !able || (io.flags.contains(Flags::FUA) && !self.fua) {
+            return Err(Code::Unsupported.into());
+        }
+        if !io.op.has_range() {
+            return Ok(());
+        }
+        if io.blocks == 0 {
+            return Err(Code::Invalid.into());
+        }
+        match io.lba.checked_add(u64::from(io.blocks)) {
+            Some(end) if end <= blocks_total => {}
+            _ => return Err(Code::OutOfRange.into()),
+        }
+        if io.op.has_data() && segs.span_len(io.segs) < u64::from(io.skip) + io.data_len(block_size) {
+            return Err(Code::Invalid.into());
+        }
+        Ok(())
+    }
+
+    /// Does `io` fit in one request?
+    pub fn fits(&self, io: &Io, block_size: u32, segs: &SegTable) -> bool {
+        if io.blocks > self.max_blocks(io.op, block_size) {
+            return false;
+        }
+        if self.max_segments == 0 || !io.op.has_data() || io.segs.count <= self.max_segments {
+            return true;
+        }
+        segs.pieces(io.segs, u64::from(io.skip), io.data_len(block_size)).count() as u64 <= u64::from(self.max_segments)
+    }
+}
+
+/// The limits of a device make no sense together.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("limit {what} is {value}, expected {expected}")]
+pub struct LimitsError {
+    /// Which limit.
+    pub what: &'static str,
+    /// Its value.
+    pub value: u64,
+    /// What would do.
+    pub expected: &'static str,
+}
+
+/// One part of a split request.
+pub type Part = Io;
+
+/// Cuts one request into parts that fit the limits, in order, without allocating.
+///
+/// Every part has the tag of the whole; its caller gives it another. A flush is one part.
+#[derive(Clone, Copy, Debug)]
+pub struct Splitter {
+    rest: Option<Io>,
+    max_blocks: u32,
+    max_segments: u32,
+    block_size: u32,
+}
+
+impl Splitter {
+    /// Splits `io` for a device with `limits` and `block_size`.
+    pub fn new(io: Io, limits: &Limits, block_size: u32) -> Self {
+        Splitter {
+            rest: Some(io),
+            max_blocks: limits.max_blocks(io.op, block_size).max(1),
+            max_segments: limits.max_segments,
+            block_size,
+        }
+    }
+
+    /// The next part, or `None` when all were given out.
+    ///
+    /// Segments that cannot be cut at a block border within the segment limit end the split with
+    /// [`Code::Invalid`]; what is left then must be failed with it.
+    pub fn next_part(&mut self, segs: &SegTable) -> Option<Result<Part, Status>> {
+        let io = self.rest.take()?;
+        let mut blocks = io.blocks.min(self.max_blocks);
+        if io.op.has_data() && self.max_segments > 0 {
+            let want = u64::from(blocks) * u64::from(self.block_size);
+            let covered: u64 = segs
+                .pieces(io.segs, u64::from(io.skip), want)
+                .take(self.max_segments as usize)
+                .map(|s| u64::from(s.len))
+                .sum();
+            if covered < want {
+                blocks = (covered / u64::from(self.block_size)) as u32;
+                if blocks == 0 {
+                    return Some(Err(Code::Invalid.into()));
+                }
+            }
+        }
+        if blocks < io.blocks {
+            let data = if io.op.has_data() { blocks * self.block_size } else { 0 };
+            self.rest =
+                Some(Io { lba: io.lba + u64::from(blocks), blocks: io.blocks - blocks, skip: io.skip + data, ..io });
+        }
+        Some(Ok(Io { blocks, ..io }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::{RegionId, SegSpan, Segment};
+
+    fn table(lens: &[u32]) -> (SegTable, SegSpan) {
+        let mut t = SegTable::new(64);
+        let row = t.reserve(1, lens.len() as u32).unwrap();
+        let span = row.span(0, lens.len() as u32);
+        for (s, &len) in t.get_mut(span).iter_mut().zip(lens) {
+            *s = Segment { offset: 0, region: RegionId(1), len };
+        }
+        (t, span)
+    }
+
+    fn split(io: Io, limits: &Limits, bs: u32, t: &SegTable) -> Vec<Result<(u64, u32, u32), Status>> {
+        let mut s = Splitter::new(io, limits, bs);
+        std::iter::from_fn(|| s.next_part(t)).map(|p| p.map(|p| (p.lba, p.blocks, p.skip))).collect()
+    }
+
+    #[test]
+    fn splits_at_transfer_and_at_segments() {
+        let (t, span) = table(&[512, 512, 3072]);
+        let io = Io::read(9, 100, 8, span);
+        let by_bytes = Limits { max_transfer_bytes: 1536, ..Limits::UNLIMITED };
+        assert_eq!(split(io, &by_bytes, 512, &t), [Ok((100, 3, 0)), Ok((103, 3, 1536)), Ok((106, 2, 3072))]);
+        let by_segs = Limits { max_segments: 2, ..Limits::UNLIMITED };
+        assert_eq!(split(io, &by_segs, 512, &t), [Ok((100, 2, 0)), Ok((102, 6, 1024))]);
+        assert!(!by_segs.fits(&io, 512, &t) && Limits::UNLIMITED.fits(&io, 512, &t));
+    }
+
+    #[test]
+    fn uncuttable_segments_end_with_an_error() {
+        let (t, span) = table(&[100, 100, 312]);
+        let limits = Limits { max_segments: 2, ..Limits::UNLIMITED };
+        assert_eq!(split(Io::read(1, 0, 1, span), &limits, 512, &t), [Err(Status::new(Code::Invalid))]);
+    }
+
+    #[test]
+    fn ranges_without_data_split_by_their_own_limit() {
+        let (t, _) = table(&[1]);
+        let limits = Limits { max_write_zeroes_blocks: 5, ..Limits::UNLIMITED };
+        let got = split(Io::range(1, Op::WriteZeroes, 0, 12), &limits, 512, &t);
+        assert_eq!(got, [Ok((0, 5, 0)), Ok((5, 5, 0)), Ok((10, 2, 0))]);
+        assert_eq!(split(Io::flush(1), &limits, 512, &t), [Ok((0, 0, 0))]);
+    }
+
+    #[test]
+    fn check_names_what_is_wrong() {
+        let (t, span) = table(&[4096]);
+        let check = |io: Io, l: Limits| l.check(&io, 100, 512, &t).map_err(|s| s.code);
+        let l = Limits::UNLIMITED;
+        assert_eq!(check(Io::read(1, 99, 2, span), l), Err(Code::OutOfRange));
+        assert_eq!(check(Io::read(1, u64::MAX, 2, span), l), Err(Code::OutOfRange));
+        assert_eq!(check(Io::read(1, 0, 9, span), l), Err(Code::Invalid));
+        assert_eq!(check(Io::read(1, 0, 0, span), l), Err(Code::Invalid));
+        assert_eq!(check(Io::read(1, 92, 8, span), l), Ok(()));
+        assert_eq!(check(Io::write(1, 0, 1, span), Limits { read_only: true, ..l }), Err(Code::WriteProtected));
+        let none = Limits { max_discard_blocks: 0, ..l };
+        assert_eq!(check(Io::range(1, Op::Discard, 0, 1), none), Err(Code::Unsupported));
+    }
+}

@@ -1,0 +1,234 @@
+//! The data plane: one trait for every queue, whatever it drives.
+
+use crate::fence::{FenceTerms, Proof};
+use crate::io::Io;
+use crate::segment::SegTable;
+use crate::status::{Code, Fate, Status};
+use crate::time::Time;
+
+/// What a reactor hands down with every call: the time and the segment table.
+#[derive(Debug)]
+pub struct Cx<'a> {
+    /// Now, read once a turn.
+    pub now: Time,
+    /// Where data lies. The layer that talks to the requester writes rows; all others read.
+    pub segs: &'a mut SegTable,
+    /// Number of the reactor whose turn this is.
+    pub reactor: u16,
+}
+
+/// A queue of requests to one device, owned by one reactor for life.
+///
+/// `submit` any number, `kick` once, `poll` until nothing comes; before sleeping, `arm`.
+pub trait IoQueue {
+    /// Takes one request.
+    ///
+    /// A request that is wrong (range, ability, segments) is accepted and completes with a status of scope `Io`;
+    /// nothing is validated by the caller. Nothing need leave before [`IoQueue::kick`].
+    ///
+    /// # Errors
+    /// [`Refused`] hands the request back: `Full` (try again after a completion), `Gone` (the queue is closed or its way is
+    /// down; watch [`IoQueue::health`]).
+    fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused>;
+
+    /// One doorbell, or one send, for all requests since the last kick.
+    fn kick(&mut self, cx: &mut Cx<'_>);
+
+    /// Makes progress and pushes what completed and what became suspect. Never blocks; bounded work a call.
+    fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done);
+
+    /// May the reactor sleep? Names in `waits` everything that must wake it. Must look once more for work that arrived
+    /// since the last poll and answer [`Armed::Busy`] if there is some.
+    fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed;
+
+    /// Can it take requests, and does it seem to get anywhere?
+    fn health(&self) -> Health;
+
+    /// No more requests: from now on `submit` refuses with `Gone`; what is in flight completes in the following polls
+    /// (fences and time limits included). Idempotent.
+    fn close(&mut self, cx: &mut Cx<'_>);
+
+    /// After [`IoQueue::close`]: has everything completed? Then, and only then, the queue may be dropped.
+    fn is_drained(&self) -> bool;
+}
+
+/// How a queue feels. A hint for whoever chooses among paths; never a promise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// Takes requests.
+    Ready,
+    /// Takes requests, but has been silent for longer than it should with requests outstanding: prefer another path.
+    Stalled,
+    /// Takes none now (connecting, fenced, lost, closed).
+    Down,
+}
+
+/// A request that was not taken, given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refused {
+    /// The request, as it was.
+    pub io: Io,
+    /// Why.
+    pub why: RefusedWhy,
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RefusedWhy {
+    /// The queue is full; a completion makes room.
+    Full,
+    /// The queue is closed or its way is down.
+    Gone,
+}
+
+/// One finished request. It is quiet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    /// The submitter's tag.
+    pub tag: u64,
+    /// What happened.
+    pub status: Status,
+    /// Why it is known to be quiet.
+    pub proof: Proof,
+}
+
+/// A request whose way broke and that is not quiet yet. Its [`Completion`] follows, with a proof.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Suspect {
+    /// The submitter's tag.
+    pub tag: u64,
+    /// What is known of it.
+    pub fate: Fate,
+    /// What broke.
+    pub cause: Code,
+    /// Which proof is coming, and by when at the latest (from the moment of the report).
+    pub fence: FenceTerms,
+}
+
+/// Where a queue puts what a poll found. Reused from turn to turn, so that a turn allocates nothing.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Finished requests, in the order they finished.
+    pub completions: Vec<Completion>,
+    /// Requests that became suspect.
+    pub suspects: Vec<Suspect>,
+}
+
+impl Done {
+    /// A sink with room for `depth` of each before it must grow.
+    pub fn with_capacity(depth: usize) -> Self {
+        Done { completions: Vec::with_capacity(depth), suspects: Vec::with_capacity(depth) }
+    }
+
+    /// A request that the peer answered, or that never needed one.
+    pub fn complete(&mut self, tag: u64, status: Status) {
+        self.complete_with(tag, status, Proof::Answered);
+    }
+
+    /// A request that is quiet for the reason `proof`.
+    pub fn complete_with(&mut self, tag: u64, status: Status, proof: Proof) {
+        self.completions.push(Completion { tag, status, proof });
+    }
+
+    /// Is nothing in it?
+    pub fn is_empty(&self) -> bool {
+        self.completions.is_empty() && self.suspects.is_empty()
+    }
+
+    /// Forgets everything, keeps the room.
+    pub fn clear(&mut self) {
+        self.completions.clear();
+        self.suspects.clear();
+    }
+}
+
+/// May the reactor sleep?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Armed {
+    /// No: poll again first.
+    Busy,
+    /// Yes, until one of the named interests or the deadline.
+    Sleep,
+}
+
+/// A file descriptor that must wake the reactor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interest {
+    /// The descriptor, open for as long as its owner keeps naming it.
+    pub fd: i32,
+    /// A number that no other open file of this process has had ([`Waits::unique`]): descriptors are reused, these are not.
+    pub id: u64,
+    /// Wake when it can be read (or has hung up).
+    pub read: bool,
+    /// Wake when it can be written.
+    pub write: bool,
+}
+
+/// Collects what must wake a reactor. Reused from sleep to sleep.
+#[derive(Debug, Default)]
+pub struct Waits {
+    /// Descriptors.
+    pub interests: Vec<Interest>,
+    /// The earliest deadline of all.
+    pub deadline: Option<Time>,
+}
+
+impl Waits {
+    /// A number for a new descriptor, never given twice.
+    pub fn unique() -> u64 {
+        use core::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Wake when `fd` can be read.
+    pub fn readable(&mut self, fd: i32, id: u64) {
+        self.interests.push(Interest { fd, id, read: true, write: false });
+    }
+
+    /// Wake no later than `at`.
+    pub fn until(&mut self, at: Time) {
+        self.deadline = Some(self.deadline.map_or(at, |d| d.min(at)));
+    }
+
+    /// Forgets everything, keeps the room.
+    pub fn clear(&mut self) {
+        self.interests.clear();
+        self.deadline = None;
+    }
+}
+
+/// What a poller says after a turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Nothing to do.
+    Idle,
+    /// It got something done.
+    Busy,
+    /// It has ended and wants to be dropped.
+    Finished,
+}
+
+/// Something that gets turns on a reactor: a vring, an admin queue, a benchmark job.
+pub trait Poller {
+    /// One bounded turn.
+    fn poll(&mut self, cx: &mut Cx<'_>) -> Turn;
+    /// As [`IoQueue::arm`].
+    fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed;
+    /// A short name for logs and statistics.
+    fn name(&self) -> &str;
+}
+
+/// Makes a poller on the thread that will own it.
+pub type MakePoller = Box<dyn FnOnce(&mut Cx<'_>) -> Box<dyn Poller> + Send>;
+
+/// A reactor, seen from any thread by floors that may not import it.
+pub trait Host: Send + Sync {
+    /// Makes a poller on the reactor's own thread and gives it turns until it says [`Turn::Finished`].
+    /// If the reactor has ended, `make` is dropped without being called.
+    fn spawn(&self, make: MakePoller);
+    /// Ends a sleep early: a poller has been told something through memory.
+    fn wake(&self);
+    /// Number of the reactor.
+    fn reactor(&self) -> u16;
+}

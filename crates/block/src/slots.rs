@@ -1,0 +1,208 @@
+//! The only id-to-state table: index plus generation.
+
+use core::fmt;
+
+/// Names an occupied slot: index in the low half, generation in the high half.
+///
+/// A key outlives its slot harmlessly: after [`Slots::remove`] it finds nothing, also when the index is in use again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct SlotKey(u32);
+
+impl SlotKey {
+    /// Index of the slot, below the capacity of its table.
+    pub const fn index(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Generation of the slot when the key was made.
+    pub const fn generation(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// Key from its parts, as they came back from a device.
+    pub const fn from_parts(index: u16, generation: u16) -> Self {
+        SlotKey((generation as u32) << 16 | index as u32)
+    }
+
+    /// The key as a number, for wire fields and tags.
+    pub const fn as_u32(self) -> u32 {
+        self.0
+    }
+
+    /// The key from [`SlotKey::as_u32`].
+    pub const fn from_u32(raw: u32) -> Self {
+        SlotKey(raw)
+    }
+}
+
+/// All slots are taken; try again after a completion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("all slots are taken")]
+pub struct SlotsFull;
+
+enum Slot<T> {
+    Free { next: u16, generation: u16 },
+    Taken { value: T, generation: u16 },
+}
+
+/// A fixed table of at most 65,535 values. Insert, look-up and remove are a few instructions and never allocate.
+///
+/// Dropping a table that still holds something panics in debug builds: an I/O would have been lost.
+pub struct Slots<T> {
+    slots: Box<[Slot<T>]>,
+    head: u16,
+    len: u16,
+}
+
+const NIL: u16 = u16::MAX;
+
+impl<T> Slots<T> {
+    /// A table of `capacity` slots (1 ..= 65,535).
+    ///
+    /// # Panics
+    /// If `capacity` is zero.
+    pub fn new(capacity: u16) -> Self {
+        assert!(capacity > 0, "a slot table needs at least one slot");
+        let slots = (0..capacity)
+            .map(|i| Slot::Free { next: if i + 1 == capacity { NIL } else { i + 1 }, generation: 0 })
+            .collect();
+        Slots { slots, head: 0, len: 0 }
+    }
+
+    /// Number of slots.
+    pub fn capacity(&self) -> u16 {
+        self.slots.len() as u16
+    }
+
+    /// Number of taken slots.
+    pub fn len(&self) -> u16 {
+        self.len
+    }
+
+    /// Is nothing in it?
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Is every slot taken?
+    pub fn is_full(&self) -> bool {
+        self.head == NIL
+    }
+
+    /// Takes a slot for `value`.
+    ///
+    /// # Errors
+    /// [`SlotsFull`] gives the value back to nobody: check [`Slots::is_full`] before building something dear.
+    pub fn insert(&mut self, value: T) -> Result<SlotKey, SlotsFull> {
+        let index = self.head;
+        let Some(slot) = self.slots.get_mut(index as usize) else { return Err(SlotsFull) };
+        let Slot::Free { next, generation } = *slot else { return Err(SlotsFull) };
+        *slot = Slot::Taken { value, generation };
+        self.head = next;
+        self.len += 1;
+        Ok(SlotKey::from_parts(index, generation))
+    }
+
+    /// The value under `key`, unless it was removed.
+    pub fn get(&self, key: SlotKey) -> Option<&T> {
+        match self.slots.get(key.index() as usize) {
+            Some(Slot::Taken { value, generation }) if *generation == key.generation() => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The value under `key`, to be changed.
+    pub fn get_mut(&mut self, key: SlotKey) -> Option<&mut T> {
+        match self.slots.get_mut(key.index() as usize) {
+            Some(Slot::Taken { value, generation }) if *generation == key.generation() => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Frees the slot under `key` and hands its value out, once.
+    pub fn remove(&mut self, key: SlotKey) -> Option<T> {
+        self.get(key)?;
+        let slot = &mut self.slots[key.index() as usize];
+        let free = Slot::Free { next: self.head, generation: key.generation().wrapping_add(1) };
+        let Slot::Taken { value, .. } = core::mem::replace(slot, free) else { unreachable!("checked by get") };
+        self.head = key.index();
+        self.len -= 1;
+        Some(value)
+    }
+
+    /// The key of the value at `index`, if the slot is taken (for wire ids that carry only an index).
+    pub fn key_at(&self, index: u16) -> Option<SlotKey> {
+        match self.slots.get(index as usize)? {
+            Slot::Taken { generation, .. } => Some(SlotKey::from_parts(index, *generation)),
+            Slot::Free { .. } => None,
+        }
+    }
+
+    /// All values with their keys, by index. For slow paths: it walks the whole table.
+    pub fn iter(&self) -> impl Iterator<Item = (SlotKey, &T)> {
+        self.slots.iter().enumerate().filter_map(|(i, slot)| match slot {
+            Slot::Taken { value, generation } => Some((SlotKey::from_parts(i as u16, *generation), value)),
+            Slot::Free { .. } => None,
+        })
+    }
+
+    /// All values with their keys, to be changed. For slow paths.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SlotKey, &mut T)> {
+        self.slots.iter_mut().enumerate().filter_map(|(i, slot)| match slot {
+            Slot::Taken { value, generation } => Some((SlotKey::from_parts(i as u16, *generation), value)),
+            Slot::Free { .. } => None,
+        })
+    }
+}
+
+impl<T> fmt::Debug for Slots<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slots").field("len", &self.len).field("capacity", &self.slots.len()).finish()
+    }
+}
+
+impl<T> Drop for Slots<T> {
+    fn drop(&mut self) {
+        if cfg!(debug_assertions) && !std::thread::panicking() {
+            assert!(self.is_empty(), "{} I/O still in a slot table that is dropped: drain it first", self.len);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stale_keys_find_nothing() {
+        let mut slots = Slots::new(2);
+        let a = slots.insert('a').unwrap();
+        assert_eq!(slots.remove(a), Some('a'));
+        assert_eq!(slots.remove(a), None);
+        let b = slots.insert('b').unwrap();
+        assert_eq!(b.index(), a.index());
+        assert_ne!(b, a);
+        assert_eq!(slots.get(a), None);
+        assert_eq!(slots.key_at(b.index()), Some(b));
+        assert_eq!(slots.remove(b), Some('b'));
+    }
+
+    #[test]
+    fn full_means_full() {
+        let mut slots = Slots::new(1);
+        let k = slots.insert(1).unwrap();
+        assert!(slots.is_full());
+        assert_eq!(slots.insert(2), Err(SlotsFull));
+        slots.remove(k);
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    fn dropping_what_is_not_drained_panics() {
+        let caught = std::panic::catch_unwind(|| {
+            let mut slots = Slots::new(1);
+            let _ = slots.insert(1);
+        });
+        assert!(caught.is_err());
+    }
+}
