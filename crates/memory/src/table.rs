@@ -1,0 +1,163 @@
+//! The registry of regions, and each thread's own copy of it.
+
+use crate::error::MemoryError;
+use crate::region::Mapping;
+use crate::view::View;
+use polypath_block::{RegionId, Segment};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Most regions at a time (an id carries 16 bits of index and 16 of generation).
+const LIMIT: usize = 1 << 16;
+
+struct Registry {
+    slots: Vec<Option<Arc<Mapping>>>,
+    generations: Vec<u16>,
+    free: Vec<u16>,
+}
+
+static REGISTRY: Mutex<Registry> =
+    Mutex::new(Registry { slots: Vec::new(), generations: Vec::new(), free: Vec::new() });
+static VERSION: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    static TABLE: RefCell<Table> = const { RefCell::new(Table { version: 0, maps: Vec::new() }) };
+}
+
+/// A segment that reaches outside its region, or whose region is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("segment of {} bytes at offset {} reaches outside its region, or the region is gone", .0.len, .0.offset)]
+pub struct BadSegment(pub Segment);
+
+/// One thread's table of regions. Get it with [`with`].
+#[derive(Default)]
+pub struct Table {
+    version: u64,
+    maps: Vec<Option<Arc<Mapping>>>,
+}
+
+impl Table {
+    /// The bytes of `segment`.
+    ///
+    /// # Errors
+    /// [`BadSegment`] when the region is gone or the segment reaches outside it.
+    #[inline]
+    pub fn view(&self, segment: Segment) -> Result<View<'_>, BadSegment> {
+        let index = (segment.region.0 & 0xffff) as usize;
+        let mapping = match self.maps.get(index) {
+            Some(Some(m)) if m.id == segment.region => m,
+            _ => return Err(BadSegment(segment)),
+        };
+        let address = mapping.address(segment.offset, u64::from(segment.len)).ok_or(BadSegment(segment))?;
+        Ok(View::new(address, segment.len as usize))
+    }
+
+    /// Length of a region in bytes, if it is there.
+    pub fn region_len(&self, region: RegionId) -> Option<u64> {
+        self.maps.get((region.0 & 0xffff) as usize)?.as_ref().filter(|m| m.id == region).map(|m| m.len())
+    }
+
+    fn follow(&mut self) {
+        let version = VERSION.load(Ordering::Acquire);
+        if version != self.version {
+            self.reload(version);
+        }
+    }
+
+    #[cold]
+    fn reload(&mut self, version: u64) {
+        let registry = lock();
+        // Clone before dropping the old ones: a mapping that goes unmaps outside the lock.
+        let maps = registry.slots.clone();
+        drop(registry);
+        self.maps = maps;
+        self.version = version;
+    }
+}
+
+/// Runs `f` with this thread's table, brought up to date first. Do not call it inside itself.
+#[inline]
+pub fn with<R>(f: impl FnOnce(&Table) -> R) -> R {
+    TABLE.with(|table| {
+        let mut table = table.borrow_mut();
+        table.follow();
+        f(&table)
+    })
+}
+
+/// Lets go of regions that were dropped elsewhere. Reactors call it each turn; it is one atomic load.
+#[inline]
+pub fn refresh() {
+    with(|_| ());
+}
+
+pub(crate) fn register(make: impl FnOnce(RegionId) -> Arc<Mapping>) -> Result<Arc<Mapping>, MemoryError> {
+    let mut registry = lock();
+    let index = match registry.free.pop() {
+        Some(index) => index as usize,
+        None if registry.slots.len() < LIMIT => {
+            registry.slots.push(None);
+            registry.generations.push(0);
+            registry.slots.len() - 1
+        }
+        None => return Err(MemoryError::TooMany { limit: LIMIT }),
+    };
+    // Generation 0 is never used, so that an id is never zero.
+    let generation = registry.generations[index].wrapping_add(1).max(1);
+    registry.generations[index] = generation;
+    let mapping = make(RegionId(u32::from(generation) << 16 | index as u32));
+    registry.slots[index] = Some(mapping.clone());
+    VERSION.fetch_add(1, Ordering::Release);
+    Ok(mapping)
+}
+
+pub(crate) fn unregister(id: RegionId) {
+    let mut registry = lock();
+    let index = (id.0 & 0xffff) as usize;
+    let held = registry.slots[index].take();
+    registry.free.push(index as u16);
+    VERSION.fetch_add(1, Ordering::Release);
+    drop(registry);
+    drop(held);
+}
+
+fn lock() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Region;
+
+    fn seg(region: RegionId, offset: u64, len: u32) -> Segment {
+        Segment { offset, region, len }
+    }
+
+    #[test]
+    fn segments_are_held_to_their_region() {
+        let region = Region::allocate(8192, false).unwrap();
+        let id = region.id();
+        with(|t| {
+            assert!(t.view(seg(id, 8191, 1)).is_ok());
+            assert!(t.view(seg(id, 8191, 2)).is_err());
+            assert!(t.view(seg(id, u64::MAX, 2)).is_err());
+            assert!(t.view(seg(RegionId::NONE, 0, 1)).is_err());
+        });
+        drop(region);
+        with(|t| assert!(t.view(seg(id, 0, 1)).is_err()));
+        let next = Region::allocate(4096, false).unwrap();
+        assert_ne!(next.id(), id, "an id is not given again");
+        with(|t| assert!(t.view(seg(id, 0, 1)).is_err()));
+    }
+
+    #[test]
+    fn other_threads_see_regions_come_and_go() {
+        let region = Region::allocate(4096, false).unwrap();
+        let id = region.id();
+        std::thread::spawn(move || with(|t| assert_eq!(t.region_len(id), Some(4096)))).join().unwrap();
+        drop(region);
+        std::thread::spawn(move || with(|t| assert_eq!(t.region_len(id), None))).join().unwrap();
+    }
+}
