@@ -1,0 +1,106 @@
+//! How other threads reach a reactor: closures under a mutex, a flag that says there are some, an eventfd that ends a sleep.
+
+use polypath_block::{Cx, MakePoller};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// One letter.
+pub(crate) enum Mail {
+    Spawn(MakePoller),
+    Run(Box<dyn FnOnce(&mut Cx<'_>) + Send>),
+    Stop,
+}
+
+pub(crate) struct Mailbox {
+    letters: Mutex<Vec<Mail>>,
+    full: AtomicBool,
+    asleep: AtomicBool,
+    closed: AtomicBool,
+    event: OwnedFd,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Mailbox {
+            letters: Mutex::new(Vec::new()),
+            full: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            event,
+        })
+    }
+
+    /// Posts a letter; gives it back when the reactor has ended.
+    pub(crate) fn post(&self, mail: Mail) -> Result<(), Mail> {
+        let mut letters = self.lock();
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(mail);
+        }
+        letters.push(mail);
+        self.full.store(true, Ordering::SeqCst);
+        drop(letters);
+        self.wake();
+        Ok(())
+    }
+
+    /// Ends a sleep, if there is one. Cheap when there is none.
+    pub(crate) fn wake(&self) {
+        // Pairs with `fall_asleep`: what was stored before this call is seen by the sleeper's last look, or the sleeper is
+        // seen here.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            // The counter cannot overflow by ones, and a full one wakes as well.
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+
+    #[inline]
+    pub(crate) fn has_mail(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take(&self, into: &mut Vec<Mail>) {
+        let mut letters = self.lock();
+        self.full.store(false, Ordering::SeqCst);
+        into.append(&mut letters);
+    }
+
+    /// From now on letters and wakes write the eventfd. The caller must look for work once more after this.
+    pub(crate) fn fall_asleep(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    /// Is awake again.
+    pub(crate) fn rise(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// Empties the eventfd after it ended a sleep. A waker that was seen before it wrote costs one vain wake-up later.
+    pub(crate) fn drain(&self) {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.event, &mut count);
+    }
+
+    /// No more letters; what is there is dropped by the caller through `take`.
+    pub(crate) fn close(&self) {
+        let _letters = self.lock();
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    pub(crate) fn raw_fd(&self) -> i32 {
+        self.event.as_raw_fd()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Mail>> {
+        self.letters.lock().unwrap_or_else(|p| p.into_inner())
+    }
+}

@@ -1,0 +1,461 @@
+//! The loop: clock, mail, pollers, sleep.
+
+use crate::idle::{Idle, IdlePolicy};
+use crate::mailbox::{Mail, Mailbox};
+use crate::waiter::Waiter;
+use polypath_block::{Armed, Cx, Host, MakePoller, Poller, SegTable, Time, Turn, Waits};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The process's monotonic clock.
+pub fn now() -> Time {
+    static START: OnceLock<Instant> = OnceLock::new();
+    // One second ahead, so that "a while ago" never underflows to the epoch.
+    Time::from_nanos(START.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1_000_000_000)
+}
+
+/// How a reactor is to run.
+#[derive(Clone, Debug)]
+pub struct ReactorConfig {
+    /// Its number; unique among the reactors that share devices.
+    pub id: u16,
+    /// Core to pin it to.
+    pub cpu: Option<usize>,
+    /// What it does without work.
+    pub idle: IdlePolicy,
+    /// Most segments of its table.
+    pub segments_limit: u32,
+}
+
+impl Default for ReactorConfig {
+    fn default() -> Self {
+        ReactorConfig { id: 0, cpu: None, idle: IdlePolicy::default(), segments_limit: SegTable::DEFAULT_LIMIT }
+    }
+}
+
+/// A reactor could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("reactor {id}: {what} failed: {source}")]
+pub struct ReactorError {
+    /// Number of the reactor.
+    pub id: u16,
+    /// What failed.
+    pub what: &'static str,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// What a reactor did since it started. Read without stopping it: the numbers are each right, not all of one instant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ReactorStatistics {
+    /// Turns taken.
+    pub turns: u64,
+    /// Turns in which some poller got something done.
+    pub busy_turns: u64,
+    /// Nanoseconds in turns with work.
+    pub busy_ns: u64,
+    /// Nanoseconds in turns without work (spinning).
+    pub spin_ns: u64,
+    /// Nanoseconds asleep.
+    pub sleep_ns: u64,
+    /// Times it slept.
+    pub sleeps: u64,
+    /// Pollers it has.
+    pub pollers: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    turns: AtomicU64,
+    busy_turns: AtomicU64,
+    busy_ns: AtomicU64,
+    spin_ns: AtomicU64,
+    sleep_ns: AtomicU64,
+    sleeps: AtomicU64,
+    pollers: AtomicU64,
+}
+
+struct Shared {
+    id: u16,
+    mailbox: Mailbox,
+    counters: Counters,
+}
+
+/// A reactor as other threads see it. Cheap to clone.
+#[derive(Clone)]
+pub struct ReactorHandle(Arc<Shared>);
+
+impl ReactorHandle {
+    /// Runs `work` on the reactor's thread, between two turns. It must not block.
+    /// Returns `false` when the reactor has ended; `work` is dropped then.
+    pub fn run(&self, work: impl FnOnce(&mut Cx<'_>) + Send + 'static) -> bool {
+        self.0.mailbox.post(Mail::Run(Box::new(work))).is_ok()
+    }
+
+    /// Ends the reactor after its current turn. Its pollers are dropped: drain them first.
+    pub fn stop(&self) {
+        // A reactor that has ended already needs no letter.
+        let _ = self.0.mailbox.post(Mail::Stop);
+    }
+
+    /// What it did so far.
+    pub fn statistics(&self) -> ReactorStatistics {
+        let c = &self.0.counters;
+        let get = |a: &AtomicU64| a.load(Ordering::Relaxed);
+        ReactorStatistics {
+            turns: get(&c.turns),
+            busy_turns: get(&c.busy_turns),
+            busy_ns: get(&c.busy_ns),
+            spin_ns: get(&c.spin_ns),
+            sleep_ns: get(&c.sleep_ns),
+            sleeps: get(&c.sleeps),
+            pollers: get(&c.pollers),
+        }
+    }
+}
+
+impl Host for ReactorHandle {
+    fn spawn(&self, make: MakePoller) {
+        if self.0.mailbox.post(Mail::Spawn(make)).is_err() {
+            tracing::debug!(reactor = self.0.id, "a poller came after the reactor had ended");
+        }
+    }
+
+    fn wake(&self) {
+        self.0.mailbox.wake();
+    }
+
+    fn reactor(&self) -> u16 {
+        self.0.id
+    }
+}
+
+impl std::fmt::Debug for ReactorHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Reactor({})", self.0.id)
+    }
+}
+
+/// A reactor on the thread that made it.
+pub struct Reactor {
+    shared: Arc<Shared>,
+    pollers: Vec<Box<dyn Poller>>,
+    segs: SegTable,
+    waits: Waits,
+    waiter: Waiter,
+    mail: Vec<Mail>,
+    idle: Idle,
+    last: Time,
+    stopping: bool,
+}
+
+impl Reactor {
+    /// A reactor on this thread, which is pinned to the configured core. Drive it with [`Reactor::turn`] or [`Reactor::run`].
+    ///
+    /// # Errors
+    /// When the operating system refuses an eventfd, an epoll descriptor or the core.
+    pub fn new(config: &ReactorConfig) -> Result<Reactor, ReactorError> {
+        let fail = |what: &'static str| move |source: io::Error| ReactorError { id: config.id, what, source };
+        if let Some(cpu) = config.cpu {
+            let mut set = rustix::thread::CpuSet::new();
+            if cpu < rustix::thread::CpuSet::MAX_CPU {
+                set.set(cpu);
+            }
+            rustix::thread::sched_setaffinity(None, &set).map_err(|e| fail("pinning to its core")(e.into()))?;
+        }
+        let mailbox = Mailbox::new().map_err(fail("eventfd"))?;
+        let waiter = Waiter::new(mailbox.fd()).map_err(fail("epoll"))?;
+        Ok(Reactor {
+            shared: Arc::new(Shared { id: config.id, mailbox, counters: Counters::default() }),
+            pollers: Vec::with_capacity(64),
+            segs: SegTable::new(config.segments_limit),
+            waits: Waits::default(),
+            waiter,
+            mail: Vec::new(),
+            idle: Idle::new(config.idle),
+            last: now(),
+            stopping: false,
+        })
+    }
+
+    /// Starts a reactor on a thread of its own.
+    ///
+    /// # Errors
+    /// As [`Reactor::new`], or when no thread can be had.
+    pub fn start(config: ReactorConfig) -> Result<(ReactorHandle, thread::JoinHandle<()>), ReactorError> {
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let id = config.id;
+        let thread = thread::Builder::new()
+            .name(format!("reactor-{id}"))
+            .spawn(move || match Reactor::new(&config) {
+                Ok(mut reactor) => {
+                    // The starter waits for exactly one answer; if it has gone, the handle it lost ends with us.
+                    let _ = tell.send(Ok(reactor.handle()));
+                    reactor.run();
+                }
+                Err(error) => {
+                    let _ = tell.send(Err(error));
+                }
+            })
+            .map_err(|source| ReactorError { id, what: "starting its thread", source })?;
+        let handle = told.recv().map_err(|_| ReactorError {
+            id,
+            what: "starting its thread",
+            source: io::Error::other("the thread ended without a word"),
+        })??;
+        Ok((handle, thread))
+    }
+
+    /// A handle for other threads.
+    pub fn handle(&self) -> ReactorHandle {
+        ReactorHandle(self.shared.clone())
+    }
+
+    /// Adds a poller from this thread.
+    pub fn add(&mut self, poller: Box<dyn Poller>) {
+        self.pollers.push(poller);
+        self.shared.counters.pollers.store(self.pollers.len() as u64, Ordering::Relaxed);
+    }
+
+    /// The context that pollers get, for work done on this thread between turns.
+    pub fn with_cx<R>(&mut self, work: impl FnOnce(&mut Cx<'_>) -> R) -> R {
+        work(&mut Cx { now: now(), segs: &mut self.segs, reactor: self.shared.id })
+    }
+
+    /// Turns until [`ReactorHandle::stop`].
+    pub fn run(&mut self) {
+        while !self.stopping {
+            if !self.turn() && self.idle.may_sleep(self.last) {
+                self.sleep(None);
+            }
+        }
+        self.finish();
+    }
+
+    /// Turns (and sleeps) until `until` says so or `limit` has passed; says whether `until` did.
+    pub fn run_until(&mut self, limit: Duration, mut until: impl FnMut() -> bool) -> bool {
+        let deadline = now().after(limit);
+        loop {
+            if until() {
+                return true;
+            }
+            if now() >= deadline || self.stopping {
+                return false;
+            }
+            if !self.turn() && self.idle.may_sleep(self.last) {
+                self.sleep(Some(deadline));
+            }
+        }
+    }
+
+    /// One turn; says whether anything got done.
+    pub fn turn(&mut self) -> bool {
+        let mut busy = self.shared.mailbox.has_mail();
+        if busy {
+            self.read_mail();
+        }
+        polypath_memory::refresh();
+        let start = now();
+        let mut at = 0;
+        while let Some(poller) = self.pollers.get_mut(at) {
+            match poller.poll(&mut Cx { now: start, segs: &mut self.segs, reactor: self.shared.id }) {
+                Turn::Idle => at += 1,
+                Turn::Busy => {
+                    busy = true;
+                    at += 1;
+                }
+                Turn::Finished => {
+                    busy = true;
+                    drop(self.pollers.remove(at));
+                    self.shared.counters.pollers.store(self.pollers.len() as u64, Ordering::Relaxed);
+                }
+            }
+        }
+        self.account(start, busy);
+        busy
+    }
+
+    fn account(&mut self, start: Time, busy: bool) {
+        let spent = start.since(self.last).as_nanos() as u64;
+        let c = &self.shared.counters;
+        let add = |a: &AtomicU64, n: u64| a.store(a.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        add(&c.turns, 1);
+        if busy {
+            add(&c.busy_turns, 1);
+            add(&c.busy_ns, spent);
+            self.idle.busy();
+        } else {
+            add(&c.spin_ns, spent);
+        }
+        self.last = start;
+    }
+
+    fn sleep(&mut self, limit: Option<Time>) {
+        self.waits.clear();
+        self.shared.mailbox.fall_asleep();
+        let start = now();
+        let mut armed = !self.shared.mailbox.has_mail();
+        for poller in &mut self.pollers {
+            let mut cx = Cx { now: start, segs: &mut self.segs, reactor: self.shared.id };
+            armed = armed && poller.arm(&mut cx, &mut self.waits) == Armed::Sleep;
+        }
+        if armed {
+            if let Some(limit) = limit {
+                self.waits.until(limit);
+            }
+            let limit = self.waits.deadline.map(|d| d.since(start));
+            let result = self.waiter.follow(&mut self.waits.interests).and_then(|()| self.waiter.wait(limit));
+            if matches!(result, Ok(true)) {
+                self.shared.mailbox.drain();
+            }
+            if let Err(error) = result {
+                // A poller named a descriptor that is not open: spinning is safe, sleeping would not be.
+                tracing::error!(reactor = self.shared.id, %error, "cannot sleep");
+                thread::sleep(Duration::from_millis(1));
+            }
+            let woke = now();
+            let c = &self.shared.counters;
+            let slept = woke.since(start);
+            c.sleep_ns.store(c.sleep_ns.load(Ordering::Relaxed) + slept.as_nanos() as u64, Ordering::Relaxed);
+            c.sleeps.store(c.sleeps.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            self.last = woke;
+            self.idle.woke(slept);
+        }
+        self.shared.mailbox.rise();
+    }
+
+    fn read_mail(&mut self) {
+        let mut mail = std::mem::take(&mut self.mail);
+        self.shared.mailbox.take(&mut mail);
+        for letter in mail.drain(..) {
+            let mut cx = Cx { now: now(), segs: &mut self.segs, reactor: self.shared.id };
+            match letter {
+                Mail::Spawn(make) => {
+                    let poller = make(&mut cx);
+                    self.add(poller);
+                }
+                Mail::Run(work) => work(&mut cx),
+                Mail::Stop => self.stopping = true,
+            }
+        }
+        self.mail = mail;
+    }
+
+    fn finish(&mut self) {
+        self.shared.mailbox.close();
+        let mut rest = Vec::new();
+        self.shared.mailbox.take(&mut rest);
+        drop(rest);
+        self.pollers.clear();
+    }
+}
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl std::fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let fd = self.shared.mailbox.raw_fd();
+        f.debug_struct("Reactor")
+            .field("id", &self.shared.id)
+            .field("pollers", &self.pollers.len())
+            .field("fd", &fd)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fd::{AsRawFd, OwnedFd};
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc;
+
+    /// Counts what it reads from an eventfd; sleeps on it otherwise.
+    struct Counter {
+        fd: Arc<OwnedFd>,
+        id: u64,
+        seen: Arc<AtomicUsize>,
+        until: usize,
+    }
+
+    impl Poller for Counter {
+        fn poll(&mut self, _: &mut Cx<'_>) -> Turn {
+            let mut count = [0; 8];
+            if rustix::io::read(&*self.fd, &mut count).is_err() {
+                return Turn::Idle;
+            }
+            let n = self.seen.fetch_add(u64::from_ne_bytes(count) as usize, Ordering::SeqCst);
+            if n + u64::from_ne_bytes(count) as usize >= self.until { Turn::Finished } else { Turn::Busy }
+        }
+        fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+            waits.readable(self.fd.as_raw_fd(), self.id);
+            Armed::Sleep
+        }
+        fn name(&self) -> &str {
+            "counter"
+        }
+    }
+
+    #[test]
+    fn sleeps_and_loses_no_wake_up() {
+        for idle in [IdlePolicy::Sleep, IdlePolicy::Adaptive { max_spin_us: 5 }] {
+            let (handle, thread) = Reactor::start(ReactorConfig { idle, ..ReactorConfig::default() }).unwrap();
+            let fd = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+            let seen = Arc::new(AtomicUsize::new(0));
+            let poller = Counter { fd: fd.clone(), id: Waits::unique(), seen: seen.clone(), until: 1000 };
+            handle.spawn(Box::new(move |_| Box::new(poller)));
+            for n in 1..=1000usize {
+                rustix::io::write(&*fd, &1u64.to_ne_bytes()).unwrap();
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while seen.load(Ordering::SeqCst) < n {
+                    assert!(Instant::now() < deadline, "wake-up {n} was lost");
+                    std::hint::spin_loop();
+                    thread::yield_now();
+                }
+            }
+            let (tx, rx) = mpsc::channel();
+            assert!(handle.run(move |_| tx.send(()).unwrap()));
+            rx.recv_timeout(Duration::from_secs(10)).unwrap();
+            handle.stop();
+            thread.join().unwrap();
+            let s = handle.statistics();
+            assert!(s.sleeps > 0 && s.busy_turns > 0 && s.pollers == 0, "{s:?}");
+            assert!(!handle.run(|_| ()), "an ended reactor takes no mail");
+        }
+    }
+
+    #[test]
+    fn mail_wakes_a_sleeper() {
+        let config = ReactorConfig { idle: IdlePolicy::Sleep, ..ReactorConfig::default() };
+        let (handle, thread) = Reactor::start(config).unwrap();
+        for n in 0..1000 {
+            let (tx, rx) = mpsc::channel();
+            assert!(handle.run(move |_| tx.send(n).unwrap()));
+            assert_eq!(rx.recv_timeout(Duration::from_secs(10)), Ok(n));
+        }
+        handle.stop();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn follows_a_descriptor_number_that_changes_hands() {
+        let config = ReactorConfig { idle: IdlePolicy::Sleep, ..ReactorConfig::default() };
+        let mut reactor = Reactor::new(&config).unwrap();
+        for _ in 0..3 {
+            let fd = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+            let seen = Arc::new(AtomicUsize::new(0));
+            reactor.add(Box::new(Counter { fd: fd.clone(), id: Waits::unique(), seen: seen.clone(), until: 1 }));
+            assert!(!reactor.run_until(Duration::from_millis(5), || seen.load(Ordering::SeqCst) > 0));
+            rustix::io::write(&*fd, &1u64.to_ne_bytes()).unwrap();
+            assert!(reactor.run_until(Duration::from_secs(10), || seen.load(Ordering::SeqCst) > 0));
+        }
+    }
+}
