@@ -24,5 +24,5 @@ mod view;
 pub use arena::{Arena, Chunk};
 pub use error::MemoryError;
 pub use region::{Pages, Region};
-pub use table::{BadSegment, Table, refresh, with};
+pub use table::{Backing, BadSegment, Table, refresh, with};
 pub use view::{CopyCount, OutOfWindow, View, Window, copy_count};

@@ -35,6 +35,8 @@ pub(crate) struct Mapping {
     len: u64,
     map_base: NonNull<u8>,
     map_len: usize,
+    /// The file behind it, and where the region begins in that.
+    pub(crate) file: Option<(Arc<OwnedFd>, u64)>,
     watch: Option<sigbus::Watch>,
 }
 
@@ -75,7 +77,6 @@ impl Drop for Mapping {
 /// Whoever drops a region must have drained the I/O that uses it: later accesses find nothing and fail.
 pub struct Region {
     mapping: Arc<Mapping>,
-    fd: Option<OwnedFd>,
     pages: Pages,
     fallback: Option<String>,
 }
@@ -98,7 +99,7 @@ impl Region {
                 MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
                 MapFlags::POPULATE,
             ) {
-                Ok((fd, mapping)) => return Ok(Region { mapping, fd: Some(fd), pages: Pages::Huge, fallback: None }),
+                Ok(mapping) => return Ok(Region { mapping, pages: Pages::Huge, fallback: None }),
                 Err(error) => {
                     let pages = len.div_ceil(HUGE);
                     fallback = Some(format!(
@@ -107,8 +108,8 @@ impl Region {
                 }
             }
         }
-        let (fd, mapping) = Self::memfd(len.next_multiple_of(PAGE), MemfdFlags::empty(), MapFlags::empty())?;
-        Ok(Region { mapping, fd: Some(fd), pages: Pages::Ordinary, fallback })
+        let mapping = Self::memfd(len.next_multiple_of(PAGE), MemfdFlags::empty(), MapFlags::empty())?;
+        Ok(Region { mapping, pages: Pages::Ordinary, fallback })
     }
 
     /// `len` bytes at `offset` of somebody else's file: guest memory from a vhost-user front-end.
@@ -140,17 +141,17 @@ impl Region {
         let map_from = offset / page * page;
         let map_len = (end - map_from).next_multiple_of(page);
         let map = map_shared(fd.as_fd(), map_from, map_len, MapFlags::NORESERVE)?;
-        let mapping = register(map, map_len, offset - map_from, len)?;
-        Ok(Region { mapping, fd: Some(fd), pages: Pages::Foreign(page), fallback: None })
+        let mapping = register(map, map_len, offset - map_from, len, Some((Arc::new(fd), offset)))?;
+        Ok(Region { mapping, pages: Pages::Foreign(page), fallback: None })
     }
 
-    fn memfd(len: u64, flags: MemfdFlags, map: MapFlags) -> Result<(OwnedFd, Arc<Mapping>), MemoryError> {
+    fn memfd(len: u64, flags: MemfdFlags, map: MapFlags) -> Result<Arc<Mapping>, MemoryError> {
         let hint = if flags.contains(MemfdFlags::HUGETLB) { " (are huge pages reserved?)" } else { "" };
         let fd = fs::memfd_create("polypath", MemfdFlags::CLOEXEC | flags)
             .map_err(|e| system("memfd_create", len, e.into(), hint))?;
         fs::ftruncate(&fd, len).map_err(|e| system("ftruncate", len, e.into(), hint))?;
         let address = map_shared(fd.as_fd(), 0, len, map)?;
-        Ok((fd, register(address, len, 0, len)?))
+        register(address, len, 0, len, Some((Arc::new(fd), 0)))
     }
 
     /// Its name in segments.
@@ -180,7 +181,7 @@ impl Region {
 
     /// The file behind it, to be handed to another process.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+        self.mapping.file.as_ref().map(|(fd, _)| fd.as_fd())
     }
 
     /// A window over `offset .. offset + len` that keeps the memory mapped for as long as it lives.
@@ -203,12 +204,18 @@ impl std::fmt::Debug for Region {
     }
 }
 
-fn register(map_base: NonNull<u8>, map_len: u64, skip: u64, len: u64) -> Result<Arc<Mapping>, MemoryError> {
+fn register(
+    map_base: NonNull<u8>,
+    map_len: u64,
+    skip: u64,
+    len: u64,
+    file: Option<(Arc<OwnedFd>, u64)>,
+) -> Result<Arc<Mapping>, MemoryError> {
     table::register(|id| {
         // SAFETY: skip + len <= map_len by the callers' arithmetic, so the result lies inside the mapping.
         let base = unsafe { map_base.add(skip as usize) };
         let watch = sigbus::Watch::new(map_base.as_ptr() as usize, map_len as usize);
-        Arc::new(Mapping { id, base, len, map_base, map_len: map_len as usize, watch })
+        Arc::new(Mapping { id, base, len, map_base, map_len: map_len as usize, file, watch })
     })
     .inspect_err(|_| {
         // SAFETY: the mapping was just made and nobody else knows of it.

@@ -2,8 +2,9 @@
 
 use crate::error::MemoryError;
 use crate::region::Mapping;
-use crate::view::View;
+use crate::view::{View, Window};
 use polypath_block::{RegionId, Segment};
+use rustix::fd::OwnedFd;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -30,6 +31,19 @@ thread_local! {
 #[error("segment of {} bytes at offset {} reaches outside its region, or the region is gone", .0.len, .0.offset)]
 pub struct BadSegment(pub Segment);
 
+/// The file behind a region.
+#[derive(Clone, Debug)]
+pub struct Backing {
+    /// The file.
+    pub fd: Arc<OwnedFd>,
+    /// Where the region begins in it, in bytes.
+    pub file_offset: u64,
+    /// Where the region begins in this process. A number: reaching bytes goes through views.
+    pub address: usize,
+    /// Length in bytes.
+    pub len: u64,
+}
+
 /// One thread's table of regions. Get it with [`with`].
 #[derive(Default)]
 pub struct Table {
@@ -53,9 +67,33 @@ impl Table {
         Ok(View::new(address, segment.len as usize))
     }
 
+    /// A window over `segment` that keeps its region mapped for as long as it lives: for memory that the kernel reads or writes
+    /// after the call has returned (io_uring). One atomic increment.
+    ///
+    /// # Errors
+    /// As [`Table::view`].
+    #[inline]
+    pub fn pin(&self, segment: Segment) -> Result<Window, BadSegment> {
+        let index = (segment.region.0 & 0xffff) as usize;
+        match self.maps.get(index) {
+            Some(Some(m)) if m.id == segment.region => {
+                Window::new(m.clone(), segment.offset, u64::from(segment.len)).ok_or(BadSegment(segment))
+            }
+            _ => Err(BadSegment(segment)),
+        }
+    }
+
     /// Length of a region in bytes, if it is there.
     pub fn region_len(&self, region: RegionId) -> Option<u64> {
         self.maps.get((region.0 & 0xffff) as usize)?.as_ref().filter(|m| m.id == region).map(|m| m.len())
+    }
+
+    /// The file behind a region and where both lie, for handing it to another process.
+    pub fn backing(&self, region: RegionId) -> Option<Backing> {
+        let mapping = self.maps.get((region.0 & 0xffff) as usize)?.as_ref().filter(|m| m.id == region)?;
+        let (fd, file_offset) = mapping.file.clone()?;
+        let address = mapping.address(0, mapping.len())?.as_ptr() as usize;
+        Some(Backing { fd, file_offset, address, len: mapping.len() })
     }
 
     fn follow(&mut self) {

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use vm_memory::{Bytes, VolatileSlice};
 
 /// Data bytes this thread has copied between private and shared memory.
@@ -75,6 +75,15 @@ impl<'a> View<'a> {
         let len = data.len().min(self.len);
         read(self.slice(), 0, &mut data[..len]);
         COPIED.set(CopyCount { copied_out: COPIED.get().copied_out + len as u64, ..COPIED.get() });
+        len
+    }
+
+    /// Copies the start of it to `other`, as much as fits; returns how much. For a medium that is memory itself (`ram://`):
+    /// the transfer is what a device would do and is not counted as a copy.
+    #[inline]
+    pub fn copy_to(&self, other: &View<'_>) -> usize {
+        let len = self.len.min(other.len);
+        self.slice().copy_to_volatile_slice(other.slice());
         len
     }
 
@@ -202,6 +211,31 @@ impl Window {
         Ok(())
     }
 
+    /// Two little-endian `u64` that follow each other at `offset` (a multiple of 8), each read once, relaxed: a ring descriptor
+    /// or a request header in one bounds check.
+    ///
+    /// # Errors
+    /// [`OutOfWindow`] when they do not fit or are not aligned.
+    #[inline]
+    pub fn load_pair(&self, offset: usize) -> Result<(u64, u64), OutOfWindow> {
+        self.check(offset, 16)?;
+        let first = self.load_u64(offset, Ordering::Relaxed)?;
+        let second = self.load_u64(offset + 8, Ordering::Relaxed)?;
+        Ok((first, second))
+    }
+
+    /// Stores one byte at `offset`, relaxed.
+    ///
+    /// # Errors
+    /// [`OutOfWindow`] when it is outside.
+    #[inline]
+    pub fn store_u8(&self, offset: usize, value: u8) -> Result<(), OutOfWindow> {
+        let at = self.aligned(offset, 1)?;
+        // SAFETY: as in load_u16; a byte is always aligned.
+        unsafe { AtomicU8::from_ptr(at) }.store(value, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// A part of this window.
     ///
     /// # Errors
@@ -301,6 +335,9 @@ mod tests {
         w.store_u32(4, 0xdead_beef, Ordering::Release).unwrap();
         assert_eq!(w.load_u16(4, Ordering::Acquire), Ok(0xbeef));
         assert!(w.load_u32(2, Ordering::Acquire).is_err(), "misaligned");
+        w.store_u8(8, 0x17).unwrap();
+        assert_eq!(w.load_pair(0), Ok((0xdead_beef << 32, 0x17)));
+        assert!(w.load_pair(8).is_err() && w.store_u8(16, 0).is_err(), "outside");
         assert!(w.load_u64(16, Ordering::Acquire).is_err(), "outside");
         assert!(w.load_u64(usize::MAX, Ordering::Acquire).is_err(), "overflow");
         assert!(region.window(4090, 7).is_none());
