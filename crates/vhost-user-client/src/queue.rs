@@ -1,0 +1,254 @@
+//! One ring, driven through blkio.
+
+use crate::device::Shared;
+use blkio::{Blkioq, Completion as RawCompletion, MemoryRegion, ReqFlags};
+use polypath_block::{
+    Armed, Code, Cx, DeviceInfo, Done, Health, Io, IoQueue, Limits, Op, Part, Refused, RefusedWhy, RegionId, SlotKey,
+    Slots, Splitter, Status, Waits,
+};
+use polypath_memory as memory;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+/// Completions taken from the ring at a time.
+const BATCH: usize = 64;
+
+/// A request, split into as many parts as the back-end's limits ask for.
+struct Whole {
+    tag: u64,
+    parts: u32,
+    status: Status,
+}
+
+pub(crate) struct ClientQueue {
+    queue: Blkioq,
+    shared: Arc<Shared>,
+    info: Arc<DeviceInfo>,
+    limits: Limits,
+    wholes: Slots<Whole>,
+    mapped: Vec<(RegionId, memory::Backing)>,
+    iovecs: Vec<libc::iovec>,
+    ready: Vec<(u64, Status)>,
+    fd: Option<(i32, u64)>,
+    armed: bool,
+    closed: bool,
+}
+
+impl ClientQueue {
+    pub(crate) fn new(queue: Blkioq, shared: Arc<Shared>, info: Arc<DeviceInfo>) -> Self {
+        let fd = queue.get_completion_fd().map(|fd| (fd, Waits::unique()));
+        let depth = info.max_depth;
+        let limits = info.limits;
+        ClientQueue {
+            queue,
+            shared,
+            info,
+            limits,
+            wholes: Slots::new(depth),
+            mapped: Vec::with_capacity(8),
+            iovecs: Vec::with_capacity(256),
+            ready: Vec::with_capacity(depth.into()),
+            fd,
+            armed: false,
+            closed: false,
+        }
+    }
+
+    /// Tells the back-end of a region it has not seen. Blocks for one message: it happens once a region.
+    fn map(&mut self, region: RegionId) -> Result<(), Code> {
+        if self.mapped.iter().any(|(id, _)| *id == region) {
+            return Ok(());
+        }
+        let backing = memory::with(|t| t.backing(region)).ok_or(Code::BadMemory)?;
+        let wanted = MemoryRegion {
+            addr: backing.address,
+            iova: backing.address as u64,
+            len: backing.len as usize,
+            fd: std::os::fd::AsRawFd::as_raw_fd(&*backing.fd),
+            fd_offset: i64::try_from(backing.file_offset).map_err(|_| Code::BadMemory)?,
+            flags: 0,
+        };
+        let result = self.shared.blkio().map_mem_region(&wanted);
+        match result {
+            Ok(()) => {}
+            // Another queue of the same connection was first.
+            Err(e) if e.message().contains("already mapped") => {}
+            Err(e) => {
+                tracing::warn!(error = %e, "the back-end does not take a memory region");
+                return Err(Code::PathLost);
+            }
+        }
+        self.mapped.push((region, backing));
+        Ok(())
+    }
+
+    fn part(&mut self, cx: &Cx<'_>, part: &Part, key: SlotKey) -> Result<(), Code> {
+        let bs = u64::from(self.info.geometry.block_size);
+        let (start, len, id) = (part.lba * bs, u64::from(part.blocks) * bs, key.as_u32() as usize);
+        match part.op {
+            Op::Read | Op::Write => {
+                self.iovecs.clear();
+                for segment in cx.segs.pieces(part.segs, u64::from(part.skip), len) {
+                    self.map(segment.region)?;
+                    let (base, len) =
+                        memory::with(|t| t.view(segment).map(|v| v.raw())).map_err(|_| Code::BadMemory)?;
+                    self.iovecs.push(libc::iovec { iov_base: base.cast(), iov_len: len });
+                }
+                let (vec, count) = (self.iovecs.as_ptr().cast(), self.iovecs.len() as u32);
+                match (part.op, self.iovecs.as_slice()) {
+                    (Op::Read, [one]) => {
+                        self.queue.read(start, one.iov_base.cast(), one.iov_len, id, ReqFlags::empty());
+                    }
+                    (Op::Write, [one]) => {
+                        self.queue.write(start, one.iov_base.cast(), one.iov_len, id, ReqFlags::empty());
+                    }
+                    (Op::Read, _) => self.queue.readv(start, vec, count, id, ReqFlags::empty()),
+                    _ => self.queue.writev(start, vec, count, id, ReqFlags::empty()),
+                }
+            }
+            Op::Flush => self.queue.flush(id, ReqFlags::empty()),
+            Op::Discard => self.queue.discard(start, len, id, ReqFlags::empty()),
+            Op::WriteZeroes => {
+                let unmap = part.flags.contains(polypath_block::Flags::UNMAP);
+                let flags = if unmap { ReqFlags::empty() } else { ReqFlags::NO_UNMAP };
+                self.queue.write_zeroes(start, len, id, flags);
+            }
+            Op::Compare => return Err(Code::Unsupported),
+        }
+        Ok(())
+    }
+
+    fn finish_part(&mut self, key: SlotKey, status: Status) {
+        let Some(whole) = self.wholes.get_mut(key) else {
+            tracing::error!(?key, "the front-end completed a request that is not open");
+            return;
+        };
+        whole.parts -= 1;
+        if !status.is_ok() {
+            whole.status = status;
+        }
+        if whole.parts == 0
+            && let Some(whole) = self.wholes.remove(key)
+        {
+            self.ready.push((whole.tag, whole.status));
+        }
+    }
+
+    fn reap(&mut self) {
+        loop {
+            let mut raw: [MaybeUninit<RawCompletion>; BATCH] = [const { MaybeUninit::uninit() }; BATCH];
+            let count = match self.queue.do_io(&mut raw, 0, None, None) {
+                Ok(count) => count.min(BATCH),
+                Err(error) => {
+                    tracing::error!(%error, "vhost-user-blk queue failed");
+                    return;
+                }
+            };
+            for one in &raw[..count] {
+                #[allow(unsafe_code, reason = "blkio writes completions through a C-shaped array")]
+                // SAFETY: do_io initialised the first `count` entries, which is its documented result.
+                let (id, ret) = unsafe { (one.assume_init_ref().user_data, one.assume_init_ref().ret) };
+                self.finish_part(SlotKey::from_u32(id as u32), status_of(ret));
+            }
+            if count < BATCH {
+                return;
+            }
+        }
+    }
+}
+
+fn status_of(ret: i32) -> Status {
+    match ret {
+        0 => Status::OK,
+        e if e == -libc::ENOTSUP || e == -libc::EOPNOTSUPP => Status::with_detail(Code::Unsupported, e.unsigned_abs()),
+        e => Status::with_detail(Code::Medium, e.unsigned_abs()),
+    }
+}
+
+impl IoQueue for ClientQueue {
+    fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
+        if self.closed {
+            return Err(Refused { io, why: RefusedWhy::Gone });
+        }
+        if self.wholes.is_full() {
+            return Err(Refused { io, why: RefusedWhy::Full });
+        }
+        let (limits, geometry) = (self.limits, self.info.geometry);
+        if let Err(status) = limits.check(&io, geometry.blocks, geometry.block_size, cx.segs) {
+            self.ready.push((io.tag, status));
+            return Ok(());
+        }
+        // One part more than there are, so that the whole does not end while it is still being handed out.
+        let whole = Whole { tag: io.tag, parts: 1, status: Status::OK };
+        let Ok(key) = self.wholes.insert(whole) else { return Err(Refused { io, why: RefusedWhy::Full }) };
+        let mut parts = Splitter::new(io, &limits, geometry.block_size);
+        let mut outcome = Status::OK;
+        while let Some(part) = parts.next_part(cx.segs) {
+            let given = part.and_then(|part| self.part(cx, &part, key).map_err(Status::from));
+            match given {
+                Ok(()) => self.wholes.get_mut(key).into_iter().for_each(|w| w.parts += 1),
+                Err(status) => {
+                    outcome = status;
+                    break;
+                }
+            }
+        }
+        self.finish_part(key, outcome);
+        Ok(())
+    }
+
+    fn kick(&mut self, _cx: &mut Cx<'_>) {
+        self.reap();
+    }
+
+    fn poll(&mut self, _cx: &mut Cx<'_>, done: &mut Done) {
+        if self.armed {
+            self.queue.set_completion_fd_enabled(false);
+            self.armed = false;
+            if let Some((fd, _)) = self.fd {
+                drain(fd);
+            }
+        }
+        self.reap();
+        for (tag, status) in self.ready.drain(..) {
+            done.complete(tag, status);
+        }
+    }
+
+    fn arm(&mut self, _cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        if !self.ready.is_empty() {
+            return Armed::Busy;
+        }
+        let Some((fd, id)) = self.fd else { return Armed::Busy };
+        if !self.wholes.is_empty() {
+            self.queue.set_completion_fd_enabled(true);
+            self.armed = true;
+            self.reap();
+            if !self.ready.is_empty() {
+                return Armed::Busy;
+            }
+            waits.readable(fd, id);
+        }
+        Armed::Sleep
+    }
+
+    fn health(&self) -> Health {
+        if self.closed { Health::Down } else { Health::Ready }
+    }
+
+    fn close(&mut self, _cx: &mut Cx<'_>) {
+        self.closed = true;
+    }
+
+    fn is_drained(&self) -> bool {
+        self.wholes.is_empty() && self.ready.is_empty()
+    }
+}
+
+/// Empties the (non-blocking) eventfd.
+#[allow(unsafe_code, reason = "blkio hands its eventfd out as a number")]
+fn drain(fd: i32) {
+    let mut count = [0u8; 8];
+    // SAFETY: the eventfd belongs to the queue that asks, and the buffer is eight bytes long.
+    let _ = unsafe { libc::read(fd, count.as_mut_ptr().cast(), count.len()) };
+}
