@@ -1,2 +1,32 @@
-//! Placeholder head.
+//! TCP byte streams for polled protocols: one system call for all that leaves in a turn, one for all that came.
+//!
+//! **Knows:** non-blocking TCP sockets, lists of memory to send from and to receive into (headers of the protocol beside
+//! [`polypath_memory::View`]s of a guest's or a program's buffers), CRC-32C, what system calls and bytes each stream cost.
+//!
+//! **Refuses to know:** any protocol, time (deadlines belong to whoever polls), threads. It never blocks, except [`resolve`],
+//! which says so.
+//!
+//! **Threading:** a stream belongs to the thread that polls it.
+//!
+//! **Unsafe:** yes: `sendmsg`, `recvmsg` over memory that others may write meanwhile, so that it can never be a `&[u8]`.
+//! [`Gather`] and [`Scatter`] keep what they point at borrowed until the call is over.
+//!
+//! Data bytes are not copied here: on the way out the list points at the segments themselves, on the way in at the segments or
+//! at the protocol's receive buffer. The one exception is memory that the kernel cannot read because the file behind it was
+//! truncated: it is then copied (as zeroes) so that the error stays with whoever did that.
+//!
+//! Another backend (io_uring, a simulated network) comes in behind [`Transport`] and [`Dialer`]. Read `transport.rs` first.
 
+mod digest;
+mod list;
+mod listener;
+mod resolve;
+mod stream;
+mod transport;
+
+pub use digest::{Crc32c, crc32c};
+pub use list::{Gather, IOV_MAX, IoList, Scatter};
+pub use listener::Listener;
+pub use resolve::resolve;
+pub use stream::{TcpDialer, TcpStream};
+pub use transport::{Counters, Dialer, Received, Transport};

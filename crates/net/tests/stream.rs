@@ -1,0 +1,168 @@
+//! Streams against the kernel's own loopback.
+
+use polypath_block::{Segment, Waits};
+use polypath_memory::{Region, copy_count, with};
+use polypath_net::{Dialer, IoList, Listener, Received, TcpDialer, TcpStream, Transport};
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+fn patiently<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = step() {
+            return value;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "waited too long for {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn pair() -> (TcpStream, TcpStream) {
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut client = TcpStream::connect_start(address).unwrap();
+    let (server, peer) = patiently("a connection", || listener.accept().unwrap());
+    patiently("connected", || client.poll_connected().unwrap().then_some(()));
+    assert_eq!(peer, client.local_addr().unwrap());
+    (client, server)
+}
+
+fn receive(stream: &mut impl Transport, list: &mut IoList, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut into = list.scatter();
+    into.bytes(buffer);
+    stream.receive(&mut into)
+}
+
+#[test]
+fn segments_leave_and_arrive_without_a_copy_of_ours() {
+    let (mut client, mut server) = pair();
+    let (from, to) = (Region::allocate(1 << 20, false).unwrap(), Region::allocate(1 << 20, false).unwrap());
+    let data: Vec<u8> = (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    from.window(0, 1 << 20).unwrap().copy_in(0, &data).unwrap();
+    let header = *b"header--";
+    let before = copy_count();
+    let total = header.len() + data.len();
+    let (mut sent, mut got, mut head) = (0, 0, [0; 8]);
+    let (mut out, mut into) = (IoList::new(), IoList::new());
+    patiently("all bytes", || {
+        with(|table| {
+            let mut gather = out.gather();
+            gather.bytes(&header[sent.min(8)..]);
+            // In pieces of 5000 bytes from where we are, as many as fit in one call.
+            let mut at = sent.saturating_sub(8) as u64;
+            while at < 1 << 20 {
+                let len = 5000.min((1 << 20) - at as u32);
+                if !gather.view(table.view(Segment { offset: at, region: from.id(), len }).unwrap()) {
+                    break;
+                }
+                at += u64::from(len);
+            }
+            sent += client.send(&gather).unwrap();
+        });
+        with(|table| {
+            let mut scatter = into.scatter();
+            scatter.bytes(&mut head[got.min(8)..]);
+            let at = got.saturating_sub(8) as u64;
+            let rest = Segment { offset: at, region: to.id(), len: (1 << 20) - at as u32 };
+            scatter.view(table.view(rest).unwrap());
+            if let Received::Bytes(n) = server.receive(&mut scatter).unwrap() {
+                got += n;
+            }
+        });
+        (got == total).then_some(())
+    });
+    assert_eq!(copy_count(), before, "the data must not have been copied by us");
+    let mut back = vec![0; 1 << 20];
+    to.window(0, 1 << 20).unwrap().copy_out(0, &mut back).unwrap();
+    assert!(back == data && head == header);
+    assert_eq!((client.counters().bytes_out, server.counters().bytes_in), (total as u64, total as u64));
+}
+
+#[test]
+fn a_full_socket_takes_a_part_and_then_nothing() {
+    let (mut client, mut server) = pair();
+    let (mut list, data) = (IoList::new(), vec![3; 1 << 20]);
+    let mut send = |client: &mut TcpStream| {
+        let mut gather = list.gather();
+        gather.bytes(&data);
+        client.send(&gather).unwrap()
+    };
+    let mut total = 0;
+    patiently("a full socket", || match send(&mut client) {
+        0 => Some(()),
+        n => {
+            total += n;
+            None
+        }
+    });
+    assert!(client.counters().short_sends >= 1);
+    let mut waits = Waits::default();
+    client.arm(&mut waits, true);
+    assert!(waits.interests[0].read && waits.interests[0].write);
+    let (mut into, mut buffer) = (IoList::new(), vec![0; 1 << 18]);
+    patiently("everything", || {
+        if let Received::Bytes(n) = receive(&mut server, &mut into, &mut buffer).unwrap() {
+            assert!(buffer[..n].iter().all(|&b| b == 3));
+            total -= n;
+        }
+        (total == 0).then_some(())
+    });
+}
+
+#[test]
+fn more_pieces_than_one_call_takes_are_bounded() {
+    let mut list = IoList::new();
+    let byte = [7; 1];
+    let mut gather = list.gather();
+    assert_eq!((0..2000).filter(|_| gather.bytes(&byte)).count(), polypath_net::IOV_MAX);
+    let mut copy = vec![1];
+    assert_eq!(gather.copy_to(&mut copy, 10), 10);
+    assert_eq!(copy, [1, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]);
+    let (mut a, mut b) = ([0; 3], [0; 4]);
+    let mut scatter = list.scatter();
+    assert!(scatter.bytes(&mut a) && scatter.bytes(&mut b));
+    assert_eq!(scatter.place(b"abcdefghi"), 7);
+    assert_eq!((&a, &b), (b"abc", b"defg"));
+}
+
+#[test]
+fn an_end_and_a_reset_are_told_apart() {
+    let (client, mut server) = pair();
+    let (mut list, mut buffer) = (IoList::new(), [0; 16]);
+    assert_eq!(receive(&mut server, &mut list, &mut buffer).unwrap(), Received::Nothing);
+    drop(client);
+    let end = patiently("the end", || match receive(&mut server, &mut list, &mut buffer).unwrap() {
+        Received::Nothing => None,
+        other => Some(other),
+    });
+    assert_eq!(end, Received::End);
+
+    let (mut client, mut server) = pair();
+    client.abort();
+    client.abort();
+    assert_eq!(receive(&mut client, &mut list, &mut buffer).unwrap_err().kind(), io::ErrorKind::NotConnected);
+    let error = patiently("the reset", || receive(&mut server, &mut list, &mut buffer).err());
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    let mut waits = Waits::default();
+    client.arm(&mut waits, true);
+    assert!(waits.interests.is_empty(), "an aborted stream has no descriptor to wait for");
+}
+
+#[test]
+fn a_refused_connection_says_so() {
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    drop(listener);
+    let error = match TcpDialer::default().dial(address) {
+        Err(error) => error,
+        Ok(mut stream) => patiently("the refusal", || stream.poll_connected().err()),
+    };
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn names_resolve_or_say_why_not() {
+    assert_eq!(polypath_net::resolve("127.0.0.1", 4420).unwrap(), ["127.0.0.1:4420".parse().unwrap()]);
+    assert!(polypath_net::resolve("does-not-exist.invalid", 4420).is_err());
+}
