@@ -1,0 +1,1 @@
+//! Bodies of the fuzz targets, here so that `cargo test` replays the committed corpus. Not an interface.

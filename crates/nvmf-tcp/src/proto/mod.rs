@@ -1,0 +1,1 @@
+//! The host's side of one connection, without socket and clock.
