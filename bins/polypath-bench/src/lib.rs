@@ -1,1 +1,20 @@
-//! Library half.
+//! Measuring and checking: what a disk gives, whether what it gives is right, and what the machine could give at most.
+//!
+//! **Knows:** how to keep a queue of any [`polypath_block::Device`] full ([`run`]), what every block of a disk may read as
+//! ([`verify`]), what loopback TCP can do without any protocol on it ([`limit`]), how to hold one against the other ([`ratio`]).
+//!
+//! **Refuses to know:** any protocol. Disks come from the facade, by URI.
+//!
+//! **Threading:** a job is a [`polypath_block::Poller`] and lives on one reactor with its own verifier; results travel over a
+//! channel when it is over. `limit` runs one thread for each side.
+//!
+//! **Unsafe:** none, forbidden.
+//!
+//! Read `verify/mod.rs` first: it is what the demo and the tests share. Then `run/job.rs`.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod cpu;
+pub mod gap;
+pub mod latency;
+pub mod limit;

@@ -1,0 +1,45 @@
+//! Cores and time spent on them.
+
+use polypath_reactor::CpuList;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::time::Duration;
+
+/// The cores this process may use, ascending.
+pub fn allowed() -> Vec<usize> {
+    match sched_getaffinity(None) {
+        Ok(set) => (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect(),
+        Err(_) => vec![0],
+    }
+}
+
+/// A core for each of two sides: the first two of `list`, or of the cores that are allowed. One core is shared if there is no second.
+pub fn two(list: Option<&CpuList>) -> (usize, usize) {
+    let cpus = list.map_or_else(allowed, |l| l.0.clone());
+    let first = cpus.first().copied().unwrap_or(0);
+    (first, cpus.get(1).copied().unwrap_or(first))
+}
+
+/// Pins the calling thread to `cpu`.
+///
+/// # Errors
+/// When the operating system refuses: no such core, or not allowed here.
+pub fn pin(cpu: usize) -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    anyhow::ensure!(cpu < CpuSet::MAX_CPU, "core {cpu}: there is no such core");
+    set.set(cpu);
+    sched_setaffinity(None, &set).map_err(|e| {
+        anyhow::anyhow!("core {cpu}: cannot pin a thread to it ({e}); --cpus takes any of {:?}", allowed())
+    })
+}
+
+/// CPU time of the calling thread.
+pub fn thread_time() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+}
+
+/// How long the calling thread was runnable but had to wait for its core, if the kernel tells.
+pub fn thread_wait() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
+}
