@@ -17,6 +17,7 @@
 //!
 //! Another backend (io_uring, a simulated network) comes in behind [`Transport`] and [`Dialer`]. Read `transport.rs` first.
 
+mod bell;
 mod digest;
 mod list;
 mod listener;
@@ -24,6 +25,7 @@ mod resolve;
 mod stream;
 mod transport;
 
+pub use bell::Bell;
 pub use digest::{Crc32c, crc32c};
 pub use list::{Gather, IOV_MAX, IoList, Scatter};
 pub use listener::Listener;
