@@ -1,0 +1,90 @@
+//! One system call as data, and the two ways to have it carried out.
+
+use super::ring::Ring;
+use super::threads::Threads;
+use polypath_block::Waits;
+
+/// What is to be called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Call {
+    /// `preadv`
+    Read,
+    /// `pwritev2`, with `RWF_DSYNC` if `durable`.
+    Write {
+        /// Force unit access.
+        durable: bool,
+    },
+    /// `fdatasync`
+    Sync,
+    /// `fallocate` with this mode.
+    Allocate {
+        /// `FALLOC_FL_*`
+        mode: i32,
+    },
+    /// `BLKDISCARD`; never given to a ring.
+    Discard,
+}
+
+/// One call. `iov` points to `iov_len` vectors that stay as they are, with the memory they name, until the answer has come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job {
+    /// Comes back with the answer.
+    pub(super) user: u32,
+    pub(super) call: Call,
+    pub(super) iov: *const libc::iovec,
+    pub(super) iov_len: u32,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+}
+
+// SAFETY: the queue that makes a job keeps the vectors and their memory in place until the job's answer was taken (it waits for
+// all answers before it is dropped), so whichever thread carries it out finds them.
+unsafe impl Send for Job {}
+
+/// Who carries jobs out.
+pub(super) enum Engine {
+    Ring(Ring),
+    Threads(Threads),
+}
+
+impl Engine {
+    /// Takes a job. There is always room: a queue has at most `depth` of them.
+    pub(super) fn push(&mut self, job: Job) {
+        match self {
+            Engine::Ring(e) => e.push(job),
+            Engine::Threads(e) => e.push(job),
+        }
+    }
+
+    /// One system call for all jobs since the last one.
+    pub(super) fn kick(&mut self) {
+        match self {
+            Engine::Ring(e) => e.kick(),
+            Engine::Threads(_) => {}
+        }
+    }
+
+    /// One answer: the job's number and what the call returned, a negative errno if it failed.
+    pub(super) fn answer(&mut self) -> Option<(u32, i32)> {
+        match self {
+            Engine::Ring(e) => e.answer(),
+            Engine::Threads(e) => e.answer(),
+        }
+    }
+
+    /// Names what wakes us. `false`: there is something to do now.
+    pub(super) fn arm(&mut self, waits: &mut Waits) -> bool {
+        match self {
+            Engine::Ring(e) => e.arm(waits),
+            Engine::Threads(e) => e.arm(waits),
+        }
+    }
+
+    /// Blocks until all answers have come, and forgets them.
+    pub(super) fn settle(&mut self) {
+        match self {
+            Engine::Ring(e) => e.settle(),
+            Engine::Threads(e) => e.settle(),
+        }
+    }
+}

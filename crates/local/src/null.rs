@@ -1,0 +1,105 @@
+//! A disk that moves no data: the measure of everything around a disk.
+
+use crate::base::{self, Answers, Base, OpenQueue};
+use crate::error::LocalError;
+use polypath_block::{
+    Access, Armed, Cx, Device, DeviceInfo, DeviceState, DiskUri, Done, Endpoint, Health, Io, IoQueue, Limits,
+    OpenError, QueueConfig, Refused, RefusedWhy, Status, Waits,
+};
+use std::sync::Arc;
+
+/// `null://SIZE`: answers every good request at the next poll and moves no data, as the kernel's `null_blk` and SPDK's null device do.
+///
+/// A read leaves the caller's memory as it was: it is not filled with zeroes. Range and segments are checked as by any disk.
+/// Options: `bs` (512), `uuid`, `nguid`.
+pub struct NullDevice {
+    base: Arc<Base>,
+}
+
+impl NullDevice {
+    /// Opens the disk that `uri` describes.
+    ///
+    /// # Errors
+    /// Names the part of the URI that does not do.
+    pub fn open(uri: &DiskUri) -> Result<Arc<NullDevice>, LocalError> {
+        uri.check_options(&["bs", "uuid", "nguid"])?;
+        let Endpoint::Size { bytes } = uri.endpoint else {
+            return Err(uri.error("scheme", "expected null://SIZE").into());
+        };
+        let name = uri.to_string();
+        let info = DeviceInfo {
+            geometry: base::geometry(&name, bytes, base::block_size(uri, 512)?)?,
+            limits: Limits { compare: false, ..Limits::UNLIMITED },
+            identity: base::identity(uri, name.clone())?,
+            access: Access::Optimized,
+            max_queues: u16::MAX,
+            max_depth: base::MAX_DEPTH,
+        };
+        Ok(Arc::new(NullDevice { base: Arc::new(Base::new(name, info)) }))
+    }
+}
+
+impl Device for NullDevice {
+    fn name(&self) -> &str {
+        self.base.name()
+    }
+
+    fn state(&self) -> DeviceState {
+        self.base.state()
+    }
+
+    fn version(&self) -> u64 {
+        self.base.version()
+    }
+
+    fn open_queue(&self, config: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
+        let (open, depth) = self.base.open(config)?;
+        Ok(Box::new(NullQueue { open, answers: Answers::new(depth), depth: depth.into(), closed: false }))
+    }
+
+    fn close(&self) {
+        self.base.close();
+    }
+}
+
+struct NullQueue {
+    open: OpenQueue,
+    answers: Answers,
+    depth: usize,
+    closed: bool,
+}
+
+impl IoQueue for NullQueue {
+    fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
+        if self.closed || self.answers.len() >= self.depth {
+            let why = if self.closed { RefusedWhy::Gone } else { RefusedWhy::Full };
+            return Err(Refused { io, why });
+        }
+        let DeviceInfo { geometry, limits, .. } = self.open.info();
+        let verdict = limits.check(&io, geometry.blocks, geometry.block_size, cx.segs);
+        self.answers.push(io.tag, verdict.err().unwrap_or(Status::OK));
+        Ok(())
+    }
+
+    fn kick(&mut self, _: &mut Cx<'_>) {}
+
+    fn poll(&mut self, _: &mut Cx<'_>, done: &mut Done) {
+        self.answers.give(done);
+    }
+
+    fn arm(&mut self, _: &mut Cx<'_>, _: &mut Waits) -> Armed {
+        if self.answers.is_empty() { Armed::Sleep } else { Armed::Busy }
+    }
+
+    fn health(&self) -> Health {
+        if self.closed { Health::Down } else { Health::Ready }
+    }
+
+    fn close(&mut self, _: &mut Cx<'_>) {
+        self.closed = true;
+    }
+
+    fn is_drained(&self) -> bool {
+        self.closed && self.answers.is_empty()
+    }
+}
