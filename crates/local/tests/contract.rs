@@ -66,7 +66,7 @@ fn a_file_without_io_uring_says_so_and_works() {
 
 #[test]
 fn bad_uris_name_the_part() {
-    let error = |uri: &str| polypath_local::open(&uri.parse().unwrap()).err().expect(uri).to_string();
+    let error = |uri: &str| polypath_local::open(&uri.parse().unwrap()).expect_err(uri).to_string();
     for (uri, part) in [
         ("null://1GiB?colour=red", "option colour"),
         ("ram://1GiB?bs=3", "option bs"),
@@ -90,7 +90,7 @@ fn ram_disks_of_one_identity_share_a_medium() {
     let (ia, ib) = (a.state().info().cloned().unwrap(), b.state().info().cloned().unwrap());
     assert_eq!(ia.identity.compare(&ib.identity), polypath_block::Verdict::Same);
     assert_eq!(ia.identity.cache_domain, ib.identity.cache_domain);
-    let other = polypath_local::open(&uri.replace("1MiB", "2MiB").parse().unwrap()).err().expect("another size");
+    let other = polypath_local::open(&uri.replace("1MiB", "2MiB").parse().unwrap()).expect_err("another size");
     assert!(other.to_string().contains("size"), "{other}");
     let (c, d) = (open("ram://1MiB"), open("ram://1MiB"));
     let (ic, id) = (c.state().info().cloned().unwrap(), d.state().info().cloned().unwrap());

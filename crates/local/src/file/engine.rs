@@ -43,7 +43,7 @@ unsafe impl Send for Job {}
 
 /// Who carries jobs out.
 pub(super) enum Engine {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Threads(Threads),
 }
 

@@ -118,7 +118,7 @@ impl Device for FileDevice {
         let engine = match self.file.engine {
             FileEngine::Threads => Engine::Threads(threads()?),
             wanted => match Ring::new(&self.file, depth) {
-                Ok(ring) => Engine::Ring(ring),
+                Ok(ring) => Engine::Ring(Box::new(ring)),
                 Err(error) if wanted == FileEngine::Uring => return Err(system("io_uring_setup", error)),
                 Err(error) => {
                     tracing::warn!(device = self.name(), %error, "io_uring is refused; a few threads serve this queue instead");

@@ -1,0 +1,194 @@
+//! Reactors, buffers, and a way from a URI to a device.
+
+use crate::error::Error;
+use crate::tally::Tally;
+use polypath_block::{Device, DeviceInfo, DeviceState, DiskUri, Host, Scheme};
+use polypath_memory::Arena;
+use polypath_reactor::{CpuList, IdlePolicy, Pool, PoolConfig, ReactorHandle, ReactorStatistics};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+/// How long a stack that ends waits for what is still in flight on its reactors.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How a stack is to run.
+#[derive(Clone, Debug)]
+pub struct StackConfig {
+    /// Cores, one reactor each; `None`: one reactor that is not pinned.
+    pub cpus: Option<CpuList>,
+    /// What reactors do without work; adaptive unless told otherwise.
+    pub idle: IdlePolicy,
+    /// Bytes of buffer memory ([`Stack::arena`]); taken from the system as it is first used. 256 MiB.
+    pub buffer_bytes: u64,
+    /// Buffer memory in 2 MiB pages, where there are any. Off.
+    pub huge_pages: bool,
+}
+
+impl Default for StackConfig {
+    fn default() -> Self {
+        StackConfig { cpus: None, idle: IdlePolicy::default(), buffer_bytes: 256 << 20, huge_pages: false }
+    }
+}
+
+/// Reactors and what they share. `Clone` shares it; the last one that goes waits for I/O in flight and stops the reactors.
+#[derive(Clone)]
+pub struct Stack(Arc<Inner>);
+
+struct Inner {
+    pool: Option<Pool>,
+    handles: Vec<ReactorHandle>,
+    hosts: Vec<Arc<dyn Host>>,
+    threads: Vec<ThreadId>,
+    /// Pollers of ours on these reactors.
+    pollers: Arc<Tally>,
+    config: StackConfig,
+    arena: Mutex<Option<Arena>>,
+}
+
+impl Stack {
+    /// Starts the reactors.
+    ///
+    /// # Errors
+    /// [`Error::Reactor`] names the reactor and what it could not have.
+    pub fn start(config: StackConfig) -> Result<Stack, Error> {
+        let pool = Pool::start(&PoolConfig { cpus: config.cpus.clone(), idle: config.idle })?;
+        let handles = pool.handles().to_vec();
+        let (tell, told) = mpsc::channel();
+        for handle in &handles {
+            let tell = tell.clone();
+            // Whoever started the pool waits for the answers below.
+            handle.run(move |_| tell.send(thread::current().id()).unwrap_or(()));
+        }
+        drop(tell);
+        let threads = told.iter().collect();
+        let (hosts, pollers) = (pool.hosts(), Tally::new());
+        let arena = Mutex::new(None);
+        Ok(Stack(Arc::new(Inner { pool: Some(pool), handles, hosts, threads, pollers, config, arena })))
+    }
+
+    /// The stack that [`crate::Disk::open`] uses when it is given none: one reactor, not pinned, adaptive idle. Started at the
+    /// first call, ends with the process.
+    ///
+    /// # Errors
+    /// As [`Stack::start`].
+    pub fn shared() -> Result<Stack, Error> {
+        static SHARED: OnceLock<Stack> = OnceLock::new();
+        static STARTING: Mutex<()> = Mutex::new(());
+        if let Some(stack) = SHARED.get() {
+            return Ok(stack.clone());
+        }
+        let _one = STARTING.lock().unwrap_or_else(|p| p.into_inner());
+        if let Some(stack) = SHARED.get() {
+            return Ok(stack.clone());
+        }
+        let stack = Stack::start(StackConfig::default())?;
+        Ok(SHARED.get_or_init(|| stack).clone())
+    }
+
+    /// Its reactors, for pollers of your own. At least one.
+    pub fn hosts(&self) -> Vec<Arc<dyn Host>> {
+        self.0.hosts.clone()
+    }
+
+    /// Its reactors with their own face: to run closures on them and to read their counters.
+    pub fn reactors(&self) -> &[ReactorHandle] {
+        &self.0.handles
+    }
+
+    /// What its reactors did so far, in their order.
+    pub fn statistics(&self) -> Vec<ReactorStatistics> {
+        self.0.handles.iter().map(ReactorHandle::statistics).collect()
+    }
+
+    /// The buffers of its disks: one region, made at the first call. `Clone` of an [`Arena`] shares it.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when there is no memory for it.
+    pub fn arena(&self) -> Result<Arena, Error> {
+        let mut arena = self.0.arena.lock().unwrap_or_else(|p| p.into_inner());
+        if let Some(arena) = &*arena {
+            return Ok(arena.clone());
+        }
+        let made = Arena::new(self.0.config.buffer_bytes, self.0.config.huge_pages)?;
+        if let Some(why) = made.fallback() {
+            tracing::info!("buffers: {why}");
+        }
+        Ok(arena.insert(made).clone())
+    }
+
+    /// Opens one path: `nvme-tcp`, `file`, `ram` or `null`. Blocks for as long as the operating system takes to open a file, so
+    /// call it on a control thread. Network devices come back at once in [`DeviceState::Starting`]; [`wait_live`] waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Uri`] and [`Error::Local`] say which part does not do; [`Error::Unsupported`] names a scheme without a driver.
+    pub fn open_device(&self, uri: &DiskUri) -> Result<Arc<dyn Device>, Error> {
+        match uri.scheme {
+            Scheme::Null | Scheme::Ram | Scheme::File => Ok(polypath_local::open(uri)?),
+            scheme => Err(Error::Unsupported { uri: uri.to_string(), scheme: scheme.as_str() }),
+        }
+    }
+
+    pub(crate) fn pollers(&self) -> &Arc<Tally> {
+        &self.0.pollers
+    }
+}
+
+impl std::fmt::Debug for Stack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stack").field("reactors", &self.0.handles).field("pollers", &self.0.pollers.count()).finish()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let Some(pool) = self.pool.take() else { return };
+        let pollers = self.pollers.clone();
+        let end = move || {
+            if !pollers.wait_none(DRAIN_LIMIT) {
+                tracing::error!(
+                    pollers = pollers.count(),
+                    "stack ends with I/O in flight: it did not complete in time"
+                );
+            }
+            drop(pool);
+        };
+        // The last holder may be a task that a reactor has just woken: a reactor cannot wait for itself.
+        if !self.threads.contains(&thread::current().id()) {
+            end();
+        } else if let Err(error) = thread::Builder::new().name("polypath-end".into()).spawn(end) {
+            tracing::error!(%error, "no thread to end the stack with");
+        }
+    }
+}
+
+/// Waits until `device` answers, at most `limit`. Blocks: call it on a control thread, never on a reactor's.
+///
+/// # Errors
+/// [`Error::NotLive`] with what is known of it when the time is up, [`Error::Gone`] as soon as it is gone for good.
+pub fn wait_live(device: &dyn Device, limit: Duration) -> Result<Arc<DeviceInfo>, Error> {
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    loop {
+        let name = || device.name().to_owned();
+        let reason = match device.state() {
+            DeviceState::Live(info) => return Ok(info),
+            DeviceState::Gone { reason } => return Err(Error::Gone { name: name(), reason }),
+            DeviceState::Starting => "it is still being connected to".to_owned(),
+            DeviceState::Down { reason, .. } => reason,
+        };
+        let waited = start.elapsed();
+        if waited >= limit {
+            return Err(Error::NotLive { name: name(), waited_ms: waited.as_millis() as u64, reason });
+        }
+        let version = device.version();
+        while device.version() == version && start.elapsed() < limit {
+            thread::sleep(pause.min(limit.saturating_sub(start.elapsed())));
+            pause = (pause * 2).min(Duration::from_millis(10));
+            // A version that changed between `state` and `version` above is met by looking again now and then.
+            if pause >= Duration::from_millis(10) {
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! How many of something are still there, and waiting until none is: by a thread or by a future.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+#[derive(Default)]
+struct State {
+    count: usize,
+    wakers: Vec<Waker>,
+}
+
+/// Counts guards.
+#[derive(Default)]
+pub(crate) struct Tally {
+    state: Mutex<State>,
+    none: Condvar,
+}
+
+impl Tally {
+    pub(crate) fn new() -> Arc<Tally> {
+        Arc::default()
+    }
+
+    /// One more, until the guard is dropped.
+    pub(crate) fn enter(self: &Arc<Self>) -> Guard {
+        self.lock().count += 1;
+        Guard(self.clone())
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.lock().count
+    }
+
+    /// Waits until there is none, at most `limit`; says whether there is none.
+    pub(crate) fn wait_none(&self, limit: Duration) -> bool {
+        let (state, _) = self
+            .none
+            .wait_timeout_while(self.lock(), limit, |s| s.count > 0)
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        state.count == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|p| p.into_inner())
+    }
+}
+
+/// One that counts.
+pub(crate) struct Guard(Arc<Tally>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.count -= 1;
+        if state.count == 0 {
+            let wakers = std::mem::take(&mut state.wakers);
+            drop(state);
+            self.0.none.notify_all();
+            wakers.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// Completes when a tally is empty.
+pub(crate) struct Empty(pub(crate) Arc<Tally>);
+
+impl Future for Empty {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.0.lock();
+        if state.count == 0 {
+            return Poll::Ready(());
+        }
+        if !state.wakers.iter().any(|w| w.will_wake(cx.waker())) {
+            state.wakers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
