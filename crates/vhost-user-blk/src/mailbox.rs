@@ -1,0 +1,146 @@
+//! The way from the control thread to a vring on its reactor: a small bounded queue, a flag looked at each turn, and an answer
+//! for every command.
+
+use crate::guest::GuestMemory;
+use crate::notify::{Bell, Kick};
+use crate::vring::Vring;
+use polypath_block::Host;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
+
+/// Commands that may wait. The control thread waits for each answer, so that there is never more than one.
+const BOUND: usize = 4;
+/// How often a waiting control thread looks whether the server is to stop.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What a vring can be told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Run this ring.
+    Start(Box<Start>),
+    /// Take no more, wait for what is in flight, answer with the next available index.
+    Stop,
+    /// Ring this bell from now on.
+    SetCall(Option<Arc<Bell>>),
+    /// Ring this bell when the guest breaks the ring.
+    SetErr(Option<Arc<Bell>>),
+    /// Memory was added.
+    SetMemory(Arc<GuestMemory>),
+    /// As [`Command::Stop`], then close the device's queue and go.
+    End,
+}
+
+/// All that a running ring needs.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) ring: Vring,
+    /// `None`: the guest never notifies, the ring is polled.
+    pub(crate) kick: Option<Arc<Kick>>,
+    pub(crate) call: Option<Arc<Bell>>,
+    pub(crate) err: Option<Arc<Bell>>,
+    /// Does the guest expect completed writes to be durable (shared, as it may change while the ring runs)?
+    pub(crate) write_through: Arc<AtomicBool>,
+}
+
+/// The answer to a command: the next available index, or why it could not be done.
+pub(crate) type Answer = Result<u16, String>;
+
+pub(crate) struct Letter {
+    pub(crate) command: Command,
+    pub(crate) answer: SyncSender<Answer>,
+}
+
+/// The vring's end.
+pub(crate) struct Inbox {
+    letters: Receiver<Letter>,
+    flag: Arc<AtomicBool>,
+}
+
+/// The control thread's end.
+pub(crate) struct Outbox {
+    letters: SyncSender<Letter>,
+    flag: Arc<AtomicBool>,
+    host: Arc<dyn Host>,
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    #[error("the vring's reactor has ended")]
+    Gone,
+    #[error("requests of the vring did not complete within {} ms", .0.as_millis())]
+    Slow(Duration),
+    #[error("the server is stopping")]
+    Stopping,
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A new mailbox for a vring on `host`.
+pub(crate) fn mailbox(host: Arc<dyn Host>) -> (Outbox, Inbox) {
+    let (letters, receiver) = sync_channel(BOUND);
+    let flag = Arc::new(AtomicBool::new(false));
+    (Outbox { letters, flag: flag.clone(), host }, Inbox { letters: receiver, flag })
+}
+
+impl Inbox {
+    /// Is there perhaps a letter? One relaxed load.
+    #[inline]
+    pub(crate) fn has_mail(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+
+    /// The next letter. `Err` when nobody will ever write again.
+    pub(crate) fn next(&self) -> Result<Option<Letter>, ()> {
+        self.flag.swap(false, Ordering::AcqRel);
+        match self.letters.try_recv() {
+            Ok(letter) => {
+                self.flag.store(true, Ordering::Release);
+                Ok(Some(letter))
+            }
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(()),
+        }
+    }
+}
+
+impl Outbox {
+    /// Sends `command` without waiting for its answer, which arrives at the receiver.
+    pub(crate) fn send(&self, command: Command) -> Result<Receiver<Answer>, CommandError> {
+        let (answer, receiver) = sync_channel(1);
+        self.letters.try_send(Letter { command, answer }).map_err(|_| CommandError::Gone)?;
+        self.flag.store(true, Ordering::Release);
+        self.host.wake();
+        Ok(receiver)
+    }
+
+    /// Sends `command` and waits at most `limit` for its answer, less if `stopping` becomes true.
+    pub(crate) fn ask(&self, command: Command, limit: Duration, stopping: &AtomicBool) -> Result<u16, CommandError> {
+        wait(&self.send(command)?, limit, stopping)
+    }
+}
+
+impl Drop for Outbox {
+    /// A vring whose control thread went away without ending it notices when it next looks.
+    fn drop(&mut self) {
+        self.letters = sync_channel(0).0;
+        self.flag.store(true, Ordering::Release);
+        self.host.wake();
+    }
+}
+
+/// Waits for an answer; see [`Outbox::ask`].
+pub(crate) fn wait(answer: &Receiver<Answer>, limit: Duration, stopping: &AtomicBool) -> Result<u16, CommandError> {
+    let until = Instant::now() + limit;
+    loop {
+        match answer.recv_timeout(LOOK.min(until.saturating_duration_since(Instant::now()))) {
+            Ok(answer) => return answer.map_err(CommandError::Refused),
+            Err(RecvTimeoutError::Disconnected) => return Err(CommandError::Gone),
+            Err(RecvTimeoutError::Timeout) if stopping.load(Ordering::Acquire) => return Err(CommandError::Stopping),
+            Err(RecvTimeoutError::Timeout) if Instant::now() >= until => return Err(CommandError::Slow(limit)),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
