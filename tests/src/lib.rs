@@ -1,1 +1,26 @@
-//! Library half.
+//! The lab: what the real-peer tests stand on.
+//!
+//! It knows how to start and end processes, boot QEMU guests with an initramfs of its own making, talk to them line by line, run the
+//! outside programs that judge Polypath (Linux's NVMe/TCP target and initiator, QEMU, the `blkio` crate) and run our own programs as a
+//! user would: by their command line. It refuses to link any Polypath crate, so that nothing here can agree with our code by sharing it.
+//!
+//! A test is an ordinary `#[test]` function that begins with `let Some(lab) = Lab::enter("peer", "test", &[needs]) else { return };`.
+//! When something is missing, `enter` says so and records a skip; `cargo xtask test` counts these and shows them in its last lines.
+//! Every wait has a deadline; nothing sleeps to synchronise. Guests need no root: networking is QEMU's user network.
+//!
+//! Threads: each [`Process`] with a console has one reader thread. `unsafe` is denied but for [`blk`], whose peer crate hands out raw
+//! memory. Read [`lab`] first, then [`guest`].
+#![deny(unsafe_code)]
+
+pub mod blk;
+pub mod bring_up;
+pub mod guest;
+pub mod initramfs;
+pub mod lab;
+pub mod peers;
+pub mod process;
+pub mod products;
+
+pub use guest::{Guest, GuestSpec};
+pub use lab::{Lab, Need};
+pub use process::{Console, Process};

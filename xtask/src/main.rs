@@ -1,2 +1,68 @@
-//! Placeholder until the command line lands.
-fn main() {}
+//! `cargo xtask`: the chores of the project, in Rust, so that a fresh clone needs nothing but cargo.
+//!
+//! It knows how to prepare a machine for the tests (Debian packages, a guest kernel) and how to run all of them in an order that a
+//! two-core machine can bear. It refuses to know what any test is about: that is `tests/`. Single-threaded but for the two threads
+//! that pass a child's output on. No `unsafe`. Read [`run::test`] first.
+#![forbid(unsafe_code)]
+
+mod kernel;
+mod packages;
+mod run;
+mod tally;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  test [--no-lab]   prepare the lab, then run every test; --no-lab leaves out the preparation and the real peers
+  lab               prepare the lab only: Debian packages (when root), a guest kernel
+
+environment:
+  CI=true               a mandatory peer (tests/peers.toml) that was skipped fails the run
+  POLYPATH_LAB          folder for downloads kept between runs (default: .lab in the repository)
+  POLYPATH_LAB_KERNEL   a bzImage with everything built in, instead of Debian's kernel
+  POLYPATH_LAB_UML      a User-Mode Linux program, for the optional tests that want one";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match command(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(arguments: &[String]) -> Result<()> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["test"] => run::test(true),
+        ["test", "--no-lab"] => run::test(false),
+        ["lab"] => prepare(),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        [] => bail!("no command given\n{USAGE}"),
+        _ => bail!("`{}` is not understood\n{USAGE}", words.join(" ")),
+    }
+}
+
+/// Prepares the machine. What cannot be had is an error that names the remedy.
+fn prepare() -> Result<()> {
+    packages::install_missing()?;
+    kernel::prepare()
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+fn cache_folder() -> PathBuf {
+    std::env::var_os("POLYPATH_LAB").map_or_else(|| repository().join(".lab"), PathBuf::from)
+}

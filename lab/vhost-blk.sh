@@ -1,0 +1,23 @@
+# Sourced by lab/init: a guest that lives on one virtio-blk disk.
+# fs_make: a fresh file system, mounted on /mnt
+fs_make() { /sbin/mke2fs -F -q -t ext4 /dev/vda && mount -t ext4 /dev/vda /mnt; }
+# fs_write NAME MIB: a random file, its checksum kept beside the disk
+fs_write() { dd if=/dev/urandom of="/tmp/$1" bs=1M count="$2" 2> /dev/null && md5sum < "/tmp/$1" > "/tmp/$1.md5" && cp "/tmp/$1" "/mnt/$1" && rm "/tmp/$1" && sync; }
+# fs_check NAME: the file on the disk still has that checksum
+fs_check() { have=$(md5sum < "/mnt/$1") && [ "$have" = "$(cat "/tmp/$1.md5")" ] || { echo "$1: wrote $(cat "/tmp/$1.md5"), read $have"; return 1; }; }
+# fs_remount: nothing may be answered from the page cache afterwards
+fs_remount() { sync && umount /mnt && echo 3 > /proc/sys/vm/drop_caches && mount -t ext4 /dev/vda /mnt; }
+# fs_fsck: unmounts and checks, changing nothing
+fs_fsck() { umount /mnt && /sbin/e2fsck -fn /dev/vda; }
+# fs_rounds FIRST LAST MIB: write, remount, check, over and over
+fs_rounds() {
+  round=$1
+  while [ "$round" -le "$2" ]; do
+    fs_write "f$((round % 3))" "$3" && fs_remount && fs_check "f$((round % 3))" || { echo "round $round failed"; return 1; }
+    round=$((round + 1))
+  done
+  echo "ROUNDS-OK $1..$2"
+}
+# io_errors: what the kernel said about the disk; empty when all went well
+io_errors() { dmesg | grep -iE 'I/O error|EXT4-fs error|Buffer I/O|JBD2.*error' ; true; }
+[ -b /dev/vda ]

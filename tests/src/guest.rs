@@ -1,0 +1,248 @@
+//! QEMU guests under plain emulation, with one command line over a serial port and QEMU's user network.
+//!
+//! A guest reaches services of this host's loopback at 10.0.2.2 (10.0.3.2 through its second card); the host reaches the guest through
+//! forwarded ports of 127.0.0.1. Neither needs root.
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::initramfs::Contents;
+use crate::lab::{Kernel, Lab, find_program};
+use crate::process::{Console, Process};
+
+/// How long a guest may take to boot. Four seconds are usual; the limit is for a machine that does many other things.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// What a guest is made of.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    name: String,
+    memory_mib: u32,
+    contents: Contents,
+    cards: Vec<Vec<(u16, u16)>>,
+    arguments: Vec<String>,
+    kernel_arguments: Vec<String>,
+}
+
+impl GuestSpec {
+    /// A guest with 512 MiB and no network, no disk and no setup script. `name` names its logs.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        GuestSpec {
+            name: name.to_owned(),
+            memory_mib: 512,
+            contents: Contents::default(),
+            cards: Vec::new(),
+            arguments: Vec::new(),
+            kernel_arguments: Vec::new(),
+        }
+    }
+
+    /// Memory in MiB.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// Loads a kernel module with these options. A kernel with everything built in gets the options on its command line.
+    #[must_use]
+    pub fn module(mut self, name: &str, options: &str) -> Self {
+        self.contents.modules.push((name.to_owned(), options.to_owned()));
+        let dotted = name.replace('-', "_");
+        self.kernel_arguments.extend(options.split_whitespace().map(|option| format!("{dotted}.{option}")));
+        self
+    }
+
+    /// Brings a program of this machine; it lies in `/sbin` of the guest.
+    #[must_use]
+    pub fn program(mut self, name: &str) -> Self {
+        self.contents.programs.push(name.to_owned());
+        self
+    }
+
+    /// Has the guest source this file of the repository's `lab/` folder before it takes commands.
+    #[must_use]
+    pub fn setup(mut self, script: &str) -> Self {
+        self.contents.scripts.push((script.to_owned(), "setup.sh".to_owned()));
+        self
+    }
+
+    /// Adds a network card; each pair forwards 127.0.0.1:first on this host to the second, a port of the guest.
+    #[must_use]
+    pub fn card(mut self, forwards: &[(u16, u16)]) -> Self {
+        if self.cards.is_empty() {
+            self = self.module("virtio_pci", "").module("virtio_net", "");
+        }
+        self.cards.push(forwards.to_vec());
+        self
+    }
+
+    /// Adds a disk served over vhost-user-blk at `socket`; it is `/dev/vda` in the guest.
+    #[must_use]
+    pub fn vhost_user_blk(mut self, socket: &Path, queues: u16) -> Self {
+        self = self.module("virtio_pci", "").module("virtio_blk", "");
+        self.arguments.extend([
+            "-chardev".to_owned(),
+            format!("socket,id=vub,path={}", socket.display()),
+            "-device".to_owned(),
+            format!("vhost-user-blk-pci,chardev=vub,num-queues={queues}"),
+        ]);
+        self
+    }
+
+    fn command_line(&self, kernel: &Kernel, initramfs: &Path, console_log: &Path) -> Vec<String> {
+        let mut line: Vec<String> = [
+            "-accel",
+            "tcg,thread=multi",
+            "-machine",
+            "q35,memory-backend=ram",
+            "-cpu",
+            "max",
+            "-smp",
+            "1",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]
+        .map(str::to_owned)
+        .into();
+        let mut add = |option: &str, value: String| line.extend([option.to_owned(), value]);
+        add("-m", self.memory_mib.to_string());
+        // shared, because a vhost-user back-end maps it
+        add("-object", format!("memory-backend-memfd,id=ram,size={}M,share=on", self.memory_mib));
+        add("-chardev", format!("file,id=console,path={}", console_log.display()));
+        add("-serial", "chardev:console".to_owned());
+        add("-chardev", "stdio,id=control,signal=off".to_owned());
+        add("-serial", "chardev:control".to_owned());
+        for (n, forwards) in self.cards.iter().enumerate() {
+            let forwards: String = forwards
+                .iter()
+                .map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-10.0.{}.15:{guest}", n + 2))
+                .collect();
+            add("-netdev", format!("user,id=net{n},net=10.0.{}.0/24{forwards}", n + 2));
+            add("-device", format!("virtio-net-pci,netdev=net{n},romfile="));
+        }
+        add("-kernel", kernel.image.display().to_string());
+        add("-initrd", initramfs.display().to_string());
+        add(
+            "-append",
+            format!("console=ttyS0 panic=-1 loglevel=5 random.trust_cpu=on {}", self.kernel_arguments.join(" ")),
+        );
+        line.extend(self.arguments.iter().cloned());
+        line
+    }
+}
+
+/// A running guest. Dropping it ends QEMU.
+#[derive(Debug)]
+pub struct Guest {
+    console: Console,
+    process: Process,
+    next_id: u32,
+    /// How long it took from starting QEMU to the guest's first word.
+    pub boot_time: Duration,
+}
+
+/// A command that was sent to a guest and not yet answered.
+#[must_use = "a command that nobody waits for leaves its answer for the next one to stumble over"]
+#[derive(Debug)]
+pub struct Running {
+    id: u32,
+    command: String,
+}
+
+impl Guest {
+    /// Boots a guest and waits until it takes commands.
+    ///
+    /// # Errors
+    /// Something it is made of is missing, its setup script failed, or it was not ready within [`BOOT_LIMIT`].
+    pub fn boot(lab: &Lab, spec: &GuestSpec) -> Result<Self> {
+        let kernel = Kernel::find()?;
+        let initramfs = spec
+            .contents
+            .build(&kernel)
+            .with_context(|| format!("cannot build the first file system of `{}`", spec.name))?;
+        let qemu = find_program("qemu-system-x86_64").context("qemu-system-x86_64 is not installed")?;
+        let console_log = lab.log(&format!("{}-kernel", spec.name));
+        let started = Instant::now();
+        let line = spec.command_line(&kernel, &initramfs, &console_log);
+        let (process, mut console) = Process::start_with_console(&qemu, &line, lab.log(&spec.name))?;
+        let answer = console.wait_for(BOOT_LIMIT, |line| {
+            line.starts_with("LAB READY")
+                .then_some(Ok(()))
+                .or_else(|| line.strip_prefix("LAB FAILED").map(|why| Err(why.trim().to_owned())))
+        });
+        let outcome = match answer {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(anyhow::anyhow!("{why}")),
+            Err(e) => Err(e),
+        };
+        outcome.with_context(|| {
+            let kernel_log = std::fs::read(&console_log).unwrap_or_default();
+            let kernel_log = String::from_utf8_lossy(&kernel_log).into_owned();
+            let lines: Vec<&str> = kernel_log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(20)..].join("\n");
+            format!(
+                "the guest `{}` did not come up\n{}\n--- the end of {}\n{tail}",
+                spec.name,
+                process.log_tail(),
+                console_log.display()
+            )
+        })?;
+        Ok(Guest { console, process, next_id: 1, boot_time: started.elapsed() })
+    }
+
+    /// Runs a shell command in the guest and returns what it printed.
+    ///
+    /// # Errors
+    /// It ended with another status than 0, or not within `limit`.
+    pub fn run(&mut self, command: &str, limit: Duration) -> Result<String> {
+        let running = self.begin(command)?;
+        self.finish(running, limit)
+    }
+
+    /// Sends a command and does not wait for it, so that the host can act meanwhile. The guest carries out one at a time.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub fn begin(&mut self, command: &str) -> Result<Running> {
+        assert!(!command.contains('\n'), "a command is one line");
+        let id = self.next_id;
+        self.next_id += 1;
+        self.console.send(&format!("{id} {command}"))?;
+        Ok(Running { id, command: command.to_owned() })
+    }
+
+    /// Waits for a command that was begun and returns what it printed.
+    ///
+    /// # Errors
+    /// It ended with another status than 0, or not within `limit`.
+    pub fn finish(&mut self, running: Running, limit: Duration) -> Result<String> {
+        let marker = format!("LAB DONE {} ", running.id);
+        let mut output = String::new();
+        let status = self
+            .console
+            .wait_for(limit, |line| {
+                let status = line.strip_prefix(&marker).map(str::to_owned);
+                if status.is_none() {
+                    output.push_str(line);
+                    output.push('\n');
+                }
+                status
+            })
+            .with_context(|| format!("the guest's command `{}` did not end", running.command))?;
+        if status != "0" {
+            bail!("the guest's command `{}` ended with {status}:\n{}", running.command, output.trim());
+        }
+        Ok(output.trim().to_owned())
+    }
+
+    /// QEMU's process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}

@@ -1,0 +1,219 @@
+//! Running all tests, and the last lines that say what was skipped.
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::tally::Tally;
+use crate::{packages, prepare, repository};
+
+/// One test run of a runner: its name for the reader, and cargo's arguments.
+struct Step {
+    name: &'static str,
+    arguments: Vec<&'static str>,
+    tests: bool,
+}
+
+/// Prepares the lab, runs everything, and fails when anything failed or, with `CI=true`, when a mandatory peer was skipped.
+///
+/// The real-peer tests run last and one at a time: each of them fills both cores of a small machine.
+pub(crate) fn test(with_lab: bool) -> Result<()> {
+    let started = Instant::now();
+    let unprepared = if with_lab { prepare().err() } else { None };
+    if let Some(why) = &unprepared {
+        eprintln!("xtask: the lab is not whole, some tests will be skipped: {why:#}");
+    }
+    let records = record_file()?;
+    if records.exists() {
+        fs::remove_file(&records).with_context(|| format!("cannot remove {}", records.display()))?;
+    }
+    let mut tally = Tally::default();
+    let mut failures = Vec::new();
+    for step in steps(with_lab) {
+        println!("xtask: {} (cargo {})", step.name, step.arguments.join(" "));
+        let (succeeded, counted) = cargo(&step)?;
+        tally.merge(counted);
+        if !succeeded {
+            failures.push(step.name);
+            if !step.tests {
+                break; // what does not build cannot be tested
+            }
+        }
+    }
+    let met = if with_lab { report_peers()? } else { Peers::default() };
+    let skipped = met.skipped + tally.ignored;
+    println!("xtask: {} s in all", started.elapsed().as_secs());
+    if !failures.is_empty() {
+        println!("xtask: FAILED in: {}", failures.join(", "));
+    }
+    let strict = std::env::var("CI").is_ok_and(|value| value == "true");
+    let unmet = if strict { met.unmet_mandatory.len() } else { 0 };
+    // a skipped real-peer test returns early, so its runner has counted it as passed
+    println!("{} passed, {} failed, {skipped} skipped", tally.passed.saturating_sub(met.skipped), tally.failed);
+    if unmet > 0 {
+        bail!("CI=true and mandatory peers were not met: {}", met.unmet_mandatory.join(", "));
+    }
+    if !failures.is_empty() || tally.failed > 0 {
+        bail!("some tests failed");
+    }
+    Ok(())
+}
+
+fn steps(with_lab: bool) -> Vec<Step> {
+    let nextest = packages::installed("cargo-nextest");
+    let mut steps = vec![Step {
+        name: "our programs",
+        // the real-peer tests run them by their command lines
+        arguments: vec!["build", "--workspace", "--bins"],
+        tests: false,
+    }];
+    steps.push(if nextest {
+        Step {
+            name: "unit and integration tests",
+            arguments: vec!["nextest", "run", "--workspace", "--exclude", "polypath-tests", "--no-fail-fast"],
+            tests: true,
+        }
+    } else {
+        Step {
+            name: "unit and integration tests",
+            arguments: vec![
+                "test",
+                "--workspace",
+                "--exclude",
+                "polypath-tests",
+                "--no-fail-fast",
+                "--lib",
+                "--bins",
+                "--tests",
+                "--examples",
+            ],
+            tests: true,
+        }
+    });
+    steps.push(Step {
+        name: "doc tests",
+        arguments: vec![
+            "test",
+            "--workspace",
+            "--exclude",
+            "polypath-tests",
+            "--exclude",
+            "xtask",
+            "--no-fail-fast",
+            "--doc",
+        ],
+        tests: true,
+    });
+    if with_lab {
+        steps.push(Step {
+            name: "real peers",
+            arguments: vec!["test", "--package", "polypath-tests", "--no-fail-fast", "--", "--test-threads=1"],
+            tests: true,
+        });
+    } else {
+        steps.push(Step {
+            name: "the structure of the house",
+            arguments: vec!["test", "--package", "polypath-tests", "--test", "structure"],
+            tests: true,
+        });
+    }
+    steps
+}
+
+/// Runs cargo, passes its output on and counts the closing lines.
+fn cargo(step: &Step) -> Result<(bool, Tally)> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut child = Command::new(cargo)
+        .args(&step.arguments)
+        .current_dir(repository())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo")?;
+    let output = pass_on(child.stdout.take().context("cargo has an output")?, std::io::stdout());
+    let errors = pass_on(child.stderr.take().context("cargo has an error output")?, std::io::stderr());
+    let status = child.wait()?;
+    let mut tally = Tally::default();
+    for thread in [output, errors] {
+        tally.merge(thread.join().map_err(|_| anyhow::anyhow!("the thread that passes output on panicked"))??);
+    }
+    Ok((status.success(), tally))
+}
+
+fn pass_on(from: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> JoinHandle<Result<Tally>> {
+    std::thread::spawn(move || {
+        let mut tally = Tally::default();
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while from.read_until(b'\n', &mut line)? > 0 {
+            to.write_all(&line)?;
+            to.flush()?;
+            tally.read(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+        Ok(tally)
+    })
+}
+
+#[derive(Debug, Default)]
+struct Peers {
+    skipped: u64,
+    unmet_mandatory: Vec<String>,
+}
+
+/// Says which peers were met and what was skipped, from what the tests recorded.
+fn report_peers() -> Result<Peers> {
+    let list = repository().join("tests/peers.toml");
+    let list: toml::Table =
+        fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?.parse()?;
+    let records = fs::read_to_string(record_file()?).unwrap_or_default();
+    let mut met: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut skipped_peers = BTreeSet::new();
+    let mut result = Peers::default();
+    println!("xtask: real peers");
+    for record in records.lines() {
+        let mut fields = record.split('\t');
+        let (outcome, peer) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        let (test, why) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        if outcome == "skipped" {
+            println!("  SKIPPED {test} ({peer}): {why}");
+            result.skipped += 1;
+            skipped_peers.insert(peer);
+        } else {
+            *met.entry(peer).or_default() += 1;
+        }
+    }
+    for (peer, entry) in &list {
+        let mandatory = entry
+            .get("mandatory")
+            .and_then(toml::Value::as_bool)
+            .with_context(|| format!("tests/peers.toml: [{peer}] lacks `mandatory = true` or `false`"))?;
+        let tests = met.get(peer.as_str()).copied().unwrap_or(0);
+        let kind = if mandatory { "mandatory" } else { "optional" };
+        println!("  {peer} ({kind}): met by {tests} test(s)");
+        if mandatory && (tests == 0 || skipped_peers.contains(peer.as_str())) {
+            result.unmet_mandatory.push(peer.clone());
+        }
+    }
+    println!("xtask: {} real-peer test(s) skipped", result.skipped);
+    Ok(result)
+}
+
+fn record_file() -> Result<std::path::PathBuf> {
+    // the tests find the same folder from where their own programs lie
+    let target = match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(folder) => repository().join(folder),
+        None => {
+            let exe = std::env::current_exe().context("a process knows its own program")?;
+            exe.parent()
+                .and_then(std::path::Path::parent)
+                .map_or_else(|| repository().join("target"), std::path::Path::to_owned)
+        }
+    };
+    Ok(target.join("lab/peers.tsv"))
+}

@@ -1,0 +1,76 @@
+//! Counting what test runners say in their closing lines, without taking these lines away from the reader.
+
+/// Tests counted so far.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
+}
+
+impl Tally {
+    /// Adds what `line` says, if it is a closing line of libtest or nextest.
+    pub(crate) fn read(&mut self, line: &str) {
+        let line = strip_colours(line);
+        let line = line.trim();
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            // test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s
+            let counts = counts.split_once(". ").map_or(counts, |(_, counts)| counts);
+            self.add(counts.split(';'));
+        } else if let Some(summary) = line.strip_prefix("Summary [") {
+            // Summary [   0.012s] 5 tests run: 4 passed (1 slow), 1 failed, 2 skipped
+            if let Some((_, counts)) = summary.split_once("run: ") {
+                self.add(counts.split(','));
+            }
+        }
+    }
+
+    /// Adds another tally to this one.
+    pub(crate) fn merge(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+
+    fn add<'a>(&mut self, counts: impl Iterator<Item = &'a str>) {
+        for count in counts {
+            let mut words = count.split_whitespace();
+            let (Some(number), Some(word)) = (words.next(), words.next()) else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match word {
+                "passed" => self.passed += number,
+                "failed" | "timed" | "exec" => self.failed += number,
+                "ignored" | "skipped" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn strip_colours(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut characters = line.chars();
+    while let Some(character) = characters.next() {
+        if character == '\u{1b}' {
+            // a colour is ESC [ ... m
+            characters.by_ref().find(|c| *c == 'm');
+        } else {
+            plain.push(character);
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_of_both_runners_are_understood() {
+        let mut tally = Tally::default();
+        tally.read("test result: FAILED. 5 passed; 2 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.01s");
+        tally.read("\u{1b}[32;1m     Summary\u{1b}[0m [   0.012s] 7 tests run: 6 passed (1 slow), 1 failed, 2 skipped");
+        tally.read("the test result: nothing to see");
+        assert_eq!(tally, Tally { passed: 11, failed: 3, ignored: 3 });
+    }
+}
