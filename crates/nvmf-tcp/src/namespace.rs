@@ -1,0 +1,183 @@
+//! From Identify data to what the contract calls a device.
+
+use crate::shared::Namespace;
+use polypath_block::{Access, CacheDomain, Code, DeviceInfo, Geometry, Identifier, Identity, Limits};
+use polypath_nvme::identify::{IdentifyController, IdentifyNamespace, NamespaceIds, oncs};
+use polypath_nvme::log::{AnaLog, AnaState};
+use std::sync::Arc;
+
+/// Most bytes in one command whatever the controller would take: larger requests are split, and no command holds the wire for long.
+const MOST_BYTES: u64 = 1 << 20;
+/// NLB has 16 bits and is zero-based.
+const MOST_BLOCKS: u64 = 1 << 16;
+
+/// What is known of the controller when namespaces are looked at.
+#[derive(Clone, Debug)]
+pub(crate) struct ControllerView {
+    pub(crate) identify: IdentifyController,
+    /// 12 + CAP.MPSMIN.
+    pub(crate) page_shift_min: u8,
+    pub(crate) subnqn: String,
+    pub(crate) queues: u16,
+    pub(crate) depth: u16,
+}
+
+/// Access that an ANA state means.
+pub(crate) fn access(state: AnaState) -> Access {
+    match state {
+        AnaState::Optimized => Access::Optimized,
+        AnaState::NonOptimized => Access::NonOptimized,
+        AnaState::Inaccessible => Access::Inaccessible,
+        AnaState::PersistentLoss => Access::PersistentLoss,
+        AnaState::Change => Access::Change,
+    }
+}
+
+/// Access to a namespace by the ANA log: by its group, or by the list of namespaces where the group is not known.
+/// A namespace that the log does not know cannot be used for now.
+pub(crate) fn access_of(log: Option<&AnaLog>, group: u32, nsid: u32) -> Access {
+    match log {
+        None => Access::Optimized,
+        Some(log) => match log.group_state(group).or_else(|| log.namespace_state(nsid)) {
+            Some(state) => access(state),
+            None => Access::Inaccessible,
+        },
+    }
+}
+
+/// The namespace as a device. What it cannot be used for is said in `trouble`, not hidden.
+pub(crate) fn describe(
+    view: &ControllerView,
+    nsid: u32,
+    ns: &IdentifyNamespace,
+    ids: &NamespaceIds,
+    ana: Option<&AnaLog>,
+) -> Namespace {
+    let mut trouble = None;
+    let mut refuse = |why: String| trouble = Some((Code::Unsupported, format!("namespace {nsid}: {why}")));
+    let format = match ns.lba_format() {
+        Ok(format) => format,
+        Err(error) => {
+            refuse(error.to_string());
+            Default::default()
+        }
+    };
+    let geometry =
+        Geometry { block_size: u32::try_from(format.block_bytes()).unwrap_or(u32::MAX), blocks: ns.nsze };
+    if let Err(error) = geometry.check() {
+        refuse(error.to_string());
+    } else if format.metadata_bytes != 0 || ns.dps & 7 != 0 {
+        let bytes = format.metadata_bytes;
+        refuse(format!("it is formatted with {bytes} bytes of metadata a block or with protection; reformat it without"));
+    } else if ids.csi.is_some_and(|csi| csi != 0) {
+        refuse("its command set is not the NVM command set".into());
+    }
+    let info = DeviceInfo {
+        geometry,
+        limits: limits(view, ns, geometry.block_size.max(512)),
+        identity: identity(view, ns, ids),
+        access: access_of(ana, ns.anagrpid, nsid),
+        max_queues: view.queues,
+        max_depth: view.depth,
+    };
+    Namespace { info: Arc::new(info), ana_group: ns.anagrpid, trouble }
+}
+
+fn limits(view: &ControllerView, ns: &IdentifyNamespace, block_size: u32) -> Limits {
+    let block = u64::from(block_size);
+    let mdts = view.identify.max_transfer_bytes(view.page_shift_min).unwrap_or(u64::MAX);
+    let bytes = mdts.min(MOST_BYTES).min(MOST_BLOCKS * block).max(block) / block * block;
+    let can = |bit: u16| view.identify.oncs & bit != 0;
+    let zeroes = (mdts / block).clamp(1, MOST_BLOCKS) as u32;
+    let (granularity, optimal) = if ns.has_preferences() {
+        (u32::from(ns.npdg_z) + 1, u32::from(ns.nows_z) + 1)
+    } else {
+        (1, u32::from(ns.noiob))
+    };
+    Limits {
+        max_transfer_bytes: bytes as u32,
+        max_segments: 0,
+        max_write_zeroes_blocks: if can(oncs::WRITE_ZEROES) { zeroes } else { 0 },
+        max_discard_blocks: if can(oncs::DATASET_MANAGEMENT) { u32::MAX } else { 0 },
+        discard_granularity_blocks: granularity,
+        optimal_blocks: if optimal > 1 { optimal } else { 0 },
+        write_cache: view.identify.has_volatile_write_cache(),
+        fua: true,
+        compare: can(oncs::COMPARE),
+        read_only: ns.nsattr & 1 != 0,
+    }
+}
+
+fn identity(view: &ControllerView, ns: &IdentifyNamespace, ids: &NamespaceIds) -> Identity {
+    let some16 = |id: [u8; 16]| id.iter().any(|&b| b != 0).then_some(id);
+    let some8 = |id: [u8; 8]| id.iter().any(|&b| b != 0).then_some(id);
+    let mut identifiers = Vec::new();
+    identifiers.extend(ids.nguid.or_else(|| some16(ns.nguid)).map(Identifier::Nguid));
+    identifiers.extend(ids.eui64.or_else(|| some8(ns.eui64)).map(Identifier::Eui64));
+    identifiers.extend(ids.uuid.map(Identifier::Uuid));
+    let cache_domain = CacheDomain(format!("nvme:{}:{}", view.subnqn, view.identify.serial()));
+    Identity { identifiers, cache_domain }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polypath_nvme::identify::LbaFormat;
+    use polypath_nvme::log::AnaGroup;
+
+    fn view() -> ControllerView {
+        let mut identify = IdentifyController { oncs: 0xd, mdts: 5, vwc: 1, ..Default::default() };
+        identify.set_names("SERIAL", "model", "fw");
+        ControllerView { identify, page_shift_min: 12, subnqn: "nqn.s".into(), queues: 4, depth: 127 }
+    }
+
+    fn namespace() -> IdentifyNamespace {
+        let mut ns = IdentifyNamespace { nsze: 1000, anagrpid: 2, nguid: [7; 16], ..Default::default() };
+        ns.lbaf[0] = LbaFormat { metadata_bytes: 0, block_shift: 12, performance: 0 };
+        ns
+    }
+
+    #[test]
+    fn a_plain_namespace() {
+        let ids = NamespaceIds { uuid: Some([9; 16]), ..Default::default() };
+        let n = describe(&view(), 1, &namespace(), &ids, None);
+        assert_eq!(n.trouble, None);
+        assert_eq!(n.info.geometry, Geometry { block_size: 4096, blocks: 1000 });
+        let l = n.info.limits;
+        assert_eq!((l.max_transfer_bytes, l.max_write_zeroes_blocks, l.max_discard_blocks), (128 << 10, 32, u32::MAX));
+        assert!(l.compare && l.write_cache && l.fua && !l.read_only);
+        assert_eq!(n.info.identity.identifiers, [Identifier::Nguid([7; 16]), Identifier::Uuid([9; 16])]);
+        assert_eq!(n.info.identity.cache_domain.0, "nvme:nqn.s:SERIAL");
+        assert_eq!((n.info.access, n.info.max_queues, n.info.max_depth), (Access::Optimized, 4, 127));
+    }
+
+    #[test]
+    fn what_cannot_be_used_says_why() {
+        let none = NamespaceIds::default();
+        let trouble = |ns: &IdentifyNamespace, ids: &NamespaceIds| describe(&view(), 3, ns, ids, None).trouble.unwrap().1;
+        let mut ns = namespace();
+        ns.lbaf[0].metadata_bytes = 8;
+        assert!(trouble(&ns, &none).contains("metadata"));
+        ns = namespace();
+        ns.lbaf[0].block_shift = 3;
+        assert!(trouble(&ns, &none).contains("namespace 3"));
+        ns.lbaf[0].block_shift = 31;
+        assert!(trouble(&ns, &none).contains("block_size"));
+        let zoned = NamespaceIds { csi: Some(2), ..none };
+        assert!(trouble(&namespace(), &zoned).contains("command set"));
+    }
+
+    #[test]
+    fn ana_by_group_then_by_namespace() {
+        let group = |id, state, nsids: &[u32]| AnaGroup { id, change_count: 0, state, nsids: nsids.to_vec() };
+        let log = AnaLog {
+            change_count: 1,
+            groups: vec![group(1, AnaState::Optimized, &[1]), group(2, AnaState::Change, &[5, 6])],
+        };
+        assert_eq!(access_of(Some(&log), 1, 9), Access::Optimized);
+        assert_eq!(access_of(Some(&log), 2, 1), Access::Change);
+        assert_eq!(access_of(Some(&log), 0, 6), Access::Change);
+        assert_eq!(access_of(Some(&log), 7, 9), Access::Inaccessible);
+        assert_eq!(access_of(None, 7, 9), Access::Optimized);
+    }
+}

@@ -1,0 +1,403 @@
+//! The connection: configuration, submission, transmission, closing. Reception is in `receive`.
+
+use super::receive::{Receiver, Stage};
+use super::slots::{MAX_DEPTH, Phase, SlotTable, Way};
+use super::transmit::{DigestDue, Kind, Pdu, Ring, Transmit};
+use super::{DataPlan, Event, Outcome, ProtocolError};
+use crate::pdu::{
+    ADMIN_IN_CAPSULE, CapsuleCmd, Direction, Framing, H2cData, IcReq, MAX_ENCODED_HEAD, TERM_MAX_LEN, TermReq,
+};
+use polypath_nvme::sqe::admin;
+use polypath_nvme::{Cqe, SglDescriptor, Sqe, StatusField};
+use std::collections::VecDeque;
+
+/// What the host wants of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostConfig {
+    /// Commands in flight, 1 to [`MAX_DEPTH`]. Must not exceed the queue size given in Connect less one.
+    pub depth: u16,
+    /// What ICReq asks for. MAXR2T may be at most 15 (16 outstanding).
+    pub request: IcReq,
+    /// Refuse the connection when header digests were asked for and not granted.
+    pub require_header_digest: bool,
+    /// Likewise for data digests.
+    pub require_data_digest: bool,
+    /// In-capsule data of this queue in octets: [`ADMIN_IN_CAPSULE`] for the admin queue, else from IOCCSZ.
+    pub in_capsule_bytes: u32,
+    /// SQ flow control was left on in Connect; then the SUCCESS flag is an error.
+    pub sq_flow_control: bool,
+    /// A wrong data digest closes the connection. Otherwise, as section 3.5.1.1 has it, it fails its command
+    /// with Transient Transport Error.
+    pub data_digest_fatal: bool,
+}
+
+impl HostConfig {
+    /// No digests, one R2T at a time, 8 KiB in the capsule, no SQ flow control, wrong data digests fatal.
+    pub fn new(depth: u16) -> Self {
+        HostConfig {
+            depth,
+            request: IcReq::default(),
+            require_header_digest: false,
+            require_data_digest: false,
+            in_capsule_bytes: ADMIN_IN_CAPSULE,
+            sq_flow_control: false,
+            data_digest_fatal: true,
+        }
+    }
+}
+
+/// A configuration that cannot work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Depth out of range.
+    #[error("depth is {0}, expected 1 to 1024")]
+    Depth(u16),
+    /// MAXR2T out of range.
+    #[error("MAXR2T is {0} (zero-based), at most 15 is supported")]
+    MaxR2t(u32),
+}
+
+/// What both sides agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Negotiated {
+    /// Framing of what we send (CPDA).
+    pub tx: Framing,
+    /// Framing of what we receive (HPDA).
+    pub rx: Framing,
+    /// Most data octets in one H2CData.
+    pub max_h2c_data: u32,
+}
+
+/// Why a command was not taken. The command was not touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// ICResp has not arrived, or the connection is closed.
+    #[error("the connection is not ready")]
+    NotReady,
+    /// All slots, or all places in the transmit ring, are taken.
+    #[error("the queue is full")]
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Idle,
+    Initializing,
+    Ready,
+    Closed,
+}
+
+/// An R2T that is not answered completely.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grant {
+    pub(super) slot: u16,
+    pub(super) ttag: u16,
+    pub(super) next: u32,
+    pub(super) end: u32,
+}
+
+/// One connection, the host's side. See the module for how it is driven.
+#[derive(Debug)]
+pub struct HostConnection {
+    pub(super) config: HostConfig,
+    pub(super) state: State,
+    pub(super) negotiated: Negotiated,
+    pub(super) slots: SlotTable,
+    pub(super) ring: Ring,
+    pub(super) grants: VecDeque<Grant>,
+    pub(super) events: VecDeque<Event>,
+    pub(super) receiver: Receiver,
+    term: [u8; TERM_MAX_LEN],
+    term_len: usize,
+    /// Where [`HostConnection::poll_outcome`] goes on.
+    cursor: u16,
+}
+
+impl HostConnection {
+    /// A connection that has not said anything yet. All memory is allocated here.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn new(config: HostConfig) -> Result<Self, ConfigError> {
+        if !(1..=MAX_DEPTH).contains(&config.depth) {
+            return Err(ConfigError::Depth(config.depth));
+        }
+        if config.request.max_r2t_z > 15 {
+            return Err(ConfigError::MaxR2t(config.request.max_r2t_z));
+        }
+        let r2ts = usize::from(config.depth) * (config.request.max_r2t_z as usize + 1);
+        Ok(HostConnection {
+            config,
+            state: State::Idle,
+            negotiated: Negotiated { tx: Framing::NONE, rx: Framing::NONE, max_h2c_data: 0 },
+            slots: SlotTable::new(config.depth),
+            ring: Ring::new(config.depth),
+            grants: VecDeque::with_capacity(r2ts),
+            events: VecDeque::with_capacity(usize::from(config.depth) + 1),
+            receiver: Receiver::new(),
+            term: [0; TERM_MAX_LEN],
+            term_len: 0,
+            cursor: 0,
+        })
+    }
+
+    /// Begins: ICReq goes into the ring. The caller bounds how long it waits for [`Event::Ready`].
+    pub fn start(&mut self) {
+        if self.state != State::Idle {
+            return;
+        }
+        let mut head = [0; MAX_ENCODED_HEAD];
+        let encoded = self.config.request.encode(&mut head);
+        debug_assert_eq!(encoded, Ok(head.len()));
+        self.ring.push(Pdu::new(Kind::Initialize, 0, head, head.len()));
+        self.state = State::Initializing;
+        self.receiver.stage = Stage::Head;
+    }
+
+    /// Takes a command; returns its slot. Command identifier and SGL descriptor of `sqe` are overwritten.
+    ///
+    /// # Errors
+    /// [`SubmitError`].
+    #[inline]
+    pub fn submit(&mut self, sqe: &Sqe, data: DataPlan) -> Result<u16, SubmitError> {
+        if self.state != State::Ready {
+            return Err(SubmitError::NotReady);
+        }
+        if !self.slots.has_free() || !self.ring.has_room_for_capsule() {
+            return Err(SubmitError::Full);
+        }
+        let (way, len, exact) = self.route(sqe, data);
+        let slot = self.slots.take(way, len, exact).ok_or(SubmitError::Full)?;
+        let in_capsule = if way == Way::InCapsule { len } else { 0 };
+        let mut sqe = *sqe;
+        sqe.set_cid(self.slots.cid(slot));
+        sqe.set_sgl(match way {
+            Way::InCapsule => SglDescriptor::InCapsule { offset: 0, length: len },
+            _ => SglDescriptor::Transport { length: len },
+        });
+        let mut head = [0; MAX_ENCODED_HEAD];
+        let cmd = CapsuleCmd { sqe, data_len: in_capsule };
+        let encoded = cmd.encode(&self.negotiated.tx, &mut head);
+        debug_assert!(encoded.is_ok(), "in-capsule data are bounded, the head always fits");
+        let pdu = Pdu::new(Kind::Capsule, slot, head, encoded.unwrap_or(0));
+        self.ring.push(pdu.with_data(0, in_capsule, self.negotiated.tx.data_digest));
+        self.slots.get_mut(slot).tx_pending = 1;
+        Ok(slot)
+    }
+
+    fn route(&self, sqe: &Sqe, data: DataPlan) -> (Way, u32, bool) {
+        match data {
+            DataPlan::None | DataPlan::ToHost { len: 0, .. } | DataPlan::ToController { len: 0, .. } => {
+                (Way::None, 0, false)
+            }
+            DataPlan::ToHost { len, exact } => (Way::ToHost, len, exact),
+            DataPlan::ToController { len, exact } => {
+                let is_fabrics = sqe.opcode() == admin::FABRICS;
+                let limit = if is_fabrics { ADMIN_IN_CAPSULE } else { self.config.in_capsule_bytes };
+                (if len <= limit { Way::InCapsule } else { Way::ToController }, len, exact)
+            }
+        }
+    }
+
+    /// Data that wait for their digest; the same again until [`HostConnection::set_digest`] was called.
+    /// Always `None` without data digests.
+    pub fn next_digest(&mut self) -> Option<DigestDue> {
+        if self.state == State::Ready && self.negotiated.tx.data_digest { self.ring.next_digest() } else { None }
+    }
+
+    /// The digest of the data that [`HostConnection::next_digest`] named.
+    pub fn set_digest(&mut self, token: u64, crc: u32) {
+        self.ring.set_digest(token, crc);
+    }
+
+    /// What has to leave, in order. Nothing once the connection is closed.
+    pub fn transmit(&self) -> Transmit<'_> {
+        if self.state == State::Closed { Transmit::nothing() } else { self.ring.transmit() }
+    }
+
+    /// Whether there is anything to send.
+    pub fn has_output(&self) -> bool {
+        self.state != State::Closed && !self.ring.is_empty()
+    }
+
+    /// The socket has taken the next `n` octets. With an asynchronous send: they were sent; call it before
+    /// handing in what was received since.
+    pub fn sent(&mut self, n: usize) {
+        if self.state == State::Closed {
+            return;
+        }
+        let HostConnection { ring, slots, events, .. } = self;
+        ring.sent(n as u64, |kind, index| {
+            if kind == Kind::Initialize {
+                return;
+            }
+            let slot = slots.get_mut(index);
+            slot.tx_pending -= 1;
+            match kind {
+                Kind::Capsule => slot.capsule_sent = true,
+                Kind::Data { last: true } => slot.r2ts -= 1,
+                _ => {}
+            }
+            if slot.phase == Phase::Draining && slot.tx_pending == 0 {
+                slot.phase = Phase::Done;
+                events.push_back(Event::Completed { slot: index, cqe: slot.result, received: slot.moved });
+            }
+        });
+        self.pump();
+    }
+
+    /// An asynchronous send holds the next `n` octets: they must not be listed again, their memory stays, and
+    /// commands among them count as sent. [`HostConnection::sent`] follows when it is done.
+    pub fn handed_over(&mut self, n: usize) {
+        self.ring.hand_over(n as u64);
+    }
+
+    /// Turns R2T into H2CData PDUs as far as there is room.
+    pub(super) fn pump(&mut self) {
+        while self.ring.has_room_for_data() {
+            let Some(grant) = self.grants.front_mut() else { return };
+            let length = (grant.end - grant.next).min(self.negotiated.max_h2c_data);
+            let last = grant.next + length == grant.end;
+            let slot = grant.slot;
+            let pdu = H2cData { cccid: self.slots.cid(slot), ttag: grant.ttag, offset: grant.next, length, last };
+            grant.next += length;
+            if last {
+                self.grants.pop_front();
+            }
+            let mut head = [0; MAX_ENCODED_HEAD];
+            let encoded = pdu.encode(&self.negotiated.tx, &mut head);
+            debug_assert!(encoded.is_ok(), "MAXH2CDATA and the command bound the length");
+            let out = Pdu::new(Kind::Data { last }, slot, head, encoded.unwrap_or(0));
+            self.ring.push(out.with_data(pdu.offset, length, self.negotiated.tx.data_digest));
+            self.slots.get_mut(slot).tx_pending += 1;
+        }
+    }
+
+    /// Takes a command back of which no octet has left, for instance because its time ran out while the
+    /// socket was stuck. Its slot is free at once and no event follows. `false` when it is too late.
+    pub fn withdraw(&mut self, slot: u16) -> bool {
+        let known = usize::from(slot) < self.slots.depth() && self.slots.get(slot).phase == Phase::Active;
+        if self.state != State::Ready || !known || !self.ring.capsule_is_untouched(slot) {
+            return false;
+        }
+        self.ring.untouched(|kind, s| kind == Kind::Capsule && s == slot);
+        self.slots.release(slot);
+        true
+    }
+
+    /// The next event, if any.
+    #[inline]
+    pub fn poll_event(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        if let Event::Completed { slot, .. } = event {
+            self.slots.release(slot);
+        }
+        Some(event)
+    }
+
+    /// A command was answered: its event is due now, or when the last octet of it has left.
+    pub(super) fn finish(&mut self, index: u16, cqe: Cqe) {
+        let slot = self.slots.get_mut(index);
+        slot.result = cqe;
+        if slot.digest_failed && cqe.status.is_success() {
+            slot.result.status = StatusField::TRANSIENT_TRANSPORT_ERROR;
+        }
+        if slot.tx_pending > 0 {
+            slot.phase = Phase::Draining;
+            return;
+        }
+        slot.phase = Phase::Done;
+        self.events.push_back(Event::Completed { slot: index, cqe: slot.result, received: slot.moved });
+    }
+
+    /// Ends the connection. Afterwards [`HostConnection::poll_outcome`] accounts for every command.
+    pub fn close(&mut self) {
+        if self.state == State::Closed {
+            return;
+        }
+        self.state = State::Closed;
+        self.receiver.stage = Stage::Closed;
+        let HostConnection { ring, slots, .. } = self;
+        ring.untouched(|kind, slot| {
+            if kind == Kind::Capsule {
+                slots.get_mut(slot).untouched = true;
+            }
+            false
+        });
+    }
+
+    /// Ends the connection because of `error`, which is answered with a terminate request quoting `header`.
+    pub(super) fn fail(&mut self, error: ProtocolError, header: &[u8]) -> ProtocolError {
+        if let Some(fes) = error.fes() {
+            let term = TermReq::new(Direction::HostToController, fes, error.fei(), header);
+            self.term_len = term.encode(&mut self.term).unwrap_or(0);
+        }
+        self.close();
+        error
+    }
+
+    /// The terminate request to send, once, before the socket is closed; `None` when there is none, or when the
+    /// stream stands in the middle of a PDU, where it could not be told from data.
+    pub fn terminate_request(&self) -> Option<&[u8]> {
+        (self.term_len > 0 && self.ring.at_boundary()).then_some(&self.term[..self.term_len])
+    }
+
+    /// What became of the next command, after the connection has closed. Covers commands whose events were not
+    /// fetched. Every command appears once; `None` when all have.
+    pub fn poll_outcome(&mut self) -> Option<(u16, Outcome)> {
+        if self.state != State::Closed {
+            return None;
+        }
+        while let Some(event) = self.events.pop_front() {
+            if let Event::Completed { slot, cqe, .. } = event {
+                self.slots.release(slot);
+                return Some((slot, Outcome::Finished(cqe)));
+            }
+        }
+        while usize::from(self.cursor) < self.slots.depth() {
+            let index = self.cursor;
+            self.cursor += 1;
+            let slot = *self.slots.get(index);
+            let outcome = match slot.phase {
+                Phase::Free | Phase::Done => continue,
+                Phase::Draining => Outcome::Finished(slot.result),
+                Phase::Active if slot.untouched => Outcome::NotSent,
+                Phase::Active => Outcome::Unknown,
+            };
+            self.slots.release(index);
+            return Some((index, outcome));
+        }
+        None
+    }
+
+    /// Whether commands may be submitted.
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Ready
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// What was agreed on, once ready.
+    pub fn negotiated(&self) -> Option<&Negotiated> {
+        (self.state == State::Ready).then_some(&self.negotiated)
+    }
+
+    /// Commands whose event or outcome was not fetched yet.
+    pub fn in_flight(&self) -> usize {
+        self.slots.in_use()
+    }
+
+    /// Commands that can be in flight.
+    pub fn depth(&self) -> usize {
+        self.slots.depth()
+    }
+
+    /// The identifier of the command in a slot, for Abort; `None` when the slot is free.
+    pub fn cid(&self, slot: u16) -> Option<u16> {
+        let known = usize::from(slot) < self.slots.depth() && self.slots.get(slot).phase != Phase::Free;
+        known.then(|| self.slots.cid(slot))
+    }
+}

@@ -1,0 +1,189 @@
+//! The table of commands in flight: slot index and generation make the command identifier, so that a stale,
+//! duplicated or invented one is noticed.
+
+use polypath_nvme::Cqe;
+
+const INDEX_BITS: u32 = 10;
+/// Most commands in flight on one connection.
+pub const MAX_DEPTH: u16 = 1 << INDEX_BITS;
+/// Generations run from 0 to 62, so that no identifier is FFFFh, which error logs use for "none".
+const GENERATIONS: u8 = 63;
+
+/// Which way a command's data goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    None,
+    ToHost,
+    /// In the capsule: no R2T is due.
+    InCapsule,
+    /// By R2T.
+    ToController,
+}
+
+/// Life of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Free,
+    Active,
+    /// Answered while octets of it are still on their way out; its buffers are not quiet yet.
+    Draining,
+    /// Its event waits to be fetched.
+    Done,
+}
+
+/// One command.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot {
+    pub(super) phase: Phase,
+    pub(super) generation: u8,
+    pub(super) way: Way,
+    pub(super) exact: bool,
+    /// The whole capsule has been sent.
+    pub(super) capsule_sent: bool,
+    /// The last C2HData has arrived.
+    pub(super) last: bool,
+    pub(super) digest_failed: bool,
+    /// Found when the connection closed: no octet was handed to the socket.
+    pub(super) untouched: bool,
+    /// R2T whose data are not all sent.
+    pub(super) r2ts: u8,
+    /// PDUs in the transmit ring.
+    pub(super) tx_pending: u16,
+    /// Octets of data.
+    pub(super) len: u32,
+    /// Octets received, or asked for by R2T.
+    pub(super) moved: u32,
+    /// Valid while draining.
+    pub(super) result: Cqe,
+}
+
+#[derive(Debug)]
+pub(super) struct SlotTable {
+    slots: Box<[Slot]>,
+    free: Vec<u16>,
+}
+
+impl SlotTable {
+    pub(super) fn new(depth: u16) -> Self {
+        let empty = Slot {
+            phase: Phase::Free,
+            generation: 0,
+            way: Way::None,
+            exact: false,
+            capsule_sent: false,
+            last: false,
+            digest_failed: false,
+            untouched: false,
+            r2ts: 0,
+            tx_pending: 0,
+            len: 0,
+            moved: 0,
+            result: Cqe::new(0, polypath_nvme::StatusField::SUCCESS),
+        };
+        SlotTable { slots: vec![empty; usize::from(depth)].into(), free: (0..depth).rev().collect() }
+    }
+
+    pub(super) fn depth(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn in_use(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(super) fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Takes a free slot for a command.
+    #[inline]
+    pub(super) fn take(&mut self, way: Way, len: u32, exact: bool) -> Option<u16> {
+        let index = self.free.pop()?;
+        let slot = &mut self.slots[usize::from(index)];
+        let (generation, result) = (slot.generation, slot.result);
+        *slot = Slot {
+            phase: Phase::Active,
+            generation,
+            way,
+            exact,
+            capsule_sent: false,
+            last: false,
+            digest_failed: false,
+            untouched: false,
+            r2ts: 0,
+            tx_pending: 0,
+            len,
+            moved: 0,
+            result,
+        };
+        Some(index)
+    }
+
+    /// Gives a slot back under a new generation.
+    #[inline]
+    pub(super) fn release(&mut self, index: u16) {
+        let slot = &mut self.slots[usize::from(index)];
+        debug_assert_ne!(slot.phase, Phase::Free);
+        slot.phase = Phase::Free;
+        slot.generation = (slot.generation + 1) % GENERATIONS;
+        self.free.push(index);
+    }
+
+    /// The identifier of the command in a slot.
+    #[inline]
+    pub(super) fn cid(&self, index: u16) -> u16 {
+        index | u16::from(self.slots[usize::from(index)].generation) << INDEX_BITS
+    }
+
+    /// The slot of the active command with this identifier.
+    #[inline]
+    pub(super) fn find(&self, cid: u16) -> Option<u16> {
+        let index = cid & (MAX_DEPTH - 1);
+        let slot = self.slots.get(usize::from(index))?;
+        let generation = (cid >> INDEX_BITS) as u8;
+        (slot.phase == Phase::Active && slot.generation == generation).then_some(index)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, index: u16) -> &Slot {
+        &self.slots[usize::from(index)]
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, index: u16) -> &mut Slot {
+        &mut self.slots[usize::from(index)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generations_tell_old_from_new() {
+        let mut t = SlotTable::new(2);
+        let a = t.take(Way::None, 0, false).unwrap();
+        let old = t.cid(a);
+        assert_eq!(t.find(old), Some(a));
+        t.release(a);
+        assert_eq!(t.find(old), None);
+        assert_eq!(t.take(Way::None, 0, false), Some(a));
+        assert_eq!(t.find(old), None);
+        assert_ne!(t.cid(a), old);
+        assert_eq!(t.find(0x3ff), None);
+        t.take(Way::None, 0, false).unwrap();
+        assert_eq!((t.take(Way::None, 0, false), t.in_use(), t.has_free()), (None, 2, false));
+    }
+
+    #[test]
+    fn no_identifier_is_ffff() {
+        let mut t = SlotTable::new(MAX_DEPTH);
+        t.free = vec![MAX_DEPTH - 1];
+        for _ in 0..200 {
+            let i = t.take(Way::None, 0, false).unwrap();
+            assert_ne!(t.cid(i), 0xffff);
+            assert_eq!(t.find(t.cid(i)), Some(i));
+            t.release(i);
+        }
+    }
+}
