@@ -35,6 +35,9 @@ mod stats;
 mod vring;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use guest::{GuestMemory, MapError};
 pub use server::{Server, ServerConfig, ServerError};
 pub use stats::VringStatistics;
