@@ -18,3 +18,4 @@ pub mod cpu;
 pub mod gap;
 pub mod latency;
 pub mod limit;
+pub mod verify;
