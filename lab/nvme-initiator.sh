@@ -40,13 +40,10 @@ verified() {
   have=$(md5sum < /tmp/back)
   [ "$want" = "$have" ] || { echo "round $1: wrote $want, read $have"; return 1; }
 }
-# verified_rounds FIRST LAST MIB
+# verified_rounds FIRST LAST MIB: says ROUND N as each begins
 verified_rounds() {
   round=$1
-  while [ "$round" -le "$2" ]; do verified "$round" "$3" || return 1; round=$((round + 1)); done
+  while [ "$round" -le "$2" ]; do echo "ROUND $round"; verified "$round" "$3" || return 1; round=$((round + 1)); done
   echo "ROUNDS-OK $1..$2"
 }
-# background FIRST LAST MIB / background_result: the same beside other commands
-background() { (verified_rounds "$1" "$2" "$3"; echo "status $?") > /tmp/background.log 2>&1 & }
-background_result() { wait; cat /tmp/background.log; tail -n 1 /tmp/background.log | grep -q '^status 0$'; }
 [ -e /dev/nvme-fabrics ]

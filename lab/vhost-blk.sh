@@ -9,10 +9,11 @@ fs_check() { have=$(md5sum < "/mnt/$1") && [ "$have" = "$(cat "/tmp/$1.md5")" ] 
 fs_remount() { sync && umount /mnt && echo 3 > /proc/sys/vm/drop_caches && mount -t ext4 /dev/vda /mnt; }
 # fs_fsck: unmounts and checks, changing nothing
 fs_fsck() { umount /mnt && /sbin/e2fsck -fn /dev/vda; }
-# fs_rounds FIRST LAST MIB: write, remount, check, over and over
+# fs_rounds FIRST LAST MIB: write, remount, check, over and over; says ROUND N as each begins
 fs_rounds() {
   round=$1
   while [ "$round" -le "$2" ]; do
+    echo "ROUND $round"
     fs_write "f$((round % 3))" "$3" && fs_remount && fs_check "f$((round % 3))" || { echo "round $round failed"; return 1; }
     round=$((round + 1))
   done

@@ -217,6 +217,21 @@ impl Guest {
         Ok(Running { id, command: command.to_owned() })
     }
 
+    /// Waits until a command that was begun prints a line that begins with `prefix`. The lines up to there are gone for `finish`.
+    ///
+    /// # Errors
+    /// It ended before it did, or did not within `limit`.
+    pub fn wait_for_line(&mut self, running: &Running, prefix: &str, limit: Duration) -> Result<()> {
+        let marker = format!("LAB DONE {} ", running.id);
+        let seen = self.console.wait_for(limit, |line| {
+            line.starts_with(prefix).then_some(true).or_else(|| line.starts_with(&marker).then_some(false))
+        });
+        match seen.with_context(|| format!("the guest's command `{}` did not say `{prefix}`", running.command))? {
+            true => Ok(()),
+            false => bail!("the guest's command `{}` ended before it said `{prefix}`", running.command),
+        }
+    }
+
     /// Waits for a command that was begun and returns what it printed.
     ///
     /// # Errors

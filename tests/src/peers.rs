@@ -86,6 +86,14 @@ impl NvmetGuest {
         self.command(&format!("link_up {port}"))
     }
 
+    /// Waits until `kib` further KiB have come in through a port: the proof that a path is in use, from the target's side.
+    ///
+    /// # Errors
+    /// Not within half a minute of the guest's time.
+    pub fn wait_for_traffic(&mut self, port: usize, kib: u32) -> Result<()> {
+        self.guest.run(&format!("wait_moved {port} {kib} 30"), 3 * COMMAND_LIMIT).map(drop)
+    }
+
     /// The guest itself.
     pub fn guest(&mut self) -> &mut Guest {
         &mut self.guest

@@ -1,1 +1,268 @@
-//! placeholder
+//! Our own programs, run as a user would: by their command lines and sockets, with nothing linked.
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, free_port, profile_folder, repository, target_folder};
+use crate::process::Process;
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// The path of one of our programs, built first if it has to be. All are built once per test program.
+///
+/// # Errors
+/// It does not build.
+pub fn program(name: &str) -> Result<PathBuf> {
+    static BUILT: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    BUILT.get_or_init(|| build().map_err(|e| format!("{e:#}"))).clone().map_err(|e| anyhow!(e))?;
+    Ok(profile_folder().join(name))
+}
+
+fn build() -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(repository()).args([
+        "build",
+        "--quiet",
+        "--package",
+        "polypathd",
+        "--package",
+        "polypath-target",
+    ]);
+    command.args(["--package", "polypath-bench", "--bins", "--target-dir"]).arg(target_folder());
+    if profile_folder().ends_with("release") {
+        command.arg("--release");
+    }
+    let output = command.output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "our programs do not build:\n{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// `polypath-target`: a software NVMe/TCP target with one namespace of RAM behind several listeners.
+#[derive(Debug)]
+pub struct Target {
+    process: Process,
+    control: PathBuf,
+    /// One port of 127.0.0.1 per listener.
+    pub ports: Vec<u16>,
+}
+
+impl Target {
+    /// The subsystem's name.
+    pub const NQN: &'static str = "nqn.2026-01.org.polypath.lab:target";
+
+    /// Starts it with `listeners` listeners over `mib` MiB of RAM in blocks of 512 bytes.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start(lab: &Lab, listeners: usize, mib: u32) -> Result<Self> {
+        let ports = (0..listeners).map(|_| free_port()).collect::<Result<Vec<u16>>>()?;
+        let control = lab.path("target.ctl");
+        let listeners: String =
+            ports.iter().map(|port| format!("[[listeners]]\naddress = \"127.0.0.1:{port}\"\n")).collect();
+        let config = format!(
+            "control = \"{}\"\n{listeners}[[subsystems]]\nnqn = \"{}\"\n[[subsystems.namespaces]]\nuri = \"ram://{mib}MiB\"\nnsid = 1\nana_group = 1\n",
+            control.display(),
+            Self::NQN
+        );
+        let file = lab.path("target.toml");
+        std::fs::write(&file, config)?;
+        let arguments = ["-c".to_owned(), file.display().to_string()];
+        let mut process = Process::start(&program("polypath-target")?, &arguments, lab.log("polypath-target"))?;
+        for port in &ports {
+            process.wait_for_port(*port, START_LIMIT)?;
+        }
+        Ok(Target { process, control, ports })
+    }
+
+    /// The namespace's URI through listener `index` (from 0). The keep-alive timeout is 1 s so that fences are short.
+    #[must_use]
+    pub fn uri(&self, index: usize) -> String {
+        format!("nvme-tcp://127.0.0.1:{}/{}?ns=1&keep_alive_ms=1000", self.ports[index], Self::NQN)
+    }
+
+    /// The URIs through all listeners.
+    #[must_use]
+    pub fn uris(&self) -> Vec<String> {
+        (0..self.ports.len()).map(|index| self.uri(index)).collect()
+    }
+
+    /// Sends one command to its control socket and returns the answer.
+    ///
+    /// # Errors
+    /// The target refuses it or does not answer.
+    pub fn control(&self, command: &Value) -> Result<Value> {
+        let answer = ask(&self.control, command)?;
+        if answer.get("error").is_some_and(|error| !error.is_null()) || answer.get("ok") == Some(&Value::Bool(false)) {
+            bail!("polypath-target refused {command}: {answer}");
+        }
+        Ok(answer)
+    }
+
+    /// From now on nothing arrives and nothing leaves on a listener's connections, new ones included; nothing is closed.
+    ///
+    /// # Errors
+    /// As [`Target::control`].
+    pub fn drop_silently(&self, listener: usize) -> Result<()> {
+        self.control(&json!({"command": "drop", "listener": listener})).map(drop)
+    }
+
+    /// Resets a listener's connections (TCP RST); it takes new ones.
+    ///
+    /// # Errors
+    /// As [`Target::control`].
+    pub fn reset(&self, listener: usize) -> Result<()> {
+        self.control(&json!({"command": "reset", "listener": listener})).map(drop)
+    }
+
+    /// Ends every fault of a listener.
+    ///
+    /// # Errors
+    /// As [`Target::control`].
+    pub fn heal(&self, listener: usize) -> Result<()> {
+        self.control(&json!({"command": "heal", "listener": listener})).map(drop)
+    }
+
+    /// Changes the ANA state of group 1 on a listener.
+    ///
+    /// # Errors
+    /// As [`Target::control`].
+    pub fn set_ana(&self, listener: usize, state: &str) -> Result<()> {
+        self.control(&json!({"command": "ana", "listener": listener, "group": 1, "state": state})).map(drop)
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// `polypathd` with one disk and one vhost-user-blk socket.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Process,
+    rpc: PathBuf,
+    /// The vhost-user-blk socket.
+    pub socket: PathBuf,
+}
+
+impl Daemon {
+    /// Starts it over these paths.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start(lab: &Lab, paths: &[String], queues: u16) -> Result<Self> {
+        let (socket, rpc) = (lab.path("disk.sock"), lab.path("rpc.sock"));
+        let paths: Vec<String> = paths.iter().map(|path| format!("\"{path}\"")).collect();
+        let config = format!(
+            "[daemon]\nrpc_socket = \"{}\"\n\n[[disk]]\nname = \"disk\"\npaths = [{}]\n\n[[vhost]]\ndisk = \"disk\"\nsocket = \"{}\"\nqueues = {queues}\n",
+            rpc.display(),
+            paths.join(", "),
+            socket.display()
+        );
+        let file = lab.path("polypathd.toml");
+        std::fs::write(&file, config)?;
+        let arguments = ["-c".to_owned(), file.display().to_string()];
+        let mut process = Process::start(&program("polypathd")?, &arguments, lab.log("polypathd"))?;
+        process.wait_for_socket(&socket, START_LIMIT)?;
+        Ok(Daemon { process, rpc, socket })
+    }
+
+    /// Calls a method of its JSON-RPC 2.0 interface.
+    ///
+    /// # Errors
+    /// It answers with an error, or not at all.
+    pub fn rpc(&self, method: &str, parameters: &Value) -> Result<Value> {
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters});
+        let mut answer = ask(&self.rpc, &request)?;
+        if let Some(error) = answer.get("error") {
+            bail!("polypathd refused {method}: {error}");
+        }
+        Ok(answer.get_mut("result").map(Value::take).unwrap_or_default())
+    }
+
+    /// Asks it to end and checks that it drains and ends well.
+    ///
+    /// # Errors
+    /// It does not end within a minute, or with a failure.
+    pub fn stop(mut self) -> Result<()> {
+        let status = self.process.terminate(START_LIMIT)?;
+        ensure!(status.success(), "polypathd ended with {status}\n{}", self.process.log_tail());
+        Ok(())
+    }
+}
+
+/// A running `polypath-bench run --rw verify`.
+#[derive(Debug)]
+pub struct BenchVerify {
+    process: Process,
+    json: PathBuf,
+}
+
+impl BenchVerify {
+    /// Starts it over these paths for `seconds`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(lab: &Lab, paths: &[String], queue_depth: u32, seconds: u32) -> Result<Self> {
+        let json = lab.log("polypath-bench").with_extension("json");
+        let mut arguments = vec!["run".to_owned()];
+        for path in paths {
+            arguments.extend(["--path".to_owned(), path.clone()]);
+        }
+        arguments.extend(["--rw", "verify", "--bs", "4k", "--ramp", "0", "--qd"].map(str::to_owned));
+        arguments.extend([queue_depth.to_string(), "--time".to_owned(), seconds.to_string()]);
+        arguments.extend(["--json".to_owned(), json.display().to_string()]);
+        let process = Process::start(&program("polypath-bench")?, &arguments, lab.log("polypath-bench"))?;
+        Ok(BenchVerify { process, json })
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.process.ended()?.is_none())
+    }
+
+    /// Waits for its end and returns its JSON report, which shows no error.
+    ///
+    /// # Errors
+    /// It fails, does not end within `limit`, or reports an error.
+    pub fn finish(mut self, limit: Duration) -> Result<Value> {
+        let status = self.process.wait(limit)?;
+        let text = std::fs::read_to_string(&self.json).unwrap_or_default();
+        ensure!(status.success(), "polypath-bench ended with {status}\n{}\n{text}", self.process.log_tail());
+        let report: Value =
+            serde_json::from_str(&text).with_context(|| format!("polypath-bench wrote no JSON object but: {text}"))?;
+        let number = |key: &str| {
+            report
+                .get(key)
+                .and_then(Value::as_f64)
+                .with_context(|| format!("the report has no number `{key}`: {report:#}"))
+        };
+        ensure!(
+            number("errors")? == 0.0 && number("verify_errors")? == 0.0,
+            "polypath-bench found trouble: {report:#}"
+        );
+        ensure!(number("iops")? > 0.0, "polypath-bench did nothing: {report:#}");
+        Ok(report)
+    }
+}
+
+fn ask(socket: &std::path::Path, request: &Value) -> Result<Value> {
+    let mut stream = UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.write_all(format!("{request}\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .with_context(|| format!("no answer on {} to {request}", socket.display()))?;
+    serde_json::from_str(&line).with_context(|| format!("{} answered {request} with {line:?}", socket.display()))
+}
