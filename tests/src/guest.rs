@@ -164,13 +164,47 @@ impl Guest {
         let kernel = Kernel::find()?;
         let initramfs = spec
             .contents
-            .build(&kernel)
+            .build(Some(&kernel))
             .with_context(|| format!("cannot build the first file system of `{}`", spec.name))?;
         let qemu = find_program("qemu-system-x86_64").context("qemu-system-x86_64 is not installed")?;
         let console_log = lab.log(&format!("{}-kernel", spec.name));
-        let started = Instant::now();
         let line = spec.command_line(&kernel, &initramfs, &console_log);
-        let (process, mut console) = Process::start_with_console(&qemu, &line, lab.log(&spec.name))?;
+        Self::start(lab, spec, &qemu, &line, &console_log)
+    }
+
+    /// Boots a User-Mode Linux, a Linux kernel that is an ordinary program, with everything built in and a vhost-user-blk disk at
+    /// `socket`. Of `spec` it takes the name, the memory, programs and scripts.
+    ///
+    /// # Errors
+    /// As [`Guest::boot`].
+    pub fn boot_user_mode_linux(lab: &Lab, spec: &GuestSpec, kernel: &Path, socket: &Path) -> Result<Self> {
+        let initramfs = spec
+            .contents
+            .build(None)
+            .with_context(|| format!("cannot build the first file system of `{}`", spec.name))?;
+        let log = lab.log(&spec.name);
+        let line = [
+            format!("mem={}M", spec.memory_mib),
+            format!("initrd={}", initramfs.display()),
+            // 2 is the virtio device number of a block device
+            format!("virtio_uml.device={}:2", socket.display()),
+            // the command line of a guest is its second serial port
+            "ssl1=fd:0,fd:1".to_owned(),
+            "con0=null,fd:2".to_owned(),
+            "root=/dev/ram0".to_owned(),
+            "rdinit=/init".to_owned(),
+            "con=null".to_owned(),
+            "ssl=null".to_owned(),
+            "seccomp=on".to_owned(),
+            // its own scratch files go where ours go
+            format!("uml_dir={}", lab.path("uml").display()),
+        ];
+        Self::start(lab, spec, kernel, &line, &log)
+    }
+
+    fn start(lab: &Lab, spec: &GuestSpec, program: &Path, line: &[String], console_log: &Path) -> Result<Self> {
+        let started = Instant::now();
+        let (process, mut console) = Process::start_with_console(program, line, lab.log(&spec.name))?;
         let answer = console.wait_for(BOOT_LIMIT, |line| {
             line.starts_with("LAB READY")
                 .then_some(Ok(()))
@@ -182,7 +216,7 @@ impl Guest {
             Err(e) => Err(e),
         };
         outcome.with_context(|| {
-            let kernel_log = std::fs::read(&console_log).unwrap_or_default();
+            let kernel_log = std::fs::read(console_log).unwrap_or_default();
             let kernel_log = String::from_utf8_lossy(&kernel_log).into_owned();
             let lines: Vec<&str> = kernel_log.lines().collect();
             let tail = lines[lines.len().saturating_sub(20)..].join("\n");

@@ -23,11 +23,11 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Builds the image for `kernel`, or finds it in the cache.
+    /// Builds the image for `kernel`, or finds it in the cache. Without a kernel it has no modules.
     ///
     /// # Errors
     /// A module, a program or a script is missing, or a tool (busybox, modprobe, ldd) is.
-    pub fn build(&self, kernel: &Kernel) -> Result<PathBuf> {
+    pub fn build(&self, kernel: Option<&Kernel>) -> Result<PathBuf> {
         let mut archive = Archive::default();
         for folder in ["proc", "sys", "dev", "mnt", "tmp", "run", "root"] {
             archive.folder(folder);
@@ -51,7 +51,7 @@ impl Contents {
             archive.file(&format!("sbin/{program}"), 0o755, std::fs::read(&path)?);
             self.add_libraries(&mut archive, &path)?;
         }
-        if let Some((root, version)) = &kernel.modules {
+        if let Some((root, version)) = kernel.and_then(|kernel| kernel.modules.as_ref()) {
             self.add_modules(&mut archive, root, version)?;
         }
         archive.store(&cache_folder().join("initramfs"))

@@ -130,6 +130,8 @@ fn cargo(step: &Step) -> Result<(bool, Tally)> {
     let mut child = Command::new(cargo)
         .args(&step.arguments)
         .current_dir(repository())
+        // a failed test's error is a sentence; forty lines of frames under it hide the next one
+        .env("RUST_LIB_BACKTRACE", std::env::var_os("RUST_LIB_BACKTRACE").unwrap_or_else(|| "0".into()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
