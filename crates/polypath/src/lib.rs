@@ -11,13 +11,25 @@
 //! **Unsafe:** none, forbidden.
 #![forbid(unsafe_code)]
 
+mod block_on;
+mod buffer;
+mod disk;
 mod error;
 mod group;
+mod lane;
+mod op;
+mod open;
+mod poller;
 mod stack;
 mod tally;
 
+pub use block_on::block_on;
+pub use buffer::Buffer;
+pub use disk::{Closing, Disk};
 pub use error::Error;
 pub use group::{GroupSpec, PathSpec};
+pub use op::{Command, Transfer};
+pub use open::{Builder, IntoUris, Opening};
 pub use stack::{Stack, StackConfig, wait_live};
 
 /// The contract: I/O, queues, devices, URIs.

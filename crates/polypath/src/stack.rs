@@ -1,6 +1,7 @@
 //! Reactors, buffers, and a way from a URI to a device.
 
 use crate::error::Error;
+use crate::group::GroupSpec;
 use crate::tally::Tally;
 use polypath_block::{Device, DeviceInfo, DeviceState, DiskUri, Host, Scheme};
 use polypath_memory::Arena;
@@ -127,6 +128,24 @@ impl Stack {
             Scheme::Null | Scheme::Ram | Scheme::File => Ok(polypath_local::open(uri)?),
             scheme => Err(Error::Unsupported { uri: uri.to_string(), scheme: scheme.as_str() }),
         }
+    }
+
+    /// One local disk as it is; network disks and lists as a group, which waits and re-drives.
+    pub(crate) fn open_uris(&self, mut uris: Vec<DiskUri>) -> Result<Arc<dyn Device>, Error> {
+        match uris.len() {
+            0 => {
+                Err(Error::Spec { what: "disk".into(), problem: "no URI given; expected one, or several paths".into() })
+            }
+            1 => self.open_device(&uris.remove(0)),
+            _ => {
+                let name = uris[0].to_string();
+                self.open_spec(&GroupSpec::new(name, uris))
+            }
+        }
+    }
+
+    pub(crate) fn open_spec(&self, spec: &GroupSpec) -> Result<Arc<dyn Device>, Error> {
+        Err(Error::Spec { what: spec.name.clone(), problem: "groups are not in this build yet".into() })
     }
 
     pub(crate) fn pollers(&self) -> &Arc<Tally> {

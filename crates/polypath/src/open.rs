@@ -1,0 +1,304 @@
+//! Opening a disk: policies, a thread that may block, and a future that waits for it.
+
+use crate::disk::{Disk, Parts};
+use crate::error::Error;
+use crate::group::GroupSpec;
+use crate::lane::Lane;
+use crate::poller::{DiskPoller, Setup};
+use crate::stack::{Stack, wait_live};
+use crate::tally::Tally;
+use polypath_block::{Armed, Cx, Device, DiskUri, OpenError, Poller, QueueConfig, Turn, UriError, Waits};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// One URI, or several that are paths to one disk.
+pub trait IntoUris {
+    /// Parses them.
+    ///
+    /// # Errors
+    /// Names the part of the first URI that does not do.
+    fn into_uris(self) -> Result<Vec<DiskUri>, UriError>;
+}
+
+impl IntoUris for &str {
+    fn into_uris(self) -> Result<Vec<DiskUri>, UriError> {
+        Ok(vec![self.parse()?])
+    }
+}
+
+impl IntoUris for String {
+    fn into_uris(self) -> Result<Vec<DiskUri>, UriError> {
+        self.as_str().into_uris()
+    }
+}
+
+impl IntoUris for &String {
+    fn into_uris(self) -> Result<Vec<DiskUri>, UriError> {
+        self.as_str().into_uris()
+    }
+}
+
+impl IntoUris for DiskUri {
+    fn into_uris(self) -> Result<Vec<DiskUri>, UriError> {
+        Ok(vec![self])
+    }
+}
+
+impl IntoUris for Vec<DiskUri> {
+    fn into_uris(self) -> Result<Vec<DiskUri>, UriError> {
+        Ok(self)
+    }
+}
+
+impl<S: AsRef<str>> IntoUris for &[S] {
+    fn into_uris(self) -> Result<Vec<DiskUri>, UriError> {
+        self.iter().map(|s| s.as_ref().parse()).collect()
+    }
+}
+
+impl<S: AsRef<str>> IntoUris for &Vec<S> {
+    fn into_uris(self) -> Result<Vec<DiskUri>, UriError> {
+        self.as_slice().into_uris()
+    }
+}
+
+impl<S: AsRef<str>, const N: usize> IntoUris for [S; N] {
+    fn into_uris(self) -> Result<Vec<DiskUri>, UriError> {
+        self.as_slice().into_uris()
+    }
+}
+
+impl<S: AsRef<str>, const N: usize> IntoUris for &[S; N] {
+    fn into_uris(self) -> Result<Vec<DiskUri>, UriError> {
+        self.as_slice().into_uris()
+    }
+}
+
+enum Source {
+    Uris(Result<Vec<DiskUri>, UriError>),
+    Group(GroupSpec),
+    Device(Arc<dyn Device>),
+}
+
+/// How a disk is to be opened. What names it (URIs, a group, a device) may be given once; the last one counts.
+#[must_use = "nothing happens before open()"]
+pub struct Builder {
+    source: Source,
+    stack: Option<Stack>,
+    depth: u16,
+    timeout: Duration,
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        Builder { source: Source::Uris(Ok(Vec::new())), stack: None, depth: 128, timeout: Duration::from_secs(15) }
+    }
+
+    /// One URI, or several that are paths to one disk.
+    pub fn uris(mut self, uris: impl IntoUris) -> Self {
+        self.source = Source::Uris(uris.into_uris());
+        self
+    }
+
+    /// A multipath disk with its policies: selector, time-outs, expected identifiers.
+    pub fn group(mut self, spec: GroupSpec) -> Self {
+        self.source = Source::Group(spec);
+        self
+    }
+
+    /// A device that is open already. It stays open when the disk is closed.
+    pub fn device(mut self, device: Arc<dyn Device>) -> Self {
+        self.source = Source::Device(device);
+        self
+    }
+
+    /// The stack to run on; [`Stack::shared`] if none is given.
+    pub fn stack(mut self, stack: &Stack) -> Self {
+        self.stack = Some(stack.clone());
+        self
+    }
+
+    /// Operations per reactor that are with the device at a time, 1 to 4096; 128 if not given. A device that takes less is given less.
+    pub fn depth(mut self, depth: u16) -> Self {
+        self.depth = depth.clamp(1, 4096);
+        self
+    }
+
+    /// How long to wait for the disk to answer; 15 s if not given.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = limit;
+        self
+    }
+
+    /// Begins to open it, on a thread of its own.
+    ///
+    /// # Errors
+    /// Of the future: what does not do, or what kept the disk from answering in time.
+    pub fn open(self) -> Opening {
+        let shared = Arc::new(Mutex::new(Answer::default()));
+        let promise = Promise(shared.clone());
+        let spawned = thread::Builder::new().name("polypath-open".into()).spawn(move || {
+            let result = self.open_blocking();
+            promise.keep(result);
+        });
+        if let Err(source) = spawned {
+            let error = Error::System { what: "starting a thread to open a disk", source };
+            Promise(shared.clone()).keep(Err(error));
+        }
+        Opening(shared)
+    }
+
+    /// Opens it on this thread, which may be held up for as long as [`Builder::timeout`]. Never call it on a reactor.
+    ///
+    /// # Errors
+    /// As [`Builder::open`].
+    pub fn open_blocking(self) -> Result<Disk, Error> {
+        let stack = self.stack.map_or_else(Stack::shared, Ok)?;
+        let (device, owned) = match self.source {
+            Source::Device(device) => (device, false),
+            Source::Group(spec) => (stack.open_spec(&spec)?, true),
+            Source::Uris(uris) => (stack.open_uris(uris?)?, true),
+        };
+        let opened = attach(&stack, &device, owned, self.depth, self.timeout);
+        if opened.is_err() && owned {
+            device.close();
+        }
+        opened
+    }
+}
+
+fn attach(stack: &Stack, device: &Arc<dyn Device>, owned: bool, depth: u16, timeout: Duration) -> Result<Disk, Error> {
+    let info = wait_live(&**device, timeout)?;
+    let arena = stack.arena()?;
+    let blocks = Arc::new(AtomicU64::new(info.geometry.blocks));
+    let (pollers, depth) = (Tally::new(), depth.min(info.max_depth.max(1)));
+    let (tell, told) = mpsc::channel();
+    let hosts = stack.hosts();
+    for host in hosts.iter().take(info.max_queues.max(1).into()) {
+        let (lane, rx) = Lane::new(host.clone(), depth.into());
+        let counted = [pollers.enter(), stack.pollers().enter()];
+        let (device, info, blocks, tell) = (device.clone(), info.clone(), blocks.clone(), tell.clone());
+        host.spawn(Box::new(move |cx| {
+            let made = open_lane(cx, &device, depth).map(|(queue, row)| {
+                let setup = Setup { queue, lane: lane.clone(), rx, device, info, blocks, row, depth, counted };
+                (lane, DiskPoller::new(setup))
+            });
+            let (answer, poller): (_, Box<dyn Poller>) = match made {
+                Ok((lane, poller)) => (Ok(lane), Box::new(poller)),
+                Err(error) => (Err(error), Box::new(Ended)),
+            };
+            // Whoever opens waits for every reactor; if it has gone, so has the lane, and the poller ends.
+            if let Err(mpsc::SendError(Ok(lane))) = tell.send(answer) {
+                lane.close();
+            }
+            poller
+        }));
+    }
+    drop(tell);
+    let (mut lanes, mut failed) = (Vec::new(), None);
+    let deadline = Instant::now() + timeout.max(Duration::from_secs(1));
+    while let Ok(answer) = told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match answer {
+            Ok(lane) => lanes.push(lane),
+            Err(error) => failed = Some(error),
+        }
+    }
+    match failed {
+        Some(error) if lanes.is_empty() => return Err(error),
+        Some(error) => tracing::warn!(device = device.name(), %error, "served by fewer reactors than there are"),
+        None => {}
+    }
+    if lanes.is_empty() {
+        return Err(Error::Gone { name: device.name().into(), reason: "its reactors have ended, or are stuck".into() });
+    }
+    let (device, stack) = (device.clone(), stack.clone());
+    Ok(Disk::new(Parts { device, owned, info, blocks, lanes, pollers, arena, stack }))
+}
+
+type Opened = (Box<dyn polypath_block::IoQueue>, polypath_block::SegRow);
+
+fn open_lane(cx: &mut Cx<'_>, device: &Arc<dyn Device>, depth: u16) -> Result<Opened, Error> {
+    let row = cx
+        .segs
+        .reserve(depth.into(), 1)
+        .map_err(|error| Error::Queue(OpenError::System { name: device.name().into(), reason: error.to_string() }))?;
+    match device.open_queue(QueueConfig { depth }) {
+        Ok(queue) => Ok((queue, row)),
+        Err(error) => {
+            cx.segs.release(row);
+            Err(error.into())
+        }
+    }
+}
+
+/// A poller in place of one that could not be made.
+struct Ended;
+
+impl Poller for Ended {
+    fn poll(&mut self, _: &mut Cx<'_>) -> Turn {
+        Turn::Finished
+    }
+
+    fn arm(&mut self, _: &mut Cx<'_>, _: &mut Waits) -> Armed {
+        Armed::Busy
+    }
+
+    fn name(&self) -> &str {
+        "disk (could not be opened)"
+    }
+}
+
+#[derive(Default)]
+struct Answer {
+    result: Option<Result<Disk, Error>>,
+    waker: Option<Waker>,
+    kept: bool,
+}
+
+struct Promise(Arc<Mutex<Answer>>);
+
+impl Promise {
+    fn keep(&self, result: Result<Disk, Error>) {
+        let mut answer = self.0.lock().unwrap_or_else(|p| p.into_inner());
+        if std::mem::replace(&mut answer.kept, true) {
+            return;
+        }
+        answer.result = Some(result);
+        let waker = answer.waker.take();
+        drop(answer);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        let source = std::io::Error::other("the thread that opened it has ended without a word");
+        self.keep(Err(Error::System { what: "opening a disk", source }));
+    }
+}
+
+/// A disk that is being opened. Dropping it lets the disk go as soon as it is open.
+#[must_use = "the disk is closed again if nobody takes it"]
+pub struct Opening(Arc<Mutex<Answer>>);
+
+impl Future for Opening {
+    type Output = Result<Disk, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut answer = self.0.lock().unwrap_or_else(|p| p.into_inner());
+        match answer.result.take() {
+            Some(result) => Poll::Ready(result),
+            None => {
+                answer.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
