@@ -1,0 +1,431 @@
+//! What a target is made of: listeners, subsystems, namespaces, limits. Read from TOML or built by a program.
+
+use polypath_block::{DiskUri, Endpoint, Scheme};
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// The subsystem name used when a namespace is given without one.
+pub const DEFAULT_NQN: &str = "nqn.2024-01.org.polypath:target";
+
+/// A whole target. `Default` gives one listener-less, subsystem-less target with the limits of the field docs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TargetConfig {
+    /// Where it listens; index in this list is the listener's name in faults and ANA states.
+    pub listeners: Vec<ListenerConfig>,
+    /// What it serves.
+    pub subsystems: Vec<SubsystemConfig>,
+    /// Other discovery controllers that our discovery log points at.
+    pub referrals: Vec<String>,
+    /// Threads, each an epoll loop with its share of the connections (1 to 64; default 1).
+    pub threads: usize,
+    /// CPUs the threads are pinned to, in order; empty for no pinning.
+    pub cpus: Vec<usize>,
+    /// How long an idle thread polls before it sleeps, in microseconds (default 50).
+    pub spin_us: u64,
+    /// Unix socket for control commands.
+    pub control: Option<PathBuf>,
+    /// May a host switch header digests on? (default yes)
+    pub header_digest: bool,
+    /// May a host switch data digests on? (default yes)
+    pub data_digest: bool,
+    /// Ask hosts for both digests even when they do not want them? Hosts that did not ask never get one. (default no)
+    pub refuse_without_digests: bool,
+    /// Keep-alive granularity in milliseconds, a multiple of 100 (default 100).
+    pub kas_ms: u32,
+    /// Command quiesce time that is advertised, in milliseconds; 0 reports none (default 500).
+    pub cqt_ms: u16,
+    /// Traffic-based keep alive (CTRATT bit 6)? (default no)
+    pub tbkas: bool,
+    /// I/O queues granted to one controller (1 to 128; default 16).
+    pub max_io_queues: u16,
+    /// Entries of a queue, the largest a host may ask for (2 to 1024; default 256).
+    pub queue_depth: u16,
+    /// Data bytes a command capsule of an I/O queue may carry, a multiple of 16, at most 65536 (default 8192).
+    pub in_capsule: u32,
+    /// MAXH2CDATA in bytes: 4096 to 1 MiB (default 131072).
+    pub max_h2c_data: u32,
+    /// Most bytes one R2T asks for; 0 asks for all of a command at once (default 0).
+    pub r2t_bytes: u32,
+    /// Largest transfer of one command in bytes, a power of two from 4096 to 1 MiB (default 131072).
+    pub mdts_bytes: u32,
+    /// Data alignment that hosts must keep in PDUs to us (CPDA), in dwords, zero-based (default 0; Linux takes only 0).
+    pub cpda: u8,
+    /// Let hosts switch SQ flow control off (then reads need no response capsule)? (default yes)
+    pub allow_no_flow_control: bool,
+    /// Connections at a time; more are closed at once (default 1024).
+    pub max_connections: usize,
+    /// Whether namespaces report a volatile write cache; `None` (default) only those on files do.
+    pub volatile_write_cache: Option<bool>,
+}
+
+impl Default for TargetConfig {
+    fn default() -> Self {
+        TargetConfig {
+            listeners: Vec::new(),
+            subsystems: Vec::new(),
+            referrals: Vec::new(),
+            threads: 1,
+            cpus: Vec::new(),
+            spin_us: 50,
+            control: None,
+            header_digest: true,
+            data_digest: true,
+            refuse_without_digests: false,
+            kas_ms: 100,
+            cqt_ms: 500,
+            tbkas: false,
+            max_io_queues: 16,
+            queue_depth: 256,
+            in_capsule: 8192,
+            max_h2c_data: 131_072,
+            r2t_bytes: 0,
+            mdts_bytes: 131_072,
+            cpda: 0,
+            allow_no_flow_control: true,
+            max_connections: 1024,
+            volatile_write_cache: None,
+        }
+    }
+}
+
+/// One listener.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerConfig {
+    /// `address:port`; port 0 takes a free one.
+    pub address: String,
+    /// ANA state of every group on this listener at the start (default optimized).
+    #[serde(default)]
+    pub ana: AnaState,
+}
+
+impl ListenerConfig {
+    /// A listener at `address`, optimized.
+    pub fn new(address: impl Into<String>) -> Self {
+        ListenerConfig { address: address.into(), ana: AnaState::Optimized }
+    }
+}
+
+/// One NVM subsystem.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubsystemConfig {
+    /// Its name.
+    pub nqn: String,
+    /// Serial number, up to 20 characters; derived from the name when not given.
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// Its namespaces.
+    #[serde(default)]
+    pub namespaces: Vec<NamespaceConfig>,
+}
+
+/// One namespace.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamespaceConfig {
+    /// `ram://SIZE`, `null://SIZE` or `file:///PATH`, with options `bs`, `nsid`, `uuid`, `nguid`, `eui64`, `anagrp`, which
+    /// the fields below override.
+    pub uri: String,
+    /// Namespace identifier; the next free one when not given.
+    #[serde(default)]
+    pub nsid: Option<u32>,
+    /// Logical block size: 512 or 4096 (default 512).
+    #[serde(default)]
+    pub bs: Option<u32>,
+    /// UUID as text; derived from subsystem name and NSID when not given.
+    #[serde(default)]
+    pub uuid: Option<String>,
+    /// NGUID as 32 hexadecimal digits; derived when not given.
+    #[serde(default)]
+    pub nguid: Option<String>,
+    /// EUI-64 as 16 hexadecimal digits; none when not given.
+    #[serde(default)]
+    pub eui64: Option<String>,
+    /// ANA group (1 to 1024); the NSID when not given.
+    #[serde(default)]
+    pub ana_group: Option<u32>,
+}
+
+impl NamespaceConfig {
+    /// A namespace over the medium that `uri` names, everything else by default.
+    pub fn new(uri: impl Into<String>) -> Self {
+        NamespaceConfig { uri: uri.into(), nsid: None, bs: None, uuid: None, nguid: None, eui64: None, ana_group: None }
+    }
+}
+
+/// Asymmetric namespace access state, as on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnaState {
+    /// Best way to the namespace.
+    #[default]
+    Optimized,
+    /// Works, slower.
+    NonOptimized,
+    /// Does not work for now.
+    Inaccessible,
+    /// Never works again here.
+    PersistentLoss,
+    /// Between two states.
+    Change,
+}
+
+impl AnaState {
+    /// The value on the wire (Base 2.1 section 8.1.1).
+    pub fn code(self) -> u8 {
+        match self {
+            AnaState::Optimized => 1,
+            AnaState::NonOptimized => 2,
+            AnaState::Inaccessible => 3,
+            AnaState::PersistentLoss => 4,
+            AnaState::Change => 0xf,
+        }
+    }
+
+    /// The state with this name, dashes and underscores alike.
+    ///
+    /// # Errors
+    /// Lists the names there are.
+    pub fn parse(text: &str) -> Result<AnaState, String> {
+        match text.replace('-', "_").as_str() {
+            "optimized" => Ok(AnaState::Optimized),
+            "non_optimized" | "nonoptimized" => Ok(AnaState::NonOptimized),
+            "inaccessible" => Ok(AnaState::Inaccessible),
+            "persistent_loss" => Ok(AnaState::PersistentLoss),
+            "change" => Ok(AnaState::Change),
+            _ => Err(format!(
+                "\"{text}\" is no ANA state; expected optimized, non_optimized, inaccessible, persistent_loss or change"
+            )),
+        }
+    }
+}
+
+/// A configuration that cannot be served: which part, and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[error("{part}: {problem}")]
+pub struct ConfigError {
+    /// Which part, such as `kas_ms` or `subsystem nqn..., namespace ram://1GiB`.
+    pub part: String,
+    /// What is wrong and what was expected.
+    pub problem: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(part: impl Into<String>, problem: impl Into<String>) -> Self {
+        ConfigError { part: part.into(), problem: problem.into() }
+    }
+}
+
+/// Where a namespace's bytes are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Backing {
+    Ram(u64),
+    Null(u64),
+    File(PathBuf),
+}
+
+/// A namespace with everything resolved but its medium.
+#[derive(Clone, Debug)]
+pub(crate) struct NamespacePlan {
+    pub(crate) nsid: u32,
+    pub(crate) backing: Backing,
+    pub(crate) bs: u32,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) nguid: [u8; 16],
+    pub(crate) eui64: [u8; 8],
+    pub(crate) group: u32,
+}
+
+impl TargetConfig {
+    /// Reads a TOML file's text.
+    ///
+    /// # Errors
+    /// Line, key and what was expected, as the TOML reader puts it; or a value out of its range.
+    pub fn from_toml(text: &str) -> Result<TargetConfig, ConfigError> {
+        let config: TargetConfig =
+            toml::from_str(text).map_err(|e| ConfigError::new("configuration file", e.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks every limit.
+    ///
+    /// # Errors
+    /// Names the first value out of its range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let range = |name: &str, value: u64, low: u64, high: u64| {
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                Err(ConfigError::new(name, format!("{value} is not from {low} to {high}")))
+            }
+        };
+        range("threads", self.threads as u64, 1, 64)?;
+        range("max_io_queues", self.max_io_queues.into(), 1, 128)?;
+        range("queue_depth", self.queue_depth.into(), 2, 1024)?;
+        range("in_capsule", self.in_capsule.into(), 0, 65_536)?;
+        range("max_h2c_data", self.max_h2c_data.into(), 4096, 1 << 20)?;
+        range("mdts_bytes", self.mdts_bytes.into(), 4096, 1 << 20)?;
+        range("cpda", self.cpda.into(), 0, 31)?;
+        range("kas_ms", self.kas_ms.into(), 0, 6_553_500)?;
+        range("max_connections", self.max_connections as u64, 1, 65_536)?;
+        range("listeners", self.listeners.len() as u64, 1, 64)?;
+        range("subsystems", self.subsystems.len() as u64, 0, 256)?;
+        for (name, value, unit) in [
+            ("in_capsule", self.in_capsule, 16),
+            ("max_h2c_data", self.max_h2c_data, 4),
+            ("r2t_bytes", self.r2t_bytes, 4),
+            ("kas_ms", self.kas_ms, 100),
+        ] {
+            if !value.is_multiple_of(unit) {
+                return Err(ConfigError::new(name, format!("{value} is not a multiple of {unit}")));
+            }
+        }
+        if !self.mdts_bytes.is_power_of_two() {
+            return Err(ConfigError::new("mdts_bytes", format!("{} is not a power of two", self.mdts_bytes)));
+        }
+        Ok(())
+    }
+}
+
+impl SubsystemConfig {
+    /// A subsystem with these namespaces.
+    pub fn new(nqn: impl Into<String>, namespaces: Vec<NamespaceConfig>) -> Self {
+        SubsystemConfig { nqn: nqn.into(), serial: None, namespaces }
+    }
+
+    pub(crate) fn plan(&self) -> Result<Vec<NamespacePlan>, ConfigError> {
+        polypath_nvme::nqn::Nqn::new(&self.nqn)
+            .map_err(|e| ConfigError::new(format!("subsystem \"{}\"", self.nqn), e.to_string()))?;
+        let mut plans: Vec<NamespacePlan> = Vec::new();
+        for ns in &self.namespaces {
+            let part = || format!("subsystem {}, namespace {}", self.nqn, ns.uri);
+            let next = plans.iter().map(|p| p.nsid).max().unwrap_or(0) + 1;
+            let plan = ns.plan(&self.nqn, next).map_err(|e| ConfigError::new(part(), e))?;
+            if plans.iter().any(|p| p.nsid == plan.nsid) {
+                return Err(ConfigError::new(part(), format!("NSID {} is taken", plan.nsid)));
+            }
+            plans.push(plan);
+        }
+        plans.sort_by_key(|p| p.nsid);
+        Ok(plans)
+    }
+}
+
+impl NamespaceConfig {
+    fn plan(&self, nqn: &str, next_nsid: u32) -> Result<NamespacePlan, String> {
+        let uri: DiskUri = self.uri.parse().map_err(|e: polypath_block::UriError| e.to_string())?;
+        uri.check_options(&["bs", "nsid", "uuid", "nguid", "eui64", "anagrp"]).map_err(|e| e.to_string())?;
+        let backing = match (uri.scheme, &uri.endpoint) {
+            (Scheme::Ram, Endpoint::Size { bytes }) => Backing::Ram(*bytes),
+            (Scheme::Null, Endpoint::Size { bytes }) => Backing::Null(*bytes),
+            (Scheme::File, Endpoint::Path { path, .. }) => Backing::File(path.into()),
+            _ => return Err("a namespace lives on ram://SIZE, null://SIZE or file:///PATH".into()),
+        };
+        let number = |key: &str, given: Option<u32>, default: u32| -> Result<u32, String> {
+            match given {
+                Some(n) => Ok(n),
+                None => uri.option_number(key, default).map_err(|e| e.to_string()),
+            }
+        };
+        let nsid = number("nsid", self.nsid, next_nsid)?;
+        let bs = number("bs", self.bs, 512)?;
+        let group = number("anagrp", self.ana_group, nsid)?;
+        if !(1..=1024).contains(&nsid) || !(1..=1024).contains(&group) {
+            return Err(format!("NSID {nsid} and ANA group {group} must be from 1 to 1024"));
+        }
+        if bs != 512 && bs != 4096 {
+            return Err(format!("block size {bs} is neither 512 nor 4096"));
+        }
+        let text = |key: &str, given: &Option<String>| given.clone().or_else(|| uri.option(key).map(String::from));
+        let uuid = match text("uuid", &self.uuid) {
+            Some(t) => parse_hex::<16>("uuid", &t)?,
+            None => derived_uuid(nqn, nsid),
+        };
+        let nguid = match text("nguid", &self.nguid) {
+            Some(t) => parse_hex::<16>("nguid", &t)?,
+            None => derived(nqn, nsid, b"nguid"),
+        };
+        let eui64 = match text("eui64", &self.eui64) {
+            Some(t) => parse_hex::<8>("eui64", &t)?,
+            None => [0; 8],
+        };
+        Ok(NamespacePlan { nsid, backing, bs, uuid, nguid, eui64, group })
+    }
+}
+
+/// `N` bytes written as hexadecimal digits; dashes are skipped.
+pub(crate) fn parse_hex<const N: usize>(name: &str, text: &str) -> Result<[u8; N], String> {
+    let digits: Option<Vec<u8>> = text.chars().filter(|&c| c != '-').map(|c| c.to_digit(16).map(|d| d as u8)).collect();
+    match digits {
+        Some(d) if d.len() == 2 * N => Ok(std::array::from_fn(|i| d[2 * i] << 4 | d[2 * i + 1])),
+        _ => Err(format!("{name} \"{text}\" is not {} hexadecimal digits", 2 * N)),
+    }
+}
+
+fn derived_uuid(nqn: &str, nsid: u32) -> [u8; 16] {
+    let mut id = derived(nqn, nsid, b"uuid");
+    id[6] = id[6] & 0x0f | 0x80; // version 8: made by a rule of our own (RFC 9562 section 5.8)
+    id[8] = id[8] & 0x3f | 0x80;
+    id
+}
+
+/// 16 stable bytes from a name, never all zero: two FNV-1a runs with a final mix.
+pub(crate) fn derived(nqn: &str, nsid: u32, salt: &[u8]) -> [u8; 16] {
+    let run = |seed: u64| {
+        let mut h = 0xcbf2_9ce4_8422_2325 ^ seed;
+        for &b in nqn.as_bytes().iter().chain(&nsid.to_le_bytes()).chain(salt) {
+            h = (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3);
+        }
+        h ^= h >> 33;
+        h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+        h ^ h >> 33 | 1
+    };
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&run(0).to_be_bytes());
+    id[8..].copy_from_slice(&run(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_get_stable_distinct_identities() {
+        let sub = SubsystemConfig::new(
+            "nqn.2024-01.org.example:a",
+            vec![NamespaceConfig::new("ram://1MiB?bs=4096"), NamespaceConfig::new("null://1TiB?anagrp=9")],
+        );
+        let plans = sub.plan().unwrap();
+        assert_eq!(plans[0].nsid, 1);
+        assert_eq!((plans[1].nsid, plans[1].group, plans[0].bs), (2, 9, 4096));
+        assert_ne!(plans[0].nguid, plans[1].nguid);
+        assert_eq!(plans[0].nguid, sub.plan().unwrap()[0].nguid);
+        assert_ne!(plans[0].nguid, plans[0].uuid);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let plan = |uri: &str| SubsystemConfig::new("nqn.x", vec![NamespaceConfig::new(uri)]).plan();
+        for (uri, word) in [
+            ("ram://1MiB?bs=100", "100"),
+            ("ram://1MiB?nguid=12", "nguid"),
+            ("iscsi://h/iqn.x/0", "ram://"),
+            ("ram://1MiB?colour=red", "colour"),
+            ("ram://1MiB?nsid=5000", "5000"),
+        ] {
+            let error = plan(uri).unwrap_err().to_string();
+            assert!(error.contains(word), "{uri}: {error}");
+        }
+        for text in ["kas_ms = 150\n", "mdts_bytes = 5000\n", "threads = 0\n", "colour = 1\n"] {
+            let listener = format!("{text}[[listeners]]\naddress = \"127.0.0.1:0\"\n");
+            assert!(TargetConfig::from_toml(&listener).is_err(), "{text}");
+        }
+        let good = "tbkas = true\n[[listeners]]\naddress = \"127.0.0.1:0\"\nana = \"non_optimized\"\n[[subsystems]]\nnqn = \"nqn.x\"\n[[subsystems.namespaces]]\nuri = \"ram://1MiB\"\n";
+        let config = TargetConfig::from_toml(good).unwrap();
+        assert_eq!(config.listeners[0].ana, AnaState::NonOptimized);
+    }
+}

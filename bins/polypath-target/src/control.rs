@@ -1,0 +1,476 @@
+//! Commands that change a running target: faults, ANA, namespaces, listeners; and the Unix socket they come over.
+
+use crate::config::{AnaState, parse_hex};
+use crate::faults::{Answer, Kind, Ops, Rule, Scope};
+use crate::media::Medium;
+use crate::shared::{EVENT_ANA, EVENT_DISCOVERY, EVENT_NAMESPACE, Namespace, Shared, Subsystem, lock};
+use crate::shell::{ListenerAction, Msg};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Clients of the control socket at a time.
+const CLIENTS: usize = 16;
+/// Longest command line in bytes.
+const LINE: u64 = 64 << 10;
+/// How long a thread may take to do what it is told.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which listener a command means: by index or by `address:port`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ListenerName {
+    /// Index in the configuration, from 0.
+    Index(usize),
+    /// Its address as printed at the start, or just its port.
+    Address(String),
+}
+
+/// One control command: `cmd` says what, the other fields as that command needs them. Unknown fields are refused.
+///
+/// | `cmd` | fields | effect |
+/// |---|---|---|
+/// | `ping` | | answers |
+/// | `status` | | connections, controllers, listeners, counters, faults, held writes |
+/// | `stall` | scope, `count`, `window_ms` | connections read and say nothing; new ones are accepted |
+/// | `delay` | scope, `op`, `ms` or `us`, `count` | commands are executed later |
+/// | `lose` | scope, `op`, `count`, `execute` | commands are never answered (`execute`: after having been done) |
+/// | `corrupt` | scope, `digest` (`header`, `data`), `count` | the next digests sent are wrong |
+/// | `hold_write` | scope, `count` (1), `window_ms`, `apply_after_ms`, `beyond`, `answer` (`never`, `after`) | writes are applied late |
+/// | `trickle` | scope, `bytes` (1), `us` or `ms` (1 ms) | output leaves in small lots |
+/// | `clear` | `id`, or scope, or nothing for all | ends faults made by the commands above |
+/// | `reset`, `fin` | scope | RST or FIN on connections |
+/// | `drop_silently` | `listener` | the network eats everything on that listener |
+/// | `restore` | `listener` | undoes it; connections of before are reset |
+/// | `close_listener`, `open_listener` | `listener` | port closed (its connections are reset), port open |
+/// | `latency` | `listener`, `ms` or `us` | every command there takes that much longer; 0 ends it |
+/// | `bandwidth` | `listener`, `bytes_per_s` | both directions together; 0 for no limit |
+/// | `set_ana` | `state`, `listener`, `group` or `nsid`, `nqn` | ANA state, with its event |
+/// | `swap_identity` | `nsid`, `nqn`, `nguid`, `uuid`, `new_contents` | another disk under the same NSID, with its event |
+/// | `resize` | `nsid`, `nqn`, `bytes` | another size, with its event |
+///
+/// Scope is any of `listener`, `cntlid`, `qid`, `conn`; what is given must all match.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "each field is described in the table above")]
+pub struct Command {
+    pub cmd: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listener: Option<ListenerName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cntlid: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qid: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conn: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub op: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub execute: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apply_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beyond: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nqn: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nsid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nguid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_contents: Option<bool>,
+}
+
+impl Command {
+    /// The command `cmd` without any field.
+    pub fn new(cmd: &str) -> Command {
+        Command { cmd: cmd.into(), ..Command::default() }
+    }
+
+    /// The same for the listener with this index.
+    #[must_use]
+    pub fn listener(mut self, index: usize) -> Command {
+        self.listener = Some(ListenerName::Index(index));
+        self
+    }
+}
+
+/// Does what `command` says.
+pub(crate) fn execute(shared: &Shared, command: &Command) -> Result<Value, String> {
+    let scope = scope(shared, command)?;
+    let now_us = shared.now_us();
+    let interval_us = command.us.or(command.ms.map(|ms| ms * 1000));
+    let ops = Ops::parse(command.op.as_deref())?;
+    match command.cmd.as_str() {
+        "ping" => Ok(json!({})),
+        "status" => Ok(crate::status::status(shared)),
+        "stall" => fault(shared, command, Kind::Stall, scope, ops),
+        "delay" => {
+            let us = interval_us.ok_or("delay needs ms or us")?;
+            fault(shared, command, Kind::Delay { us }, scope, ops)
+        }
+        "lose" => fault(shared, command, Kind::Lose { execute: command.execute.unwrap_or(false) }, scope, ops),
+        "corrupt" => {
+            let data = match command.digest.as_deref() {
+                None | Some("data") => true,
+                Some("header") => false,
+                Some(other) => return Err(format!("digest \"{other}\" is neither header nor data")),
+            };
+            fault(shared, command, Kind::Corrupt { data }, scope, ops)
+        }
+        "hold_write" => {
+            let answer = match command.answer.as_deref() {
+                None | Some("never") => Answer::Never,
+                Some("after") => Answer::After,
+                Some(other) => return Err(format!("answer \"{other}\" is neither never nor after")),
+            };
+            let after_us = command.apply_after_ms.map(|ms| ms * 1000);
+            let mut command = command.clone();
+            if command.count.is_none() && command.window_ms.is_none() {
+                command.count = Some(1);
+            }
+            let kind = Kind::Hold { after_us, beyond: command.beyond.unwrap_or(false), answer };
+            fault(shared, &command, kind, scope, ops)
+        }
+        "trickle" => {
+            let kind =
+                Kind::Trickle { bytes: command.bytes.unwrap_or(1).max(1) as usize, us: interval_us.unwrap_or(1000) };
+            fault(shared, command, kind, scope, ops)
+        }
+        "clear" => {
+            let all = scope == Scope::default();
+            let removed = shared.faults.remove(|r| match command.id {
+                Some(id) => r.id == id,
+                None => all || r.scope == scope,
+            });
+            shared.wake_all();
+            Ok(json!({ "removed": removed }))
+        }
+        "reset" => broken(shared, scope, true),
+        "fin" => broken(shared, scope, false),
+        "drop_silently" => listener_action(shared, command, ListenerAction::Drop),
+        "restore" => listener_action(shared, command, ListenerAction::Restore),
+        "close_listener" => listener_action(shared, command, ListenerAction::Close),
+        "open_listener" => listener_action(shared, command, ListenerAction::Open),
+        "latency" => {
+            let index = need_listener(shared, command)?;
+            let us = interval_us.ok_or("latency needs ms or us")?;
+            let before = &shared.listeners[index].latency_us;
+            before.store(us, Ordering::Relaxed);
+            let scope = Scope { listener: Some(index), ..Scope::default() };
+            shared.faults.remove(|r| r.scope == scope && matches!(r.kind, Kind::Delay { .. }) && r.id >= LATENCY_IDS);
+            if us > 0 {
+                let id = LATENCY_IDS + index as u64;
+                shared.faults.add(Rule::new(id, Kind::Delay { us }, scope, Ops::All, None, u64::MAX), now_us);
+            }
+            shared.wake_all();
+            Ok(json!({}))
+        }
+        "bandwidth" => {
+            let index = need_listener(shared, command)?;
+            let rate = command.bytes_per_s.ok_or("bandwidth needs bytes_per_s")?;
+            shared.listeners[index].bandwidth.set_rate(rate, now_us);
+            shared.wake_all();
+            Ok(json!({}))
+        }
+        "set_ana" => set_ana(shared, command, scope.listener),
+        "swap_identity" => swap_identity(shared, command),
+        "resize" => resize(shared, command),
+        other => Err(format!("command \"{other}\" is not known; see polypath-target ctl --help")),
+    }
+}
+
+/// Rules made by `latency` have identifiers from here on.
+const LATENCY_IDS: u64 = 1 << 62;
+
+fn fault(shared: &Shared, command: &Command, kind: Kind, scope: Scope, ops: Ops) -> Result<Value, String> {
+    let now_us = shared.now_us();
+    let until_us = command.window_ms.map_or(u64::MAX, |ms| now_us.saturating_add(ms * 1000));
+    let rule = Rule::new(shared.faults.next_id(), kind, scope, ops, command.count, until_us);
+    let id = shared.faults.add(rule, now_us);
+    shared.wake_all();
+    tracing::info!(id, ?kind, ?scope, "fault in force");
+    Ok(json!({ "id": id }))
+}
+
+fn scope(shared: &Shared, command: &Command) -> Result<Scope, String> {
+    let listener = match &command.listener {
+        None => None,
+        Some(ListenerName::Index(i)) if *i < shared.listeners.len() => Some(*i),
+        Some(ListenerName::Index(i)) => {
+            return Err(format!("listener {i}: there are {}, counted from 0", shared.listeners.len()));
+        }
+        Some(ListenerName::Address(text)) => {
+            let found = shared
+                .listeners
+                .iter()
+                .position(|l| l.address.to_string() == *text || l.address.port().to_string() == *text);
+            Some(found.ok_or_else(|| format!("no listener at \"{text}\""))?)
+        }
+    };
+    Ok(Scope { listener, cntlid: command.cntlid, qid: command.qid, conn: command.conn })
+}
+
+fn need_listener(shared: &Shared, command: &Command) -> Result<usize, String> {
+    scope(shared, command)?.listener.ok_or_else(|| format!("{} needs a listener", command.cmd))
+}
+
+/// Sends every thread a message and adds up what they answer.
+fn tell_all<T>(shared: &Shared, make: impl Fn(mpsc::Sender<T>) -> Msg) -> Result<Vec<T>, String> {
+    let threads = shared.threads.get().ok_or("the target is not running")?;
+    let (reply, answers) = mpsc::channel();
+    for thread in threads {
+        thread.send(make(reply.clone()));
+    }
+    threads
+        .iter()
+        .map(|_| answers.recv_timeout(PATIENCE).map_err(|_| "a thread of the target does not answer".to_owned()))
+        .collect()
+}
+
+fn broken(shared: &Shared, scope: Scope, reset: bool) -> Result<Value, String> {
+    let counts = tell_all(shared, |reply| Msg::Break { scope, reset, reply })?;
+    Ok(json!({ "connections": counts.iter().sum::<usize>() }))
+}
+
+fn listener_action(shared: &Shared, command: &Command, action: ListenerAction) -> Result<Value, String> {
+    let index = need_listener(shared, command)?;
+    let listener = &shared.listeners[index];
+    match action {
+        ListenerAction::Drop => listener.dropped.store(true, Ordering::Release),
+        ListenerAction::Restore => listener.dropped.store(false, Ordering::Release),
+        ListenerAction::Close => listener.closed.store(true, Ordering::Release),
+        ListenerAction::Open => listener.closed.store(false, Ordering::Release),
+    }
+    let results = tell_all(shared, |reply| Msg::Listener { index, action, reply })?;
+    let mut n = 0;
+    for result in results {
+        n += result?;
+    }
+    if matches!(action, ListenerAction::Close | ListenerAction::Open) {
+        shared.discovery_generation.fetch_add(1, Ordering::AcqRel);
+        raise(shared, &shared.subsystems[0], EVENT_DISCOVERY, None, None);
+    }
+    tracing::info!(listener = %listener.address, ?action, connections = n, "listener changed");
+    Ok(json!({ "connections": n }))
+}
+
+/// The subsystem a command means: by name, or the only one.
+fn subsystem<'a>(shared: &'a Shared, command: &Command) -> Result<&'a Subsystem, String> {
+    let mut candidates =
+        shared.subsystems.iter().filter(|s| !s.discovery && command.nqn.as_ref().is_none_or(|n| *n == s.nqn));
+    match (candidates.next(), candidates.next()) {
+        (Some(only), None) => Ok(only),
+        (None, _) => Err(format!("no subsystem {}", command.nqn.as_deref().unwrap_or("at all"))),
+        (Some(_), Some(_)) => Err("there are several subsystems: say which by nqn".into()),
+    }
+}
+
+fn raise(shared: &Shared, subsystem: &Subsystem, event: u32, nsid: Option<u32>, listener: Option<usize>) {
+    for controller in lock(&subsystem.controllers).values() {
+        if listener.is_none_or(|l| l == controller.listener) {
+            controller.raise(event, nsid);
+        }
+    }
+    shared.wake_all();
+}
+
+fn set_ana(shared: &Shared, command: &Command, listener: Option<usize>) -> Result<Value, String> {
+    let subsystem = subsystem(shared, command)?;
+    let state = AnaState::parse(command.state.as_deref().ok_or("set_ana needs a state")?)?;
+    let group = match (command.group, command.nsid) {
+        (Some(group), _) => Some(group),
+        (None, Some(nsid)) => Some(
+            subsystem
+                .namespaces()
+                .iter()
+                .find(|n| n.nsid == nsid)
+                .map(|n| n.group)
+                .ok_or_else(|| format!("subsystem {} has no namespace {nsid}", subsystem.nqn))?,
+        ),
+        (None, None) => None,
+    };
+    if !subsystem.set_ana(listener, group, state.code()) {
+        return Err(format!("subsystem {} has no ANA group {}", subsystem.nqn, group.unwrap_or(0)));
+    }
+    raise(shared, subsystem, EVENT_ANA, None, listener);
+    Ok(json!({}))
+}
+
+fn need_nsid(command: &Command) -> Result<u32, String> {
+    command.nsid.ok_or_else(|| format!("{} needs an nsid", command.cmd))
+}
+
+fn swap_identity(shared: &Shared, command: &Command) -> Result<Value, String> {
+    let subsystem = subsystem(shared, command)?;
+    let nsid = need_nsid(command)?;
+    let salt = shared.now_us().to_le_bytes();
+    let new = subsystem.replace(nsid, |old| {
+        let fresh = crate::config::derived(&subsystem.nqn, nsid, &salt);
+        let nguid = command.nguid.as_deref().map_or(Ok(fresh), |t| parse_hex("nguid", t))?;
+        let mut uuid = crate::config::derived(&subsystem.nqn, nsid + (1 << 16), &salt);
+        if let Some(text) = &command.uuid {
+            uuid = parse_hex("uuid", text)?;
+        }
+        let medium = if command.new_contents.unwrap_or(false) {
+            let bytes = old.blocks << old.shift;
+            let backing = match &*old.medium {
+                Medium::Null => crate::config::Backing::Null(bytes),
+                _ => crate::config::Backing::Ram(bytes),
+            };
+            Arc::new(Medium::open(&backing, shared.config.threads).map_err(|e| e.to_string())?.0)
+        } else {
+            old.medium.clone()
+        };
+        let eui64 = if old.eui64 == [0; 8] { [0; 8] } else { fresh[..8].try_into().unwrap_or([1; 8]) };
+        Ok(Namespace { nguid, uuid, eui64, medium, ..copy(old) })
+    })?;
+    raise(shared, subsystem, EVENT_NAMESPACE, Some(nsid), None);
+    let hex = |id: &[u8]| id.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    Ok(json!({ "nguid": hex(&new.nguid), "uuid": hex(&new.uuid) }))
+}
+
+fn resize(shared: &Shared, command: &Command) -> Result<Value, String> {
+    let subsystem = subsystem(shared, command)?;
+    let nsid = need_nsid(command)?;
+    let bytes = command.bytes.ok_or("resize needs bytes")?;
+    let new = subsystem.replace(nsid, |old| {
+        let blocks = bytes >> old.shift;
+        if blocks == 0 {
+            return Err("a namespace has at least one block".into());
+        }
+        let medium = old.medium.resized(bytes, shared.config.threads)?;
+        Ok(Namespace { blocks, medium: medium.map_or_else(|| old.medium.clone(), Arc::new), ..copy(old) })
+    })?;
+    raise(shared, subsystem, EVENT_NAMESPACE, Some(nsid), None);
+    Ok(json!({ "blocks": new.blocks }))
+}
+
+fn copy(n: &Namespace) -> Namespace {
+    Namespace { medium: n.medium.clone(), ..*n }
+}
+
+/// Serves the control socket until the target stops.
+pub(crate) fn serve(shared: &Arc<Shared>, listener: &UnixListener) {
+    let mut clients: Vec<std::thread::JoinHandle<()>> = Vec::new();
+    while !shared.stopping.load(Ordering::Acquire) {
+        clients.retain(|c| !c.is_finished());
+        match listener.accept() {
+            Ok((stream, _)) if clients.len() < CLIENTS => {
+                let shared = shared.clone();
+                let spawned =
+                    std::thread::Builder::new().name("target-ctl".into()).spawn(move || serve_client(&shared, stream));
+                match spawned {
+                    Ok(handle) => clients.push(handle),
+                    Err(error) => tracing::warn!(%error, "control client"),
+                }
+            }
+            Ok(_) => tracing::warn!(limit = CLIENTS, "too many control clients; one was sent away"),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                let mut fds = [rustix::event::PollFd::new(listener, rustix::event::PollFlags::IN)];
+                // A failed poll only means that we look again at once.
+                let _ =
+                    rustix::event::poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 }));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "control socket");
+                return;
+            }
+        }
+    }
+    for client in clients {
+        // A panic there was reported by the thread itself.
+        let _ = client.join();
+    }
+}
+
+fn serve_client(shared: &Arc<Shared>, stream: UnixStream) {
+    let run = || -> std::io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let mut writer = stream.try_clone()?;
+        let mut reader = BufReader::new(&stream);
+        let mut line = Vec::new();
+        while !shared.stopping.load(Ordering::Acquire) {
+            let room = LINE.saturating_sub(line.len() as u64);
+            match std::io::Read::take(&mut reader, room).read_until(b'\n', &mut line) {
+                Ok(0) => return Ok(()),
+                Ok(_) if line.ends_with(b"\n") => {
+                    let answer = answer(shared, &line);
+                    line.clear();
+                    writer.write_all(format!("{answer}\n").as_bytes())?;
+                }
+                Ok(_) if line.len() as u64 >= LINE => return Ok(()),
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = run() {
+        tracing::debug!(%error, "control client left");
+    }
+}
+
+fn answer(shared: &Shared, line: &[u8]) -> Value {
+    let result = serde_json::from_slice::<Command>(line)
+        .map_err(|e| format!("not a command: {e}"))
+        .and_then(|command| execute(shared, &command));
+    match result {
+        Ok(Value::Object(mut fields)) => {
+            fields.insert("ok".into(), true.into());
+            Value::Object(fields)
+        }
+        Ok(other) => json!({ "ok": true, "result": other }),
+        Err(error) => json!({ "ok": false, "error": error }),
+    }
+}
+
+/// Sends one command to the control socket at `path` and returns the answer.
+///
+/// # Errors
+/// When the socket cannot be reached, or the target refuses the command; the text is for people.
+pub fn call(path: &Path, command: &Command) -> Result<Value, String> {
+    let fail = |e: std::io::Error| format!("control socket {}: {e}", path.display());
+    let mut stream = UnixStream::connect(path).map_err(fail)?;
+    let text = serde_json::to_string(command).map_err(|e| e.to_string())?;
+    stream.write_all(format!("{text}\n").as_bytes()).map_err(fail)?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).map_err(fail)?;
+    let answer: Value = serde_json::from_str(&line).map_err(|e| format!("answer of the target: {e}"))?;
+    match answer["ok"].as_bool() {
+        Some(true) => Ok(answer),
+        _ => Err(answer["error"].as_str().unwrap_or("the target gave no reason").to_owned()),
+    }
+}

@@ -1,0 +1,256 @@
+//! Media: memory, nothing, or a file. Shared by all threads, without a lock per I/O.
+//!
+//! One logical block is never torn (NVMe's AWUPF of 0): one thread's copies cannot interleave with its own, and with several
+//! threads a striped spin bit per 4 KiB orders them.
+
+use crate::config::{Backing, ConfigError};
+use polypath_memory::{Region, Window};
+use polypath_nvme::StatusField;
+use rustix::fs::FallocateFlags;
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Zeroes to write and to send from.
+pub(crate) static ZEROES: [u8; 128 << 10] = [0; 128 << 10];
+
+/// Bytes that are kept whole against other threads.
+const STRIPE: u64 = 4096;
+const STRIPES: usize = 1024;
+/// From this length on, zeroes are made by punching a hole.
+const PUNCH: u64 = 1 << 20;
+
+/// Where the bytes of a namespace are.
+#[derive(Debug)]
+pub(crate) enum Medium {
+    Null,
+    Ram(Ram),
+    File(File),
+}
+
+#[derive(Debug)]
+pub(crate) struct Ram {
+    region: Region,
+    window: Window,
+    /// Present only with several threads.
+    stripes: Option<Box<[AtomicBool]>>,
+}
+
+impl Medium {
+    /// The medium and its size in bytes.
+    pub(crate) fn open(backing: &Backing, threads: usize) -> Result<(Medium, u64), ConfigError> {
+        match backing {
+            Backing::Null(bytes) => Ok((Medium::Null, *bytes)),
+            Backing::Ram(bytes) => {
+                let fail = |e: String| ConfigError::new(format!("ram://{bytes}"), e);
+                let region = Region::allocate(*bytes, false).map_err(|e| fail(e.to_string()))?;
+                let window = region.window(0, region.len()).ok_or_else(|| fail("cannot be mapped".into()))?;
+                let stripes = (threads > 1).then(|| (0..STRIPES).map(|_| AtomicBool::new(false)).collect::<Box<[_]>>());
+                Ok((Medium::Ram(Ram { region, window, stripes }), *bytes))
+            }
+            Backing::File(path) => {
+                let fail = |e: io::Error| ConfigError::new(path.display().to_string(), e.to_string());
+                let mut file = File::options().read(true).write(true).open(path).map_err(fail)?;
+                let bytes = file.seek(io::SeekFrom::End(0)).map_err(fail)?;
+                Ok((Medium::File(file), bytes))
+            }
+        }
+    }
+
+    /// Does Flush do anything?
+    pub(crate) fn is_volatile(&self) -> bool {
+        matches!(self, Medium::File(_))
+    }
+
+    /// Fills `out` from byte `offset`. The caller has checked the range.
+    #[inline]
+    pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), StatusField> {
+        match self {
+            Medium::Null => out.fill(0),
+            Medium::Ram(ram) => ram.each(offset, out.len(), |at, range| ram.window.copy_out(at, &mut out[range]))?,
+            Medium::File(file) => {
+                file.read_exact_at(out, offset).map_err(|e| trouble(&e, StatusField::UNRECOVERED_READ_ERROR))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `data` at byte `offset`. The caller has checked the range.
+    #[inline]
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), StatusField> {
+        match self {
+            Medium::Null => Ok(()),
+            Medium::Ram(ram) => ram.each(offset, data.len(), |at, range| ram.window.copy_in(at, &data[range])),
+            Medium::File(file) => file.write_all_at(data, offset).map_err(|e| trouble(&e, StatusField::WRITE_FAULT)),
+        }
+    }
+
+    /// Whether the medium holds `data` at byte `offset`.
+    pub(crate) fn compare(&self, offset: u64, data: &[u8]) -> Result<bool, StatusField> {
+        let mut buffer = [0; STRIPE as usize];
+        for (i, chunk) in data.chunks(buffer.len()).enumerate() {
+            let there = &mut buffer[..chunk.len()];
+            self.read(offset + i as u64 * STRIPE, there)?;
+            if there != chunk {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes `len` bytes from byte `offset` on read as zero.
+    pub(crate) fn zero(&self, offset: u64, len: u64) -> Result<(), StatusField> {
+        let punched = match self {
+            Medium::Null => true,
+            Medium::Ram(ram) if len >= PUNCH => ram.region.fd().is_some_and(|fd| punch(fd, offset, len)),
+            Medium::File(file) if len >= PUNCH => punch(file, offset, len),
+            _ => false,
+        };
+        if punched {
+            return Ok(());
+        }
+        let mut at = offset;
+        while at < offset + len {
+            let n = (offset + len - at).min(ZEROES.len() as u64);
+            self.write(at, &ZEROES[..n as usize])?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// A medium of another size with the contents of this one: `None` when this one can serve it.
+    pub(crate) fn resized(&self, bytes: u64, threads: usize) -> Result<Option<Medium>, String> {
+        match self {
+            Medium::Null => Ok(None),
+            Medium::Ram(ram) if bytes <= ram.region.len() => Ok(None),
+            Medium::Ram(ram) => {
+                // Writes that arrive while this copies go to the old memory and are lost: a test tool grows idle disks.
+                let (new, _) = Medium::open(&Backing::Ram(bytes), threads).map_err(|e| e.to_string())?;
+                let mut buffer = vec![0; ZEROES.len()];
+                let mut at = 0;
+                while at < ram.region.len() {
+                    let n = (ram.region.len() - at).min(buffer.len() as u64) as usize;
+                    self.read(at, &mut buffer[..n]).map_err(|e| e.to_string())?;
+                    if buffer[..n] != ZEROES[..n] {
+                        new.write(at, &buffer[..n]).map_err(|e| e.to_string())?;
+                    }
+                    at += n as u64;
+                }
+                Ok(Some(new))
+            }
+            Medium::File(file) => {
+                let have = file.metadata().map_err(|e| e.to_string())?.len();
+                if bytes > have {
+                    file.set_len(bytes).map_err(|e| e.to_string())?;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes everything written so far survive a loss of power.
+    pub(crate) fn flush(&self) -> Result<(), StatusField> {
+        match self {
+            Medium::File(file) => file.sync_data().map_err(|e| trouble(&e, StatusField::WRITE_FAULT)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Ram {
+    /// Runs `copy` over the whole range, or stripe by stripe where threads must be kept apart.
+    #[inline]
+    fn each<E>(
+        &self,
+        offset: u64,
+        len: usize,
+        mut copy: impl FnMut(usize, std::ops::Range<usize>) -> Result<(), E>,
+    ) -> Result<(), StatusField> {
+        let Some(stripes) = &self.stripes else {
+            return copy(offset as usize, 0..len).map_err(|_| StatusField::LBA_OUT_OF_RANGE);
+        };
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u64;
+            let n = ((STRIPE - at % STRIPE) as usize).min(len - done);
+            let bit = &stripes[(at / STRIPE) as usize % STRIPES];
+            while bit.swap(true, Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
+            let result = copy(at as usize, done..done + n);
+            bit.store(false, Ordering::Release);
+            result.map_err(|_| StatusField::LBA_OUT_OF_RANGE)?;
+            done += n;
+        }
+        Ok(())
+    }
+}
+
+fn punch(file: impl rustix::fd::AsFd, offset: u64, len: u64) -> bool {
+    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len).is_ok()
+}
+
+#[cold]
+fn trouble(error: &io::Error, status: StatusField) -> StatusField {
+    tracing::warn!(%error, %status, "file medium failed");
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(medium: &Medium) {
+        let data: Vec<u8> = (0..9000u32).map(|i| (i * 7) as u8).collect();
+        medium.write(4000, &data).unwrap();
+        let mut back = vec![0; data.len()];
+        medium.read(4000, &mut back).unwrap();
+        assert!(back == data);
+        assert_eq!(medium.compare(4000, &data), Ok(true));
+        medium.zero(4100, 10).unwrap();
+        assert_eq!(medium.compare(4000, &data), Ok(false));
+        medium.read(4000, &mut back).unwrap();
+        assert_eq!(back[100..110], [0; 10]);
+        assert_eq!(back[99], data[99]);
+        medium.zero(0, 2 << 20).unwrap();
+        medium.read(4000, &mut back).unwrap();
+        assert!(back.iter().all(|&b| b == 0));
+        medium.flush().unwrap();
+    }
+
+    #[test]
+    fn ram_and_file_keep_what_is_written() {
+        check(&Medium::open(&Backing::Ram(4 << 20), 1).unwrap().0);
+        check(&Medium::open(&Backing::Ram(4 << 20), 2).unwrap().0);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4 << 20).unwrap();
+        let (medium, bytes) = Medium::open(&Backing::File(file.path().into()), 1).unwrap();
+        assert_eq!(bytes, 4 << 20);
+        check(&medium);
+    }
+
+    #[test]
+    fn beyond_the_end_is_an_error() {
+        let (ram, _) = Medium::open(&Backing::Ram(4096), 1).unwrap();
+        assert!(ram.write(4090, &[1; 10]).is_err());
+        assert!(ram.read(1 << 40, &mut [1; 10]).is_err());
+    }
+
+    #[test]
+    fn threads_never_tear_a_block() {
+        let (ram, _) = Medium::open(&Backing::Ram(1 << 20), 2).unwrap();
+        std::thread::scope(|s| {
+            let writer = s.spawn(|| {
+                for i in 0..20_000u32 {
+                    ram.write(8192, &[i as u8; 4096]).unwrap();
+                }
+            });
+            let mut block = [0; 4096];
+            while !writer.is_finished() {
+                ram.read(8192, &mut block).unwrap();
+                assert!(block.iter().all(|&b| b == block[0]), "torn block");
+            }
+        });
+    }
+}

@@ -1,0 +1,227 @@
+//! I/O commands.
+
+use super::{Conn, Env, wire};
+use crate::media::{Medium, ZEROES};
+use crate::shared::Namespace;
+use polypath_nvme::sqe::{DsmRange, NSID_ALL, io as op};
+use polypath_nvme::{Cqe, Sqe, StatusField};
+use std::sync::Arc;
+
+/// Where a command reaches in its namespace, in bytes.
+pub(super) struct Range<'a> {
+    pub(super) namespace: &'a Arc<Namespace>,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+}
+
+impl Conn {
+    #[inline]
+    pub(super) fn io(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) {
+        let cid = sqe.cid();
+        let result = match sqe.opcode() {
+            op::READ => {
+                self.counts.reads += 1;
+                return self.read(env, sqe);
+            }
+            op::WRITE => {
+                self.counts.writes += 1;
+                self.write(env, sqe, data)
+            }
+            op::FLUSH => {
+                self.counts.others += 1;
+                self.flush(env, sqe)
+            }
+            op::COMPARE => {
+                self.counts.others += 1;
+                self.compare(env, sqe, data)
+            }
+            op::WRITE_ZEROES => {
+                self.counts.writes += 1;
+                self.write_zeroes(env, sqe)
+            }
+            op::DATASET_MANAGEMENT => {
+                self.counts.others += 1;
+                self.dataset_management(env, sqe, data)
+            }
+            _ => Err(StatusField::INVALID_OPCODE.with_dnr()),
+        };
+        self.complete(env, Cqe::new(cid, result.err().unwrap_or(StatusField::SUCCESS)));
+    }
+
+    /// Checks a command before its data is asked for.
+    pub(super) fn precheck(&self, env: &Env<'_>, sqe: &Sqe, len: usize) -> Result<(), StatusField> {
+        if self.qid == 0 {
+            return Ok(());
+        }
+        match sqe.opcode() {
+            op::WRITE | op::COMPARE => {
+                let range = self.range(env, sqe)?;
+                if range.len == len as u64 { Ok(()) } else { Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr()) }
+            }
+            op::DATASET_MANAGEMENT => self.namespace(env, sqe.nsid()).map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The namespace, if it is there and may be reached here.
+    #[inline]
+    pub(super) fn namespace(&self, env: &Env<'_>, nsid: u32) -> Result<&Arc<Namespace>, StatusField> {
+        let Some(namespace) = self.namespaces.iter().find(|n| n.nsid == nsid) else {
+            return Err(StatusField::INVALID_NAMESPACE.with_dnr());
+        };
+        match env.shared.subsystems[self.subsystem].ana_state(self.info.listener, namespace.group) {
+            1 | 2 => Ok(namespace),
+            3 => Err(StatusField::ANA_INACCESSIBLE),
+            4 => Err(StatusField::ANA_PERSISTENT_LOSS),
+            _ => Err(StatusField::ANA_TRANSITION),
+        }
+    }
+
+    /// The blocks a command means, checked.
+    #[inline]
+    pub(super) fn range(&self, env: &Env<'_>, sqe: &Sqe) -> Result<Range<'_>, StatusField> {
+        let namespace = self.namespace(env, sqe.nsid())?;
+        let (lba, blocks) = (sqe.slba(), u64::from(sqe.nlb_z()) + 1);
+        match lba.checked_add(blocks) {
+            Some(end) if end <= namespace.blocks => {
+                Ok(Range { namespace, offset: lba << namespace.shift, len: blocks << namespace.shift })
+            }
+            _ => Err(StatusField::LBA_OUT_OF_RANGE.with_dnr()),
+        }
+    }
+
+    #[inline]
+    fn read(&mut self, env: &Env<'_>, sqe: &Sqe) {
+        let cid = sqe.cid();
+        let (namespace, offset, len) = match self.range(env, sqe) {
+            Ok(r) => (r.namespace, r.offset, r.len as usize),
+            Err(status) => return self.complete(env, Cqe::new(cid, status)),
+        };
+        if len != sqe.sgl().length() as usize {
+            return self.fail(env, cid, StatusField::INVALID_SGL_DATA_LENGTH);
+        }
+        if len > env.shared.config.mdts_bytes as usize {
+            return self.fail(env, cid, StatusField::INVALID_FIELD);
+        }
+        let medium = match &*namespace.medium {
+            Medium::Null => None,
+            _ => Some(namespace.medium.clone()),
+        };
+        let Some(medium) = medium else {
+            let success = self.c2h_header(env, cid, len);
+            self.out.zeroes(len);
+            if self.agreed.data_digest {
+                self.data_digest_out(env, zero_digest(len));
+            }
+            if !success {
+                self.complete(env, Cqe::new(cid, StatusField::SUCCESS));
+            }
+            return;
+        };
+        if let Medium::File(_) = &*medium {
+            // May fail, so the data comes before the header that promises it.
+            let mut data = self.pool.pop().unwrap_or_default();
+            data.resize(len, 0);
+            match medium.read(offset, &mut data) {
+                Ok(()) => self.data_out(env, cid, &data),
+                Err(status) => self.complete(env, Cqe::new(cid, status)),
+            }
+            self.pool.push(data);
+            return;
+        }
+        let success = self.c2h_header(env, cid, len);
+        let data = self.out.reserve(len);
+        // Ranges were checked: memory cannot fail here. If it ever did, the connection must not carry on with wrong data.
+        let read = medium.read(offset, data);
+        let digest = self.agreed.data_digest.then(|| wire::crc32c(data));
+        if read.is_err() {
+            self.ending = Some(super::Ending::Now);
+        }
+        if let Some(digest) = digest {
+            self.data_digest_out(env, digest);
+        }
+        if !success {
+            self.complete(env, Cqe::new(cid, StatusField::SUCCESS));
+        }
+    }
+
+    /// Sends `data` and success.
+    pub(super) fn data_out(&mut self, env: &Env<'_>, cid: u16, data: &[u8]) {
+        let success = self.c2h_header(env, cid, data.len());
+        self.out.bytes(data);
+        if self.agreed.data_digest {
+            self.data_digest_out(env, wire::crc32c(data));
+        }
+        if !success {
+            self.complete(env, Cqe::new(cid, StatusField::SUCCESS));
+        }
+    }
+
+    #[inline]
+    fn write(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {
+        let range = self.range(env, sqe)?;
+        if range.len != data.len() as u64 {
+            return Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
+        }
+        range.namespace.medium.write(range.offset, data)?;
+        if sqe.fua() { range.namespace.medium.flush() } else { Ok(()) }
+    }
+
+    fn compare(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {
+        let range = self.range(env, sqe)?;
+        if range.len != data.len() as u64 {
+            return Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
+        }
+        match range.namespace.medium.compare(range.offset, data)? {
+            true => Ok(()),
+            false => Err(StatusField::COMPARE_FAILURE.with_dnr()),
+        }
+    }
+
+    fn write_zeroes(&self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {
+        let range = self.range(env, sqe)?;
+        range.namespace.medium.zero(range.offset, range.len)?;
+        if sqe.fua() { range.namespace.medium.flush() } else { Ok(()) }
+    }
+
+    fn flush(&self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {
+        if sqe.nsid() == NSID_ALL {
+            return self.namespaces.iter().try_for_each(|n| n.medium.flush());
+        }
+        self.namespace(env, sqe.nsid())?.medium.flush()
+    }
+
+    fn dataset_management(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {
+        let namespace = self.namespace(env, sqe.nsid())?;
+        let ranges = usize::from(sqe.dsm_ranges_z()) + 1;
+        let Some(list) = data.get(..ranges * DsmRange::LEN) else {
+            return Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
+        };
+        let ranges = || list.as_chunks::<{ DsmRange::LEN }>().0.iter().map(DsmRange::parse);
+        let inside = |r: &DsmRange| r.slba.checked_add(r.blocks.into()).is_some_and(|end| end <= namespace.blocks);
+        if !ranges().all(|r| inside(&r)) {
+            return Err(StatusField::LBA_OUT_OF_RANGE.with_dnr());
+        }
+        if sqe.dsm_deallocate() {
+            for r in ranges().filter(|r| r.blocks > 0) {
+                namespace.medium.zero(r.slba << namespace.shift, u64::from(r.blocks) << namespace.shift)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Digest of `len` zeroes.
+fn zero_digest(len: usize) -> u32 {
+    if len <= ZEROES.len() {
+        return wire::crc32c(&ZEROES[..len]);
+    }
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    let mut left = len;
+    while left > 0 {
+        let n = left.min(ZEROES.len());
+        digest.update(&ZEROES[..n]);
+        left -= n;
+    }
+    digest.finalize() as u32
+}

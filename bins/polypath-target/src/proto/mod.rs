@@ -1,0 +1,737 @@
+//! One connection as a state machine without socket and clock: bytes in, bytes out, time an argument.
+
+mod admin;
+mod connect;
+mod data;
+mod io;
+mod out;
+#[cfg(test)]
+mod tests;
+pub(crate) mod wire;
+
+use crate::faults::{self, Answer, HeldRecord, HeldWrite, Kind, Rule, Who};
+use crate::shared::{ConnInfo, Controller, Namespace, Shared};
+pub(crate) use out::Out;
+use polypath_block::{SlotKey, Slots};
+use polypath_nvme::sqe::io as op;
+use polypath_nvme::{Cqe, SglDescriptor, Sqe, StatusField};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use wire::{Agreed, Fatal, Fes, kind};
+
+/// No more PDUs are taken while so much waits to be sent.
+const OUT_LIMIT: usize = 1 << 20;
+/// Staged data of one connection at most; commands beyond it wait for their R2T.
+const STAGE_LIMIT: usize = 32 << 20;
+/// Where the generation begins in a transfer tag; below is the slot.
+const TAG_SHIFT: u32 = 10;
+
+/// What a connection needs from around it for one pass.
+pub(crate) struct Env<'a> {
+    pub(crate) now_us: u64,
+    pub(crate) shared: &'a Shared,
+    pub(crate) rules: &'a [Arc<Rule>],
+}
+
+/// How a connection is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Once everything has been sent.
+    AfterFlush,
+    /// At once; nothing more is sent.
+    Now,
+}
+
+/// Something that waits on a connection: its command identifier is taken.
+#[derive(Debug)]
+enum Pending {
+    /// A command whose data is being transferred.
+    Transfer(Transfer),
+    /// A command put off by a fault; its data is with it.
+    Delayed { sqe: Sqe, data: Vec<u8>, until_us: u64 },
+    /// A command that is never answered, or answered by a held write.
+    Silent { cid: u16 },
+}
+
+#[derive(Debug)]
+struct Transfer {
+    sqe: Sqe,
+    len: usize,
+    got: usize,
+    /// End of what was asked for; 0 before the first R2T.
+    asked: usize,
+    stage: Vec<u8>,
+    bad_digest: bool,
+}
+
+impl Pending {
+    fn cid(&self) -> u16 {
+        match self {
+            Pending::Transfer(t) => t.sqe.cid(),
+            Pending::Delayed { sqe, .. } => sqe.cid(),
+            Pending::Silent { cid } => *cid,
+        }
+    }
+}
+
+/// One queue pair's connection.
+pub(crate) struct Conn {
+    pub(crate) info: Arc<ConnInfo>,
+    pub(crate) out: Out,
+    pub(crate) ending: Option<Ending>,
+    pub(crate) controller: Option<Arc<Controller>>,
+    pub(crate) qid: u16,
+    agreed: Agreed,
+    set_up: bool,
+    subsystem: usize,
+    epoch: u32,
+    sqsize: u16,
+    sqhd: u16,
+    flow_control: bool,
+    namespaces: Arc<Vec<Arc<Namespace>>>,
+    version: u64,
+    pending: Slots<Pending>,
+    /// Transfers that wait for staging room, in order.
+    waiting: std::collections::VecDeque<SlotKey>,
+    staged: usize,
+    pool: Vec<Vec<u8>>,
+    delayed: usize,
+    /// Identifiers of Asynchronous Event Requests.
+    events: Vec<u16>,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    reads: u64,
+    writes: u64,
+    others: u64,
+}
+
+impl Conn {
+    pub(crate) fn new(info: Arc<ConnInfo>) -> Conn {
+        Conn {
+            info,
+            out: Out::new(),
+            ending: None,
+            controller: None,
+            qid: 0,
+            agreed: Agreed::default(),
+            set_up: false,
+            subsystem: 0,
+            epoch: 0,
+            sqsize: 1,
+            sqhd: 0,
+            flow_control: true,
+            namespaces: Arc::default(),
+            version: 0,
+            pending: Slots::new(64),
+            waiting: Default::default(),
+            staged: 0,
+            pool: Vec::new(),
+            delayed: 0,
+            events: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Who it is, for the scope of faults.
+    pub(crate) fn who(&self) -> Who {
+        let cntlid = self.controller.as_ref().map(|c| c.id);
+        Who { listener: self.info.listener, cntlid, qid: cntlid.map(|_| self.qid), conn: self.info.id }
+    }
+
+    /// Takes whole PDUs from the front of `bytes`; returns how many bytes were taken. Stops while too much waits to be sent.
+    pub(crate) fn receive(&mut self, env: &Env<'_>, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        if let Some(controller) = &self.controller {
+            if controller.dead.load(Ordering::Acquire) {
+                self.ending = Some(Ending::Now);
+            }
+            if env.shared.config.tbkas && !bytes.is_empty() {
+                controller.traffic.store(true, Ordering::Relaxed);
+            }
+            let version = env.shared.subsystems[self.subsystem].version();
+            if version != self.version {
+                self.version = version;
+                self.namespaces = env.shared.subsystems[self.subsystem].namespaces();
+            }
+        }
+        while self.ending.is_none() && self.out.len() < OUT_LIMIT {
+            let rest = &bytes[at..];
+            match self.pdu(env, rest) {
+                Ok(0) => break,
+                Ok(n) => at += n,
+                Err(fatal) => {
+                    self.terminate(env, fatal, rest);
+                    break;
+                }
+            }
+        }
+        self.publish();
+        if self.ending.is_some() { bytes.len() } else { at }
+    }
+
+    /// Does what is due by now: delayed commands, transfers that waited for room.
+    pub(crate) fn tick(&mut self, env: &Env<'_>) {
+        if self.delayed > 0 && self.ending.is_none() {
+            while let Some(key) = self.due(env.now_us) {
+                let Some(Pending::Delayed { sqe, data, .. }) = self.pending.remove(key) else { continue };
+                self.delayed -= 1;
+                self.execute(env, &sqe, &data);
+            }
+            self.publish();
+        }
+    }
+
+    /// When [`Conn::tick`] has something to do next.
+    pub(crate) fn deadline_us(&self) -> u64 {
+        if self.delayed == 0 {
+            return u64::MAX;
+        }
+        let until = |p: &Pending| match p {
+            Pending::Delayed { until_us, .. } => Some(*until_us),
+            _ => None,
+        };
+        self.pending.iter().filter_map(|(_, p)| until(p)).min().unwrap_or(u64::MAX)
+    }
+
+    /// Looks at what other threads have changed: a dead controller, a reset, events to be told.
+    pub(crate) fn look_around(&mut self, env: &Env<'_>) {
+        let Some(controller) = self.controller.clone() else { return };
+        let old_epoch = self.qid != 0 && controller.epoch.load(Ordering::Acquire) != self.epoch;
+        if controller.dead.load(Ordering::Acquire) || old_epoch {
+            self.ending = Some(Ending::Now);
+        } else if self.qid == 0 {
+            self.tell_events(env, &controller);
+        }
+    }
+
+    /// Answers a command that another thread has finished. `false` when it is not waiting (any more).
+    pub(crate) fn respond(&mut self, env: &Env<'_>, cid: u16, status: StatusField, result: u64) -> bool {
+        let key =
+            self.pending.iter().find(|(_, p)| matches!(p, Pending::Silent { cid: c } if *c == cid)).map(|(k, _)| k);
+        let Some(key) = key else { return false };
+        self.pending.remove(key);
+        self.complete(env, Cqe::new(cid, status).with_result(result));
+        true
+    }
+
+    /// Ends a command on behalf of Abort. `true` when it was still waiting and is now aborted.
+    pub(crate) fn abort(&mut self, env: &Env<'_>, cid: u16) -> bool {
+        let found = self.pending.iter().find(|(_, p)| !matches!(p, Pending::Silent { .. }) && p.cid() == cid);
+        let Some(key) = found.map(|(k, _)| k) else { return false };
+        self.forget(key);
+        self.complete(env, Cqe::new(cid, StatusField::ABORT_REQUESTED));
+        true
+    }
+
+    /// Lets go of everything; called once before it is dropped.
+    pub(crate) fn close(&mut self, shared: &Shared) {
+        let keys: Vec<SlotKey> = self.pending.iter().map(|(k, _)| k).collect();
+        keys.into_iter().for_each(|k| self.forget(k));
+        self.out.clear();
+        if let Some(controller) = self.controller.take() {
+            if self.qid == 0 {
+                shared.kill(&controller, "its admin connection ended");
+            } else {
+                let mut inner = crate::shared::lock(&controller.inner);
+                if inner.queues.get(&self.qid).is_some_and(|&(_, conn)| conn == self.info.id) {
+                    inner.queues.remove(&self.qid);
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let info = &self.info;
+        info.reads.store(self.counts.reads, Ordering::Relaxed);
+        info.writes.store(self.counts.writes, Ordering::Relaxed);
+        info.others.store(self.counts.others, Ordering::Relaxed);
+    }
+
+    fn due(&self, now_us: u64) -> Option<SlotKey> {
+        let due = |p: &Pending| matches!(p, Pending::Delayed { until_us, .. } if *until_us <= now_us);
+        self.pending.iter().find(|(_, p)| due(p)).map(|(k, _)| k)
+    }
+
+    fn forget(&mut self, key: SlotKey) {
+        match self.pending.remove(key) {
+            Some(Pending::Transfer(t)) => self.unstage(t.stage),
+            Some(Pending::Delayed { .. }) => self.delayed -= 1,
+            Some(Pending::Silent { .. }) | None => {}
+        }
+        self.waiting.retain(|k| *k != key);
+    }
+
+    /// One PDU from the front of `bytes`: its length, or 0 when it is not whole yet.
+    #[inline]
+    fn pdu(&mut self, env: &Env<'_>, bytes: &[u8]) -> Result<usize, Fatal> {
+        let Some(head) = bytes.first_chunk::<{ wire::CH }>() else { return Ok(0) };
+        if !self.set_up {
+            return self.initialize(env, bytes);
+        }
+        let header = wire::check(head, &self.agreed)?;
+        let Some(pdu) = bytes.get(..header.len) else { return Ok(0) };
+        if self.agreed.header_digest && header.kind != kind::H2C_TERM {
+            let hlen = usize::from(head[2]);
+            let sent = wire::u32_at(pdu, hlen);
+            if wire::crc32c(&pdu[..hlen]) != sent {
+                env.shared.counters.digest_errors.fetch_add(1, Ordering::Relaxed);
+                return Err(Fatal::new(Fes::HeaderDigest, sent, "header digest"));
+            }
+        }
+        let (from, to) = header.data;
+        let data = &pdu[from..to];
+        let good = if self.agreed.data_digest && !data.is_empty() && header.kind != kind::H2C_TERM {
+            let good = wire::crc32c(data) == wire::u32_at(pdu, to);
+            if !good {
+                env.shared.counters.digest_errors.fetch_add(1, Ordering::Relaxed);
+            }
+            good
+        } else {
+            true
+        };
+        match header.kind {
+            kind::COMMAND => {
+                let mut sqe = [0; 64];
+                sqe.copy_from_slice(&pdu[8..72]);
+                self.command(env, Sqe::from_bytes(sqe), data, good)?;
+            }
+            kind::H2C_DATA => self.h2c_data(env, pdu, header.flags, data, good)?,
+            _ => {
+                let (fes, info) = (wire::u16_at(pdu, 8), wire::u32_at(pdu, 10));
+                tracing::warn!(conn = self.info.id, fes, info, "host terminates the connection");
+                self.ending = Some(Ending::Now);
+            }
+        }
+        Ok(header.len)
+    }
+
+    /// ICReq: the first PDU.
+    fn initialize(&mut self, env: &Env<'_>, bytes: &[u8]) -> Result<usize, Fatal> {
+        if bytes[0] != kind::ICREQ {
+            return Err(Fatal::new(Fes::SequenceError, 0, "the first PDU is not ICReq"));
+        }
+        if bytes[2] != wire::IC as u8 {
+            return Err(Fatal::field(2, "HLEN of ICReq"));
+        }
+        if wire::u32_at(bytes, 4) != wire::IC as u32 {
+            return Err(Fatal::field(4, "PLEN of ICReq"));
+        }
+        let Some(pdu) = bytes.first_chunk::<{ wire::IC }>() else { return Ok(0) };
+        if wire::u16_at(pdu, 8) != 0 {
+            return Err(Fatal::new(Fes::Unsupported, 8, "PDU format version"));
+        }
+        let (hpda, digests) = (pdu[10], pdu[11]);
+        if hpda > 31 {
+            return Err(Fatal::field(10, "HPDA"));
+        }
+        let config = &env.shared.config;
+        self.agreed = Agreed {
+            header_digest: digests & 1 != 0 && config.header_digest,
+            data_digest: digests & 2 != 0 && config.data_digest,
+            host_align: (usize::from(hpda) + 1) * 4,
+            our_align: (usize::from(config.cpda) + 1) * 4,
+            // Until Connect tells which queue it is: admin queues take 8 KiB.
+            in_capsule: 8192,
+            max_h2c: config.max_h2c_data as usize,
+        };
+        if config.refuse_without_digests && !(self.agreed.header_digest && self.agreed.data_digest) {
+            return Err(Fatal::new(Fes::Unsupported, 11, "this target is configured to demand both digests"));
+        }
+        let response = self.out.reserve(wire::IC);
+        response.fill(0);
+        response[0] = kind::ICRESP;
+        response[2] = wire::IC as u8;
+        response[4] = wire::IC as u8;
+        response[10] = config.cpda;
+        response[11] = u8::from(self.agreed.header_digest) | u8::from(self.agreed.data_digest) << 1;
+        response[12..16].copy_from_slice(&config.max_h2c_data.to_le_bytes());
+        self.set_up = true;
+        Ok(wire::IC)
+    }
+
+    /// A command capsule.
+    #[inline]
+    fn command(&mut self, env: &Env<'_>, sqe: Sqe, data: &[u8], good: bool) -> Result<(), Fatal> {
+        if self.flow_control {
+            self.sqhd = if self.sqhd >= self.sqsize { 0 } else { self.sqhd + 1 };
+        }
+        let cid = sqe.cid();
+        if !self.pending.is_empty() && self.is_taken(cid) {
+            self.complete(env, Cqe::new(cid, StatusField::CID_CONFLICT.with_dnr()));
+            return Ok(());
+        }
+        if sqe.psdt() != 1 || sqe.fuse() != 0 {
+            self.fail(env, cid, StatusField::INVALID_FIELD);
+            return Ok(());
+        }
+        match sqe.sgl() {
+            SglDescriptor::InCapsule { offset, length } => {
+                if offset != 0 || length as usize > data.len() {
+                    let status = if offset != 0 {
+                        StatusField::INVALID_SGL_OFFSET
+                    } else {
+                        StatusField::INVALID_SGL_DATA_LENGTH
+                    };
+                    self.fail(env, cid, status);
+                } else if !good {
+                    self.complete(env, Cqe::new(cid, StatusField::TRANSIENT_TRANSPORT_ERROR));
+                } else if takes_data(&sqe) {
+                    self.ready(env, &sqe, &data[..length as usize]);
+                } else if length == 0 {
+                    self.ready(env, &sqe, &[]);
+                } else {
+                    self.fail(env, cid, StatusField::INVALID_SGL_TYPE);
+                }
+            }
+            SglDescriptor::Transport { length } if length > 0 && takes_data(&sqe) => {
+                return self.start_transfer(env, sqe, length as usize);
+            }
+            SglDescriptor::Transport { .. } => self.ready(env, &sqe, &[]),
+            // Commands without data often leave the descriptor zero.
+            SglDescriptor::Address { address: 0, length: 0 } => self.ready(env, &sqe, &[]),
+            _ => self.fail(env, cid, StatusField::INVALID_SGL_TYPE),
+        }
+        Ok(())
+    }
+
+    fn is_taken(&self, cid: u16) -> bool {
+        self.pending.iter().any(|(_, p)| p.cid() == cid) || self.events.contains(&cid)
+    }
+
+    /// Takes a slot for something that waits. A host that has more outstanding than its queue holds is cut off.
+    fn wait(&mut self, pending: Pending) -> Result<SlotKey, Fatal> {
+        self.pending
+            .insert(pending)
+            .map_err(|_| Fatal::new(Fes::SequenceError, 0, "more commands outstanding than the queue has entries"))
+    }
+
+    fn start_transfer(&mut self, env: &Env<'_>, sqe: Sqe, len: usize) -> Result<(), Fatal> {
+        if self.controller.is_none() || len > env.shared.config.mdts_bytes as usize {
+            self.fail(env, sqe.cid(), StatusField::INVALID_FIELD);
+            return Ok(());
+        }
+        if let Err(status) = self.precheck(env, &sqe, len) {
+            self.complete(env, Cqe::new(sqe.cid(), status));
+            return Ok(());
+        }
+        let transfer = Transfer { sqe, len, got: 0, asked: 0, stage: Vec::new(), bad_digest: false };
+        let key = self.wait(Pending::Transfer(transfer))?;
+        if self.waiting.is_empty() && self.staged + len <= STAGE_LIMIT {
+            self.ask(env, key);
+        } else {
+            self.waiting.push_back(key);
+        }
+        Ok(())
+    }
+
+    /// Sends the next R2T of a transfer.
+    fn ask(&mut self, env: &Env<'_>, key: SlotKey) {
+        let limit = match env.shared.config.r2t_bytes as usize {
+            0 => usize::MAX,
+            n => n,
+        };
+        let Some(Pending::Transfer(t)) = self.pending.get_mut(key) else { return };
+        if t.asked == 0 {
+            self.staged += t.len;
+        }
+        let len = (t.len - t.got).min(limit);
+        t.asked = t.got + len;
+        let mut r2t = [0; wire::SHORT_HEADER];
+        r2t[0] = kind::R2T;
+        r2t[8..10].copy_from_slice(&t.sqe.cid().to_le_bytes());
+        r2t[10..12].copy_from_slice(&tag(key).to_le_bytes());
+        r2t[12..16].copy_from_slice(&(t.got as u32).to_le_bytes());
+        r2t[16..20].copy_from_slice(&(len as u32).to_le_bytes());
+        self.header_out(env, r2t, 0);
+    }
+
+    fn h2c_data(&mut self, env: &Env<'_>, pdu: &[u8], flags: u8, data: &[u8], good: bool) -> Result<(), Fatal> {
+        let (cid, ttag) = (wire::u16_at(pdu, 8), wire::u16_at(pdu, 10));
+        let (offset, len) = (wire::u32_at(pdu, 12) as usize, wire::u32_at(pdu, 16) as usize);
+        let key = self.pending.key_at(ttag & ((1 << TAG_SHIFT) - 1)).filter(|k| tag(*k) == ttag);
+        let Some((key, Some(Pending::Transfer(t)))) = key.map(|k| (k, self.pending.get_mut(k))) else {
+            return Err(Fatal::field(10, "TTAG names no transfer"));
+        };
+        if t.sqe.cid() != cid {
+            return Err(Fatal::field(8, "CCCID is not that of the transfer"));
+        }
+        if len != data.len() {
+            return Err(Fatal::field(16, "DATAL is not the length of the data"));
+        }
+        if offset != t.got || t.got + len > t.asked {
+            return Err(Fatal::new(Fes::OutOfRange, 12, "data that was not asked for"));
+        }
+        let last = t.got + len == t.asked;
+        if last != (flags & wire::LAST != 0) {
+            return Err(Fatal::field(1, "LAST_PDU does not agree with the R2T"));
+        }
+        t.bad_digest |= !good;
+        let whole = len == t.len;
+        if !whole {
+            if t.stage.is_empty() {
+                t.stage = self.pool.pop().unwrap_or_default();
+                t.stage.clear();
+            }
+            t.stage.extend_from_slice(data);
+        }
+        t.got += len;
+        if t.got < t.len {
+            if last {
+                self.ask(env, key);
+            }
+            return Ok(());
+        }
+        let Some(Pending::Transfer(t)) = self.pending.remove(key) else { return Ok(()) };
+        if t.bad_digest {
+            self.complete(env, Cqe::new(cid, StatusField::TRANSIENT_TRANSPORT_ERROR));
+        } else {
+            self.ready(env, &t.sqe, if whole { data } else { &t.stage });
+        }
+        self.staged -= t.len;
+        if t.stage.capacity() > 0 {
+            self.pool.push(t.stage);
+        }
+        self.ask_waiting(env);
+        Ok(())
+    }
+
+    fn unstage(&mut self, stage: Vec<u8>) {
+        if stage.capacity() > 0 {
+            self.pool.push(stage);
+        }
+        // What was staged is counted afresh from those that were asked for.
+        let asked = |p: &Pending| match p {
+            Pending::Transfer(t) if t.asked > 0 => t.len,
+            _ => 0,
+        };
+        self.staged = self.pending.iter().map(|(_, p)| asked(p)).sum();
+    }
+
+    fn ask_waiting(&mut self, env: &Env<'_>) {
+        while let Some(&key) = self.waiting.front() {
+            let len = match self.pending.get(key) {
+                Some(Pending::Transfer(t)) => t.len,
+                _ => 0,
+            };
+            if len > 0 && self.staged + len > STAGE_LIMIT {
+                return;
+            }
+            self.waiting.pop_front();
+            self.ask(env, key);
+        }
+    }
+
+    /// A command with all its data: faults have their say, then it is executed.
+    #[inline]
+    fn ready(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) {
+        if !env.rules.is_empty() && self.meddle(env, sqe, data) {
+            return;
+        }
+        self.execute(env, sqe, data);
+    }
+
+    /// Applies command faults. `true` when the command has been dealt with.
+    #[cold]
+    fn meddle(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> bool {
+        let admin = self.qid == 0;
+        let Some(kind) = faults::on_command(env.rules, &self.who(), admin, sqe.opcode(), env.now_us) else {
+            return false;
+        };
+        let cid = sqe.cid();
+        let slot = match kind {
+            Kind::Delay { us } => {
+                self.delayed += 1;
+                Pending::Delayed { sqe: *sqe, data: data.to_vec(), until_us: env.now_us + us }
+            }
+            Kind::Lose { execute } => {
+                if execute {
+                    let keep = self.out.len();
+                    self.execute(env, sqe, data);
+                    // Writes answer with bytes only, which can be taken back; a read's data goes with the answer.
+                    let answer = self.out.len() - keep;
+                    if sqe.opcode() != op::READ && answer > 0 {
+                        self.out.take_back(answer);
+                    }
+                }
+                Pending::Silent { cid }
+            }
+            Kind::Hold { after_us, beyond, answer } => {
+                if !self.hold(env, sqe, data, after_us, beyond, answer) {
+                    return false;
+                }
+                Pending::Silent { cid }
+            }
+            _ => return false,
+        };
+        if let Err(fatal) = self.wait(slot) {
+            self.delayed -= usize::from(matches!(kind, Kind::Delay { .. }));
+            self.terminate(env, fatal, sqe.as_bytes());
+        }
+        true
+    }
+
+    /// Takes a write away to be applied late. `false` when it cannot be, and is executed as usual.
+    fn hold(
+        &mut self,
+        env: &Env<'_>,
+        sqe: &Sqe,
+        data: &[u8],
+        after_us: Option<u64>,
+        beyond: bool,
+        answer: Answer,
+    ) -> bool {
+        let (Some(controller), Ok(range)) = (self.controller.clone(), self.range(env, sqe)) else { return false };
+        let zeroes = sqe.opcode() == op::WRITE_ZEROES;
+        if !zeroes && data.len() as u64 != range.len {
+            return false;
+        }
+        let bound_us = env.shared.bound_us(&controller);
+        // A little early, so that a host that waits exactly the bound is on the safe side.
+        let latest_us = bound_us.map(|b| b - (b / 50).max(20_000).min(b));
+        let after_us = match (after_us, latest_us, beyond) {
+            (Some(after), Some(latest), false) => after.min(latest),
+            (Some(after), ..) => after,
+            (None, Some(latest), false) => latest,
+            (None, ..) => bound_us.unwrap_or(1_000_000) + 500_000,
+        };
+        let id = env.shared.held.next_id();
+        let record = HeldRecord {
+            id,
+            cntlid: controller.id,
+            qid: self.qid,
+            cid: sqe.cid(),
+            nsid: range.namespace.nsid,
+            lba: sqe.slba(),
+            blocks: u64::from(sqe.nlb_z()) + 1,
+            held_unix_us: env.shared.unix_us(env.now_us),
+            apply_after_ms: after_us / 1000,
+            bound_ms: bound_us.map(|b| b / 1000),
+            beyond,
+            applied_unix_us: None,
+            after_teardown: None,
+        };
+        let write = HeldWrite {
+            id,
+            namespace: range.namespace.clone(),
+            offset: range.offset,
+            data: (!zeroes).then(|| data.to_vec()),
+            len: range.len,
+            apply_us: env.now_us + after_us,
+            answer: (answer == Answer::After).then(|| (self.info.thread, self.info.id, sqe.cid())),
+        };
+        tracing::info!(id, cid = sqe.cid(), lba = sqe.slba(), after_ms = after_us / 1000, "write held");
+        env.shared.held.hold(write, record)
+    }
+
+    #[inline]
+    fn execute(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) {
+        if sqe.opcode() == polypath_nvme::sqe::admin::FABRICS {
+            self.counts.others += 1;
+            self.fabrics(env, sqe, data);
+        } else if self.controller.is_none() {
+            self.fail(env, sqe.cid(), StatusField::COMMAND_SEQUENCE_ERROR);
+        } else if self.qid == 0 {
+            self.counts.others += 1;
+            self.admin(env, sqe);
+        } else {
+            self.io(env, sqe, data);
+        }
+    }
+
+    #[cold]
+    fn fail(&mut self, env: &Env<'_>, cid: u16, status: StatusField) {
+        self.complete(env, Cqe::new(cid, status.with_dnr()));
+    }
+
+    /// Sends a response capsule.
+    #[inline]
+    fn complete(&mut self, env: &Env<'_>, cqe: Cqe) {
+        let cqe = if self.flow_control { cqe.with_sqhd(self.sqhd) } else { cqe };
+        let mut pdu = [0; wire::SHORT_HEADER];
+        pdu[0] = kind::RESPONSE;
+        pdu[8..24].copy_from_slice(&cqe.to_bytes());
+        self.header_out(env, pdu, 0);
+    }
+
+    /// Fills in the common header of a PDU with `data` octets to follow (aligned) and sends the header.
+    #[inline]
+    fn header_out(&mut self, env: &Env<'_>, mut pdu: [u8; wire::SHORT_HEADER], data: usize) {
+        pdu[2] = wire::SHORT_HEADER as u8;
+        let mut end = wire::SHORT_HEADER;
+        if self.agreed.header_digest {
+            pdu[1] |= wire::HDGSTF;
+            end += 4;
+        }
+        let mut pad = 0;
+        let mut len = end;
+        if data > 0 {
+            let pdo = end.next_multiple_of(self.agreed.host_align.max(4));
+            pad = pdo - end;
+            pdu[3] = pdo as u8;
+            len = pdo + data;
+            if self.agreed.data_digest {
+                pdu[1] |= wire::DDGSTF;
+                len += 4;
+            }
+        }
+        pdu[4..8].copy_from_slice(&(len as u32).to_le_bytes());
+        self.out.bytes(&pdu);
+        if self.agreed.header_digest {
+            let mut digest = wire::crc32c(&pdu);
+            if !env.rules.is_empty() && faults::corrupts(env.rules, &self.who(), false, env.now_us) {
+                digest ^= 0x0100_0001;
+            }
+            self.out.bytes(&digest.to_le_bytes());
+        }
+        if pad > 0 {
+            self.out.reserve(pad).fill(0);
+        }
+    }
+
+    /// Sends the data digest of what has just been sent, if one was agreed.
+    fn data_digest_out(&mut self, env: &Env<'_>, mut digest: u32) {
+        if !env.rules.is_empty() && faults::corrupts(env.rules, &self.who(), true, env.now_us) {
+            digest ^= 0x8000_0010;
+        }
+        self.out.bytes(&digest.to_le_bytes());
+    }
+
+    /// The header of a C2HData with everything of the command; `true` when it also stands for the response.
+    #[inline]
+    fn c2h_header(&mut self, env: &Env<'_>, cid: u16, len: usize) -> bool {
+        let success = !self.flow_control;
+        let mut pdu = [0; wire::SHORT_HEADER];
+        pdu[0] = kind::C2H_DATA;
+        pdu[1] = wire::LAST | if success { wire::SUCCESS } else { 0 };
+        pdu[8..10].copy_from_slice(&cid.to_le_bytes());
+        pdu[16..20].copy_from_slice(&(len as u32).to_le_bytes());
+        self.header_out(env, pdu, len);
+        success
+    }
+
+    /// Gives the connection up with a termination request.
+    #[cold]
+    fn terminate(&mut self, env: &Env<'_>, fatal: Fatal, pdu: &[u8]) {
+        env.shared.counters.terminated.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(conn = self.info.id, peer = ?self.info.peer, fes = ?fatal.fes, info = fatal.info, why = fatal.why, "connection terminated");
+        let hlen = pdu.get(2).map_or(0, |&h| usize::from(h)).max(wire::CH);
+        let request = fatal.request(&pdu[..pdu.len().min(hlen)]);
+        self.out.bytes(&request);
+        self.ending = Some(Ending::AfterFlush);
+    }
+}
+
+/// Whether the host sends data with this command.
+#[inline]
+fn takes_data(sqe: &Sqe) -> bool {
+    let code = if sqe.opcode() == polypath_nvme::sqe::admin::FABRICS { sqe.fctype() } else { sqe.opcode() };
+    code & 3 == 1
+}
+
+/// A transfer tag: slot and generation.
+fn tag(key: SlotKey) -> u16 {
+    key.index() | key.generation() << TAG_SHIFT
+}

@@ -1,0 +1,723 @@
+//! The shell around the state machines: one epoll loop per thread, with an adaptive spin.
+//!
+//! A connection belongs to one thread for life. Everything that one pass has to say on a connection leaves in one `sendmsg`;
+//! what has come is read into one large buffer. Connections on which something moved lately are polled directly, the others
+//! through epoll.
+
+use crate::faults::{Kind, Rules, Scope};
+use crate::proto::{Conn, Ending, Env};
+use crate::shared::{ConnInfo, Shared, lock};
+use polypath_nvme::StatusField;
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown, sockopt};
+use std::io::IoSlice;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const WAKE: u64 = u64::MAX;
+const LISTENER: u64 = 1 << 32;
+/// Receive buffer of a connection, at least.
+const RX: usize = 256 << 10;
+/// Entries of one `sendmsg`.
+const IOV: usize = 128;
+/// A connection that had nothing for so many polls goes back to epoll.
+const COLD_AFTER: u32 = 512;
+/// How long a thread sleeps at most, in microseconds.
+const NAP_US: u64 = 50_000;
+/// How long a connection that was given up may stay to let the host read why.
+const LINGER_US: u64 = 1_000_000;
+
+/// What one thread tells another.
+pub(crate) enum Msg {
+    Adopt { socket: OwnedFd, info: Arc<ConnInfo> },
+    Respond { conn: u64, cid: u16, status: StatusField, result: u64 },
+    Abort { conn: u64, victim: u16, reply: (usize, u64, u16) },
+    Break { scope: Scope, reset: bool, reply: Sender<usize> },
+    Listener { index: usize, action: ListenerAction, reply: Sender<Result<usize, String>> },
+    Stop,
+}
+
+/// What is to become of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ListenerAction {
+    Drop,
+    Restore,
+    Close,
+    Open,
+}
+
+/// How to reach a thread.
+pub(crate) struct ThreadHandle {
+    mail: Mutex<Vec<Msg>>,
+    has_mail: AtomicBool,
+    event: OwnedFd,
+}
+
+impl ThreadHandle {
+    pub(crate) fn new() -> std::io::Result<ThreadHandle> {
+        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(ThreadHandle { mail: Mutex::default(), has_mail: AtomicBool::new(false), event })
+    }
+
+    pub(crate) fn send(&self, msg: Msg) {
+        lock(&self.mail).push(msg);
+        self.has_mail.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Ends the thread's sleep.
+    pub(crate) fn wake(&self) {
+        // A full counter means that it is being woken already.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+/// One connection and its socket.
+struct Sock {
+    fd: OwnedFd,
+    conn: Conn,
+    rx: Vec<u8>,
+    start: usize,
+    end: usize,
+    cold: u32,
+    hot: bool,
+    blocked: bool,
+    interest: epoll::EventFlags,
+    /// Reads nothing, says nothing, not even that it is gone.
+    frozen: bool,
+    /// Reads and says nothing.
+    stalled: bool,
+    discarded: bool,
+    trickle: Option<(usize, u64)>,
+    quiet_until_us: u64,
+    linger_until_us: Option<u64>,
+    dead: bool,
+}
+
+/// One thread's loop.
+pub(crate) struct Shell {
+    index: usize,
+    shared: Arc<Shared>,
+    epoll: OwnedFd,
+    listeners: Vec<Option<TcpListener>>,
+    socks: Vec<Option<Box<Sock>>>,
+    hot: Vec<usize>,
+    rules: Rules,
+    rules_version: u64,
+    events_version: u64,
+    next_timer_us: u64,
+    next_thread: usize,
+    stop: bool,
+}
+
+impl Shell {
+    /// `listeners` are for the first thread; the others have none.
+    pub(crate) fn new(index: usize, shared: Arc<Shared>, listeners: Vec<TcpListener>) -> std::io::Result<Shell> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (i, listener) in listeners.iter().enumerate() {
+            epoll::add(&epoll, listener, epoll::EventData::new_u64(LISTENER + i as u64), epoll::EventFlags::IN)?;
+        }
+        Ok(Shell {
+            index,
+            shared,
+            epoll,
+            listeners: listeners.into_iter().map(Some).collect(),
+            socks: Vec::new(),
+            hot: Vec::new(),
+            rules: Rules::default(),
+            rules_version: u64::MAX,
+            events_version: 0,
+            next_timer_us: 0,
+            next_thread: 0,
+            stop: false,
+        })
+    }
+
+    /// Runs until it is told to stop.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.register_wake() {
+            tracing::error!(%error, "thread cannot start");
+            return;
+        }
+        let mut turns = 0u32;
+        let mut busy_us = self.shared.now_us();
+        while !self.stop {
+            let now_us = self.shared.now_us();
+            self.look_around(now_us);
+            let mut moved = self.poll_hot(now_us);
+            turns = turns.wrapping_add(1);
+            if !moved || turns.is_multiple_of(32) {
+                moved |= self.wait(0, now_us);
+            }
+            if now_us >= self.next_timer_us {
+                self.timers(now_us);
+            }
+            if moved {
+                busy_us = now_us;
+            } else if now_us.saturating_sub(busy_us) >= self.shared.config.spin_us {
+                let nap_us = self.next_timer_us.saturating_sub(now_us).min(NAP_US);
+                self.calm_down();
+                if self.wait(nap_us, now_us) {
+                    busy_us = self.shared.now_us();
+                }
+            }
+        }
+        for sock in self.socks.iter_mut().flatten() {
+            sock.conn.close(&self.shared);
+        }
+    }
+
+    fn register_wake(&self) -> std::io::Result<()> {
+        let threads = self.shared.threads.get().ok_or_else(|| std::io::Error::other("threads are not set up"))?;
+        epoll::add(&self.epoll, &threads[self.index].event, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        Ok(())
+    }
+
+    /// Follows changes that other threads have made.
+    #[inline]
+    fn look_around(&mut self, now_us: u64) {
+        let Some(me) = self.shared.threads.get().and_then(|t| t.get(self.index)) else { return };
+        if me.has_mail.load(Ordering::Acquire) {
+            me.has_mail.store(false, Ordering::Release);
+            let mail = std::mem::take(&mut *lock(&me.mail));
+            mail.into_iter().for_each(|msg| self.message(msg, now_us));
+        }
+        let rules_version = self.shared.faults.version();
+        if rules_version != self.rules_version {
+            self.rules_version = rules_version;
+            self.rules = self.shared.faults.rules();
+            for i in 0..self.socks.len() {
+                self.apply_rules(i, now_us);
+            }
+        }
+        let events = self.shared.events.load(Ordering::Acquire);
+        if events != self.events_version {
+            self.events_version = events;
+            let (shared, rules) = (self.shared.clone(), self.rules.clone());
+            let env = Env { now_us, shared: &shared, rules: &rules };
+            for i in 0..self.socks.len() {
+                if let Some(sock) = &mut self.socks[i] {
+                    sock.conn.look_around(&env);
+                    self.settle(i, now_us);
+                }
+            }
+        }
+    }
+
+    fn message(&mut self, msg: Msg, now_us: u64) {
+        let (shared, rules) = (self.shared.clone(), self.rules.clone());
+        let env = Env { now_us, shared: &shared, rules: &rules };
+        match msg {
+            Msg::Adopt { socket, info } => self.adopt(socket, info, now_us),
+            Msg::Respond { conn, cid, status, result } => {
+                if let Some(i) = self.find(conn)
+                    && let Some(sock) = &mut self.socks[i]
+                {
+                    sock.conn.respond(&env, cid, status, result);
+                    self.settle(i, now_us);
+                }
+            }
+            Msg::Abort { conn, victim, reply: (thread, reply_conn, cid) } => {
+                let mut aborted = false;
+                if let Some(i) = self.find(conn)
+                    && let Some(sock) = &mut self.socks[i]
+                {
+                    aborted = sock.conn.abort(&env, victim);
+                    self.settle(i, now_us);
+                }
+                if let Some(handle) = shared.threads.get().and_then(|t| t.get(thread)) {
+                    let result = u64::from(!aborted);
+                    handle.send(Msg::Respond { conn: reply_conn, cid, status: StatusField::SUCCESS, result });
+                }
+            }
+            Msg::Break { scope, reset, reply } => {
+                let n = self.break_off(|s| scope.matches(&s.conn.who()), reset, now_us);
+                // Whoever asked may have gone; nobody else needs the number.
+                let _ = reply.send(n);
+            }
+            Msg::Listener { index, action, reply } => {
+                let result = self.listener(index, action, now_us);
+                let _ = reply.send(result);
+            }
+            Msg::Stop => self.stop = true,
+        }
+    }
+
+    fn find(&self, conn: u64) -> Option<usize> {
+        self.socks.iter().position(|s| s.as_ref().is_some_and(|s| s.conn.info.id == conn))
+    }
+
+    /// Resets or closes every connection that `which` says; returns how many.
+    fn break_off(&mut self, which: impl Fn(&Sock) -> bool, reset: bool, now_us: u64) -> usize {
+        let mut n = 0;
+        for i in 0..self.socks.len() {
+            let Some(sock) = self.socks[i].as_mut().filter(|s| which(s)) else { continue };
+            n += 1;
+            if reset {
+                // Failure leaves an ordinary close, which ends it as well.
+                let _ = sockopt::set_socket_linger(&sock.fd, Some(Duration::ZERO));
+                self.drop_sock(i);
+            } else {
+                let _ = shutdown(&sock.fd, Shutdown::Write);
+                sock.conn.close(&self.shared);
+                sock.conn.ending = Some(Ending::AfterFlush);
+                sock.linger_until_us = Some(now_us + LINGER_US);
+            }
+        }
+        n
+    }
+
+    fn listener(&mut self, index: usize, action: ListenerAction, now_us: u64) -> Result<usize, String> {
+        let mine = move |s: &Sock| s.conn.info.listener == index;
+        let n = match action {
+            ListenerAction::Drop => {
+                let mut n = 0;
+                for sock in self.socks.iter_mut().flatten().filter(|s| mine(s) && !s.frozen) {
+                    // Deleting fails only for one that is not there, which is as good.
+                    let _ = epoll::delete(&self.epoll, &sock.fd);
+                    sock.frozen = true;
+                    sock.conn.info.frozen.store(true, Ordering::Relaxed);
+                    n += 1;
+                }
+                n
+            }
+            ListenerAction::Restore => self.break_off(|s| mine(s) && s.frozen, true, now_us),
+            ListenerAction::Close => self.break_off(mine, true, now_us),
+            ListenerAction::Open => 0,
+        };
+        if self.index != 0 {
+            return Ok(n);
+        }
+        let token = epoll::EventData::new_u64(LISTENER + index as u64);
+        let slot = self.listeners.get_mut(index).ok_or("no such listener")?;
+        match (action, &slot) {
+            (ListenerAction::Drop, Some(l)) => {
+                let _ = epoll::delete(&self.epoll, l);
+            }
+            (ListenerAction::Restore, Some(l)) => {
+                let _ = epoll::delete(&self.epoll, l);
+                epoll::add(&self.epoll, l, token, epoll::EventFlags::IN).map_err(|e| e.to_string())?;
+            }
+            (ListenerAction::Close, Some(_)) => *slot = None,
+            (ListenerAction::Open, None) => {
+                let address = self.shared.listeners[index].address;
+                let l = bind(address).map_err(|e| format!("listen on {address}: {e}"))?;
+                epoll::add(&self.epoll, &l, token, epoll::EventFlags::IN).map_err(|e| e.to_string())?;
+                *slot = Some(l);
+            }
+            _ => {}
+        }
+        Ok(n)
+    }
+
+    fn accept(&mut self, index: usize, now_us: u64) {
+        for _ in 0..64 {
+            let Some(Some(listener)) = self.listeners.get(index) else { return };
+            let (stream, peer) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    tracing::warn!(%error, "accept");
+                    return;
+                }
+            };
+            let mut conns = lock(&self.shared.conns);
+            if conns.len() >= self.shared.config.max_connections {
+                tracing::warn!(%peer, limit = conns.len(), "too many connections; closed");
+                continue;
+            }
+            if stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_err() {
+                continue;
+            }
+            let thread = self.next_thread % self.shared.config.threads;
+            self.next_thread += 1;
+            let info = Arc::new(ConnInfo {
+                id: self.shared.next_conn.fetch_add(1, Ordering::Relaxed),
+                listener: index,
+                thread,
+                peer: Some(peer),
+                local: stream.local_addr().ok(),
+                queue: u32::MAX.into(),
+                ..ConnInfo::default()
+            });
+            conns.insert(info.id, info.clone());
+            drop(conns);
+            self.shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
+            let socket = OwnedFd::from(stream);
+            match self.shared.threads.get().and_then(|t| t.get(thread)) {
+                Some(other) if thread != self.index => other.send(Msg::Adopt { socket, info }),
+                _ => self.adopt(socket, info, now_us),
+            }
+        }
+    }
+
+    fn adopt(&mut self, fd: OwnedFd, info: Arc<ConnInfo>, now_us: u64) {
+        let i = self.socks.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.socks.push(None);
+            self.socks.len() - 1
+        });
+        let interest = epoll::EventFlags::IN;
+        if let Err(error) = epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(i as u64), interest) {
+            tracing::warn!(%error, "epoll");
+            lock(&self.shared.conns).remove(&info.id);
+            return;
+        }
+        let room = RX.max(2 * (self.shared.config.max_h2c_data.max(self.shared.config.in_capsule) as usize + 512));
+        self.socks[i] = Some(Box::new(Sock {
+            fd,
+            conn: Conn::new(info),
+            rx: vec![0; room],
+            start: 0,
+            end: 0,
+            cold: 0,
+            hot: false,
+            blocked: false,
+            interest,
+            frozen: false,
+            stalled: false,
+            discarded: false,
+            trickle: None,
+            quiet_until_us: 0,
+            linger_until_us: None,
+            dead: false,
+        }));
+        self.heat(i);
+        self.apply_rules(i, now_us);
+    }
+
+    fn heat(&mut self, i: usize) {
+        if let Some(sock) = &mut self.socks[i] {
+            sock.cold = 0;
+            if !sock.hot {
+                sock.hot = true;
+                self.hot.push(i);
+            }
+        }
+    }
+
+    /// Works out which lasting faults a connection is under.
+    fn apply_rules(&mut self, i: usize, now_us: u64) {
+        let Some(sock) = &mut self.socks[i] else { return };
+        let who = sock.conn.who();
+        let of_mine = |r: &&Arc<crate::faults::Rule>| r.scope.matches(&who) && r.live(now_us);
+        sock.stalled = self.rules.iter().filter(of_mine).any(|r| r.kind == Kind::Stall);
+        sock.trickle = self.rules.iter().filter(of_mine).find_map(|r| match r.kind {
+            Kind::Trickle { bytes, us } => Some((bytes, us)),
+            _ => None,
+        });
+        if !sock.stalled && sock.discarded {
+            // What came meanwhile is lost: the stream cannot go on.
+            let _ = sockopt::set_socket_linger(&sock.fd, Some(Duration::ZERO));
+            self.drop_sock(i);
+        }
+    }
+
+    #[inline]
+    fn poll_hot(&mut self, now_us: u64) -> bool {
+        let mut moved = false;
+        let mut at = 0;
+        while at < self.hot.len() {
+            let i = self.hot[at];
+            let did = self.service(i, now_us);
+            moved |= did;
+            let keep = match &mut self.socks[i] {
+                None => false,
+                Some(sock) => {
+                    sock.cold = if did { 0 } else { sock.cold + 1 };
+                    let keep = sock.cold < COLD_AFTER && !sock.frozen;
+                    sock.hot = keep;
+                    keep
+                }
+            };
+            if keep {
+                at += 1;
+            } else {
+                self.hot.swap_remove(at);
+            }
+        }
+        moved
+    }
+
+    /// Before a sleep: everything is left to epoll.
+    fn calm_down(&mut self) {
+        for i in std::mem::take(&mut self.hot) {
+            if let Some(sock) = &mut self.socks[i] {
+                sock.hot = false;
+            }
+        }
+    }
+
+    fn wait(&mut self, timeout_us: u64, now_us: u64) -> bool {
+        let mut list = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
+        let timeout = Timespec { tv_sec: (timeout_us / 1_000_000) as _, tv_nsec: (timeout_us % 1_000_000 * 1000) as _ };
+        let n = match epoll::wait(&self.epoll, &mut list[..], Some(&timeout)) {
+            Ok(n) => n,
+            Err(Errno::INTR) => 0,
+            Err(error) => {
+                tracing::error!(%error, "epoll_wait");
+                self.stop = true;
+                0
+            }
+        };
+        let now_us = if timeout_us > 0 { self.shared.now_us() } else { now_us };
+        let mut moved = false;
+        for event in &list[..n] {
+            match event.data.u64() {
+                WAKE => {
+                    let mut sink = [0; 8];
+                    if let Some(me) = self.shared.threads.get().and_then(|t| t.get(self.index)) {
+                        // Empty already: fine.
+                        let _ = rustix::io::read(&me.event, &mut sink[..]);
+                    }
+                    moved = true;
+                }
+                token if token >= LISTENER => {
+                    self.accept((token - LISTENER) as usize, now_us);
+                    moved = true;
+                }
+                token => {
+                    let i = token as usize;
+                    if self.socks.get(i).is_some_and(|s| s.as_ref().is_some_and(|s| !s.hot)) {
+                        self.heat(i);
+                        moved |= self.service(i, now_us);
+                    }
+                }
+            }
+        }
+        moved
+    }
+
+    /// One pass over one connection. `true` when something moved.
+    #[inline]
+    fn service(&mut self, i: usize, now_us: u64) -> bool {
+        let Some(sock) = &mut self.socks[i] else { return false };
+        if sock.frozen || now_us < sock.quiet_until_us {
+            return false;
+        }
+        let mut moved = false;
+        if sock.linger_until_us.is_some() || sock.stalled {
+            moved = sock.discard();
+        } else {
+            let env = Env { now_us, shared: &self.shared, rules: &self.rules };
+            let before = sock.conn.controller.is_some();
+            moved |= sock.take_in(&env);
+            if before != sock.conn.controller.is_some() {
+                // A controller was found: faults may name it, and its keep alive has a deadline.
+                self.next_timer_us = 0;
+                self.apply_rules(i, now_us);
+            }
+        }
+        self.settle(i, now_us);
+        moved
+    }
+
+    /// Sends what waits and ends what is over.
+    #[inline]
+    fn settle(&mut self, i: usize, now_us: u64) {
+        let Some(sock) = &mut self.socks[i] else { return };
+        if sock.frozen {
+            if sock.conn.ending.is_some() {
+                // Its controller is gone, but the network has eaten the connection: nobody is told.
+                sock.conn.close(&self.shared);
+            }
+            return;
+        }
+        if !sock.stalled {
+            let listener = &self.shared.listeners[sock.conn.info.listener];
+            sock.flush(listener, now_us);
+        }
+        let deadline_us =
+            sock.conn.deadline_us().min(if sock.quiet_until_us > now_us { sock.quiet_until_us } else { u64::MAX });
+        self.next_timer_us = self.next_timer_us.min(deadline_us);
+        if sock.conn.ending == Some(Ending::AfterFlush) && sock.conn.out.len() == 0 && sock.linger_until_us.is_none() {
+            let _ = shutdown(&sock.fd, Shutdown::Write);
+            sock.conn.close(&self.shared);
+            sock.linger_until_us = Some(now_us + LINGER_US);
+            self.next_timer_us = self.next_timer_us.min(now_us + LINGER_US);
+        }
+        let over = sock.dead || sock.conn.ending == Some(Ending::Now);
+        if over {
+            self.drop_sock(i);
+            return;
+        }
+        let mut interest = epoll::EventFlags::empty();
+        interest.set(epoll::EventFlags::IN, now_us >= sock.quiet_until_us);
+        interest.set(epoll::EventFlags::OUT, sock.blocked);
+        if interest != sock.interest {
+            sock.interest = interest;
+            if let Err(error) = epoll::modify(&self.epoll, &sock.fd, epoll::EventData::new_u64(i as u64), interest) {
+                tracing::warn!(%error, "epoll");
+            }
+        }
+    }
+
+    fn drop_sock(&mut self, i: usize) {
+        if let Some(mut sock) = self.socks[i].take() {
+            sock.conn.close(&self.shared);
+            lock(&self.shared.conns).remove(&sock.conn.info.id);
+            self.shared.counters.closed.fetch_add(1, Ordering::Relaxed);
+            self.hot.retain(|&h| h != i);
+        }
+    }
+
+    /// Does everything that is due and finds out when the next thing is.
+    fn timers(&mut self, now_us: u64) {
+        self.next_timer_us = now_us + NAP_US;
+        let (shared, rules) = (self.shared.clone(), self.rules.clone());
+        let env = Env { now_us, shared: &shared, rules: &rules };
+        if self.index == 0 {
+            apply_held(&shared, now_us);
+            self.next_timer_us = self.next_timer_us.min(shared.held.next_us());
+        }
+        for i in 0..self.socks.len() {
+            let Some(sock) = &mut self.socks[i] else { continue };
+            sock.conn.tick(&env);
+            if sock.conn.qid == 0
+                && let Some(controller) = sock.conn.controller.clone()
+                && let Some(kato_us) = shared.kato_us(&controller)
+            {
+                let since_us = controller.alive_us.load(Ordering::Acquire);
+                if now_us < since_us + kato_us {
+                    self.next_timer_us = self.next_timer_us.min(since_us + kato_us);
+                } else if shared.config.tbkas && controller.traffic.swap(false, Ordering::Relaxed) {
+                    controller.alive_us.store(now_us, Ordering::Release);
+                } else {
+                    shared.counters.keep_alive_expired.fetch_add(1, Ordering::Relaxed);
+                    shared.kill(&controller, "its keep alive expired");
+                }
+            }
+            if sock.linger_until_us.is_some_and(|t| now_us >= t) {
+                sock.dead = true;
+            }
+            if sock.quiet_until_us != 0 && now_us >= sock.quiet_until_us {
+                sock.quiet_until_us = 0;
+                self.heat(i);
+                self.service(i, now_us);
+            } else {
+                self.settle(i, now_us);
+            }
+        }
+    }
+}
+
+/// Applies held writes that are due, whatever became of their connections.
+fn apply_held(shared: &Shared, now_us: u64) {
+    for write in shared.held.due(now_us) {
+        let result = match &write.data {
+            Some(data) => write.namespace.medium.write(write.offset, data),
+            None => write.namespace.medium.zero(write.offset, write.len),
+        };
+        let unix_us = shared.unix_us(shared.now_us());
+        tracing::info!(id = write.id, ok = result.is_ok(), "held write applied");
+        shared.held.applied(write.id, unix_us, |cntlid| shared.subsystems.iter().any(|s| s.alive(cntlid)));
+        if let Some((thread, conn, cid)) = write.answer
+            && let Some(handle) = shared.threads.get().and_then(|t| t.get(thread))
+        {
+            let status = result.err().unwrap_or(StatusField::SUCCESS);
+            handle.send(Msg::Respond { conn, cid, status, result: 0 });
+        }
+    }
+}
+
+impl Sock {
+    /// Receives once and lets the connection have it. `true` when something came or was taken.
+    #[inline]
+    fn take_in(&mut self, env: &Env<'_>) -> bool {
+        let bandwidth = &env.shared.listeners[self.conn.info.listener].bandwidth;
+        let allowed = bandwidth.allowed(env.now_us);
+        let mut moved = false;
+        if allowed == 0 {
+            self.quiet_until_us = env.now_us + 1000;
+        } else if self.end < self.rx.len() {
+            let to = self.end + (self.rx.len() - self.end).min(allowed);
+            match recv(&self.fd, &mut self.rx[self.end..to], RecvFlags::empty()) {
+                Ok((_, 0)) => self.dead = true,
+                Ok((_, n)) => {
+                    self.end += n;
+                    bandwidth.spend(n);
+                    self.conn.info.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
+                    moved = true;
+                }
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(_) => self.dead = true,
+            }
+        }
+        if self.start < self.end {
+            let taken = self.conn.receive(env, &self.rx[self.start..self.end]);
+            moved |= taken > 0;
+            self.start += taken;
+            if self.start == self.end {
+                (self.start, self.end) = (0, 0);
+            } else if self.end > self.rx.len() / 2 {
+                self.rx.copy_within(self.start..self.end, 0);
+                (self.start, self.end) = (0, self.end - self.start);
+            }
+        }
+        moved
+    }
+
+    /// Reads and throws away.
+    fn discard(&mut self) -> bool {
+        match recv(&self.fd, &mut self.rx[..], RecvFlags::empty()) {
+            Ok((_, 0)) => self.dead = true,
+            Ok(_) => {
+                self.discarded = self.stalled;
+                return true;
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.dead = true,
+        }
+        false
+    }
+
+    /// Sends what waits, as much as the socket takes and the faults allow.
+    #[inline]
+    fn flush(&mut self, listener: &crate::shared::Listener, now_us: u64) {
+        self.blocked = false;
+        while self.conn.out.len() > 0 && now_us >= self.quiet_until_us {
+            let mut limit = listener.bandwidth.allowed(now_us);
+            if limit == 0 {
+                self.quiet_until_us = now_us + 1000;
+                return;
+            }
+            if let Some((bytes, us)) = self.trickle {
+                limit = limit.min(bytes);
+                self.quiet_until_us = now_us + us;
+            }
+            let mut list = [IoSlice::new(&[]); IOV];
+            let (n, bytes) = self.conn.out.gather(&mut list, limit);
+            match sendmsg(&self.fd, &list[..n], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+                Ok(sent) => {
+                    listener.bandwidth.spend(sent);
+                    self.conn.info.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
+                    self.conn.out.advance(sent);
+                    if sent < bytes {
+                        self.blocked = true;
+                        return;
+                    }
+                }
+                Err(Errno::AGAIN) => {
+                    self.blocked = true;
+                    return;
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => {
+                    self.dead = true;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A listening socket, non-blocking.
+pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
