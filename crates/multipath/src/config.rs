@@ -1,0 +1,247 @@
+//! How a group and its paths are set up.
+
+use core::fmt;
+use core::str::FromStr;
+use polypath_block::{Device, Identifier, Limits};
+use std::sync::Arc;
+
+/// Most paths one group holds, those on their way out included.
+pub const MAX_PATHS: usize = 64;
+
+/// Most requests one queue of a group holds.
+pub const MAX_DEPTH: u16 = 8192;
+
+/// Which rule chooses among paths of equal rank. Rank comes first: optimized before non-optimized, what answers before what stalls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub enum SelectorKind {
+    /// One after the other.
+    RoundRobin,
+    /// Any, by a seeded generator.
+    Random,
+    /// By range of blocks, so that a stream stays on its path; the loss of a path moves only that path's ranges.
+    Hash {
+        /// Bytes of a range; zero means the default of 1 MiB.
+        range_bytes: u64,
+    },
+    /// In proportion to the configured weights.
+    Weight,
+    /// Least bytes in flight relative to the configured weight.
+    ServiceTime,
+    /// In proportion to the throughput that recent requests met.
+    AverageRate,
+    /// Fewest requests in flight; equals take turns. The default.
+    #[default]
+    QueueLength,
+    /// Least expected service time, from the history of each size class times what is in flight; stale paths are probed.
+    HistoricalServiceTime,
+}
+
+impl SelectorKind {
+    /// Every rule, with the hash rule at its default range.
+    pub const ALL: [SelectorKind; 8] = [
+        SelectorKind::RoundRobin,
+        SelectorKind::Random,
+        SelectorKind::Hash { range_bytes: 0 },
+        SelectorKind::Weight,
+        SelectorKind::ServiceTime,
+        SelectorKind::AverageRate,
+        SelectorKind::QueueLength,
+        SelectorKind::HistoricalServiceTime,
+    ];
+
+    /// Its name in configuration files and on command lines.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            SelectorKind::RoundRobin => "round-robin",
+            SelectorKind::Random => "random",
+            SelectorKind::Hash { .. } => "hash",
+            SelectorKind::Weight => "weight",
+            SelectorKind::ServiceTime => "service-time",
+            SelectorKind::AverageRate => "average-rate",
+            SelectorKind::QueueLength => "queue-length",
+            SelectorKind::HistoricalServiceTime => "historical-service-time",
+        }
+    }
+}
+
+impl fmt::Display for SelectorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A name that is no selector.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "selector \"{given}\" is unknown; expected round-robin, random, hash, weight, service-time, average-rate, queue-length or historical-service-time"
+)]
+pub struct UnknownSelector {
+    /// What was given.
+    pub given: String,
+}
+
+impl FromStr for SelectorKind {
+    type Err = UnknownSelector;
+
+    fn from_str(text: &str) -> Result<Self, UnknownSelector> {
+        let found = SelectorKind::ALL.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or_else(|| UnknownSelector { given: text.to_owned() })
+    }
+}
+
+/// Are changes held back until their old path is proven quiet?
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fencing {
+    /// Yes. The only setting that keeps data.
+    #[default]
+    On,
+    /// No: a change is sent again as soon as its path breaks, and a late copy of it may land on newer data. For tests
+    /// that show why fencing exists; logged loudly.
+    Off,
+}
+
+/// Which paths lead to the disk of a group.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum MatchPolicy {
+    /// Those that share a worldwide identifier with the first one and differ in none of the same kind.
+    #[default]
+    Worldwide,
+    /// Those that show at least one of these identifiers and differ in none of the same kind. Applies to the first path too.
+    /// Identifiers that never aggregate by themselves (T10 vendor ones) may be pinned: that is the operator's statement.
+    Pinned(Vec<Identifier>),
+    /// The operator states that all paths lead to one disk: those with nothing comparable join, those that differ do not.
+    Stated,
+}
+
+/// How a group is set up.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// Name of the disk, for people, logs and statistics.
+    pub name: String,
+    /// Rule for choosing a path.
+    pub selector: SelectorKind,
+    /// How long a request may wait without a usable path, or be sent from path to path, before it fails with
+    /// [`polypath_block::Code::NoPath`], in milliseconds. A change waits for its fence however long that takes.
+    pub no_path_timeout_ms: u64,
+    /// Are changes fenced?
+    pub fencing: Fencing,
+    /// Which paths belong.
+    pub matching: MatchPolicy,
+    /// Limits to show at most (met with those of the paths); `None` shows what the paths can do.
+    pub limits: Option<Limits>,
+    /// Seed of the random selector.
+    pub seed: u64,
+}
+
+impl GroupConfig {
+    /// The defaults: queue-length, 60 s without a path, fencing on, worldwide identifiers.
+    pub fn new(name: impl Into<String>) -> Self {
+        GroupConfig {
+            name: name.into(),
+            selector: SelectorKind::default(),
+            no_path_timeout_ms: 60_000,
+            fencing: Fencing::On,
+            matching: MatchPolicy::Worldwide,
+            limits: None,
+            seed: 0x9E37_79B9_7F4A_7C15,
+        }
+    }
+}
+
+/// A path to be added to a group.
+#[derive(Clone)]
+pub struct PathConfig {
+    /// Name of the path, unique in its group (its URI, usually).
+    pub name: String,
+    /// The way to the disk. The group closes it once the path is removed.
+    pub device: Arc<dyn Device>,
+    /// Share of the work for the rules that know weights; at least 1, 100 is ordinary.
+    pub weight: u32,
+}
+
+impl PathConfig {
+    /// A path of ordinary weight, named after its device.
+    pub fn new(device: Arc<dyn Device>) -> Self {
+        PathConfig { name: device.name().to_owned(), device, weight: PathConfig::WEIGHT }
+    }
+
+    /// The ordinary weight.
+    pub const WEIGHT: u32 = 100;
+}
+
+impl fmt::Debug for PathConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PathConfig").field("name", &self.name).field("weight", &self.weight).finish_non_exhaustive()
+    }
+}
+
+/// Names a path of a group for as long as the group lives; never given twice.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct PathId(pub u32);
+
+impl fmt::Display for PathId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// Why a group did not do what it was told.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum GroupError {
+    /// It has as many paths as it can hold.
+    #[error("{group} has {MAX_PATHS} paths, the most there can be; remove one first")]
+    TooManyPaths {
+        /// Name of the group.
+        group: String,
+    },
+    /// The name is taken.
+    #[error("{group} already has a path named \"{path}\"; give the new one another name")]
+    NameTaken {
+        /// Name of the group.
+        group: String,
+        /// The name.
+        path: String,
+    },
+    /// The same device is a path already.
+    #[error("{group}: device of path \"{path}\" is already one of its paths")]
+    DeviceTaken {
+        /// Name of the group.
+        group: String,
+        /// Name of the path that has it.
+        path: String,
+    },
+    /// It has no such path.
+    #[error("{group} has no path {id}")]
+    NoSuchPath {
+        /// Name of the group.
+        group: String,
+        /// The path asked for.
+        id: PathId,
+    },
+    /// A weight of zero would never be chosen.
+    #[error("weight 0 of a path of {group}: expected 1 or more; remove the path to stop using it")]
+    ZeroWeight {
+        /// Name of the group.
+        group: String,
+    },
+    /// The group was closed.
+    #[error("{group} is closed")]
+    Closed {
+        /// Name of the group.
+        group: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selector_names_round_trip() {
+        for kind in SelectorKind::ALL {
+            assert_eq!(kind.as_str().parse::<SelectorKind>(), Ok(kind));
+        }
+        let err = "fastest".parse::<SelectorKind>().unwrap_err().to_string();
+        assert!(err.contains("fastest") && SelectorKind::ALL.iter().all(|k| err.contains(k.as_str())), "{err}");
+    }
+}

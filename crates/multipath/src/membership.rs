@@ -1,0 +1,190 @@
+//! Who is the same disk: pure rules, asked at every (re)connection of a path.
+
+use crate::config::MatchPolicy;
+use polypath_block::{DeviceInfo, Geometry, Identifier, Identity, Limits, Verdict};
+
+/// What the group has promised to whoever uses it.
+#[derive(Clone, Debug)]
+pub(crate) struct Promise {
+    pub(crate) identity: Identity,
+    pub(crate) geometry: Geometry,
+    pub(crate) limits: Limits,
+    /// Abilities can no longer shrink: somebody relies on them.
+    pub(crate) frozen: bool,
+}
+
+/// May a path that shows `info` carry I/O? `before` is what the same path showed when it was admitted last.
+pub(crate) fn admit(
+    policy: &MatchPolicy,
+    promise: Option<&Promise>,
+    before: Option<&Identity>,
+    info: &DeviceInfo,
+) -> Result<(), String> {
+    info.geometry.check().map_err(|e| format!("its geometry makes no sense: {e}"))?;
+    identity(policy, promise, before, info)?;
+    let Some(promise) = promise else { return Ok(()) };
+    let (have, want) = (info.geometry, promise.geometry);
+    if have.block_size != want.block_size {
+        return Err(format!("its blocks have {} bytes, those of the group {}", have.block_size, want.block_size));
+    }
+    if have.blocks < want.blocks {
+        return Err(format!("it has {} blocks, fewer than the {} the group has promised", have.blocks, want.blocks));
+    }
+    abilities(promise, &info.limits)
+}
+
+fn identity(
+    policy: &MatchPolicy,
+    promise: Option<&Promise>,
+    before: Option<&Identity>,
+    info: &DeviceInfo,
+) -> Result<(), String> {
+    let shown = &info.identity;
+    if let MatchPolicy::Pinned(expected) = policy {
+        pinned(expected, shown)?;
+    }
+    if let Some(before) = before {
+        match before.compare(shown) {
+            Verdict::Same => {}
+            Verdict::Different => {
+                return Err(format!(
+                    "another disk answers since it reconnected: it shows {:?}, before it was {:?}",
+                    shown.identifiers, before.identifiers
+                ));
+            }
+            Verdict::Unknown if before.identifiers == shown.identifiers => {}
+            Verdict::Unknown => {
+                return Err(format!(
+                    "since it reconnected it shows {:?}, which cannot be compared with {:?} from before",
+                    shown.identifiers, before.identifiers
+                ));
+            }
+        }
+    }
+    let Some(promise) = promise else { return Ok(()) };
+    let reference = &promise.identity;
+    match (reference.compare(shown), policy) {
+        (Verdict::Same, _) => Ok(()),
+        (Verdict::Different, _) => Err(format!(
+            "it is another disk: it shows {:?}, the group is {:?}",
+            shown.identifiers, reference.identifiers
+        )),
+        (Verdict::Unknown, MatchPolicy::Stated | MatchPolicy::Pinned(_)) => Ok(()),
+        (Verdict::Unknown, MatchPolicy::Worldwide) if before.is_some() => Ok(()),
+        (Verdict::Unknown, MatchPolicy::Worldwide) => Err(format!(
+            "nothing proves that it is the same disk: it shows {:?}, the group is {:?}; \
+             state the match in the configuration if you know that it is",
+            shown.identifiers, reference.identifiers
+        )),
+    }
+}
+
+fn pinned(expected: &[Identifier], shown: &Identity) -> Result<(), String> {
+    let wanted = Identity { identifiers: expected.to_vec(), ..Identity::default() };
+    let any = expected.iter().any(|e| shown.identifiers.contains(e));
+    if any && wanted.compare(shown) != Verdict::Different {
+        return Ok(());
+    }
+    Err(format!("it shows {:?}, the configuration expects {expected:?}", shown.identifiers))
+}
+
+/// Is everything promised still there? Smaller sizes are no matter: the group splits.
+fn abilities(promise: &Promise, have: &Limits) -> Result<(), String> {
+    let want = &promise.limits;
+    if have.read_only && !want.read_only {
+        return Err("it is read-only and the group takes changes".into());
+    }
+    if !promise.frozen {
+        return Ok(());
+    }
+    let lacks = [
+        (want.fua && !have.fua, "force unit access"),
+        (want.compare && !have.compare, "Compare"),
+        (want.max_write_zeroes_blocks > 0 && have.max_write_zeroes_blocks == 0, "Write Zeroes"),
+        (want.max_discard_blocks > 0 && have.max_discard_blocks == 0, "Discard"),
+    ];
+    if let Some((_, what)) = lacks.iter().find(|(lacking, _)| *lacking) {
+        return Err(format!("it does not do {what}, which the group has promised"));
+    }
+    if have.write_cache && !want.write_cache {
+        return Err("it has a volatile write cache, and the group was exported as having none".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polypath_block::{Access, CacheDomain};
+
+    fn info(ids: &[Identifier], blocks: u64) -> DeviceInfo {
+        DeviceInfo {
+            geometry: Geometry { block_size: 512, blocks },
+            limits: Limits::UNLIMITED,
+            identity: Identity { identifiers: ids.to_vec(), cache_domain: CacheDomain::default() },
+            access: Access::Optimized,
+            max_queues: 1,
+            max_depth: 128,
+        }
+    }
+
+    fn promise(of: &DeviceInfo, frozen: bool) -> Promise {
+        Promise { identity: of.identity.clone(), geometry: of.geometry, limits: of.limits, frozen }
+    }
+
+    const A: Identifier = Identifier::Uuid([1; 16]);
+    const B: Identifier = Identifier::Uuid([2; 16]);
+
+    #[test]
+    fn identity_decides() {
+        let founder = info(&[A], 100);
+        let p = promise(&founder, true);
+        let w = MatchPolicy::Worldwide;
+        let t10 = Identifier::T10Vendor(vec![7]);
+        assert_eq!(admit(&w, Some(&p), None, &info(&[A], 100)), Ok(()));
+        assert!(admit(&w, Some(&p), None, &info(&[B], 100)).unwrap_err().contains("another disk"));
+        assert!(admit(&w, Some(&p), None, &info(&[], 100)).unwrap_err().contains("state the match"));
+        assert_eq!(admit(&MatchPolicy::Stated, Some(&p), None, &info(&[], 100)), Ok(()));
+        assert!(admit(&MatchPolicy::Stated, Some(&p), None, &info(&[B], 100)).is_err());
+        let pin = MatchPolicy::Pinned(vec![t10.clone()]);
+        assert_eq!(admit(&pin, None, None, &info(std::slice::from_ref(&t10), 100)), Ok(()));
+        assert!(admit(&pin, None, None, &info(&[A], 100)).unwrap_err().contains("expects"));
+        assert!(admit(&MatchPolicy::Pinned(vec![A]), None, None, &info(&[B], 100)).is_err());
+    }
+
+    #[test]
+    fn reconnecting_as_somebody_else_is_seen() {
+        let founder = info(&[A], 100);
+        let p = promise(&founder, true);
+        for policy in [MatchPolicy::Worldwide, MatchPolicy::Stated] {
+            let err = admit(&policy, Some(&p), Some(&founder.identity), &info(&[B], 100)).unwrap_err();
+            assert!(err.contains("reconnected"), "{err}");
+            assert!(admit(&policy, Some(&p), Some(&founder.identity), &info(&[], 100)).is_err());
+        }
+        let nameless = info(&[], 100);
+        let p = promise(&nameless, true);
+        assert_eq!(admit(&MatchPolicy::Worldwide, Some(&p), Some(&nameless.identity), &nameless), Ok(()));
+    }
+
+    #[test]
+    fn size_and_abilities() {
+        let founder = info(&[A], 100);
+        let w = MatchPolicy::Worldwide;
+        let p = promise(&founder, true);
+        assert_eq!(admit(&w, Some(&p), None, &info(&[A], 101)), Ok(()));
+        assert!(admit(&w, Some(&p), None, &info(&[A], 99)).unwrap_err().contains("promised"));
+        let mut other = info(&[A], 100);
+        other.geometry.block_size = 4096;
+        assert!(admit(&w, Some(&p), None, &other).unwrap_err().contains("4096"));
+        let mut other = info(&[A], 100);
+        other.limits.fua = false;
+        assert!(admit(&w, Some(&p), None, &other).unwrap_err().contains("force unit"));
+        assert_eq!(admit(&w, Some(&promise(&founder, false)), None, &other), Ok(()));
+        let mut other = info(&[A], 100);
+        other.limits.write_cache = true;
+        assert!(admit(&w, Some(&p), None, &other).unwrap_err().contains("cache"));
+        let mut other = info(&[A], 100);
+        other.limits.max_transfer_bytes = 512;
+        assert_eq!(admit(&w, Some(&p), None, &other), Ok(()));
+    }
+}

@@ -1,0 +1,384 @@
+//! The paths of one queue: following the group, opening and closing their queues, ranking them.
+
+use super::{MultipathQueue, RANKS};
+use crate::config::MAX_PATHS;
+use crate::disposition::Grudge;
+use crate::event::EventKind;
+use crate::group::{Group, Lapses};
+use crate::record::{Shared, Stand, View};
+use crate::selector::{AnySelector, PathLoad, Selector};
+use crate::stats::{self, Counters};
+use core::time::Duration;
+use polypath_block::{Access, Code, Cx, Health, IoQueue, Limits, Proof, QueueConfig, RefusedWhy, Time, Waits};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// How long to look elsewhere after a failure, the first time and at most.
+const AVOID_FIRST: Duration = Duration::from_millis(10);
+const AVOID_MOST: Duration = Duration::from_secs(1);
+/// How long to look elsewhere when a path gave no access: it says itself when that changes.
+const AVOID_NO_ACCESS: Duration = Duration::from_millis(100);
+/// How long after its last trouble an incident is over.
+const INCIDENT_QUIET: Duration = Duration::from_millis(100);
+/// How long to wait before opening a queue that could not be opened.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
+/// Distinct proofs counted apart in one incident.
+const PROOFS: usize = 4;
+
+/// How far a path that leaves has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    /// In use.
+    Open,
+    /// Its cache is being flushed before it goes.
+    Flushing,
+    /// That is over.
+    Flushed,
+    /// Its queue is closed and drains.
+    Closing,
+}
+
+/// A path, as this queue has it.
+pub(super) struct LocalPath {
+    pub(super) shared: Arc<Shared>,
+    pub(super) queue: Option<Box<dyn IoQueue>>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) limits: Limits,
+    pub(super) write_cache: bool,
+    pub(super) domain: Option<u8>,
+    /// Version of the device when last looked at.
+    pub(super) seen: u64,
+    pub(super) phase: Phase,
+    pub(super) suspects: u32,
+    pub(super) last_cause: Code,
+    pub(super) lapses: Lapses,
+    pub(super) incident: Incident,
+    access: Access,
+    stand: Stand,
+    health: Health,
+    max_depth: u16,
+    was_ready: bool,
+    strikes: u32,
+    avoid_until: Time,
+    open_after: Time,
+    latency_ns: f64,
+}
+
+/// Trouble on one path, told once when it is over.
+#[derive(Debug, Default)]
+pub(super) struct Incident {
+    open: bool,
+    suspect_told: bool,
+    last: Time,
+    proofs: [Option<(Proof, u64, u64)>; PROOFS],
+}
+
+impl Incident {
+    /// A request became suspect. True the first time in this incident.
+    pub(super) fn suspected(&mut self, now: Time) -> bool {
+        (self.open, self.last) = (true, now);
+        !core::mem::replace(&mut self.suspect_told, true)
+    }
+
+    /// A request is sent again because of `proof`.
+    pub(super) fn redriven(&mut self, proof: Proof, changes: bool, now: Time) {
+        (self.open, self.last) = (true, now);
+        let at = self.proofs.iter().position(|p| p.is_none_or(|(known, ..)| known == proof)).unwrap_or(PROOFS - 1);
+        let entry = self.proofs[at].get_or_insert((proof, 0, 0));
+        entry.1 += 1;
+        entry.2 += u64::from(changes);
+    }
+
+    fn over_at(&self) -> Option<Time> {
+        self.open.then(|| self.last.after(INCIDENT_QUIET))
+    }
+
+    fn report(&mut self, group: &Group, path: &Shared) {
+        for (proof, count, changes) in self.proofs.iter().flatten().copied() {
+            tracing::info!(
+                group = %group.name(), path = %path.name, %proof, count, changes,
+                "requests of the path were sent again on others"
+            );
+            group.tell(path.id, EventKind::Redriven { count, changes, proof });
+        }
+        *self = Incident::default();
+    }
+}
+
+impl LocalPath {
+    fn new(view: &View, counters: Arc<Counters>) -> Self {
+        LocalPath {
+            shared: view.shared.clone(),
+            queue: None,
+            counters,
+            limits: Limits::UNLIMITED,
+            write_cache: false,
+            domain: None,
+            // Never a real version: the first look compares.
+            seen: u64::MAX,
+            phase: Phase::Open,
+            suspects: 0,
+            last_cause: Code::PathLost,
+            lapses: Lapses::default(),
+            incident: Incident::default(),
+            access: Access::Inaccessible,
+            stand: Stand::Pause,
+            health: Health::Down,
+            max_depth: 1,
+            was_ready: false,
+            strikes: 0,
+            avoid_until: Time::ZERO,
+            open_after: Time::ZERO,
+            latency_ns: 0.0,
+        }
+    }
+
+    fn adopt(&mut self, view: &View) {
+        self.stand = view.stand;
+        self.domain = view.domain.or(self.domain);
+        if let Some(info) = &view.info {
+            self.limits = info.limits;
+            self.write_cache = info.limits.write_cache;
+            self.access = info.access;
+            self.max_depth = info.max_depth;
+        }
+    }
+
+    pub(super) fn succeeded(&mut self, bytes: u64, took: Duration) {
+        self.strikes = 0;
+        let took = took.as_nanos() as f64;
+        self.latency_ns = if self.latency_ns > 0.0 { self.latency_ns + (took - self.latency_ns) / 64.0 } else { took };
+        stats::add(&self.counters.ios, 1);
+        stats::add(&self.counters.bytes, bytes);
+        self.counters.latency_ns.store(self.latency_ns as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_load(&self, load: &PathLoad) {
+        self.counters.in_flight.store(load.in_flight.into(), Ordering::Relaxed);
+        self.counters.suspects.store(self.suspects.into(), Ordering::Relaxed);
+    }
+
+    /// Remembers a failure: a path that fails at once and stays ready must not draw all I/O because nothing is in flight on it.
+    pub(super) fn bear(&mut self, grudge: Grudge, now: Time) {
+        let span = match grudge {
+            Grudge::Busy => AVOID_FIRST,
+            Grudge::NoAccess => AVOID_NO_ACCESS,
+            Grudge::Failure if now < self.avoid_until => return,
+            Grudge::Failure => {
+                self.strikes = (self.strikes + 1).min(16);
+                (AVOID_FIRST * (1 << (self.strikes - 1).min(8))).min(AVOID_MOST)
+            }
+        };
+        self.avoid_until = self.avoid_until.max(now.after(span));
+    }
+
+    /// Names the times at which this path wants to be looked at.
+    pub(super) fn deadlines(&self, now: Time, waiting: bool, waits: &mut Waits) {
+        if let Some(at) = self.incident.over_at().filter(|_| self.suspects == 0) {
+            waits.until(at);
+        }
+        if waiting && self.avoid_until > now {
+            waits.until(self.avoid_until);
+        }
+        if self.queue.is_none() && self.stand == Stand::Carry && self.open_after > now {
+            waits.until(self.open_after);
+        }
+    }
+
+    fn rank(&self, now: Time) -> Option<usize> {
+        let carries = self.stand == Stand::Carry && self.phase == Phase::Open && self.queue.is_some();
+        if !carries || self.health == Health::Down || !self.access.usable() {
+            return None;
+        }
+        let second = usize::from(self.access != Access::Optimized);
+        let poor = self.health == Health::Stalled || now < self.avoid_until;
+        Some(if poor { second + RANKS / 2 } else { second })
+    }
+}
+
+impl MultipathQueue {
+    /// Follows the group: one load for it and one for each path, unless something changed.
+    pub(super) fn follow(&mut self, cx: &mut Cx<'_>) {
+        if self.is_behind() {
+            self.sync();
+        }
+        if self.closing {
+            return;
+        }
+        for slot in 0..self.paths.len() {
+            let Some(path) = self.paths[slot].as_mut() else { continue };
+            if path.queue.is_some() || path.stand != Stand::Carry || cx.now < path.open_after {
+                continue;
+            }
+            let depth = (self.depth as u16).min(path.max_depth).max(1);
+            match path.shared.device.open_queue(QueueConfig { depth }) {
+                Ok(queue) => path.queue = Some(queue),
+                Err(error) => {
+                    path.open_after = cx.now.after(OPEN_AGAIN);
+                    tracing::warn!(
+                        group = %self.group.name(), path = %path.shared.name, reactor = cx.reactor, %error,
+                        "cannot open a queue on the path"
+                    );
+                }
+            }
+        }
+    }
+
+    fn sync(&mut self) {
+        for path in self.paths.iter_mut().flatten() {
+            path.seen = path.shared.device.version();
+        }
+        let snapshot = self.group.snapshot();
+        self.generation = snapshot.generation;
+        self.recheck = true;
+        self.shape = snapshot.info.map(|info| super::Shape {
+            blocks: info.geometry.blocks,
+            block_size: info.geometry.block_size,
+            limits: info.limits,
+        });
+        if snapshot.selector != self.selector_kind {
+            self.selector_kind = snapshot.selector;
+            self.selector = AnySelector::new(snapshot.selector, self.group.seed);
+        }
+        for path in self.paths.iter_mut().flatten() {
+            if !snapshot.views.iter().any(|v| v.shared.id == path.shared.id) {
+                path.stand = Stand::Leave { removal: true };
+            }
+        }
+        for view in &snapshot.views {
+            let known = self.paths.iter().position(|p| p.as_ref().is_some_and(|p| p.shared.id == view.shared.id));
+            let slot = match known {
+                Some(slot) => slot,
+                None if view.stand == Stand::Carry && !self.closing => match self.take_in(view) {
+                    Some(slot) => slot,
+                    None => continue,
+                },
+                None => continue,
+            };
+            if let Some(path) = self.paths[slot].as_mut() {
+                path.adopt(view);
+            }
+            self.loads[slot].weight = view.shared.weight.load(Ordering::Relaxed).max(1);
+        }
+    }
+
+    fn take_in(&mut self, view: &View) -> Option<usize> {
+        let free = self.paths.iter().position(Option::is_none);
+        if free.is_none() && self.paths.len() >= MAX_PATHS {
+            return None;
+        }
+        let counters = self.group.hold(view.shared.id)?;
+        let slot = free.unwrap_or_else(|| {
+            self.paths.push(None);
+            self.loads.push(PathLoad::default());
+            self.paths.len() - 1
+        });
+        self.paths[slot] = Some(LocalPath::new(view, counters));
+        self.loads[slot] = PathLoad { uid: view.shared.id.0, ..PathLoad::default() };
+        self.selector.forget(slot);
+        self.full &= !(1 << slot);
+        Some(slot)
+    }
+
+    /// Notices when a path's queue went down, came back, or stalls.
+    pub(super) fn look_at_health(&mut self, slot: usize, now: Time) {
+        let Some(path) = self.paths[slot].as_mut().filter(|p| p.phase == Phase::Open) else { return };
+        let health = path.queue.as_ref().map_or(Health::Down, |q| q.health());
+        if health != path.health {
+            if path.health == Health::Down {
+                // A new connection starts with a clean record.
+                (path.avoid_until, path.strikes, path.was_ready) = (now, 0, true);
+                self.full &= !(1 << slot);
+            }
+            path.health = health;
+        }
+        let lapses = Lapses { lost: health == Health::Down && path.was_ready, stalled: health == Health::Stalled };
+        if lapses != path.lapses {
+            self.group.lapse(path.shared.id, path.lapses, lapses, path.last_cause);
+            path.lapses = lapses;
+        }
+        if path.suspects == 0 && path.incident.over_at().is_some_and(|at| at <= now) {
+            path.incident.report(&self.group, &path.shared);
+        }
+    }
+
+    /// Sorts the candidates by rank.
+    pub(super) fn rank(&mut self, now: Time) {
+        self.ranks = [0; RANKS];
+        for (slot, path) in self.paths.iter().enumerate() {
+            if let Some(rank) = path.as_ref().and_then(|p| p.rank(now)) {
+                self.ranks[rank] |= 1 << slot;
+            }
+        }
+    }
+
+    /// Lets go of paths that leave: flush if need be, close, drain, drop.
+    pub(super) fn wind_down(&mut self, cx: &mut Cx<'_>) {
+        let ending = self.closing && self.open == 0 && self.tasks.is_empty();
+        for slot in 0..self.paths.len() {
+            let Some(path) = self.paths[slot].as_ref() else { continue };
+            let removal = match path.stand {
+                Stand::Leave { removal } => removal,
+                _ if ending || (self.closing && path.queue.is_none()) => false,
+                _ if path.phase != Phase::Open => false,
+                _ => continue,
+            };
+            match path.phase {
+                Phase::Open if removal && self.wants_flush(slot) => self.flush_before_removal(cx, slot),
+                Phase::Open | Phase::Flushed => self.close_path(cx, slot),
+                Phase::Flushing => {}
+                Phase::Closing => self.drop_when_drained(slot),
+            }
+        }
+    }
+
+    fn wants_flush(&self, slot: usize) -> bool {
+        let Some(path) = self.paths[slot].as_ref() else { return false };
+        let dirty = path.domain.is_some_and(|d| self.group.domains.dirty_mask() & (1 << d) != 0);
+        dirty && path.write_cache && path.health != Health::Down
+    }
+
+    fn flush_before_removal(&mut self, cx: &mut Cx<'_>, slot: usize) {
+        let Some(path) = self.paths[slot].as_ref() else { return };
+        let Some(domain) = path.domain else { return self.close_path(cx, slot) };
+        if self.loads[slot].in_flight > 0 || path.suspects > 0 {
+            return;
+        }
+        match self.send_removal_flush(cx, slot, domain) {
+            Ok(()) => {
+                if let Some(path) = self.paths[slot].as_mut() {
+                    path.phase = Phase::Flushing;
+                }
+            }
+            Err(RefusedWhy::Full) => {}
+            Err(RefusedWhy::Gone) => self.close_path(cx, slot),
+        }
+    }
+
+    fn close_path(&mut self, cx: &mut Cx<'_>, slot: usize) {
+        let Some(path) = self.paths[slot].as_mut() else { return };
+        path.phase = Phase::Closing;
+        if let Some(queue) = path.queue.as_mut() {
+            queue.close(cx);
+        }
+        self.drop_when_drained(slot);
+    }
+
+    fn drop_when_drained(&mut self, slot: usize) {
+        let idle = self.loads[slot].in_flight == 0;
+        let Some(path) = self.paths[slot].as_mut() else { return };
+        let drained = path.queue.as_ref().is_none_or(|q| q.is_drained());
+        if !drained || !idle || path.suspects > 0 {
+            return;
+        }
+        path.incident.report(&self.group, &path.shared);
+        if let Some(path) = self.paths[slot].take() {
+            self.ranks.iter_mut().for_each(|rank| *rank &= !(1 << slot));
+            self.group.let_go(path.shared.id, &path.counters, path.lapses);
+            self.selector.forget(slot);
+        }
+        self.loads[slot] = PathLoad::default();
+        // The path may have been readmitted meanwhile: look again.
+        self.generation = 0;
+    }
+}

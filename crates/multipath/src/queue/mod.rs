@@ -1,0 +1,335 @@
+//! The data path: one queue of the group on one reactor, over one queue per path.
+//!
+//! A request lives in one [`Task`] from `submit` to its completion, whatever paths it sees. Where a path takes less at a time than
+//! the group shows, the task becomes a [`Parent`] and its parts are tasks; a flush of several caches likewise. Tasks that cannot
+//! be placed wait in the backlog. All tables are sized at open; nothing below allocates until a path comes or goes.
+
+mod complete;
+mod dispatch;
+mod local;
+mod parent;
+
+use crate::config::{MAX_PATHS, SelectorKind};
+use crate::group::Group;
+use crate::selector::{AnySelector, PathLoad, Slots as Bits};
+use core::time::Duration;
+use local::LocalPath;
+use parent::Parent;
+use polypath_block::{
+    Armed, Code, Completion, Cx, Done, Health, Io, IoQueue, Limits, Op, Proof, Refused, RefusedWhy, SlotKey, Slots,
+    Status, Time, Waits,
+};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// How often a sleeping queue looks for changes while something waits for a path.
+const WATCH_WAITING: Duration = Duration::from_millis(10);
+/// How often it looks while nothing waits.
+const WATCH_IDLE: Duration = Duration::from_millis(200);
+/// Ranks of candidates: optimized, non-optimized, then both again for paths that stall or failed a moment ago.
+const RANKS: usize = 4;
+
+/// To whom the outcome of a task or parent goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Owner {
+    /// The submitter, under this tag.
+    User(u64),
+    /// A parent.
+    Part(SlotKey),
+    /// The removal of the path in this slot, which flushes its cache first.
+    Removal(usize),
+}
+
+/// One request to one path at a time.
+#[derive(Debug)]
+struct Task {
+    io: Io,
+    owner: Owner,
+    /// Number of the current attempt: completions of older ones must not finish it.
+    attempt: u32,
+    /// Attempts whose completion has not come.
+    outstanding: u8,
+    /// The current attempt is suspect.
+    suspect: bool,
+    /// Its outcome, when only older attempts keep it open.
+    settled: Option<(Status, Proof)>,
+    /// Slots it failed on since all were tried.
+    tried: u64,
+    retries: u16,
+    /// When it first failed or found no path.
+    trouble: Option<Time>,
+    started: Time,
+    /// Of a flush: the cache it must reach, and the epoch in which it began.
+    domain: Option<(u8, u64)>,
+}
+
+/// What the group shows, as the fast path needs it.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    blocks: u64,
+    block_size: u32,
+    limits: Limits,
+}
+
+/// A queue of a [`Group`].
+pub(crate) struct MultipathQueue {
+    group: Arc<Group>,
+    depth: usize,
+    generation: u64,
+    shape: Option<Shape>,
+    frozen: bool,
+    selector_kind: SelectorKind,
+    selector: AnySelector,
+    paths: Vec<Option<LocalPath>>,
+    loads: Vec<PathLoad>,
+    /// Candidates by rank, as bits of slots.
+    ranks: [u64; RANKS],
+    /// Paths that said that they are full, until something of theirs completes.
+    full: u64,
+    /// Paths with requests since their last kick.
+    unkicked: u64,
+    tasks: Slots<Task>,
+    parents: Slots<Parent>,
+    /// Requests accepted and not finished.
+    open: usize,
+    /// Parts beyond the first of each parent, and how many there may be.
+    extras: usize,
+    extras_most: usize,
+    backlog: VecDeque<SlotKey>,
+    delayed: Vec<(Time, SlotKey)>,
+    pumping: VecDeque<SlotKey>,
+    /// Finished, to be handed out by the next poll.
+    ready: Vec<Completion>,
+    scratch: Done,
+    next_expiry: Time,
+    recheck: bool,
+    closing: bool,
+}
+
+impl MultipathQueue {
+    pub(crate) fn new(group: Arc<Group>, depth: u16) -> Self {
+        let depth = usize::from(depth);
+        let extras_most = depth.max(64);
+        // One task for each open request, the extra parts, and one flush for each path that is being removed.
+        let tasks = depth + extras_most + MAX_PATHS;
+        let kind = SelectorKind::default();
+        MultipathQueue {
+            selector: AnySelector::new(kind, group.seed),
+            group,
+            depth,
+            generation: 0,
+            shape: None,
+            frozen: false,
+            selector_kind: kind,
+            paths: Vec::with_capacity(MAX_PATHS),
+            loads: Vec::with_capacity(MAX_PATHS),
+            ranks: [0; RANKS],
+            full: 0,
+            unkicked: 0,
+            tasks: Slots::new(tasks as u16),
+            parents: Slots::new(tasks as u16),
+            open: 0,
+            extras: 0,
+            extras_most,
+            backlog: VecDeque::with_capacity(tasks),
+            delayed: Vec::with_capacity(tasks),
+            pumping: VecDeque::with_capacity(tasks),
+            ready: Vec::with_capacity(2 * depth),
+            scratch: Done::with_capacity(2 * tasks),
+            next_expiry: Time::NEVER,
+            recheck: false,
+            closing: false,
+        }
+    }
+
+    fn new_task(&self, io: Io, owner: Owner, now: Time, domain: Option<u8>) -> Task {
+        Task {
+            io,
+            owner,
+            attempt: 0,
+            outstanding: 0,
+            suspect: false,
+            settled: None,
+            tried: 0,
+            retries: 0,
+            trouble: None,
+            started: now,
+            domain: domain.map(|d| (d, self.group.domains.get(d).begin())),
+        }
+    }
+
+    /// Makes a task and finds it a path, behind those that wait already.
+    fn start(&mut self, cx: &mut Cx<'_>, task: Task) {
+        match self.tasks.insert(task) {
+            Ok(key) if self.backlog.is_empty() => self.place(cx, key),
+            Ok(key) => self.backlog.push_back(key),
+            // The table has room for everything that may be open; see `new`.
+            Err(full) => unreachable!("{full}: more tasks than requests and parts"),
+        }
+    }
+
+    fn usable(&self) -> u64 {
+        self.ranks.iter().fold(0, |all, rank| all | rank)
+    }
+
+    fn flush(&mut self, cx: &mut Cx<'_>, io: Io) {
+        let owner = Owner::User(io.tag);
+        if self.group.domains.take_lost() {
+            return self.finish(owner, Code::CacheLost.into(), Proof::Answered);
+        }
+        let mask = self.group.domains.dirty_mask();
+        match mask.count_ones() {
+            0 => self.finish(owner, Status::OK, Proof::Answered),
+            1 => {
+                let task = self.new_task(io, owner, cx.now, Some(mask.trailing_zeros() as u8));
+                self.start(cx, task);
+            }
+            _ => self.start_parent(cx, Parent::flush(owner, mask)),
+        }
+    }
+
+    fn kick_paths(&mut self, cx: &mut Cx<'_>) {
+        for slot in Bits(core::mem::take(&mut self.unkicked)) {
+            if let Some(queue) = self.paths[slot].as_mut().and_then(|p| p.queue.as_mut()) {
+                queue.kick(cx);
+            }
+        }
+    }
+
+    /// Lets what waits go on: delays that passed, parents with more parts, the backlog.
+    fn move_on(&mut self, cx: &mut Cx<'_>) {
+        let mut i = 0;
+        while let Some(&(at, key)) = self.delayed.get(i) {
+            if at <= cx.now {
+                self.delayed.swap_remove(i);
+                self.backlog.push_back(key);
+            } else {
+                i += 1;
+            }
+        }
+        for _ in 0..self.pumping.len() {
+            if let Some(key) = self.pumping.pop_front() {
+                self.pump(cx, key);
+            }
+        }
+        let due = self.usable() != 0 || self.recheck || cx.now >= self.next_expiry || self.group.is_closed();
+        if self.backlog.is_empty() || !due {
+            return;
+        }
+        self.recheck = false;
+        self.next_expiry = Time::NEVER;
+        // Those left behind by the break below must still expire.
+        let waiting = self.backlog.len();
+        let mut full = 0;
+        for _ in 0..waiting {
+            let Some(key) = self.backlog.pop_front() else { break };
+            let before = self.backlog.len();
+            self.place(cx, key);
+            full = if self.backlog.len() > before && self.usable() != 0 { full + 1 } else { 0 };
+            if full == 8 {
+                break;
+            }
+        }
+        if full == 8 {
+            self.next_expiry = self.next_expiry.min(cx.now.after(WATCH_WAITING));
+        }
+    }
+}
+
+impl IoQueue for MultipathQueue {
+    fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
+        let refused = |why| Err(Refused { io, why });
+        if self.closing || self.group.is_closed() {
+            return refused(RefusedWhy::Gone);
+        }
+        let Some(shape) = self.shape else { return refused(RefusedWhy::Gone) };
+        if self.open + self.ready.len() >= self.depth {
+            return refused(RefusedWhy::Full);
+        }
+        if !self.frozen {
+            self.group.freeze();
+            self.frozen = true;
+        }
+        self.open += 1;
+        if let Err(status) = shape.limits.check(&io, shape.blocks, shape.block_size, cx.segs) {
+            self.finish(Owner::User(io.tag), status, Proof::NeverSent);
+        } else if io.op == Op::Flush {
+            self.flush(cx, io);
+        } else {
+            let task = self.new_task(io, Owner::User(io.tag), cx.now, None);
+            self.start(cx, task);
+        }
+        Ok(())
+    }
+
+    fn kick(&mut self, cx: &mut Cx<'_>) {
+        self.kick_paths(cx);
+    }
+
+    fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
+        self.group.tell_time(cx.now);
+        self.follow(cx);
+        self.poll_paths(cx);
+        self.rank(cx.now);
+        self.move_on(cx);
+        self.wind_down(cx);
+        self.kick_paths(cx);
+        done.completions.append(&mut self.ready);
+    }
+
+    fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        if !self.ready.is_empty() || self.unkicked != 0 || self.is_behind() {
+            return Armed::Busy;
+        }
+        for slot in 0..self.paths.len() {
+            let Some(path) = self.paths[slot].as_mut() else { continue };
+            path.deadlines(cx.now, !self.backlog.is_empty(), waits);
+            if path.queue.as_mut().is_some_and(|q| q.arm(cx, waits) == Armed::Busy) {
+                return Armed::Busy;
+            }
+        }
+        self.delayed.iter().for_each(|&(at, _)| waits.until(at));
+        if self.backlog.is_empty() && !self.closing {
+            waits.until(cx.now.after(WATCH_IDLE));
+        } else {
+            waits.until(self.next_expiry.min(cx.now.after(WATCH_WAITING)));
+        }
+        Armed::Sleep
+    }
+
+    fn health(&self) -> Health {
+        if self.closing || self.shape.is_none() || self.group.is_closed() {
+            Health::Down
+        } else if self.ranks[0] | self.ranks[1] != 0 {
+            Health::Ready
+        } else {
+            Health::Stalled
+        }
+    }
+
+    fn close(&mut self, _cx: &mut Cx<'_>) {
+        self.closing = true;
+    }
+
+    fn is_drained(&self) -> bool {
+        self.closing && self.open == 0 && self.ready.is_empty() && self.paths.iter().all(Option::is_none)
+    }
+}
+
+impl Drop for MultipathQueue {
+    fn drop(&mut self) {
+        for path in self.paths.drain(..).flatten() {
+            self.group.let_go(path.shared.id, &path.counters, path.lapses);
+        }
+        self.group.queue_closed();
+    }
+}
+
+impl MultipathQueue {
+    /// Has the group, or a device, changed since the last look?
+    fn is_behind(&self) -> bool {
+        self.generation != self.group.generation.load(Ordering::Acquire)
+            || self.paths.iter().flatten().any(|p| p.shared.device.version() != p.seen)
+    }
+}

@@ -1,0 +1,118 @@
+//! Requests made of parts: larger than their path takes at a time, or flushes of several caches.
+
+use super::{MultipathQueue, Owner};
+use polypath_block::{Cx, Io, Limits, Proof, SlotKey, Splitter, Status};
+
+/// What is left to be given out.
+#[derive(Debug)]
+enum Rest {
+    Split(Splitter),
+    Caches(u64),
+    Nothing,
+}
+
+/// A request of several parts. It finishes once, when all of them are quiet.
+#[derive(Debug)]
+pub(super) struct Parent {
+    owner: Owner,
+    rest: Rest,
+    /// Parts given out and not finished.
+    live: usize,
+    /// The first error, if any.
+    status: Status,
+    proof: Proof,
+}
+
+impl Parent {
+    pub(super) fn split(owner: Owner, io: Io, limits: &Limits, block_size: u32) -> Self {
+        Parent::new(owner, Rest::Split(Splitter::new(io, limits, block_size)))
+    }
+
+    pub(super) fn flush(owner: Owner, caches: u64) -> Self {
+        Parent::new(owner, Rest::Caches(caches))
+    }
+
+    fn new(owner: Owner, rest: Rest) -> Self {
+        Parent { owner, rest, live: 0, status: Status::OK, proof: Proof::Answered }
+    }
+
+    fn next(&mut self, cx: &Cx<'_>) -> Option<(Io, Option<u8>)> {
+        match &mut self.rest {
+            Rest::Nothing => None,
+            Rest::Caches(mask) => {
+                let domain = mask.trailing_zeros() as u8;
+                *mask &= mask.wrapping_sub(1);
+                if *mask == 0 {
+                    self.rest = Rest::Nothing;
+                }
+                Some((Io::flush(0), Some(domain)))
+            }
+            Rest::Split(splitter) => match splitter.next_part(cx.segs) {
+                Some(Ok(io)) => Some((io, None)),
+                Some(Err(status)) => {
+                    self.status = status;
+                    self.rest = Rest::Nothing;
+                    None
+                }
+                None => {
+                    self.rest = Rest::Nothing;
+                    None
+                }
+            },
+        }
+    }
+}
+
+impl MultipathQueue {
+    /// Takes a request of parts, gives out what there is room for, remembers the rest.
+    pub(super) fn start_parent(&mut self, cx: &mut Cx<'_>, parent: Parent) {
+        match self.parents.insert(parent) {
+            Ok(key) => self.pump(cx, key),
+            Err(full) => unreachable!("{full}: more parents than tasks"),
+        }
+    }
+
+    pub(super) fn has_room_for_parent(&self) -> bool {
+        !self.parents.is_full()
+    }
+
+    /// Gives out parts of `key` while there is room for them.
+    pub(super) fn pump(&mut self, cx: &mut Cx<'_>, key: SlotKey) {
+        loop {
+            let Some(parent) = self.parents.get_mut(key) else { return };
+            let first = parent.live == 0;
+            if !first && self.extras >= self.extras_most {
+                self.pumping.push_back(key);
+                return;
+            }
+            let Some((io, domain)) = parent.next(cx) else { break };
+            parent.live += 1;
+            self.extras += usize::from(!first);
+            let task = self.new_task(io, Owner::Part(key), cx.now, domain);
+            self.start(cx, task);
+        }
+        self.end_parent(key);
+    }
+
+    /// A part of `key` has finished.
+    pub(super) fn part_done(&mut self, key: SlotKey, status: Status, proof: Proof) {
+        let Some(parent) = self.parents.get_mut(key) else { return };
+        parent.live -= 1;
+        self.extras -= usize::from(parent.live > 0);
+        parent.proof = proof;
+        if !status.is_ok() {
+            if parent.status.is_ok() {
+                parent.status = status;
+            }
+            parent.rest = Rest::Nothing;
+        }
+        self.end_parent(key);
+    }
+
+    fn end_parent(&mut self, key: SlotKey) {
+        let over = self.parents.get(key).is_some_and(|p| p.live == 0 && matches!(p.rest, Rest::Nothing));
+        if let Some(parent) = over.then(|| self.parents.remove(key)).flatten() {
+            self.finish(parent.owner, parent.status, parent.proof);
+        }
+    }
+}

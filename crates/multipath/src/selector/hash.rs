@@ -1,0 +1,64 @@
+//! By range of the disk, so that a stream stays on its path. Rendezvous hashing: the loss of a path moves only its own ranges.
+
+use super::{Choice, Selector};
+
+const DEFAULT_RANGE: u64 = 1 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Hash {
+    range_bytes: u64,
+}
+
+impl Hash {
+    pub(crate) fn new(range_bytes: u64) -> Self {
+        Hash { range_bytes: if range_bytes == 0 { DEFAULT_RANGE } else { range_bytes } }
+    }
+}
+
+impl Selector for Hash {
+    fn pick(&mut self, choice: &Choice<'_>) -> usize {
+        let range = choice.offset / self.range_bytes;
+        let rank = |&slot: &usize| mix(mix(range) ^ u64::from(choice.loads[slot].uid));
+        choice.slots().max_by_key(rank).unwrap_or(0)
+    }
+}
+
+/// The finaliser of SplitMix64: every bit of the input moves every bit of the output.
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selector::PathLoad;
+    use polypath_block::Time;
+
+    fn pick(h: &mut Hash, mask: u64, offset: u64) -> usize {
+        let loads: Vec<_> = (0..4).map(|i| PathLoad { uid: i * 7 + 3, ..PathLoad::default() }).collect();
+        h.pick(&Choice { mask, loads: &loads, bytes: 4096, offset, now: Time::ZERO })
+    }
+
+    #[test]
+    fn a_stream_stays_and_a_loss_moves_only_its_share() {
+        let mut h = Hash::new(0);
+        let (mut moved, mut counts) = (0, [0u32; 4]);
+        for range in 0..4000u64 {
+            let home = pick(&mut h, 0b1111, range << 20);
+            counts[home] += 1;
+            assert_eq!(pick(&mut h, 0b1111, (range << 20) + 0xF_F000), home, "a range has one path");
+            let without = pick(&mut h, 0b1101, range << 20);
+            if home == 1 {
+                moved += 1;
+                assert_ne!(without, 1);
+            } else {
+                assert_eq!(without, home, "only the lost path's ranges move");
+            }
+        }
+        assert!(counts.iter().all(|c| (900..1100).contains(c)), "{counts:?}");
+        assert_eq!(moved, counts[1]);
+    }
+}

@@ -1,0 +1,132 @@
+//! Least expected service time: the history of the request's size class, times what would be in flight.
+//!
+//! A rule that always takes the best history herds; the factor in flight prevents it. A path that is never the best would keep
+//! its history for ever, so one not asked for a while gets the next request (a request in its own right, never a copy).
+
+use super::{Choice, Selector};
+use crate::config::MAX_PATHS;
+use core::time::Duration;
+use polypath_block::Time;
+
+/// Size classes: up to 4 KiB, 16 KiB, 64 KiB, 256 KiB, and above.
+const CLASSES: usize = 5;
+/// How much of the history one request is.
+const BLEND: f64 = 1.0 / 32.0;
+/// A path not asked for this long is asked again.
+const STALE: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct History {
+    /// Nanoseconds by size class; zero: not known.
+    took: [f64; CLASSES],
+    asked: Option<Time>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Historical {
+    paths: [History; MAX_PATHS],
+    last: usize,
+}
+
+impl Default for Historical {
+    fn default() -> Self {
+        Historical { paths: [History::default(); MAX_PATHS], last: 0 }
+    }
+}
+
+impl Selector for Historical {
+    fn pick(&mut self, choice: &Choice<'_>) -> usize {
+        let class = class(choice.bytes);
+        let stale = |slot: &usize| {
+            let asked = self.paths[*slot].asked;
+            choice.loads[*slot].in_flight == 0 && asked.is_none_or(|at| choice.now.since(at) >= STALE)
+        };
+        let slot = match choice.slots_after(self.last).find(stale) {
+            Some(slot) => {
+                self.last = slot;
+                slot
+            }
+            None => {
+                let paths = &self.paths;
+                choice.least(&mut self.last, |slot, load| paths[slot].expected(class) * f64::from(load.in_flight + 1))
+            }
+        };
+        self.paths[slot].asked = Some(choice.now);
+        slot
+    }
+
+    fn finished(&mut self, slot: usize, bytes: u64, took: Duration) {
+        let took = took.as_nanos().max(1) as f64;
+        let entry = &mut self.paths[slot].took[class(bytes)];
+        *entry = if *entry > 0.0 { *entry + (took - *entry) * BLEND } else { took };
+    }
+
+    fn forget(&mut self, slot: usize) {
+        self.paths[slot] = History::default();
+    }
+}
+
+impl History {
+    /// Expected time for a class: its own history, else that of the nearest known one, else the least there can be.
+    fn expected(&self, class: usize) -> f64 {
+        let nearest = (0..CLASSES).filter(|&c| self.took[c] > 0.0).min_by_key(|&c| c.abs_diff(class));
+        nearest.map_or(1.0, |c| self.took[c])
+    }
+}
+
+fn class(bytes: u64) -> usize {
+    match bytes {
+        0..=4096 => 0,
+        4097..=16_384 => 1,
+        16_385..=65_536 => 2,
+        65_537..=262_144 => 3,
+        _ => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SelectorKind;
+    use crate::selector::PathLoad;
+    use crate::selector::model::{EQUAL, Server, run, share};
+
+    #[test]
+    fn slow_paths_get_less_and_are_not_forgotten() {
+        let slow = Server { latency_us: 400, service_us: 2, ..EQUAL };
+        let r = run(SelectorKind::HistoricalServiceTime, &[EQUAL, slow], 32, 4096, 40_000, |_| 0b11);
+        assert!((0.01..0.25).contains(&share(&r, 1)), "{:?}", r.counts);
+    }
+
+    #[test]
+    fn a_stale_path_is_probed_once_a_while() {
+        let mut h = Historical::default();
+        let mut loads = [PathLoad { weight: 100, ..PathLoad::default() }; 2];
+        h.finished(0, 4096, Duration::from_micros(100));
+        h.finished(1, 4096, Duration::from_secs(10));
+        let mut picks = [0; 2];
+        for ms in 0..10_000u64 {
+            let now = Time::from_millis(1 + ms);
+            let slot = h.pick(&Choice { mask: 0b11, loads: &loads, bytes: 4096, offset: 0, now });
+            picks[slot] += 1;
+            loads[0].in_flight = (ms % 5) as u32;
+        }
+        assert!((9..=12).contains(&picks[1]), "about once a second: {picks:?}");
+    }
+
+    #[test]
+    fn classes_are_apart() {
+        let mut h = Historical::default();
+        let loads = [PathLoad { weight: 100, in_flight: 1, ..PathLoad::default() }; 2];
+        let us = Duration::from_micros;
+        // Path 0 is quick with small requests, path 1 with large ones.
+        for (slot, bytes, took) in
+            [(0, 4096, us(50)), (0, 1 << 20, us(9000)), (1, 4096, us(200)), (1, 1 << 20, us(1000))]
+        {
+            h.finished(slot, bytes, took);
+        }
+        let mut pick =
+            |bytes| h.pick(&Choice { mask: 0b11, loads: &loads, bytes, offset: 0, now: Time::from_millis(1) });
+        assert_eq!((pick(4096), pick(1 << 20)), (0, 1));
+    }
+}

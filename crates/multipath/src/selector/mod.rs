@@ -1,0 +1,311 @@
+//! Rules that choose among paths of equal rank. One file each; one instance per queue, so that nothing is shared.
+
+mod average_rate;
+mod hash;
+mod historical_service_time;
+mod queue_length;
+mod random;
+mod round_robin;
+mod service_time;
+mod weight;
+
+use crate::config::{MAX_PATHS, SelectorKind};
+use core::time::Duration;
+use polypath_block::Time;
+
+/// What a queue knows of the load it has put on one path.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PathLoad {
+    /// Number of the path, the same on every reactor and for life.
+    pub(crate) uid: u32,
+    /// Requests in flight, suspects not counted.
+    pub(crate) in_flight: u32,
+    /// Bytes of these.
+    pub(crate) bytes_in_flight: u64,
+    /// Configured weight, at least one.
+    pub(crate) weight: u32,
+}
+
+/// One choice to be made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice<'a> {
+    /// Candidates, as bits; never zero.
+    pub(crate) mask: u64,
+    /// Load by slot.
+    pub(crate) loads: &'a [PathLoad],
+    /// Bytes of the request.
+    pub(crate) bytes: u64,
+    /// Where it begins on the disk, in bytes.
+    pub(crate) offset: u64,
+    /// Now.
+    pub(crate) now: Time,
+}
+
+impl Choice<'_> {
+    /// The candidates' slots, ascending.
+    pub(crate) fn slots(&self) -> Slots {
+        Slots(self.mask)
+    }
+
+    /// The candidates' slots, beginning behind `last` and going round.
+    pub(crate) fn slots_after(&self, last: usize) -> impl Iterator<Item = usize> {
+        let below = (2u64 << (last % MAX_PATHS)).wrapping_sub(1);
+        Slots(self.mask & !below).chain(Slots(self.mask & below))
+    }
+
+    /// The candidate with the least score; equals take turns, as `last` goes round.
+    pub(crate) fn least<K: PartialOrd>(&self, last: &mut usize, score: impl Fn(usize, &PathLoad) -> K) -> usize {
+        let mut best: Option<(usize, K)> = None;
+        for slot in self.slots_after(*last) {
+            let key = score(slot, &self.loads[slot]);
+            if best.as_ref().is_none_or(|(_, least)| key < *least) {
+                best = Some((slot, key));
+            }
+        }
+        // The mask is never zero; slot 0 would be refused further on if it were.
+        let slot = best.map_or(0, |(slot, _)| slot);
+        *last = slot;
+        slot
+    }
+}
+
+/// Set bits, ascending.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slots(pub(crate) u64);
+
+impl Iterator for Slots {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        if self.0 == 0 {
+            return None;
+        }
+        let slot = self.0.trailing_zeros() as usize;
+        self.0 &= self.0 - 1;
+        Some(slot)
+    }
+}
+
+/// A rule.
+pub(crate) trait Selector {
+    /// Chooses one of the candidates.
+    fn pick(&mut self, choice: &Choice<'_>) -> usize;
+    /// A request succeeded on `slot`.
+    fn finished(&mut self, _slot: usize, _bytes: u64, _took: Duration) {}
+    /// `slot` leads to another path from now on.
+    fn forget(&mut self, _slot: usize) {}
+}
+
+/// The rules, dispatched without a virtual call.
+pub(crate) enum AnySelector {
+    RoundRobin(round_robin::RoundRobin),
+    Random(random::Random),
+    Hash(hash::Hash),
+    Weight(weight::Weight),
+    ServiceTime(service_time::ServiceTime),
+    AverageRate(Box<average_rate::AverageRate>),
+    QueueLength(queue_length::QueueLength),
+    Historical(Box<historical_service_time::Historical>),
+}
+
+macro_rules! each {
+    ($self:expr, $rule:ident => $call:expr) => {
+        match $self {
+            AnySelector::RoundRobin($rule) => $call,
+            AnySelector::Random($rule) => $call,
+            AnySelector::Hash($rule) => $call,
+            AnySelector::Weight($rule) => $call,
+            AnySelector::ServiceTime($rule) => $call,
+            AnySelector::AverageRate($rule) => $call,
+            AnySelector::QueueLength($rule) => $call,
+            AnySelector::Historical($rule) => $call,
+        }
+    };
+}
+
+impl AnySelector {
+    pub(crate) fn new(kind: SelectorKind, seed: u64) -> Self {
+        match kind {
+            SelectorKind::RoundRobin => AnySelector::RoundRobin(Default::default()),
+            SelectorKind::Random => AnySelector::Random(random::Random::new(seed)),
+            SelectorKind::Hash { range_bytes } => AnySelector::Hash(hash::Hash::new(range_bytes)),
+            SelectorKind::Weight => AnySelector::Weight(Default::default()),
+            SelectorKind::ServiceTime => AnySelector::ServiceTime(Default::default()),
+            SelectorKind::AverageRate => AnySelector::AverageRate(Default::default()),
+            SelectorKind::QueueLength => AnySelector::QueueLength(Default::default()),
+            SelectorKind::HistoricalServiceTime => AnySelector::Historical(Default::default()),
+        }
+    }
+}
+
+impl Selector for AnySelector {
+    fn pick(&mut self, choice: &Choice<'_>) -> usize {
+        if choice.mask.is_power_of_two() {
+            return choice.mask.trailing_zeros() as usize;
+        }
+        each!(self, rule => rule.pick(choice))
+    }
+
+    fn finished(&mut self, slot: usize, bytes: u64, took: Duration) {
+        each!(self, rule => rule.finished(slot, bytes, took));
+    }
+
+    fn forget(&mut self, slot: usize) {
+        each!(self, rule => rule.forget(slot));
+    }
+}
+
+/// Chooses in proportion to shares, evenly spread in time: each choice adds to everyone its share and takes the sum from the winner.
+#[derive(Clone, Debug)]
+pub(crate) struct Smooth {
+    credit: [i64; MAX_PATHS],
+}
+
+impl Default for Smooth {
+    fn default() -> Self {
+        Smooth { credit: [0; MAX_PATHS] }
+    }
+}
+
+impl Smooth {
+    pub(crate) fn pick(&mut self, candidates: Slots, share: impl Fn(usize) -> u32) -> usize {
+        let (mut best, mut sum) = (None, 0i64);
+        for slot in candidates {
+            let s = i64::from(share(slot).max(1));
+            sum += s;
+            self.credit[slot] += s;
+            if best.is_none_or(|b: usize| self.credit[slot] > self.credit[b]) {
+                best = Some(slot);
+            }
+        }
+        let slot = best.unwrap_or(0);
+        // Credit earned among other candidates must not turn into a burst.
+        self.credit[slot] = (self.credit[slot] - sum).clamp(-4 * sum, 4 * sum);
+        slot
+    }
+
+    pub(crate) fn forget(&mut self, slot: usize) {
+        self.credit[slot] = 0;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod model {
+    //! A small queueing model: paths that serve requests at a given speed, and a closed loop of requesters.
+
+    use super::*;
+    use std::collections::VecDeque;
+
+    /// How a path of the model serves.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Server {
+        /// Time each request takes whatever else there is, in microseconds.
+        pub(crate) latency_us: u64,
+        /// Time it occupies the path alone, in microseconds: more requests wait.
+        pub(crate) service_us: u64,
+        /// Configured weight.
+        pub(crate) weight: u32,
+    }
+
+    pub(crate) struct Run {
+        pub(crate) counts: Vec<u64>,
+        /// Longest run of choices that went to the same path.
+        pub(crate) longest_run: u64,
+    }
+
+    /// Keeps `depth` requests of `bytes` in flight for `total` completions among the paths of `mask(n)`, `n` requests having begun.
+    pub(crate) fn run(
+        kind: SelectorKind,
+        servers: &[Server],
+        depth: u32,
+        bytes: u64,
+        total: u64,
+        mask: impl Fn(u64) -> u64,
+    ) -> Run {
+        let mut selector = AnySelector::new(kind, 7);
+        let load = |(i, s): (usize, &Server)| PathLoad { uid: i as u32, weight: s.weight, ..PathLoad::default() };
+        let mut loads: Vec<PathLoad> = servers.iter().enumerate().map(load).collect();
+        let mut free_at = vec![0u64; servers.len()];
+        let mut queues: Vec<VecDeque<(u64, u64)>> = vec![VecDeque::new(); servers.len()];
+        let mut out = Run { counts: vec![0; servers.len()], longest_run: 0 };
+        let (mut now, mut begun, mut open, mut run, mut last) = (0u64, 0u64, 0u32, 0u64, usize::MAX);
+        while out.counts.iter().sum::<u64>() < total {
+            while open < depth {
+                let offset = begun.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
+                let at = Time::from_nanos(now * 1000);
+                let choice = Choice { mask: mask(begun), loads: &loads, bytes, offset, now: at };
+                let slot = selector.pick(&choice);
+                assert!(choice.mask & (1 << slot) != 0, "{kind} chose a path that is no candidate");
+                run = if slot == last { run + 1 } else { 1 };
+                last = slot;
+                out.longest_run = out.longest_run.max(run);
+                free_at[slot] = free_at[slot].max(now) + servers[slot].service_us;
+                queues[slot].push_back((free_at[slot] + servers[slot].latency_us, now));
+                loads[slot].in_flight += 1;
+                loads[slot].bytes_in_flight += bytes;
+                begun += 1;
+                open += 1;
+            }
+            now = queues.iter().filter_map(|q| q.front()).map(|f| f.0).min().expect("something is in flight");
+            for slot in 0..servers.len() {
+                while queues[slot].front().is_some_and(|f| f.0 <= now) {
+                    let (_, began) = queues[slot].pop_front().expect("looked");
+                    selector.finished(slot, bytes, Duration::from_micros(now - began));
+                    loads[slot].in_flight -= 1;
+                    loads[slot].bytes_in_flight -= bytes;
+                    out.counts[slot] += 1;
+                    open -= 1;
+                }
+            }
+        }
+        out
+    }
+
+    pub(crate) const EQUAL: Server = Server { latency_us: 100, service_us: 2, weight: 100 };
+
+    /// Fraction of all that slot `i` got.
+    pub(crate) fn share(run: &Run, i: usize) -> f64 {
+        run.counts[i] as f64 / run.counts.iter().sum::<u64>() as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::model::{EQUAL, run, share};
+    use super::*;
+
+    #[test]
+    fn every_rule_spreads_equals_and_survives_the_loss_of_a_path() {
+        for kind in SelectorKind::ALL {
+            let even = run(kind, &[EQUAL; 4], 32, 4096, 40_000, |_| 0b1111);
+            for i in 0..4 {
+                let s = share(&even, i);
+                assert!((0.17..0.33).contains(&s), "{kind}: path {i} of 4 equals got {s}");
+            }
+            // Path 1 goes away after a quarter, comes back for the last quarter.
+            let lossy = |n: u64| if (10_000..30_000).contains(&n) { 0b1101 } else { 0b1111 };
+            let r = run(kind, &[EQUAL; 4], 32, 4096, 40_000, lossy);
+            assert!((0.07..0.20).contains(&share(&r, 1)), "{kind}: the lost path got {}", share(&r, 1));
+            for i in [0, 2, 3] {
+                assert!(share(&r, i) > 0.2, "{kind}: survivor {i} got {}", share(&r, i));
+            }
+        }
+    }
+
+    #[test]
+    fn no_rule_herds() {
+        for kind in [SelectorKind::AverageRate, SelectorKind::QueueLength, SelectorKind::HistoricalServiceTime] {
+            let r = run(kind, &[EQUAL; 4], 64, 4096, 40_000, |_| 0b1111);
+            assert!(r.longest_run < 40, "{kind} sent {} in a row down one path", r.longest_run);
+        }
+    }
+
+    #[test]
+    fn going_round_begins_behind_the_last() {
+        let loads = [PathLoad::default(); 64];
+        let c = Choice { mask: 1 | 1 << 5 | 1 << 63, loads: &loads, bytes: 0, offset: 0, now: Time::ZERO };
+        assert_eq!(c.slots_after(0).collect::<Vec<_>>(), [5, 63, 0]);
+        assert_eq!(c.slots_after(5).collect::<Vec<_>>(), [63, 0, 5]);
+        assert_eq!(c.slots_after(63).collect::<Vec<_>>(), [0, 5, 63]);
+    }
+}
