@@ -4,7 +4,7 @@
 //! them is timed. Direct and indirect chains, one region and eight.
 
 #[path = "../tests/common/guest.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod guest;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

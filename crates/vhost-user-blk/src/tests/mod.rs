@@ -1,12 +1,12 @@
 //! One vring poller against a modelled guest and a modelled disk, turn by turn on one thread.
 
 #[path = "../../tests/common/guest.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod guest;
 mod hostile;
 mod lifecycle;
 #[path = "../../tests/common/ram.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod ram;
 mod requests;
 
