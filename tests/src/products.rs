@@ -3,45 +3,33 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, free_port, profile_folder, repository, target_folder};
-use crate::process::Process;
+use crate::lab::{Lab, profile_folder, repository, target_folder};
+use crate::process::{Console, Process};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// The path of one of our programs, built first if it has to be. All are built once per test program.
+/// The path of one of our programs, which cargo brings up to date first.
 ///
 /// # Errors
 /// It does not build.
 pub fn program(name: &str) -> Result<PathBuf> {
-    static BUILT: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    BUILT.get_or_init(|| build().map_err(|e| format!("{e:#}"))).clone().map_err(|e| anyhow!(e))?;
-    Ok(profile_folder().join(name))
-}
-
-fn build() -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(repository()).args([
-        "build",
-        "--quiet",
-        "--package",
-        "polypathd",
-        "--package",
-        "polypath-target",
-    ]);
-    command.args(["--package", "polypath-bench", "--bins", "--target-dir"]).arg(target_folder());
+    command
+        .current_dir(repository())
+        .args(["build", "--quiet", "--package", name, "--bin", name, "--target-dir"])
+        .arg(target_folder());
     if profile_folder().ends_with("release") {
         command.arg("--release");
     }
     let output = command.output().context("cannot run cargo")?;
-    ensure!(output.status.success(), "our programs do not build:\n{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    ensure!(output.status.success(), "{name} does not build:\n{}", String::from_utf8_lossy(&output.stderr));
+    Ok(profile_folder().join(name))
 }
 
 /// `polypath-target`: a software NVMe/TCP target with one namespace of RAM behind several listeners.
@@ -49,6 +37,8 @@ fn build() -> Result<()> {
 pub struct Target {
     process: Process,
     control: PathBuf,
+    // its standard output stays open as long as it runs
+    _console: Console,
     /// One port of 127.0.0.1 per listener.
     pub ports: Vec<u16>,
 }
@@ -62,23 +52,26 @@ impl Target {
     /// # Errors
     /// It does not come up.
     pub fn start(lab: &Lab, listeners: usize, mib: u32) -> Result<Self> {
-        let ports = (0..listeners).map(|_| free_port()).collect::<Result<Vec<u16>>>()?;
         let control = lab.path("target.ctl");
-        let listeners: String =
-            ports.iter().map(|port| format!("[[listeners]]\naddress = \"127.0.0.1:{port}\"\n")).collect();
-        let config = format!(
-            "control = \"{}\"\n{listeners}[[subsystems]]\nnqn = \"{}\"\n[[subsystems.namespaces]]\nuri = \"ram://{mib}MiB\"\nnsid = 1\nana_group = 1\n",
-            control.display(),
-            Self::NQN
+        let mut arguments: Vec<String> =
+            (0..listeners).flat_map(|_| ["--listen", "127.0.0.1:0"].map(str::to_owned)).collect();
+        arguments.extend(["--subsystem".to_owned(), Self::NQN.to_owned()]);
+        arguments.extend(["--namespace".to_owned(), format!("ram://{mib}MiB?nsid=1&anagrp=1")]);
+        arguments.extend(["--control".to_owned(), control.display().to_string()]);
+        let (process, mut console) =
+            Process::start_with_console(&program("polypath-target")?, &arguments, lab.log("polypath-target"))?;
+        let mut ports = Vec::new();
+        console
+            .wait_for(START_LIMIT, |line| {
+                ports.extend(line.strip_prefix("listening on 127.0.0.1:").and_then(|port| port.parse::<u16>().ok()));
+                (line == "ready").then_some(())
+            })
+            .with_context(|| process.log_tail())?;
+        ensure!(
+            ports.len() == listeners,
+            "polypath-target told of the listeners {ports:?}, {listeners} were asked for"
         );
-        let file = lab.path("target.toml");
-        std::fs::write(&file, config)?;
-        let arguments = ["-c".to_owned(), file.display().to_string()];
-        let mut process = Process::start(&program("polypath-target")?, &arguments, lab.log("polypath-target"))?;
-        for port in &ports {
-            process.wait_for_port(*port, START_LIMIT)?;
-        }
-        Ok(Target { process, control, ports })
+        Ok(Target { process, control, ports, _console: console })
     }
 
     /// The namespace's URI through listener `index` (from 0). The keep-alive timeout is 1 s so that fences are short.
@@ -99,7 +92,7 @@ impl Target {
     /// The target refuses it or does not answer.
     pub fn control(&self, command: &Value) -> Result<Value> {
         let answer = ask(&self.control, command)?;
-        if answer.get("error").is_some_and(|error| !error.is_null()) || answer.get("ok") == Some(&Value::Bool(false)) {
+        if answer.get("ok") != Some(&Value::Bool(true)) {
             bail!("polypath-target refused {command}: {answer}");
         }
         Ok(answer)
@@ -110,7 +103,7 @@ impl Target {
     /// # Errors
     /// As [`Target::control`].
     pub fn drop_silently(&self, listener: usize) -> Result<()> {
-        self.control(&json!({"command": "drop", "listener": listener})).map(drop)
+        self.control(&json!({"cmd": "drop_silently", "listener": listener})).map(drop)
     }
 
     /// Resets a listener's connections (TCP RST); it takes new ones.
@@ -118,15 +111,15 @@ impl Target {
     /// # Errors
     /// As [`Target::control`].
     pub fn reset(&self, listener: usize) -> Result<()> {
-        self.control(&json!({"command": "reset", "listener": listener})).map(drop)
+        self.control(&json!({"cmd": "reset", "listener": listener})).map(drop)
     }
 
-    /// Ends every fault of a listener.
+    /// Ends the silence of a listener.
     ///
     /// # Errors
     /// As [`Target::control`].
-    pub fn heal(&self, listener: usize) -> Result<()> {
-        self.control(&json!({"command": "heal", "listener": listener})).map(drop)
+    pub fn restore(&self, listener: usize) -> Result<()> {
+        self.control(&json!({"cmd": "restore", "listener": listener})).map(drop)
     }
 
     /// Changes the ANA state of group 1 on a listener.
@@ -134,7 +127,7 @@ impl Target {
     /// # Errors
     /// As [`Target::control`].
     pub fn set_ana(&self, listener: usize, state: &str) -> Result<()> {
-        self.control(&json!({"command": "ana", "listener": listener, "group": 1, "state": state})).map(drop)
+        self.control(&json!({"cmd": "set_ana", "listener": listener, "group": 1, "state": state})).map(drop)
     }
 
     /// Its process.

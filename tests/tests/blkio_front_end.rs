@@ -19,7 +19,7 @@ fn blkio_reads_back_what_it_wrote_while_paths_are_dropped_reset_and_come_back() 
     load.wait_for_more(20_000, 2 * MINUTE)?;
     target.reset(1)?;
     load.wait_for_more(5_000, 2 * MINUTE)?;
-    target.heal(0)?;
+    target.restore(0)?;
     target.set_ana(2, "inaccessible")?;
     load.wait_for_more(5_000, 2 * MINUTE)?;
     let report = load.stop()?;

@@ -39,7 +39,7 @@ fn linux_does_verified_io_over_two_paths_while_ana_changes_and_a_path_is_lost() 
     target.drop_silently(1)?;
     initiator.guest().finish(rounds, 5 * MINUTE)?;
 
-    target.heal(1)?;
+    target.restore(1)?;
     initiator.wait_for_paths(" live ", 2)?;
     initiator.verified_rounds(10, 11, 8)
 }

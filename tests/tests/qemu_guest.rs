@@ -29,7 +29,7 @@ fn a_guests_file_system_survives_a_path_that_goes_silent_and_one_that_is_reset()
     target.drop_silently(0)?;
     guest.wait_for_line(&rounds, "ROUND 4", 3 * MINUTE)?;
     target.reset(1)?;
-    target.heal(0)?;
+    target.restore(0)?;
     guest.finish(rounds, 5 * MINUTE)?;
 
     guest.run("fs_fsck", MINUTE)?;

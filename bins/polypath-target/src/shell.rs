@@ -425,6 +425,10 @@ impl Shell {
             let i = self.hot[at];
             let did = self.service(i, now_us);
             moved |= did;
+            if self.hot.get(at) != Some(&i) {
+                // service closed it, and closing took it off this list
+                continue;
+            }
             let keep = match &mut self.socks[i] {
                 None => false,
                 Some(sock) => {
