@@ -2,7 +2,7 @@
 
 use crate::mailbox::{Answer, Command, Inbox, Letter, Start};
 use crate::notify::{Bell, Kick};
-use crate::request::{self, ID_BYTES, MAX_RANGES, Media, Parsed, Range, S_IOERR, S_OK, Through};
+use crate::request::{self, ID_BYTES, MAX_RANGES, Media, Parsed, Place, Range, S_IOERR, S_OK, Through};
 use crate::stats::{Count, Counters};
 use crate::vring::{RingError, Spot, Vring};
 use polypath_block::{
@@ -400,17 +400,9 @@ impl Active {
         let span = self.rows.span(head.into(), env.config.width);
         let chain = self.ring.read_chain(head, cx.segs.get_mut(span))?;
         let ranges = &mut self.ranges[slot * MAX_RANGES..(slot + 1) * MAX_RANGES];
+        let place = Place { segs: cx.segs, span, memory: self.ring.memory(), ranges };
         let parsed = match env.gone {
-            false => request::parse(
-                &chain,
-                env.media,
-                head.into(),
-                cx.segs,
-                span,
-                self.ring.memory(),
-                &env.config.serial,
-                ranges,
-            ),
+            false => request::parse(&chain, env.media, head.into(), &env.config.serial, place),
             true => Parsed::Now(S_IOERR, 1),
         };
         if chain.fault.is_some() {

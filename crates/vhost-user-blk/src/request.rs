@@ -96,18 +96,20 @@ pub(crate) enum Parsed {
     Now(u8, u32),
 }
 
-/// Parses `chain`, whose segments lie in `span` of `segs`; ranges go to `ranges`.
+/// Where a chain's data is, and where the ranges of a request without data go.
+pub(crate) struct Place<'a> {
+    pub(crate) segs: &'a SegTable,
+    /// The chain's segments.
+    pub(crate) span: SegSpan,
+    pub(crate) memory: &'a GuestMemory,
+    /// Room for [`MAX_RANGES`].
+    pub(crate) ranges: &'a mut [Range],
+}
+
+/// Parses `chain`, whose data is at `place`.
 #[inline]
-pub(crate) fn parse(
-    chain: &Chain,
-    media: &Media,
-    tag: u64,
-    segs: &SegTable,
-    span: SegSpan,
-    memory: &GuestMemory,
-    serial: &[u8; ID_BYTES],
-    ranges: &mut [Range],
-) -> Parsed {
+pub(crate) fn parse(chain: &Chain, media: &Media, tag: u64, serial: &[u8; ID_BYTES], place: Place<'_>) -> Parsed {
+    let Place { segs, span, memory, .. } = place;
     if chain.fault.is_some() {
         return Parsed::Now(S_IOERR, 1);
     }
@@ -128,10 +130,8 @@ pub(crate) fn parse(
             let n = memory.scatter(segs.get(into), serial);
             Parsed::Now(S_OK, n as u32 + 1)
         }
-        VIRTIO_BLK_T_DISCARD if media.discard => parse_ranges(Op::Discard, chain, media, segs, out, memory, ranges),
-        VIRTIO_BLK_T_WRITE_ZEROES if media.write_zeroes => {
-            parse_ranges(Op::WriteZeroes, chain, media, segs, out, memory, ranges)
-        }
+        VIRTIO_BLK_T_DISCARD if media.discard => parse_ranges(Op::Discard, chain, media, out, place),
+        VIRTIO_BLK_T_WRITE_ZEROES if media.write_zeroes => parse_ranges(Op::WriteZeroes, chain, media, out, place),
         _ => Parsed::Now(S_UNSUPP, 1),
     }
 }
@@ -154,15 +154,8 @@ fn extent(media: &Media, sector: u64, bytes: u64) -> Option<(u64, u32)> {
     Some((lba, (bytes >> media.block_shift) as u32))
 }
 
-fn parse_ranges(
-    op: Op,
-    chain: &Chain,
-    media: &Media,
-    segs: &SegTable,
-    out: SegSpan,
-    memory: &GuestMemory,
-    ranges: &mut [Range],
-) -> Parsed {
+fn parse_ranges(op: Op, chain: &Chain, media: &Media, out: SegSpan, place: Place<'_>) -> Parsed {
+    let Place { segs, memory, ranges, .. } = place;
     let count = chain.out_len as usize / RANGE_BYTES;
     if media.read_only || count == 0 || count > MAX_RANGES || !chain.out_len.is_multiple_of(RANGE_BYTES as u64) {
         return Parsed::Now(S_IOERR, 1);

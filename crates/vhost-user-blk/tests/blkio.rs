@@ -100,8 +100,8 @@ fn mixed_io_at_depth_32_is_verified() {
         let mut busy = vec![false; BLOCKS as usize];
         let (mut started, mut done) = (0, 0);
         while done < 10_000 {
-            for slot in 0..QD {
-                if slots[slot] != Doing::Nothing || started == 10_000 {
+            for (slot, place) in slots.iter_mut().enumerate() {
+                if *place != Doing::Nothing || started == 10_000 {
                     continue;
                 }
                 let block = rng.below(BLOCKS);
@@ -127,7 +127,7 @@ fn mixed_io_at_depth_32_is_verified() {
                     }
                 }
                 busy[block as usize] = doing != Doing::Flush;
-                slots[slot] = doing;
+                *place = doing;
                 started += 1;
             }
             for slot in client.wait(q) {

@@ -233,10 +233,8 @@ fn no_notification_is_lost_in_any_interleaving() {
                         }
                     }
                     // All sent, or no room: only a completion can help, so it sleeps.
-                    _ if sent >= total || rig.driver.free_descriptors() < 6 => {
-                        if done < sent && !rig.driver.want_call() {
-                            guest_sleeps = !Rig::rang(&rig.call);
-                        }
+                    _ if (sent >= total || rig.driver.free_descriptors() < 6) && done < sent => {
+                        guest_sleeps = !rig.driver.want_call() && !Rig::rang(&rig.call);
                     }
                     _ => {}
                 }
