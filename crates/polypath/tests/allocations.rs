@@ -7,7 +7,7 @@ use polypath::{Disk, Stack, StackConfig, block_on};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::time::Duration;
 
 struct Counting;
@@ -43,6 +43,13 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
+
+/// One test at a time: a region that another test registers or drops makes every thread read the registry again, which allocates.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(|p| p.into_inner())
+}
 
 /// Keeps a queue full of reads.
 struct Load {
@@ -129,6 +136,7 @@ fn load(uri: &str, depth: u16) -> (Reactor, Arc<std::sync::atomic::AtomicU64>) {
 
 #[test]
 fn polled_queues_allocate_nothing() {
+    let _alone = alone();
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(16 << 20).unwrap();
     for uri in ["null://1GiB".to_owned(), "ram://16MiB".to_owned(), format!("file://{}", file.path().display())] {
@@ -153,6 +161,7 @@ fn polled_queues_allocate_nothing() {
 
 #[test]
 fn the_pollers_of_disks_allocate_nothing() {
+    let _alone = alone();
     let stack = Stack::start(StackConfig { buffer_bytes: 4 << 20, ..StackConfig::default() }).unwrap();
     let disk = block_on(Disk::builder().uris("null://1GiB").stack(&stack).depth(8).open()).unwrap();
     let stop = Arc::new(AtomicBool::new(false));

@@ -60,7 +60,7 @@ fn what_was_written_is_read() {
         assert_eq!((disk.size(), disk.geometry().block_size), (4 << 20, 4096));
         block_on(async {
             let mut buffer = disk.buffer(64 << 10).unwrap();
-            let data: Vec<u8> = (0..65536u32).map(|n| (n * 7 >> 3) as u8).collect();
+            let data: Vec<u8> = (0..65536u32).map(|n| ((n * 7) >> 3) as u8).collect();
             buffer.write_at(0, &data).unwrap();
             let (result, mut buffer) = disk.write(8192, buffer).await;
             result.unwrap();
