@@ -3,6 +3,7 @@
 use polypath_block::{Code, OpenError, Status, UriError};
 use polypath_local::LocalError;
 use polypath_memory::MemoryError;
+use polypath_multipath::GroupError;
 use polypath_reactor::ReactorError;
 use std::io;
 
@@ -27,6 +28,9 @@ pub enum Error {
     /// A reactor could not be started.
     #[error(transparent)]
     Reactor(#[from] ReactorError),
+    /// A group does not take a path.
+    #[error(transparent)]
+    Group(#[from] GroupError),
     /// A device opens no queue.
     #[error(transparent)]
     Queue(#[from] OpenError),

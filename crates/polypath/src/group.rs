@@ -1,6 +1,10 @@
-//! Several paths to one disk, said in plain words.
+//! Several paths to one disk, as configuration files and command lines describe them.
 
-use polypath_block::{DiskUri, Identifier};
+use crate::error::Error;
+use crate::stack::Stack;
+use polypath_block::DiskUri;
+use polypath_multipath::{Fencing, Group, GroupConfig, MatchPolicy, PathConfig, PathId, SelectorKind};
+use std::sync::Arc;
 
 /// One path of a [`GroupSpec`].
 #[derive(Clone, Debug)]
@@ -16,37 +20,82 @@ pub struct PathSpec {
 impl PathSpec {
     /// A path of ordinary weight, named after its URI.
     pub fn new(uri: DiskUri) -> Self {
-        PathSpec { uri, weight: 100, name: None }
+        PathSpec { uri, weight: PathConfig::WEIGHT, name: None }
     }
 }
 
-/// A multipath disk, as configuration files and command lines describe it.
+/// A multipath disk.
 #[derive(Clone, Debug)]
 pub struct GroupSpec {
-    /// Name of the disk.
+    /// Name of the disk; the URI of its first path if it is empty.
     pub name: String,
-    /// Its paths; at least one.
+    /// Its paths. More can be added later.
     pub paths: Vec<PathSpec>,
-    /// Name of the selector; `None`: the default, `queue-length`.
-    pub selector: Option<String>,
+    /// Rule for choosing a path.
+    pub selector: SelectorKind,
     /// How long an I/O waits while no path is usable, in milliseconds.
     pub no_path_timeout_ms: u64,
-    /// `false` re-drives changes before they are proven quiet, which can lose data: for tests only.
-    pub fencing: bool,
-    /// Identifiers that every path must show; empty: those of the first path that answers.
-    pub expected: Vec<Identifier>,
+    /// Are changes held back until proven quiet? `Off` can lose data: for tests only.
+    pub fencing: Fencing,
+    /// Which paths belong: those that share a worldwide identifier, those that show pinned ones, or those that you state to.
+    pub matching: MatchPolicy,
 }
 
 impl GroupSpec {
-    /// A group with the defaults: queue-length, 60 s without a path, fencing on, no stated identifiers.
+    /// A group of `paths` with the defaults: queue-length, 60 s without a path, fencing on, worldwide identifiers.
     pub fn new(name: impl Into<String>, paths: impl IntoIterator<Item = DiskUri>) -> Self {
-        GroupSpec {
-            name: name.into(),
-            paths: paths.into_iter().map(PathSpec::new).collect(),
-            selector: None,
-            no_path_timeout_ms: 60_000,
-            fencing: true,
-            expected: Vec::new(),
+        let GroupConfig { name, selector, no_path_timeout_ms, fencing, matching, .. } = GroupConfig::new(name);
+        let paths = paths.into_iter().map(PathSpec::new).collect();
+        GroupSpec { name, paths, selector, no_path_timeout_ms, fencing, matching }
+    }
+}
+
+impl Default for GroupSpec {
+    fn default() -> Self {
+        GroupSpec::new("", [])
+    }
+}
+
+impl Stack {
+    /// Opens a multipath disk. It comes back at once and goes live when the first path answers ([`crate::wait_live`]); a path that is
+    /// down now is no error. End it with [`polypath_block::Device::close`], which closes its paths too.
+    ///
+    /// # Errors
+    /// A path whose URI does not do, or that the group refuses; nothing stays open then.
+    pub fn open_group(&self, spec: GroupSpec) -> Result<Arc<Group>, Error> {
+        let first = spec.paths.first().map(|p| p.uri.to_string());
+        let name = if spec.name.is_empty() { first.unwrap_or_else(|| "disk".into()) } else { spec.name };
+        let group = Group::new(GroupConfig {
+            selector: spec.selector,
+            no_path_timeout_ms: spec.no_path_timeout_ms,
+            fencing: spec.fencing,
+            matching: spec.matching,
+            ..GroupConfig::new(name)
+        });
+        for host in self.hosts() {
+            group.attach_host(host);
         }
+        for path in spec.paths {
+            if let Err(error) = self.add_path(&group, path) {
+                polypath_block::Device::close(&*group);
+                return Err(error);
+            }
+        }
+        Ok(group)
+    }
+
+    /// Opens one more path of a group. It carries I/O once it answers and proves to lead to the same disk. May block as
+    /// [`Stack::open_device`].
+    ///
+    /// # Errors
+    /// As [`Stack::open_device`], or [`Error::Group`].
+    pub fn add_path(&self, group: &Group, path: PathSpec) -> Result<PathId, Error> {
+        let device = self.open_device(&path.uri)?;
+        let name = path.name.unwrap_or_else(|| path.uri.to_string());
+        let added = group.add_path(PathConfig { name, weight: path.weight, device: device.clone() });
+        added.map_err(|error| {
+            device.close();
+            error.into()
+        })
     }
 }

@@ -38,9 +38,14 @@ pub use polypath_block as block;
 pub use polypath_local as local;
 /// Regions, arenas, windows.
 pub use polypath_memory as memory;
+/// Several paths, one disk.
+pub use polypath_multipath as multipath;
 /// Reactors.
 pub use polypath_reactor as reactor;
+/// Disks for virtual machines: the back-end of a vhost-user-blk socket.
+pub use polypath_vhost_user_blk as vhost_user_blk;
 
 pub use polypath_block::{Code, Device, DeviceInfo, DeviceState, DiskUri, Geometry, Host, Limits, Poller, Status};
 pub use polypath_memory::{Arena, Chunk};
+pub use polypath_multipath::{Fencing, Group, MatchPolicy, PathId, PathStatistics, SelectorKind};
 pub use polypath_reactor::{CpuList, IdlePolicy};

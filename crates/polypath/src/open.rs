@@ -159,9 +159,9 @@ impl Builder {
     /// As [`Builder::open`].
     pub fn open_blocking(self) -> Result<Disk, Error> {
         let stack = self.stack.map_or_else(Stack::shared, Ok)?;
-        let (device, owned) = match self.source {
+        let (device, owned): (Arc<dyn Device>, bool) = match self.source {
             Source::Device(device) => (device, false),
-            Source::Group(spec) => (stack.open_spec(&spec)?, true),
+            Source::Group(spec) => (stack.open_group(spec)?, true),
             Source::Uris(uris) => (stack.open_uris(uris?)?, true),
         };
         let opened = attach(&stack, &device, owned, self.depth, self.timeout);

@@ -266,3 +266,29 @@ fn a_stack_waits_for_what_is_under_way() {
     assert_eq!(device.gate.held.load(Ordering::SeqCst), 0, "the stack went before its I/O");
     opener.join().unwrap();
 }
+
+#[test]
+fn paths_to_one_medium_are_one_disk() {
+    let stack = stack(2);
+    let uri = "ram://1MiB?uuid=11111111-2222-4333-8444-555555555555";
+    let open =
+        |uris: [String; 2]| block_on(Disk::builder().uris(uris).stack(&stack).timeout(Duration::from_secs(5)).open());
+    let named = |n: u8| format!("{uri}&nguid={:032x}", n);
+    let disk = open([named(1), format!("{}&readonly=off", named(1))]).expect("two paths");
+    let mut buffer = disk.buffer(4096).unwrap();
+    for round in 0..50u8 {
+        buffer.fill(round);
+        let (result, mut back) = block_on(disk.write(0, buffer));
+        result.unwrap();
+        back.fill(!round);
+        let (result, back) = block_on(disk.read(0, back));
+        result.unwrap();
+        assert!(back.to_vec().iter().all(|&b| b == round));
+        buffer = back;
+    }
+    let twice = open([named(1), named(1)]).unwrap_err();
+    assert!(twice.to_string().contains("name"), "{twice}");
+    block_on(disk.close());
+    drop((disk, buffer));
+    assert!(stack.stop(Duration::from_secs(5)), "pollers were left behind");
+}
