@@ -365,7 +365,8 @@ fn a_stop_that_cannot_drain_says_so_and_the_rest_follows() {
 fn settings_are_checked() {
     let served = serve(ram(), |_| ());
     let base = ServerConfig::new("x", served.dir.path().join("x.sock"), ram(), served.pool.hosts());
-    let bad: [(&str, fn(&mut ServerConfig)); 5] = [
+    type Change = fn(&mut ServerConfig);
+    let bad: [(&str, Change); 5] = [
         ("hosts", |c| c.hosts.clear()),
         ("num_queues", |c| c.num_queues = 0),
         ("queue_size", |c| c.queue_size = 100),
