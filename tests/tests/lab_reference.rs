@@ -35,7 +35,9 @@ fn linux_initiator_against_linux_target_keeps_its_data_over_ana_changes_and_a_lo
 
     target.set_ana(1, 1, "inaccessible")?;
     initiator.wait_for_paths("nvme0c[0-9]*n1=inaccessible", 1)?;
-    initiator.verified_rounds(3, 4, 4)?;
+    let running = initiator.guest().begin("verified_rounds 3 4 4")?;
+    target.wait_for_traffic(2, 1024)?;
+    initiator.guest().finish(running, 2 * MINUTE)?;
     target.set_ana(1, 1, "optimized")?;
     initiator.wait_for_paths("nvme0c[0-9]*n1=optimized", 1)?;
 
@@ -46,7 +48,16 @@ fn linux_initiator_against_linux_target_keeps_its_data_over_ana_changes_and_a_lo
     initiator.wait_for_paths(" live ", 1)?;
     target.port_up(1)?;
     initiator.wait_for_paths(" live ", 2)?;
-    initiator.verified_rounds(9, 9, 4)
+    initiator.verified_rounds(9, 9, 4)?;
+
+    // silence: nothing is closed, Linux has to find out by its keep alive
+    let running = initiator.guest().begin("verified_rounds 10 12 4")?;
+    initiator.guest().wait_for_line(&running, "ROUND 11", 2 * MINUTE)?;
+    target.link_down(1)?;
+    target.wait_for_traffic(2, 4096)?;
+    initiator.guest().finish(running, 5 * MINUTE)?;
+    target.link_up(1)?;
+    initiator.wait_for_paths(" live ", 2)
 }
 
 #[test]
