@@ -187,14 +187,7 @@ impl Shell {
             let mail = std::mem::take(&mut *lock(&me.mail));
             mail.into_iter().for_each(|msg| self.message(msg, now_us));
         }
-        let rules_version = self.shared.faults.version();
-        if rules_version != self.rules_version {
-            self.rules_version = rules_version;
-            self.rules = self.shared.faults.rules();
-            for i in 0..self.socks.len() {
-                self.apply_rules(i, now_us);
-            }
-        }
+        self.follow_rules(now_us);
         let events = self.shared.events.load(Ordering::Acquire);
         if events != self.events_version {
             self.events_version = events;
@@ -205,6 +198,20 @@ impl Shell {
                     sock.conn.look_around(&env);
                     self.settle(i, now_us);
                 }
+            }
+        }
+    }
+
+    /// Takes over the faults in force. Also called between receiving and executing, so that a command that was sent after a
+    /// fault was made never slips past it.
+    #[inline]
+    fn follow_rules(&mut self, now_us: u64) {
+        let version = self.shared.faults.version();
+        if version != self.rules_version {
+            self.rules_version = version;
+            self.rules = self.shared.faults.rules();
+            for i in 0..self.socks.len() {
+                self.apply_rules(i, now_us);
             }
         }
     }
@@ -503,13 +510,21 @@ impl Shell {
         if sock.frozen || now_us < sock.quiet_until_us {
             return false;
         }
-        let mut moved = false;
+        let moved;
         if sock.linger_until_us.is_some() || sock.stalled {
             moved = sock.discard();
         } else {
+            let came = sock.fill(&self.shared, now_us);
+            self.follow_rules(now_us);
+            let Some(sock) = &mut self.socks[i] else { return true };
+            if sock.stalled {
+                sock.discarded |= sock.end > 0;
+                (sock.start, sock.end) = (0, 0);
+                return came;
+            }
             let env = Env { now_us, shared: &self.shared, rules: &self.rules };
             let before = sock.conn.controller.is_some();
-            moved |= sock.take_in(&env);
+            moved = sock.take_in(&env) || came;
             if before != sock.conn.controller.is_some() {
                 // A controller was found: faults may name it, and its keep alive has a deadline.
                 self.next_timer_us = 0;
@@ -629,40 +644,48 @@ fn apply_held(shared: &Shared, now_us: u64) {
 }
 
 impl Sock {
-    /// Receives once and lets the connection have it. `true` when something came or was taken.
+    /// Receives once. `true` when something came.
+    #[inline]
+    fn fill(&mut self, shared: &Shared, now_us: u64) -> bool {
+        let bandwidth = &shared.listeners[self.conn.info.listener].bandwidth;
+        let allowed = bandwidth.allowed(now_us);
+        if allowed == 0 {
+            self.quiet_until_us = now_us + 1000;
+            return false;
+        }
+        if self.end == self.rx.len() {
+            return false;
+        }
+        let to = self.end + (self.rx.len() - self.end).min(allowed);
+        match recv(&self.fd, &mut self.rx[self.end..to], RecvFlags::empty()) {
+            Ok((_, 0)) => self.dead = true,
+            Ok((_, n)) => {
+                self.end += n;
+                bandwidth.spend(n);
+                self.conn.info.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
+                return true;
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.dead = true,
+        }
+        false
+    }
+
+    /// Lets the connection have what was received. `true` when it took something.
     #[inline]
     fn take_in(&mut self, env: &Env<'_>) -> bool {
-        let bandwidth = &env.shared.listeners[self.conn.info.listener].bandwidth;
-        let allowed = bandwidth.allowed(env.now_us);
-        let mut moved = false;
-        if allowed == 0 {
-            self.quiet_until_us = env.now_us + 1000;
-        } else if self.end < self.rx.len() {
-            let to = self.end + (self.rx.len() - self.end).min(allowed);
-            match recv(&self.fd, &mut self.rx[self.end..to], RecvFlags::empty()) {
-                Ok((_, 0)) => self.dead = true,
-                Ok((_, n)) => {
-                    self.end += n;
-                    bandwidth.spend(n);
-                    self.conn.info.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
-                    moved = true;
-                }
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(_) => self.dead = true,
-            }
+        if self.start == self.end {
+            return false;
         }
-        if self.start < self.end {
-            let taken = self.conn.receive(env, &self.rx[self.start..self.end]);
-            moved |= taken > 0;
-            self.start += taken;
-            if self.start == self.end {
-                (self.start, self.end) = (0, 0);
-            } else if self.end > self.rx.len() / 2 {
-                self.rx.copy_within(self.start..self.end, 0);
-                (self.start, self.end) = (0, self.end - self.start);
-            }
+        let taken = self.conn.receive(env, &self.rx[self.start..self.end]);
+        self.start += taken;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.end > self.rx.len() / 2 {
+            self.rx.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
         }
-        moved
+        taken > 0
     }
 
     /// Reads and throws away.

@@ -141,6 +141,9 @@ pub(crate) fn check(b: &[u8; CH], agreed: &Agreed) -> Result<Header, Fatal> {
         return Err(Fatal::field(1, "HDGSTF is not what was agreed"));
     }
     let head_end = header + if agreed.header_digest { 4 } else { 0 };
+    if len < head_end {
+        return Err(Fatal::field(4, "PLEN is shorter than the header"));
+    }
     if len == head_end {
         if kind == kind::H2C_DATA || flags & DDGSTF != 0 {
             return Err(Fatal::field(4, "PLEN leaves no room for data"));
