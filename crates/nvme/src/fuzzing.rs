@@ -2,7 +2,7 @@
 
 use crate::fabrics::{ConnectData, ConnectResponse};
 use crate::identify::{IdentifyController, IdentifyNamespace, NamespaceIds, active_namespaces};
-use crate::log::{AnaLog, ChangedNamespaces, DiscoveryLog, ErrorLogEntry, SmartLog};
+use crate::log::{AnaLog, AsyncEvent, ChangedNamespaces, DiscoveryLog, ErrorLogEntry, SmartLog};
 use crate::{Cqe, Sqe};
 
 /// Identify Controller and its derived values.
@@ -32,7 +32,9 @@ pub fn identify_lists(data: &[u8]) {
     if let Ok(ids) = NamespaceIds::parse(data) {
         assert_eq!(NamespaceIds::parse(&ids.to_bytes()), Ok(ids));
     }
-    let _ = ChangedNamespaces::parse(data);
+    if let Ok(changed) = ChangedNamespaces::parse(data) {
+        let _ = changed.to_bytes();
+    }
 }
 
 /// ANA log page.
@@ -55,11 +57,16 @@ pub fn entries(data: &[u8]) {
     let _ = (SmartLog::parse(data), ErrorLogEntry::parse(data));
     if let Ok(sqe) = Sqe::parse(data) {
         let _ = (format!("{sqe:?}"), sqe.property(), sqe.data_direction(), sqe.log_length());
+        let _ = (sqe.slba(), sqe.nlb_z(), sqe.fua(), sqe.deac(), sqe.dsm_ranges_z(), sqe.dsm_deallocate());
+        let _ = (sqe.cns(), sqe.cntid(), sqe.lid(), sqe.lsp(), sqe.rae(), sqe.log_offset(), sqe.fid());
+        let _ = (sqe.connect_qid(), sqe.connect_sqsize_z(), sqe.connect_kato_ms(), sqe.property_value());
         assert_eq!(Sqe::parse(sqe.as_bytes()), Ok(sqe));
     }
     if let Ok(cqe) = Cqe::parse(data) {
         assert_eq!(&cqe.to_bytes()[..], &data[..16]);
         let _ = (cqe.status.to_string(), ConnectResponse::from_cqe(&cqe));
+        let event = AsyncEvent::from_dw0(cqe.dw0());
+        assert_eq!(AsyncEvent::from_dw0(event.to_dw0()), event);
     }
     if let Ok(connect) = ConnectData::parse(data) {
         assert_eq!(ConnectData::parse(&connect.to_bytes()), Ok(connect));

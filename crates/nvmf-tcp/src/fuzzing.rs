@@ -26,6 +26,7 @@ macro_rules! decoder {
             let Some((framing, ch, head)) = head_of(data, $kind) else { return };
             let _ = ch.verify_header_digest(head);
             let Ok(pdu) = $pdu::parse(&ch, head) else { return };
+            let _ = format!("{pdu:?}");
             let mut out = [0; TERM_MAX_LEN];
             let encode: fn(&$pdu, &Framing, &mut [u8]) -> Result<usize, EncodeError> = $encode;
             let Ok(n) = encode(&pdu, &framing, &mut out) else { return };
