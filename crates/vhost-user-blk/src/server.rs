@@ -8,7 +8,7 @@ use crate::session::Session;
 use crate::socket::{Socket, Wait, wait_fd};
 use crate::stats::{Counters, VringStatistics};
 use crate::vring::MAX_RING;
-use polypath_block::{Device, Host};
+use polypath_block::{Armed, Cx, Device, Host, Poller, Turn, Waits};
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, chmod, lstat, unlink};
@@ -18,14 +18,17 @@ use std::fmt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a device that is not live yet is looked at.
 const DEVICE_LOOK: Duration = Duration::from_millis(50);
 /// How often a log line says that an old front-end's requests are still not quiet.
 const DRAIN_LOG: Duration = Duration::from_secs(10);
+/// How long a reactor may take to let go of memory, which takes one turn.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 /// Segments in a row beyond what the guest was told, for data that crosses regions.
 const SPARE_SEGMENTS: u32 = 6;
 
@@ -182,6 +185,33 @@ impl Shared {
         outbox.ask(command, self.config.drain_timeout, &self.stopping)
     }
 
+    /// Waits until no reactor of ours holds memory that was let go of: a reactor that sleeps would keep a dead guest's
+    /// pages. False if one did not answer in time.
+    pub(crate) fn settle(&self) -> bool {
+        let (sender, answers) = sync_channel(self.config.hosts.len());
+        for host in &self.config.hosts {
+            let sender = sender.clone();
+            host.spawn(Box::new(move |_cx| {
+                polypath_memory::refresh();
+                // Room for every answer; nobody may be waiting any more.
+                let _ = sender.try_send(());
+                Box::new(Passing)
+            }));
+        }
+        drop(sender);
+        let until = Instant::now() + SETTLE_LIMIT;
+        self.config.hosts.iter().all(|_| {
+            match answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                // A reactor that has ended holds nothing.
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
+                Err(RecvTimeoutError::Timeout) => {
+                    tracing::warn!(disk = %self.config.name, "a reactor is late in letting go of guest memory");
+                    false
+                }
+            }
+        })
+    }
+
     /// Remembers what front-ends are told.
     pub(crate) fn set_shape(&self, shape: Shape) {
         *self.shape.lock().unwrap_or_else(PoisonError::into_inner) = Some(shape);
@@ -201,6 +231,23 @@ impl Shared {
             serial,
             down_timeout: config.down_timeout,
         }
+    }
+}
+
+/// What [`Shared::settle`] leaves behind on a reactor: nothing.
+struct Passing;
+
+impl Poller for Passing {
+    fn poll(&mut self, _cx: &mut Cx<'_>) -> Turn {
+        Turn::Finished
+    }
+
+    fn arm(&mut self, _cx: &mut Cx<'_>, _waits: &mut Waits) -> Armed {
+        Armed::Busy
+    }
+
+    fn name(&self) -> &str {
+        "vhost-settle"
     }
 }
 
@@ -388,7 +435,9 @@ impl Control<'_> {
             Ok(()) => tracing::info!(disk = %name, "front-end disconnected"),
             Err(reason) => tracing::warn!(disk = %name, %reason, "connection to the front-end closed"),
         }
-        self.drain(session.end())
+        let undrained = self.drain(session.end());
+        self.shared.settle();
+        undrained
     }
 
     /// Waits until the old front-end's requests are quiet: the next one might write the same blocks.

@@ -163,7 +163,7 @@ impl<'a> Session<'a> {
             Request::GetQueueNum => word(self.vrings.len() as u64),
             Request::GetMaxMemSlots => word(MAX_REGIONS as u64),
             Request::SetOwner => Ok(Reply::Ack),
-            Request::ResetOwner => self.stop_all().map(done),
+            Request::ResetOwner => self.disown().map(done),
             Request::ResetDevice => self.reset().map(done),
             Request::SetMemTable(regions) => self.set_memory(regions).map(done),
             Request::AddMemReg(desc, fd) => self.add_memory(desc, fd).map(done),
@@ -304,9 +304,12 @@ impl<'a> Session<'a> {
     /// Stops the rings, drains, lets go of the old memory, and starts those rings again that still lie in memory.
     fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), Refusal> {
         self.stop_all()?;
+        let had_some = self.memory.regions() > 0;
         self.memory = Arc::new(memory);
-        // Reactors let go of a region in their next turn.
-        self.server.config.hosts.iter().for_each(|host| host.wake());
+        if had_some {
+            // Unmapped before it is acknowledged.
+            self.server.settle();
+        }
         for index in 0..self.vrings.len() as u32 {
             match self.try_start(index) {
                 Err(Refusal::Address { .. }) => {
@@ -467,6 +470,13 @@ impl<'a> Session<'a> {
 
     fn stop_all(&mut self) -> Result<(), Refusal> {
         (0..self.vrings.len() as u32).try_for_each(|index| self.stop(index))
+    }
+
+    /// Deprecated; some front-ends send it to have all rings stopped until they set them up again.
+    fn disown(&mut self) -> Result<(), Refusal> {
+        self.stop_all()?;
+        self.vrings.iter_mut().for_each(|vring| vring.started = false);
+        Ok(())
     }
 
     fn reset(&mut self) -> Result<(), Refusal> {
