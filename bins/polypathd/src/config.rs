@@ -1,0 +1,399 @@
+//! The configuration file. What is wrong is reported as `FILE:LINE: key: what was found, what was expected`.
+
+use polypath::DiskUri;
+use polypath::multipath::{Fencing, PathConfig as GroupPath, SelectorKind};
+use polypath::reactor::{CpuList, IdlePolicy};
+use serde::Deserialize;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use toml::Spanned;
+
+/// Checked configuration.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) cpus: Option<CpuList>,
+    pub(crate) idle: IdlePolicy,
+    pub(crate) socket_dir: PathBuf,
+    pub(crate) rpc_socket: PathBuf,
+    pub(crate) disks: Vec<DiskConfig>,
+    pub(crate) vhosts: Vec<VhostConfig>,
+}
+
+/// One disk and its paths.
+#[derive(Debug, Clone)]
+pub(crate) struct DiskConfig {
+    pub(crate) name: String,
+    pub(crate) selector: SelectorKind,
+    pub(crate) no_path_timeout_ms: u64,
+    pub(crate) fencing: Fencing,
+    pub(crate) paths: Vec<PathConfig>,
+}
+
+/// One way to a disk.
+#[derive(Debug, Clone)]
+pub(crate) struct PathConfig {
+    pub(crate) uri: DiskUri,
+    pub(crate) name: Option<String>,
+    pub(crate) weight: u32,
+}
+
+/// One vhost-user socket.
+#[derive(Debug, Clone)]
+pub(crate) struct VhostConfig {
+    pub(crate) disk: String,
+    pub(crate) socket: PathBuf,
+    pub(crate) queues: u16,
+    pub(crate) queue_size: u16,
+    pub(crate) read_only: bool,
+    pub(crate) serial: Option<String>,
+}
+
+/// What the command line says over the file.
+pub(crate) struct Overrides {
+    pub(crate) cpus: Option<String>,
+    pub(crate) socket_dir: Option<PathBuf>,
+    pub(crate) rpc_socket: Option<PathBuf>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub(crate) struct ConfigError {
+    place: String,
+    problem: String,
+}
+
+/// Longest time an I/O waits for a path unless told otherwise, in milliseconds.
+pub(crate) const NO_PATH_TIMEOUT_MS: u64 = 60_000;
+/// Weight of a path unless told otherwise.
+pub(crate) const WEIGHT: u32 = GroupPath::WEIGHT;
+/// Where RPC is served unless told otherwise.
+const RPC_SOCKET: &str = "/var/tmp/polypath.sock";
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            cpus: None,
+            idle: IdlePolicy::default(),
+            socket_dir: PathBuf::from("."),
+            rpc_socket: PathBuf::from(RPC_SOCKET),
+            disks: Vec::new(),
+            vhosts: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks `path`.
+    pub(crate) fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| ConfigError { place: path.display().to_string(), problem: format!("cannot be read: {e}") })?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
+        let at = Places { file, text };
+        let raw = toml::Deserializer::parse(text)
+            .map_err(|e| at.error(e.span().map(|s| s.start), None, e.message()))
+            .and_then(|de| {
+            serde_path_to_error::deserialize::<_, RawConfig>(de).map_err(|e| {
+                let key = e.path().to_string();
+                at.error(e.inner().span().map(|s| s.start), Some(&key), e.inner().message())
+            })
+        })?;
+        raw.check(&at)
+    }
+
+    /// Applies the command line.
+    pub(crate) fn overrule(&mut self, over: Overrides) -> Result<(), ConfigError> {
+        if let Some(cpus) = over.cpus {
+            // As other vhost daemons take it, `-m 3` is the mask 0x3, not core 3.
+            let mask = if cpus.contains([',', '-', '[', 'x', 'X']) { cpus.clone() } else { format!("0x{cpus}") };
+            let parsed = mask.parse().map_err(|e: polypath::reactor::CpuListError| ConfigError {
+                place: "command line, -m".into(),
+                problem: e.to_string(),
+            })?;
+            self.cpus = Some(parsed);
+        }
+        if let Some(rpc) = over.rpc_socket {
+            self.rpc_socket = rpc;
+        }
+        if let Some(dir) = over.socket_dir {
+            for vhost in &mut self.vhosts {
+                if let Ok(inner) = vhost.socket.strip_prefix(&self.socket_dir) {
+                    vhost.socket = dir.join(inner);
+                }
+            }
+            self.socket_dir = dir;
+        }
+        Ok(())
+    }
+}
+
+/// `on` or `off`.
+pub(crate) struct FencingName(pub(crate) Fencing);
+
+impl FromStr for FencingName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "on" => Ok(FencingName(Fencing::On)),
+            "off" => Ok(FencingName(Fencing::Off)),
+            other => Err(format!("\"{other}\" found; expected on or off")),
+        }
+    }
+}
+
+/// Turns offsets in the file into lines.
+struct Places<'a> {
+    file: &'a str,
+    text: &'a str,
+}
+
+impl Places<'_> {
+    fn error(&self, offset: Option<usize>, key: Option<&str>, problem: impl Display) -> ConfigError {
+        let mut place = self.file.to_owned();
+        if let Some(offset) = offset {
+            let line = self.text.as_bytes()[..offset.min(self.text.len())].iter().filter(|&&b| b == b'\n').count() + 1;
+            place = format!("{place}:{line}");
+        }
+        match key {
+            Some(key) if key != "." => place = format!("{place}: key \"{key}\""),
+            _ => {}
+        }
+        ConfigError { place, problem: problem.to_string().trim().replace('\n', "; ") }
+    }
+
+    fn parse<T: FromStr<Err: Display>>(&self, key: &str, value: &Spanned<String>) -> Result<T, ConfigError> {
+        value.get_ref().parse().map_err(|e: T::Err| self.error(Some(value.span().start), Some(key), e))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    #[serde(default)]
+    daemon: RawDaemon,
+    #[serde(default, rename = "disk")]
+    disks: Vec<RawDisk>,
+    #[serde(default, rename = "vhost")]
+    vhosts: Vec<RawVhost>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawDaemon {
+    cpus: Option<Spanned<String>>,
+    idle: Option<Spanned<String>>,
+    max_spin_us: Option<u32>,
+    socket_dir: Option<PathBuf>,
+    rpc_socket: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDisk {
+    name: Spanned<String>,
+    selector: Option<Spanned<String>>,
+    no_path_timeout_ms: Option<u64>,
+    fencing: Option<Spanned<String>>,
+    #[serde(rename = "path", default)]
+    path_tables: Vec<RawPath>,
+    #[serde(default)]
+    paths: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPath {
+    uri: Spanned<String>,
+    name: Option<String>,
+    weight: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawVhost {
+    disk: Spanned<String>,
+    socket: Spanned<PathBuf>,
+    queues: Option<Spanned<u16>>,
+    queue_size: Option<Spanned<u16>>,
+    #[serde(default)]
+    read_only: bool,
+    serial: Option<Spanned<String>>,
+}
+
+impl RawConfig {
+    fn check(self, at: &Places<'_>) -> Result<Config, ConfigError> {
+        let mut config = Config::default();
+        if let Some(cpus) = &self.daemon.cpus {
+            config.cpus = Some(at.parse("daemon.cpus", cpus)?);
+        }
+        config.idle = self.daemon.idle(at)?;
+        if let Some(dir) = self.daemon.socket_dir {
+            config.socket_dir = dir;
+        }
+        if let Some(socket) = self.daemon.rpc_socket {
+            config.rpc_socket = socket;
+        }
+        for (i, disk) in self.disks.iter().enumerate() {
+            if config.disks.iter().any(|d| d.name == *disk.name.get_ref()) {
+                let problem = format!("\"{}\" is the name of another disk; expected a new one", disk.name.get_ref());
+                return Err(at.error(Some(disk.name.span().start), Some(&format!("disk[{i}].name")), problem));
+            }
+            config.disks.push(disk.check(at, i)?);
+        }
+        for (i, vhost) in self.vhosts.iter().enumerate() {
+            config.vhosts.push(vhost.check(at, i, &config)?);
+        }
+        Ok(config)
+    }
+}
+
+impl RawDaemon {
+    fn idle(&self, at: &Places<'_>) -> Result<IdlePolicy, ConfigError> {
+        let IdlePolicy::Adaptive { max_spin_us } = IdlePolicy::default() else { return Ok(IdlePolicy::default()) };
+        let max_spin_us = self.max_spin_us.unwrap_or(max_spin_us);
+        match self.idle.as_ref().map(|s| (s.get_ref().as_str(), s)) {
+            None | Some(("adaptive", _)) => Ok(IdlePolicy::Adaptive { max_spin_us }),
+            Some(("poll", _)) => Ok(IdlePolicy::Poll),
+            Some(("sleep", _)) => Ok(IdlePolicy::Sleep),
+            Some((other, s)) => {
+                let problem = format!("\"{other}\" found; expected adaptive, poll or sleep");
+                Err(at.error(Some(s.span().start), Some("daemon.idle"), problem))
+            }
+        }
+    }
+}
+
+impl RawDisk {
+    fn check(&self, at: &Places<'_>, i: usize) -> Result<DiskConfig, ConfigError> {
+        let key = |k: &str| format!("disk[{i}].{k}");
+        let name_at = Some(self.name.span().start);
+        if self.name.get_ref().is_empty() {
+            return Err(at.error(name_at, Some(&key("name")), "is empty; expected a name"));
+        }
+        let selector = match &self.selector {
+            Some(s) => at.parse(&key("selector"), s)?,
+            None => SelectorKind::default(),
+        };
+        let fencing = match &self.fencing {
+            Some(s) => at.parse::<FencingName>(&key("fencing"), s)?.0,
+            None => Fencing::On,
+        };
+        let mut paths = Vec::new();
+        for (n, uri) in self.paths.iter().enumerate() {
+            paths.push(PathConfig { uri: at.parse(&key(&format!("paths[{n}]")), uri)?, name: None, weight: WEIGHT });
+        }
+        for (n, path) in self.path_tables.iter().enumerate() {
+            let weight = path.weight.as_ref().map_or(WEIGHT, |w| *w.get_ref());
+            if weight == 0 {
+                let span = path.weight.as_ref().map(|w| w.span().start);
+                return Err(at.error(span, Some(&key(&format!("path[{n}].weight"))), "is 0; expected 1 or more"));
+            }
+            let uri = at.parse(&key(&format!("path[{n}].uri")), &path.uri)?;
+            paths.push(PathConfig { uri, name: path.name.clone(), weight });
+        }
+        if paths.is_empty() {
+            let problem = "no path; expected paths = [\"URI\", ...] or [[disk.path]] tables with a uri";
+            return Err(at.error(name_at, Some(&key("paths")), problem));
+        }
+        let no_path_timeout_ms = self.no_path_timeout_ms.unwrap_or(NO_PATH_TIMEOUT_MS);
+        Ok(DiskConfig { name: self.name.get_ref().clone(), selector, no_path_timeout_ms, fencing, paths })
+    }
+}
+
+impl RawVhost {
+    fn check(&self, at: &Places<'_>, i: usize, config: &Config) -> Result<VhostConfig, ConfigError> {
+        let fail =
+            |offset: usize, k: &str, problem: String| at.error(Some(offset), Some(&format!("vhost[{i}].{k}")), problem);
+        let disk = self.disk.get_ref();
+        if !config.disks.iter().any(|d| d.name == *disk) {
+            let names: Vec<_> = config.disks.iter().map(|d| d.name.as_str()).collect();
+            let problem = format!("no disk is called \"{disk}\"; expected one of: {}", names.join(", "));
+            return Err(fail(self.disk.span().start, "disk", problem));
+        }
+        let socket = config.socket_dir.join(self.socket.get_ref());
+        if config.vhosts.iter().any(|v| v.socket == socket) {
+            return Err(fail(self.socket.span().start, "socket", format!("{} is used twice", socket.display())));
+        }
+        let queues = self.queues.as_ref().map_or(1, |q| *q.get_ref());
+        if !(1..=256).contains(&queues) {
+            let offset = self.queues.as_ref().map_or(0, |q| q.span().start);
+            return Err(fail(offset, "queues", format!("is {queues}; expected 1 to 256")));
+        }
+        let queue_size = self.queue_size.as_ref().map_or(256, |q| *q.get_ref());
+        if !queue_size.is_power_of_two() || !(2..=1024).contains(&queue_size) {
+            let offset = self.queue_size.as_ref().map_or(0, |q| q.span().start);
+            return Err(fail(offset, "queue_size", format!("is {queue_size}; expected a power of two from 2 to 1024")));
+        }
+        if let Some(serial) = self.serial.as_ref().filter(|s| s.get_ref().len() > 20) {
+            return Err(fail(serial.span().start, "serial", "is longer than 20 bytes".into()));
+        }
+        let serial = self.serial.as_ref().map(|s| s.get_ref().clone());
+        Ok(VhostConfig { disk: disk.clone(), socket, queues, queue_size, read_only: self.read_only, serial })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[daemon]
+cpus = "0-1"
+idle = "sleep"
+socket_dir = "/run/polypath"
+
+[[disk]]
+name = "vm1"
+selector = "round-robin"
+paths = ["ram://64MiB"]
+
+[[disk.path]]
+uri = "nvme-tcp://10.0.0.1:4420/nqn.2026-01.org.example:a?ns=1"
+weight = 3
+
+[[vhost]]
+disk = "vm1"
+socket = "vm1.sock"
+queues = 2
+"#;
+
+    #[test]
+    fn reads_a_good_file() {
+        let mut config = Config::parse("polypath.toml", GOOD).unwrap();
+        assert_eq!(config.disks[0].paths.len(), 2);
+        assert_eq!(config.disks[0].paths[1].weight, 3);
+        assert_eq!(config.vhosts[0].socket, Path::new("/run/polypath/vm1.sock"));
+        assert_eq!(config.idle, IdlePolicy::Sleep);
+        let over = Overrides { cpus: Some("3".into()), socket_dir: Some("/tmp".into()), rpc_socket: None };
+        config.overrule(over).unwrap();
+        assert_eq!(config.cpus, Some(CpuList(vec![0, 1])));
+        assert_eq!(config.vhosts[0].socket, Path::new("/tmp/vm1.sock"));
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_what_was_expected() {
+        let cases: [(&str, &str, &[&str]); 10] = [
+            ("\"round-robin\"", "\"fastest\"", &["polypath.toml:9", "disk[0].selector", "queue-length"]),
+            ("idle = \"sleep\"", "idle = \"nap\"", &["polypath.toml:4", "daemon.idle", "adaptive"]),
+            ("ram://64MiB", "rum://64MiB", &["polypath.toml:10", "disk[0].paths[0]", "scheme", "nvme-tcp"]),
+            ("weight = 3", "weight = 0", &["polypath.toml:14", "disk[0].path[0].weight", "1 or more"]),
+            ("weight = 3", "weight = \"x\"", &["polypath.toml:14", "weight", "u32"]),
+            ("weight = 3", "wieght = 3", &["polypath.toml:14", "wieght", "weight"]),
+            ("disk = \"vm1\"", "disk = \"vm2\"", &["polypath.toml:17", "vhost[0].disk", "vm1"]),
+            ("queues = 2", "queues = 0", &["polypath.toml:19", "vhost[0].queues", "1 to 256"]),
+            ("cpus = \"0-1\"", "cpus = \"1-0\"", &["polypath.toml:3", "daemon.cpus", "0x1d"]),
+            ("[daemon]", "[daemon", &["polypath.toml:2"]),
+        ];
+        for (good, bad, wanted) in cases {
+            let error = Config::parse("polypath.toml", &GOOD.replacen(good, bad, 1)).unwrap_err().to_string();
+            for word in wanted {
+                assert!(error.contains(word), "{bad}: {word} not in: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! JSON-RPC 2.0 over a UNIX socket: concatenated objects without framing, batches, notifications.
+//!
+//! A connection that sends what is not JSON, or more than [`LIMIT`] bytes without a complete value, gets one error and is closed.
+
+mod methods;
+
+use crate::daemon::Daemon;
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+/// Longest request in bytes.
+const LIMIT: usize = 1 << 20;
+/// Most connections at a time.
+const CONNECTIONS: usize = 64;
+
+/// What went wrong with a call; becomes the `error` member of its response.
+#[derive(Debug)]
+pub(crate) struct RpcError {
+    pub(crate) code: i32,
+    pub(crate) message: String,
+}
+
+impl RpcError {
+    /// The parameters are wrong.
+    pub(crate) fn parameters(message: impl Into<String>) -> Self {
+        RpcError { code: -32602, message: message.into() }
+    }
+
+    /// The call was understood and could not be carried out.
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        RpcError { code: -32000, message: message.into() }
+    }
+}
+
+/// The socket. Removed from the file system on drop.
+pub(crate) struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    daemon: Arc<Daemon>,
+}
+
+impl Server {
+    /// Binds `path`, mode 0600. A socket nobody listens on is replaced.
+    pub(crate) fn bind(path: &Path, daemon: Arc<Daemon>) -> Result<Self> {
+        if let Ok(meta) = std::fs::symlink_metadata(path) {
+            if !meta.file_type().is_socket() {
+                bail!("RPC socket {}: a file of another kind is there; expected none or a socket", path.display());
+            }
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                bail!("RPC socket {}: another daemon listens there; end it or choose another with -r", path.display());
+            }
+            std::fs::remove_file(path).with_context(|| format!("removing the stale RPC socket {}", path.display()))?;
+        }
+        let listener = UnixListener::bind(path).with_context(|| format!("RPC socket {}", path.display()))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+            .with_context(|| format!("permissions of {}", path.display()))?;
+        Ok(Server { listener, path: path.to_owned(), daemon })
+    }
+
+    /// Serves until the socket fails.
+    pub(crate) async fn serve(&self) -> Result<()> {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let place = places.clone().acquire_owned().await.context("connection limit")?;
+            let (stream, _) = self.listener.accept().await.context("accept")?;
+            let daemon = self.daemon.clone();
+            tokio::spawn(async move {
+                if let Err(error) = talk(stream, &daemon).await {
+                    tracing::debug!(%error, "RPC connection ended");
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "RPC socket file");
+        }
+    }
+}
+
+async fn talk(mut stream: UnixStream, daemon: &Arc<Daemon>) -> Result<()> {
+    let mut buffer = Vec::with_capacity(4096);
+    loop {
+        let (values, used, broken) = split(&buffer);
+        for value in values {
+            if let Some(answer) = answer(value, daemon).await {
+                stream.write_all(answer.to_string().as_bytes()).await?;
+                stream.write_all(b"\n").await?;
+            }
+        }
+        buffer.drain(..used);
+        let broken =
+            broken.or_else(|| (buffer.len() >= LIMIT).then(|| format!("request is longer than {LIMIT} bytes")));
+        if let Some(problem) = broken {
+            let answer = error(&Value::Null, &RpcError { code: -32700, message: problem });
+            stream.write_all(answer.to_string().as_bytes()).await?;
+            return Ok(());
+        }
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// The complete values at the start of `buffer`, how many bytes they take, and what is broken after them.
+fn split(buffer: &[u8]) -> (Vec<Value>, usize, Option<String>) {
+    let mut stream = serde_json::Deserializer::from_slice(buffer).into_iter::<Value>();
+    let mut values = Vec::new();
+    loop {
+        match stream.next() {
+            Some(Ok(value)) => values.push(value),
+            None => return (values, buffer.len(), None),
+            Some(Err(e)) if e.is_eof() => return (values, stream.byte_offset(), None),
+            Some(Err(e)) => return (values, stream.byte_offset(), Some(format!("not JSON: {e}"))),
+        }
+    }
+}
+
+async fn answer(value: Value, daemon: &Arc<Daemon>) -> Option<Value> {
+    match value {
+        Value::Array(batch) if batch.is_empty() => {
+            Some(error(&Value::Null, &RpcError { code: -32600, message: "an empty batch".into() }))
+        }
+        Value::Array(batch) => {
+            let mut answers = Vec::new();
+            for call in batch {
+                answers.extend(answer_one(call, daemon).await);
+            }
+            (!answers.is_empty()).then_some(Value::Array(answers))
+        }
+        one => answer_one(one, daemon).await,
+    }
+}
+
+async fn answer_one(call: Value, daemon: &Arc<Daemon>) -> Option<Value> {
+    let id = call.get("id").cloned();
+    let shown = id.clone().unwrap_or(Value::Null);
+    let invalid = |message: &str| Some(error(&shown, &RpcError { code: -32600, message: message.into() }));
+    if !call.is_object() {
+        return invalid("a call must be an object");
+    }
+    if call.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
+        return invalid("member \"jsonrpc\" must be \"2.0\"");
+    }
+    if id.as_ref().is_some_and(|id| !(id.is_null() || id.is_number() || id.is_string())) {
+        return invalid("member \"id\" must be a number, a string or null");
+    }
+    let Some(method) = call.get("method").and_then(Value::as_str).map(str::to_owned) else {
+        return invalid("member \"method\" must be a string");
+    };
+    let params = call.get("params").cloned().unwrap_or_else(|| json!({}));
+    let daemon = daemon.clone();
+    // Methods may wait for reactors (bounded); the control thread goes on with other connections meanwhile.
+    let result = tokio::task::spawn_blocking(move || methods::call(&daemon, &method, params)).await;
+    let result = result.unwrap_or_else(|e| Err(RpcError { code: -32603, message: format!("the method failed: {e}") }));
+    id.map(|id| match result {
+        Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
+        Err(problem) => error(&id, &problem),
+    })
+}
+
+fn error(id: &Value, problem: &RpcError) -> Value {
+    json!({ "jsonrpc": "2.0", "id": id, "error": { "code": problem.code, "message": problem.message } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_without_framing_and_in_pieces() {
+        let text = br#"{"a":1}{"b":2} [3] {"c"#;
+        let (values, used, broken) = split(text);
+        assert_eq!((values.len(), broken), (3, None));
+        assert_eq!(text[used..].trim_ascii(), br#"{"c"#, "an incomplete value waits for the rest");
+        let (values, _, broken) = split(b"{}nonsense");
+        assert_eq!(values.len(), 1);
+        assert!(broken.unwrap().contains("not JSON"));
+        assert_eq!(split(b"  \n").1, 3);
+    }
+}
