@@ -1,6 +1,9 @@
 //! The command line.
 
+use crate::run::{Mix, RunConfig};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use polypath_block::DiskUri;
+use polypath_multipath::SelectorKind;
 use polypath_reactor::{CpuList, IdlePolicy};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// What loopback TCP of this machine can do at all with the bytes of NVMe/TCP 4 KiB reads
     Limit(LimitArgs),
+    /// Measure a disk, and verify it if asked to. Writes destroy what is on it
+    Run(RunArgs),
 }
 
 /// What to do when there is nothing to do.
@@ -78,6 +83,140 @@ pub struct LimitArgs {
     pub json: Option<PathBuf>,
 }
 
+/// `polypath-bench run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// A way to the disk; several of them make a multipath disk
+    #[arg(long = "path", value_name = "URI", required = true)]
+    pub paths: Vec<DiskUri>,
+    /// How to choose among paths (queue-length if not given); with a single path, makes a multipath disk of it
+    #[arg(long, value_name = "NAME")]
+    pub selector: Option<SelectorKind>,
+    /// Which requests to make
+    #[arg(long, value_enum, default_value = "randread")]
+    pub rw: MixArg,
+    /// Bytes a request
+    #[arg(long, default_value = "4k", value_parser = parse_bytes)]
+    pub bs: u32,
+    /// Requests outstanding, for each job
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=8192))]
+    pub qd: u16,
+    /// Jobs; they are spread over the reactors and each uses its own part of the disk
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: u16,
+    /// Cores, one reactor each (0,2-3 or a mask such as 0xd)
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<CpuList>,
+    /// Seconds to measure (or with a unit: 500ms, 2m)
+    #[arg(long, default_value = "5", value_parser = parse_time)]
+    pub time: Duration,
+    /// Seconds to run before measuring
+    #[arg(long, default_value = "1", value_parser = parse_time)]
+    pub ramp: Duration,
+    /// Percentage of reads in randrw and verify
+    #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub rwmix: u8,
+    /// What reactors do when there is nothing to do
+    #[arg(long, value_enum, default_value = "adaptive")]
+    pub idle: IdleMode,
+    /// Seed of the sequence of requests; taken from the clock if not given, and reported
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Use only so much from the start of the disk (512m, 1g)
+    #[arg(long, value_parser = parse_size)]
+    pub size: Option<u64>,
+    /// Write one JSON object to FILE, or to standard output with -
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Keep what verification knows in FILE, and continue from it
+    #[arg(long, value_name = "FILE")]
+    pub verify_record: Option<PathBuf>,
+    /// Do not read everything that was written once more at the end
+    #[arg(long)]
+    pub no_sweep: bool,
+    /// Count blocks that are half one write and half another instead of reporting them
+    #[arg(long)]
+    pub tolerate_torn: bool,
+    /// Milliseconds that an I/O waits while no path is usable
+    #[arg(long, value_name = "MS", default_value_t = 60_000)]
+    pub no_path_timeout: u64,
+    /// Seconds to wait for the disk to answer at first
+    #[arg(long, default_value = "10", value_parser = parse_time)]
+    pub connect_timeout: Duration,
+    /// Off re-drives changes before they are proven quiet. It can lose data and is for tests that show it
+    #[arg(long, value_enum, default_value = "on", hide = true)]
+    pub fencing: Switch,
+    /// Show the progress line even if standard error is no terminal
+    #[arg(long)]
+    pub progress: bool,
+}
+
+/// On or off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[allow(missing_docs, reason = "they are what they are called")]
+pub enum Switch {
+    On,
+    Off,
+}
+
+/// The words for [`Mix`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum MixArg {
+    /// Reads, one block after the other
+    Read,
+    /// Writes, one block after the other
+    Write,
+    /// Reads anywhere
+    RandRead,
+    /// Writes anywhere
+    RandWrite,
+    /// Reads and writes anywhere
+    RandRw,
+    /// Reads and writes anywhere, every block verified
+    Verify,
+}
+
+impl From<MixArg> for Mix {
+    fn from(arg: MixArg) -> Mix {
+        match arg {
+            MixArg::Read => Mix::Read,
+            MixArg::Write => Mix::Write,
+            MixArg::RandRead => Mix::RandRead,
+            MixArg::RandWrite => Mix::RandWrite,
+            MixArg::RandRw => Mix::RandRw,
+            MixArg::Verify => Mix::Verify,
+        }
+    }
+}
+
+impl RunArgs {
+    /// What to measure.
+    pub fn config(&self) -> RunConfig {
+        RunConfig {
+            paths: self.paths.clone(),
+            selector: self.selector,
+            mix: self.rw.into(),
+            bs: self.bs,
+            qd: self.qd,
+            jobs: self.jobs,
+            cpus: self.cpus.clone(),
+            time: self.time,
+            ramp: self.ramp,
+            rwmix: self.rwmix,
+            idle: self.idle.policy(),
+            seed: self.seed.unwrap_or_else(rand::random),
+            size: self.size,
+            verify_record: self.verify_record.clone(),
+            sweep: !self.no_sweep,
+            tolerate_torn: self.tolerate_torn,
+            fencing: self.fencing == Switch::On,
+            no_path_timeout: Duration::from_millis(self.no_path_timeout),
+            connect_timeout: self.connect_timeout,
+        }
+    }
+}
+
 /// `5`, `0.5`, `500ms`, `2s`, `3m`.
 ///
 /// # Errors
@@ -99,11 +238,23 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(value * factor).map_err(|_| format!("\"{text}\" is not a length of time"))
 }
 
-/// `512`, `4k`, `1m`, `1MiB`.
+/// `512`, `4k`, `1m`, `1MiB`: bytes of a request.
 ///
 /// # Errors
 /// What is wrong with it, and what was expected.
 pub fn parse_bytes(text: &str) -> Result<u32, String> {
+    let bytes = parse_size(text)?;
+    match u32::try_from(bytes) {
+        Ok(bytes @ 512..=0x4000_0000) => Ok(bytes),
+        _ => Err(format!("\"{text}\" is out of range: expected 512 bytes to 1 GiB")),
+    }
+}
+
+/// `512`, `4k`, `1m`, `2g`, `1TiB`: any size.
+///
+/// # Errors
+/// What is wrong with it, and what was expected.
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
         Some(at) => text.split_at(at),
         None => (text, ""),
@@ -112,11 +263,70 @@ pub fn parse_bytes(text: &str) -> Result<u32, String> {
         "" | "b" => 0,
         "k" | "kib" => 10,
         "m" | "mib" => 20,
-        _ => return Err(format!("unit \"{unit}\" is not known; expected nothing, k or m")),
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(format!("unit \"{unit}\" is not known; expected nothing, k, m, g or t")),
     };
-    let value: u32 = number.trim().parse().map_err(|_| format!("\"{number}\" is not a number of bytes"))?;
+    let value: u64 = number.trim().parse().map_err(|_| format!("\"{number}\" is not a number of bytes"))?;
     match value.checked_mul(1 << shift) {
         Some(bytes) if bytes > 0 => Ok(bytes),
-        _ => Err(format!("\"{text}\" is out of range: expected 512 bytes to 1 GiB")),
+        _ => Err(format!("\"{text}\" is no size: expected one byte to 16 EiB")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_run_as_people_write_it() {
+        let line = "polypath-bench run --path null://1GiB --path ram://1GiB --selector hash --rw verify --bs 8k --qd 4 \
+                    --jobs 2 --cpus 0,1 --time 500ms --ramp 0 --rwmix 60 --idle poll --seed 7 --size 1g --json - \
+                    --verify-record r --fencing off --no-path-timeout 5";
+        let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
+            panic!("run was parsed as something else")
+        };
+        let c = args.config();
+        assert_eq!((c.paths.len(), c.selector.unwrap().as_str(), c.mix), (2, "hash", Mix::Verify));
+        assert_eq!((c.bs, c.qd, c.jobs, c.cpus.unwrap().0), (8192, 4, 2, vec![0, 1]));
+        assert_eq!((c.time, c.ramp), (Duration::from_millis(500), Duration::ZERO));
+        assert_eq!((c.rwmix, c.idle, c.seed, c.size), (60, IdlePolicy::Poll, 7, Some(1 << 30)));
+        assert_eq!((c.fencing, c.no_path_timeout, c.sweep), (false, Duration::from_millis(5), true));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (line, word) in [
+            ("run --path nul://1", "scheme"),
+            ("run", "--path"),
+            ("run --path null://1GiB --rw trim", "trim"),
+            ("run --path null://1GiB --bs 100", "512 bytes"),
+            ("run --path null://1GiB --selector best", "historical-service-time"),
+            ("run --path null://1GiB --qd 0", "1..=8192"),
+            ("limit --time 5y", "unit \"y\""),
+            ("limit --cpus 9-1", "upside down"),
+        ] {
+            let error =
+                Cli::try_parse_from(std::iter::once("x").chain(line.split_whitespace())).unwrap_err().to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_times() {
+        assert_eq!((parse_bytes("4k"), parse_bytes("1MiB"), parse_bytes("512")), (Ok(4096), Ok(1 << 20), Ok(512)));
+        assert_eq!((parse_size("2t"), parse_size("3G")), (Ok(2 << 40), Ok(3 << 30)));
+        assert!(parse_size("0").is_err() && parse_size("99999999t").is_err() && parse_size("k").is_err());
+        assert_eq!(
+            (parse_time("1.5"), parse_time("20us")),
+            (Ok(Duration::from_millis(1500)), Ok(Duration::from_micros(20)))
+        );
+        assert!(parse_time("-1").is_err() && parse_time("1e99").is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! Measuring and checking: what a disk gives, whether what it gives is right, and what the machine could give at most.
 //!
 //! **Knows:** how to keep a queue of any [`polypath_block::Device`] full ([`run`]), what every block of a disk may read as
-//! ([`verify`]), what loopback TCP can do without any protocol on it ([`limit`]), how to hold one against the other ([`ratio`]).
+//! ([`verify`]), and what loopback TCP can do without any protocol on it ([`limit`]).
 //!
 //! **Refuses to know:** any protocol. Disks come from the facade, by URI.
 //!
@@ -18,4 +18,6 @@ pub mod cpu;
 pub mod gap;
 pub mod latency;
 pub mod limit;
+pub mod run;
 pub mod verify;
+pub mod workload;

@@ -1,17 +1,24 @@
 //! `polypath-bench`: see the library's documentation and `--help`.
 #![forbid(unsafe_code)]
 
+mod table;
+
 use anyhow::Context as _;
 use clap::Parser as _;
-use polypath_bench::cli::{Cli, Command, LimitArgs};
-use polypath_bench::limit::{self, LimitConfig, LimitReport};
+use polypath_bench::cli::{Cli, Command, LimitArgs, RunArgs};
+use polypath_bench::limit::{self, LimitConfig};
+use polypath_bench::run;
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("POLYPATH_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let outcome = match Cli::parse().command {
         Command::Limit(args) => limit(&args),
+        Command::Run(args) => run(&args),
     };
     match outcome {
         Ok(code) => code,
@@ -32,25 +39,21 @@ fn limit(args: &LimitArgs) -> anyhow::Result<ExitCode> {
         copy: !args.no_copy,
     };
     let report = limit::run(&config)?;
-    emit(args.json.as_deref(), &report, || print_limit(&report))?;
-    Ok(if report.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    emit(args.json.as_deref(), &report, || table::limit(&report))?;
+    Ok(verdict(report.errors == 0))
 }
 
-fn print_limit(r: &LimitReport) {
-    let l = &r.lat_us;
-    println!(
-        "loopback TCP, 72 B out, 4120 B back, QD {}, idle mode {}, cores {} and {}",
-        r.qd, r.idle, r.cpus[0], r.cpus[1]
-    );
-    println!("  {:.0} IO/s, {:.0} MiB/s, {:.3} us of CPU per I/O", r.iops, r.mib_s, r.cpu_us_per_io);
-    println!("  latency us: mean {} p50 {} p99 {} p99.9 {} max {}", l.mean, l.p50, l.p99, l.p99_9, l.max);
-    println!("  system calls per I/O: client {}, server {}", r.syscalls_per_io, r.server_syscalls_per_io);
-    if r.core_taken_pct.iter().any(|&p| p > 2.0) {
-        println!(
-            "  the cores were wanted by others {} % (client) and {} % (server) of the time: expect more on a quiet machine",
-            r.core_taken_pct[0], r.core_taken_pct[1]
-        );
-    }
+fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let mut line = table::Line::new(args.progress);
+    let outcome = run::run(&args.config(), |progress| line.show(progress));
+    line.clear();
+    let report = outcome?;
+    emit(args.json.as_deref(), &report, || table::run(&report))?;
+    Ok(verdict(report.is_good()))
+}
+
+fn verdict(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// One JSON object to where it is wanted; the table to standard output unless the JSON goes there.

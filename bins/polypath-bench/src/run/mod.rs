@@ -1,0 +1,427 @@
+//! Measures a disk, and verifies it if asked to.
+//!
+//! Jobs are pollers on the reactors of a [`polypath::Stack`] and drive queues directly, as a vring does. One path is measured as
+//! it is; several become a multipath disk, each of them watched.
+
+mod job;
+mod observed;
+mod report;
+#[cfg(test)]
+mod tests;
+
+pub use report::{Buffers, PathReport, ReactorReport, RunReport, VerifyReport};
+
+use crate::verify::{Verifier, VerifierConfig};
+use crate::workload::Workload;
+use anyhow::Context as _;
+use job::{Control, Job, JobResult, JobSpec};
+use observed::{Observed, Watch};
+use polypath::reactor::now;
+use polypath::{Arena, CpuList, IdlePolicy, Stack, StackConfig, wait_live};
+use polypath_block::{Armed, Cx, Device, DeviceInfo, DeviceState, DiskUri, Host, OpenError, Poller, Time, Turn, Waits};
+use polypath_multipath::{Fencing, Group, GroupConfig, PathConfig, SelectorKind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+/// How long requests may take to come back after the last one was made, beyond the time an I/O may wait for a path.
+const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// What requests to make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mix {
+    /// Reads, one block after the other.
+    Read,
+    /// Writes, one block after the other.
+    Write,
+    /// Reads anywhere.
+    RandRead,
+    /// Writes anywhere.
+    RandWrite,
+    /// Reads and writes anywhere.
+    RandRw,
+    /// Reads and writes anywhere, every block verified.
+    Verify,
+}
+
+impl Mix {
+    /// The word on the command line and in reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Mix::Read => "read",
+            Mix::Write => "write",
+            Mix::RandRead => "randread",
+            Mix::RandWrite => "randwrite",
+            Mix::RandRw => "randrw",
+            Mix::Verify => "verify",
+        }
+    }
+
+    fn is_random(self) -> bool {
+        !matches!(self, Mix::Read | Mix::Write)
+    }
+
+    fn read_pct(self, rwmix: u8) -> u8 {
+        match self {
+            Mix::Read | Mix::RandRead => 100,
+            Mix::Write | Mix::RandWrite => 0,
+            Mix::RandRw | Mix::Verify => rwmix,
+        }
+    }
+}
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// Ways to the disk, at least one.
+    pub paths: Vec<DiskUri>,
+    /// How to choose among them. Given with one path, it makes a multipath disk of that.
+    pub selector: Option<SelectorKind>,
+    /// What requests.
+    pub mix: Mix,
+    /// Bytes a request, a multiple of the disk's block.
+    pub bs: u32,
+    /// Requests outstanding, for each job.
+    pub qd: u16,
+    /// Jobs; they are spread over the reactors.
+    pub jobs: u16,
+    /// Cores, a reactor each; one reactor that is not pinned if not given.
+    pub cpus: Option<CpuList>,
+    /// How long to measure.
+    pub time: Duration,
+    /// How long to run before that.
+    pub ramp: Duration,
+    /// Percentage of reads in mixes.
+    pub rwmix: u8,
+    /// What reactors do when there is nothing to do.
+    pub idle: IdlePolicy,
+    /// Seed of the sequence of requests.
+    pub seed: u64,
+    /// Use only so many bytes from the start of the disk.
+    pub size: Option<u64>,
+    /// File in which the verification record survives. Several jobs add `.0`, `.1`, ... to it.
+    pub verify_record: Option<PathBuf>,
+    /// After verified I/O, read everything that is known once more.
+    pub sweep: bool,
+    /// Count torn blocks instead of reporting them.
+    pub tolerate_torn: bool,
+    /// Off can lose data and is for tests that show it.
+    pub fencing: bool,
+    /// How long an I/O waits while no path is usable.
+    pub no_path_timeout: Duration,
+    /// How long to wait for the disk to answer at first.
+    pub connect_timeout: Duration,
+}
+
+impl RunConfig {
+    /// 4 KiB random reads at QD 32 for five seconds.
+    pub fn new(paths: Vec<DiskUri>) -> Self {
+        RunConfig {
+            paths,
+            selector: None,
+            mix: Mix::RandRead,
+            bs: 4096,
+            qd: 32,
+            jobs: 1,
+            cpus: None,
+            time: Duration::from_secs(5),
+            ramp: Duration::from_secs(1),
+            rwmix: 70,
+            idle: IdlePolicy::default(),
+            seed: 1,
+            size: None,
+            verify_record: None,
+            sweep: true,
+            tolerate_torn: false,
+            fencing: true,
+            no_path_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How far a run has come.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Since requests began.
+    pub elapsed: Duration,
+    /// Until the last one is made.
+    pub total: Duration,
+    /// Requests completed so far.
+    pub ios: u64,
+    /// Of these, per path; empty with one path.
+    pub paths: Vec<(String, u64)>,
+}
+
+/// Measures; `progress` is called a few times a second.
+///
+/// # Errors
+/// When the disk cannot be opened or does not answer, when the request size does not suit it, when the record of an earlier
+/// verification is of another disk, or when requests do not come back. Errors of single requests are in the report.
+pub fn run(config: &RunConfig, mut progress: impl FnMut(&Progress)) -> anyhow::Result<RunReport> {
+    let bytes = u64::from(config.jobs) * u64::from(config.qd) * u64::from(config.bs).next_multiple_of(4096);
+    let stack = Stack::start(StackConfig {
+        cpus: config.cpus.clone(),
+        idle: config.idle,
+        buffer_bytes: bytes,
+        huge_pages: true,
+    })?;
+    let disk = open(&stack, config)?;
+    let arena = stack.arena()?;
+    let started = start_jobs(&stack, &disk, config, &arena);
+    let outcome = started.and_then(|jobs| collect(&jobs, &disk, config, &mut progress));
+    disk.device.close();
+    let ended = Instant::now();
+    // Connections say goodbye; a target that does not answer is not waited for.
+    while !matches!(disk.device.state(), DeviceState::Gone { .. }) && ended.elapsed() < Duration::from_secs(2) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (results, times, gap) = outcome?;
+    Ok(report::build(config, &stack, &disk, &arena, results, &times, gap))
+}
+
+/// The disk, and how its paths are watched.
+struct Disk {
+    device: Arc<dyn Device>,
+    info: Arc<DeviceInfo>,
+    watches: Vec<Arc<Watch>>,
+    group: Option<Arc<Group>>,
+}
+
+/// When requests began, and the border of what is measured.
+struct Times {
+    start: Time,
+    begin: Time,
+    end: Time,
+}
+
+fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
+    anyhow::ensure!(!config.paths.is_empty(), "no disk: give --path URI (several times for several paths to one disk)");
+    if let ([uri], None) = (&config.paths[..], config.selector) {
+        let device = stack.open_device(uri)?;
+        let info = wait_live(&*device, config.connect_timeout)?;
+        return Ok(Disk { device, info, watches: Vec::new(), group: None });
+    }
+    let name = config.paths[0].to_string();
+    let group = Group::new(GroupConfig {
+        selector: config.selector.unwrap_or_default(),
+        no_path_timeout_ms: config.no_path_timeout.as_millis() as u64,
+        fencing: if config.fencing { Fencing::On } else { Fencing::Off },
+        ..GroupConfig::new(name)
+    });
+    for host in stack.hosts() {
+        group.attach_host(host);
+    }
+    let (mut watches, mut devices) = (Vec::new(), Vec::new());
+    for uri in &config.paths {
+        let device = stack.open_device(uri)?;
+        let watch = Watch::new(device.name().to_owned());
+        let observed: Arc<dyn Device> = Arc::new(Observed::new(device.clone(), watch.clone()));
+        group.add_path(PathConfig::new(observed))?;
+        devices.push(device);
+        watches.push(watch);
+    }
+    let deadline = Instant::now() + config.connect_timeout;
+    for device in &devices {
+        // A path that does not answer is no reason not to measure the others; all of them are.
+        if let Err(error) = wait_live(&**device, deadline.saturating_duration_since(Instant::now())) {
+            tracing::warn!("{error}");
+        }
+    }
+    group.refresh();
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+    let info = wait_live(&*group, left)?;
+    for path in group.statistics().into_iter().filter(|p| !p.access.is_some_and(polypath_block::Access::usable)) {
+        tracing::warn!(path = path.name, state = ?path.state, why = path.why, "path is not usable");
+    }
+    Ok(Disk { device: group.clone(), info, watches, group: Some(group) })
+}
+
+type Told = Result<JobResult, OpenError>;
+
+struct Jobs {
+    control: Arc<Control>,
+    told: Receiver<Told>,
+    progress: Vec<Arc<AtomicU64>>,
+    hosts: Vec<Arc<dyn Host>>,
+}
+
+fn start_jobs(stack: &Stack, disk: &Disk, config: &RunConfig, arena: &Arena) -> anyhow::Result<Jobs> {
+    let geometry = disk.info.geometry;
+    let (bs, block) = (config.bs, geometry.block_size);
+    anyhow::ensure!(
+        bs >= block && bs.is_multiple_of(block),
+        "--bs {bs}: {} has blocks of {block} bytes; expected a multiple of that",
+        disk.device.name()
+    );
+    let most = disk.info.limits.max_transfer_bytes;
+    anyhow::ensure!(most == 0 || bs <= most, "--bs {bs}: {} takes at most {most} bytes a request", disk.device.name());
+    anyhow::ensure!(config.qd > 0 && config.jobs > 0, "--qd and --jobs must be at least 1");
+    let io_blocks = bs / block;
+    let usable = config.size.map_or(geometry.blocks, |s| geometry.blocks.min(s / u64::from(block)));
+    let share = usable / u64::from(config.jobs) / u64::from(io_blocks) * u64::from(io_blocks);
+    anyhow::ensure!(share > 0, "{usable} blocks are too few for {} jobs with requests of {bs} bytes", config.jobs);
+    let hosts = stack.hosts();
+    let control = Arc::new(Control::default());
+    let (tell, told) = mpsc::channel();
+    let mut progress = Vec::new();
+    for number in 0..config.jobs {
+        let first = u64::from(number) * share;
+        let workload = Workload::new(
+            first,
+            share,
+            io_blocks,
+            config.mix.is_random(),
+            config.mix.read_pct(config.rwmix),
+            config.seed.wrapping_add(u64::from(number)),
+        );
+        let verifier = match config.mix {
+            Mix::Verify => Some(open_verifier(config, disk, number, first, share)?),
+            _ => None,
+        };
+        let buffers: Option<Vec<_>> = (0..config.qd).map(|_| arena.chunk(bs)).collect();
+        let counter = Arc::new(AtomicU64::new(0));
+        progress.push(counter.clone());
+        let spec = JobSpec {
+            name: format!("bench job {number}"),
+            device: disk.device.clone(),
+            qd: config.qd,
+            block_size: block,
+            io_blocks,
+            workload,
+            verifier,
+            sweep: config.sweep,
+            buffers: buffers.context("the buffers do not fit the memory that was set aside for them")?,
+            counts_cpu: usize::from(number) < hosts.len(),
+            progress: counter,
+            control: control.clone(),
+            shares_gap: config.jobs > 1,
+        };
+        spawn(&*hosts[usize::from(number) % hosts.len()], spec, tell.clone());
+    }
+    Ok(Jobs { control, told, progress, hosts })
+}
+
+fn open_verifier(
+    config: &RunConfig,
+    disk: &Disk,
+    number: u16,
+    first_lba: u64,
+    blocks: u64,
+) -> anyhow::Result<Verifier> {
+    let record = config.verify_record.as_ref().map(|path| match config.jobs {
+        1 => path.clone(),
+        _ => PathBuf::from(format!("{}.{number}", path.display())),
+    });
+    let verifier = Verifier::open(VerifierConfig {
+        first_lba,
+        disk: disk_number(&disk.info),
+        max_in_flight: config.qd.into(),
+        tolerate_torn: config.tolerate_torn,
+        record,
+        ..VerifierConfig::new(blocks, disk.info.geometry.block_size)
+    })?;
+    if verifier.reopened() {
+        tracing::info!(unknown = verifier.statistics().unknown, "verification continues where its record ends");
+    }
+    Ok(verifier)
+}
+
+/// A number for the disk that does not depend on the path it is seen through.
+fn disk_number(info: &DeviceInfo) -> u64 {
+    let mut names: Vec<String> = info.identity.identifiers.iter().map(ToString::to_string).collect();
+    names.sort_unstable();
+    // FNV-1a: the same in every build, unlike the standard library's hash.
+    names.concat().bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn spawn(host: &dyn Host, spec: JobSpec, tell: Sender<Told>) {
+    host.spawn(Box::new(move |cx| {
+        let (forward, result) = (tell.clone(), tell);
+        match Job::new(cx, spec, forward) {
+            Ok(job) => Box::new(job),
+            Err(error) => {
+                // If whoever started us has gone, nobody wants to know.
+                let _ = result.send(Err(error));
+                Box::new(Ended)
+            }
+        }
+    }));
+}
+
+/// A poller in place of one that could not be made.
+struct Ended;
+
+impl Poller for Ended {
+    fn poll(&mut self, _: &mut Cx<'_>) -> Turn {
+        Turn::Finished
+    }
+
+    fn arm(&mut self, _: &mut Cx<'_>, _: &mut Waits) -> Armed {
+        Armed::Busy
+    }
+
+    fn name(&self) -> &str {
+        "bench job (no queue)"
+    }
+}
+
+/// Lets the jobs go once all are ready, and waits for them.
+fn collect(
+    jobs: &Jobs,
+    disk: &Disk,
+    config: &RunConfig,
+    progress: &mut impl FnMut(&Progress),
+) -> anyhow::Result<(Vec<JobResult>, Times, Duration)> {
+    let waiting = Instant::now();
+    while jobs.control.ready.load(Ordering::Relaxed) < u32::from(config.jobs) {
+        match jobs.told.recv_timeout(Duration::from_millis(2)) {
+            Ok(Err(error)) => return Err(error.into()),
+            Ok(Ok(_)) | Err(RecvTimeoutError::Disconnected) => anyhow::bail!("a job ended before it began"),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        anyhow::ensure!(
+            waiting.elapsed() < config.connect_timeout,
+            "{}: its queues did not become ready within {:?}: {:?}",
+            disk.device.name(),
+            config.connect_timeout,
+            disk.device.state()
+        );
+    }
+    let start = now().after(Duration::from_millis(1));
+    let times = Times { start, begin: start.after(config.ramp), end: start.after(config.ramp + config.time) };
+    for watch in &disk.watches {
+        watch.window(times.begin, times.end);
+    }
+    jobs.control.begin.store(times.begin.as_nanos(), Ordering::Relaxed);
+    jobs.control.end.store(times.end.as_nanos(), Ordering::Relaxed);
+    jobs.control.go.store(true, Ordering::Release);
+    jobs.hosts.iter().for_each(|host| host.wake());
+    let limit = times.end.after(config.no_path_timeout + DRAIN_LIMIT);
+    let mut results = Vec::new();
+    while results.len() < usize::from(config.jobs) {
+        match jobs.told.recv_timeout(Duration::from_millis(250)) {
+            Ok(told) => results.push(told?),
+            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("a reactor ended before its job did"),
+            Err(RecvTimeoutError::Timeout) => {
+                let time = now();
+                anyhow::ensure!(
+                    time < limit,
+                    "requests to {} did not come back within {:?} of the last one",
+                    disk.device.name(),
+                    config.no_path_timeout + DRAIN_LIMIT
+                );
+                progress(&Progress {
+                    elapsed: time.since(times.start),
+                    total: config.ramp + config.time,
+                    ios: jobs.progress.iter().map(|p| p.load(Ordering::Relaxed)).sum(),
+                    paths: disk.watches.iter().map(|w| (w.name().to_owned(), w.live())).collect(),
+                });
+            }
+        }
+    }
+    let gap = jobs.control.gap.longest();
+    Ok((results, times, gap))
+}

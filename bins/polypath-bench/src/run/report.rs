@@ -1,0 +1,309 @@
+//! What is reported of a run.
+
+use super::{Disk, RunConfig, Times};
+use crate::cli::idle_name;
+use crate::latency::{LatencyUs, round3};
+use crate::run::job::JobResult;
+use crate::verify::Statistics;
+use polypath::reactor::ReactorStatistics;
+use polypath::{Arena, Stack, memory::Pages};
+use serde::Serialize;
+use std::time::Duration;
+
+/// What was measured. The names of the fields are the keys of the JSON object.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunReport {
+    /// Always `run`.
+    pub mode: &'static str,
+    /// The disk.
+    pub disk: String,
+    /// What requests.
+    pub rw: &'static str,
+    /// Bytes a request.
+    pub bs: u32,
+    /// Requests outstanding for each job.
+    pub qd: u16,
+    /// Jobs.
+    pub jobs: u16,
+    /// `adaptive`, `poll` or `sleep`.
+    pub idle: &'static str,
+    /// Cores of the reactors; empty: one that is not pinned.
+    pub cpus: Vec<usize>,
+    /// The rule that chose among paths; none with a single one.
+    pub selector: Option<&'static str>,
+    /// Are changes fenced?
+    pub fencing: bool,
+    /// Seed of the sequence of requests.
+    pub seed: u64,
+    /// Measured time in seconds.
+    pub seconds: f64,
+    /// Requests completed in that time.
+    pub ios: u64,
+    /// Of these, reads.
+    pub reads: u64,
+    /// Of these, writes.
+    pub writes: u64,
+    /// Requests a second.
+    pub iops: f64,
+    /// MiB a second.
+    pub mib_s: f64,
+    /// Latency of a request.
+    pub lat_us: LatencyUs,
+    /// Requests that failed, those during the ramp included.
+    pub errors: u64,
+    /// The first of them.
+    pub error_samples: Vec<String>,
+    /// Blocks that were wrong; none unless verified.
+    pub verify_errors: u64,
+    /// The first of them.
+    pub verify_error_samples: Vec<String>,
+    /// Longest time with I/O outstanding and none completed, over the whole disk, in milliseconds.
+    pub longest_gap_ms: f64,
+    /// CPU time of the reactors' threads, microseconds per request.
+    pub cpu_us_per_io: f64,
+    /// Requests whose way broke (they completed later).
+    pub suspects: u64,
+    /// What was verified, if anything.
+    pub verify: Option<VerifyReport>,
+    /// What the buffers lie in.
+    pub buffers: Buffers,
+    /// The same per path.
+    pub paths: Vec<PathReport>,
+    /// What the reactors did, since they were started.
+    pub reactors: Vec<ReactorReport>,
+}
+
+impl RunReport {
+    /// Did every request succeed, and was every block right?
+    pub fn is_good(&self) -> bool {
+        self.errors == 0 && self.verify_errors == 0
+    }
+}
+
+/// What was verified.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct VerifyReport {
+    /// Writes acknowledged.
+    pub writes: u64,
+    /// Writes that failed.
+    pub failed_writes: u64,
+    /// Writes of unknown outcome: in flight when the checker before this one was killed.
+    pub unknown_writes: u64,
+    /// Reads checked.
+    pub reads: u64,
+    /// Blocks checked.
+    pub blocks: u64,
+    /// Blocks of which nothing was known.
+    pub blocks_unknown: u64,
+    /// Blocks read once more at the end.
+    pub swept: u64,
+    /// Torn blocks that were tolerated.
+    pub torn: u64,
+    /// Blocks given up for want of room for their candidates.
+    pub untracked: u64,
+}
+
+/// What buffers lie in.
+#[derive(Clone, Debug, Serialize)]
+pub struct Buffers {
+    /// `huge` or `ordinary`.
+    pub pages: &'static str,
+    /// Why not huge.
+    pub reason: Option<String>,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// One path.
+#[derive(Clone, Debug, Serialize)]
+pub struct PathReport {
+    /// Its URI.
+    pub name: String,
+    /// Where it stood at the end.
+    pub state: Option<String>,
+    /// Requests that succeeded on it.
+    pub ios: u64,
+    /// Requests a second.
+    pub iops: f64,
+    /// MiB a second.
+    pub mib_s: f64,
+    /// Latency of a request on this path, the wait for a path not included.
+    pub lat_us: LatencyUs,
+    /// Requests that ended on it with an error. They were sent again elsewhere where that was right.
+    pub errors: u64,
+    /// Wrong blocks: only known of a disk with one path.
+    pub verify_errors: Option<u64>,
+    /// Longest time with I/O outstanding on it and none completed, in milliseconds.
+    pub longest_gap_ms: f64,
+    /// CPU time: only known of a disk with one path.
+    pub cpu_us_per_io: Option<f64>,
+    /// Requests whose way broke.
+    pub suspects: u64,
+    /// Requests sent again elsewhere.
+    pub redriven: u64,
+    /// How often it was left.
+    pub failures: u64,
+    /// How often it came back.
+    pub recoveries: u64,
+}
+
+/// One reactor.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ReactorReport {
+    /// Turns taken.
+    pub turns: u64,
+    /// Milliseconds in turns with work.
+    pub busy_ms: f64,
+    /// Milliseconds in turns without.
+    pub spin_ms: f64,
+    /// Milliseconds asleep.
+    pub sleep_ms: f64,
+    /// Times it slept.
+    pub sleeps: u64,
+}
+
+pub(super) fn build(
+    config: &RunConfig,
+    stack: &Stack,
+    disk: &Disk,
+    arena: &Arena,
+    results: Vec<JobResult>,
+    times: &Times,
+    shared_gap: Duration,
+) -> RunReport {
+    let seconds = times.end.since(times.begin).as_secs_f64();
+    let mut all = JobResult::default();
+    let (mut verify, mut cpu) = (VerifyReport::default(), Duration::ZERO);
+    let mut verify_errors = 0;
+    for result in results {
+        all.reads += result.reads;
+        all.writes += result.writes;
+        all.errors += result.errors;
+        all.error_samples.extend(result.error_samples);
+        all.verify_samples.extend(result.verify_samples);
+        all.latencies.merge(&result.latencies);
+        all.longest_gap = all.longest_gap.max(result.longest_gap);
+        all.suspects += result.suspects;
+        cpu += result.cpu.unwrap_or_default();
+        verify.swept += result.swept;
+        if let Some(s) = result.verified {
+            verify_errors += s.errors;
+            verify.add(&s);
+        }
+    }
+    // Several jobs: a gap of the disk is one of all jobs at once.
+    let gap = if config.jobs > 1 { shared_gap } else { all.longest_gap };
+    let ios = all.reads + all.writes;
+    let mut report = RunReport {
+        mode: "run",
+        disk: disk.device.name().to_owned(),
+        rw: config.mix.as_str(),
+        bs: config.bs,
+        qd: config.qd,
+        jobs: config.jobs,
+        idle: idle_name(config.idle),
+        cpus: config.cpus.as_ref().map(|c| c.0.clone()).unwrap_or_default(),
+        selector: disk.group.as_ref().map(|g| g.selector().as_str()),
+        fencing: config.fencing,
+        seed: config.seed,
+        seconds: round3(seconds),
+        ios,
+        reads: all.reads,
+        writes: all.writes,
+        iops: round3(ios as f64 / seconds),
+        mib_s: mib_s(ios * u64::from(config.bs), seconds),
+        lat_us: all.latencies.summary(),
+        errors: all.errors,
+        error_samples: all.error_samples,
+        verify_errors,
+        verify_error_samples: all.verify_samples,
+        longest_gap_ms: ms(gap),
+        cpu_us_per_io: round3(cpu.as_secs_f64() * 1e6 / ios.max(1) as f64),
+        suspects: all.suspects,
+        verify: (config.mix == super::Mix::Verify).then_some(verify),
+        buffers: Buffers {
+            pages: if arena.pages() == Pages::Huge { "huge" } else { "ordinary" },
+            reason: arena.fallback().map(str::to_owned),
+            bytes: arena.region().len(),
+        },
+        paths: Vec::new(),
+        reactors: stack.statistics().into_iter().map(reactor).collect(),
+    };
+    report.paths = paths(&report, disk, seconds);
+    report
+}
+
+fn paths(report: &RunReport, disk: &Disk, seconds: f64) -> Vec<PathReport> {
+    let Some(group) = &disk.group else {
+        return vec![PathReport {
+            name: report.disk.clone(),
+            state: None,
+            ios: report.ios,
+            iops: report.iops,
+            mib_s: report.mib_s,
+            lat_us: report.lat_us,
+            errors: report.errors,
+            verify_errors: Some(report.verify_errors),
+            longest_gap_ms: report.longest_gap_ms,
+            cpu_us_per_io: Some(report.cpu_us_per_io),
+            suspects: report.suspects,
+            redriven: 0,
+            failures: 0,
+            recoveries: 0,
+        }];
+    };
+    let statistics = group.statistics();
+    let one = |watch: &std::sync::Arc<super::Watch>| {
+        let seen = watch.seen();
+        let known = statistics.iter().find(|s| s.name == watch.name());
+        PathReport {
+            name: watch.name().to_owned(),
+            state: known.map(|s| format!("{:?}", s.state).to_lowercase()),
+            ios: seen.ios,
+            iops: round3(seen.ios as f64 / seconds),
+            mib_s: mib_s(seen.bytes, seconds),
+            lat_us: seen.latencies.summary(),
+            errors: seen.errors,
+            verify_errors: None,
+            longest_gap_ms: ms(seen.longest_gap),
+            cpu_us_per_io: None,
+            suspects: seen.suspects,
+            redriven: known.map_or(0, |s| s.redriven),
+            failures: known.map_or(0, |s| s.failures),
+            recoveries: known.map_or(0, |s| s.recoveries),
+        }
+    };
+    disk.watches.iter().map(one).collect()
+}
+
+impl VerifyReport {
+    fn add(&mut self, s: &Statistics) {
+        self.writes += s.acknowledged;
+        self.failed_writes += s.failed;
+        self.unknown_writes += s.unknown;
+        self.reads += s.reads;
+        self.blocks += s.blocks;
+        self.blocks_unknown += s.blocks_unknown;
+        self.torn += s.torn;
+        self.untracked += s.untracked;
+    }
+}
+
+fn reactor(s: ReactorStatistics) -> ReactorReport {
+    let ms = |ns: u64| round3(ns as f64 / 1e6);
+    ReactorReport {
+        turns: s.turns,
+        busy_ms: ms(s.busy_ns),
+        spin_ms: ms(s.spin_ns),
+        sleep_ms: ms(s.sleep_ns),
+        sleeps: s.sleeps,
+    }
+}
+
+fn ms(d: Duration) -> f64 {
+    round3(d.as_secs_f64() * 1e3)
+}
+
+fn mib_s(bytes: u64, seconds: f64) -> f64 {
+    round3(bytes as f64 / seconds / f64::from(1 << 20))
+}

@@ -1,0 +1,151 @@
+//! Runs over memory, one path and several.
+
+use super::*;
+use serde_json::Value;
+
+fn quick(paths: &[&str]) -> RunConfig {
+    RunConfig {
+        time: Duration::from_millis(150),
+        ramp: Duration::from_millis(20),
+        ..RunConfig::new(paths.iter().map(|p| p.parse().unwrap()).collect())
+    }
+}
+
+fn json(report: &RunReport) -> Value {
+    serde_json::to_value(report).unwrap()
+}
+
+#[test]
+fn reads_of_nothing_are_counted() {
+    let report = run(&quick(&["null://1GiB"]), |_| ()).unwrap();
+    assert!(report.is_good() && report.ios > 1000 && report.writes == 0, "{report:?}");
+    let rate = report.ios as f64 / report.seconds;
+    assert!((report.iops - rate).abs() < 1.0 && report.cpu_us_per_io > 0.0);
+    assert!(report.buffers.pages == "huge" || report.buffers.reason.is_some(), "fell back without a word");
+}
+
+#[test]
+fn the_keys_are_what_was_promised() {
+    let value = json(&run(&quick(&["null://1GiB"]), |_| ()).unwrap());
+    let latency = ["mean", "p50", "p90", "p99", "p99_9", "p99_99", "max"];
+    let top = ["iops", "mib_s", "lat_us", "errors", "verify_errors", "longest_gap_ms", "cpu_us_per_io"];
+    for object in [&value, &value["paths"][0]] {
+        for key in top {
+            assert!(object.get(key).is_some_and(|v| !v.is_null()), "{key} in {object}");
+        }
+        for key in latency {
+            assert!(object["lat_us"][key].is_number(), "lat_us.{key} in {object}");
+        }
+    }
+    let mut keys: Vec<_> = value.as_object().unwrap().keys().cloned().collect();
+    keys.sort();
+    let known = [
+        "bs",
+        "buffers",
+        "cpu_us_per_io",
+        "cpus",
+        "disk",
+        "error_samples",
+        "errors",
+        "fencing",
+        "idle",
+        "iops",
+        "ios",
+        "jobs",
+        "lat_us",
+        "longest_gap_ms",
+        "mib_s",
+        "mode",
+        "paths",
+        "qd",
+        "reactors",
+        "reads",
+        "rw",
+        "seconds",
+        "seed",
+        "selector",
+        "suspects",
+        "verify",
+        "verify_error_samples",
+        "verify_errors",
+        "writes",
+    ];
+    assert_eq!(keys, known, "whoever reads the JSON must hear of a new key: it is listed in docs/PERFORMANCE.md");
+}
+
+#[test]
+fn memory_is_verified_and_continued() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk");
+    std::fs::File::create_new(&file).unwrap().set_len(8 << 20).unwrap();
+    let uri = format!("file://{}", file.display());
+    let config =
+        RunConfig { mix: Mix::Verify, qd: 16, verify_record: Some(dir.path().join("record")), ..quick(&[&uri]) };
+    let first = run(&config, |_| ()).unwrap();
+    let v = first.verify.unwrap();
+    assert!(first.is_good() && v.writes > 10 && v.swept > 10, "{first:?}");
+    // Somebody changes the disk behind the checker's back; the checker of the next run must notice.
+    let clean = run(&RunConfig { mix: Mix::Verify, seed: 2, ..config.clone() }, |_| ()).unwrap();
+    assert!(clean.is_good(), "{clean:?}");
+    let data = std::fs::read(&file).unwrap();
+    let at = data.chunks(4096).position(|b| b[0] != 0).expect("something was written") * 4096;
+    let mut bad = data;
+    bad[at + 100] ^= 1;
+    std::fs::write(&file, bad).unwrap();
+    let config = RunConfig { rwmix: 100, ..config };
+    let caught = run(&config, |_| ()).unwrap();
+    assert_eq!((caught.verify_errors, caught.is_good()), (1, false), "{caught:?}");
+    assert!(caught.verify_error_samples[0].contains("corrupted"), "{:?}", caught.verify_error_samples);
+}
+
+#[test]
+fn a_disk_that_forgets_is_caught() {
+    // Fully written before it is read, so that there is something to be caught at.
+    let config = RunConfig { mix: Mix::Verify, rwmix: 50, size: Some(1 << 20), ..quick(&["null://1GiB"]) };
+    let report = run(&config, |_| ()).unwrap();
+    assert!(report.verify_errors > 0 && !report.is_good(), "{report:?}");
+}
+
+#[test]
+fn several_paths_share_the_work() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::File::create_new(dir.path().join("disk")).unwrap().set_len(8 << 20).unwrap();
+    // Two names for one file, and an identifier that says so.
+    let name = |at: &str| format!("file://{}{at}/disk?uuid=00000000-0000-4000-8000-000000000001", dir.path().display());
+    let names = [name(""), name("/.")];
+    let config =
+        RunConfig { mix: Mix::Verify, selector: Some(SelectorKind::RoundRobin), ..quick(&[&names[0], &names[1]]) };
+    let report = run(&config, |_| ()).unwrap();
+    assert!(report.is_good() && report.selector == Some("round-robin"), "{report:?}");
+    let [a, b] = &report.paths[..] else { panic!("two paths: {report:?}") };
+    assert!(a.ios.abs_diff(b.ios) < a.ios / 10 + 32, "round-robin: {} and {}", a.ios, b.ios);
+    assert!((a.ios + b.ios).abs_diff(report.ios) <= 64, "{} + {} of {}", a.ios, b.ios, report.ios);
+    assert!(a.lat_us.p50 > 0.0 && a.mib_s > 0.0 && a.longest_gap_ms > 0.0, "{a:?}");
+}
+
+#[test]
+fn one_name_twice_is_refused() {
+    let error = run(&quick(&["ram://1MiB", "ram://1MiB"]), |_| ()).unwrap_err().to_string();
+    assert!(error.contains("name"), "{error}");
+}
+
+#[test]
+fn jobs_have_parts_of_their_own() {
+    let config = RunConfig { mix: Mix::Verify, jobs: 3, qd: 4, ..quick(&["ram://8MiB"]) };
+    let report = run(&config, |_| ()).unwrap();
+    assert!(report.is_good() && report.ios > 100 && report.longest_gap_ms > 0.0, "{report:?}");
+    assert_eq!(report.reactors.len(), 1);
+}
+
+#[test]
+fn what_does_not_suit_the_disk_is_named() {
+    let odd = RunConfig { bs: 4096 + 256, ..quick(&["null://1GiB"]) };
+    assert!(run(&odd, |_| ()).unwrap_err().to_string().contains("expected a multiple"), "odd request size");
+    let small = RunConfig { size: Some(100), ..quick(&["null://1GiB"]) };
+    assert!(run(&small, |_| ()).unwrap_err().to_string().contains("too few"), "nothing to use");
+    let read_only = RunConfig { mix: Mix::RandWrite, ..quick(&["ram://1MiB?readonly=true"]) };
+    match run(&read_only, |_| ()) {
+        Ok(report) => assert!(report.errors > 0 && !report.error_samples.is_empty() && !report.is_good()),
+        Err(error) => assert!(error.to_string().contains("readonly"), "{error}"),
+    }
+}
