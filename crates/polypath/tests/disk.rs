@@ -292,3 +292,28 @@ fn paths_to_one_medium_are_one_disk() {
     drop((disk, buffer));
     assert!(stack.stop(Duration::from_secs(5)), "pollers were left behind");
 }
+
+#[test]
+fn operations_wait_for_a_queue_that_is_being_connected_and_fail_when_the_device_is_lost() {
+    let stack = stack(1);
+    let (disk, device) = gated(&stack, 4, Limits::UNLIMITED);
+    device.gate.down.store(true, Ordering::SeqCst);
+    let (waker, _) = counting();
+    let mut cx = Context::from_waker(&waker);
+    let mut write = Box::pin(disk.write(0, disk.buffer(512).unwrap()));
+    assert!(write.as_mut().poll(&mut cx).is_pending());
+    let reactor = &stack.reactors()[0];
+    let turns = reactor.statistics().turns;
+    until("turns without an answer", || reactor.statistics().turns > turns + 3);
+    assert!(write.as_mut().poll(&mut cx).is_pending(), "it must wait while the device says it is live");
+    device.gate.down.store(false, Ordering::SeqCst);
+    block_on(write).0.unwrap();
+    device.gate.down.store(true, Ordering::SeqCst);
+    device.gate.lost.store(true, Ordering::SeqCst);
+    device.gate.version.fetch_add(1, Ordering::SeqCst);
+    let (result, _) = block_on(disk.read(0, disk.buffer(512).unwrap()));
+    assert_eq!(result.unwrap_err().code(), Some(Code::PathLost));
+    let (busy, start) = (reactor.statistics().turns, Instant::now());
+    until("an idle reactor", || start.elapsed() > Duration::from_millis(50));
+    assert!(reactor.statistics().turns - busy < 50_000, "a lost device must not keep the reactor spinning");
+}

@@ -1,16 +1,22 @@
 //! A disk in memory behind a gate: while the gate is shut, what was submitted waits.
 
 use polypath::block::{
-    Armed, Cx, Device, DeviceInfo, DeviceState, Done, Health, Io, IoQueue, Limits, OpenError, QueueConfig, Refused,
-    RefusedWhy, Waits,
+    Armed, Code, Cx, Device, DeviceInfo, DeviceState, Done, Health, Io, IoQueue, Limits, OpenError, QueueConfig,
+    Refused, RefusedWhy, Waits,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+/// What a test tells the device, and what the device tells the test.
 #[derive(Default)]
 pub(crate) struct Gate {
+    /// Queues are down: they refuse.
+    pub(crate) down: AtomicBool,
+    /// The device says that it is down.
+    pub(crate) lost: AtomicBool,
+    pub(crate) version: AtomicU64,
     pub(crate) shut: AtomicBool,
     /// Requests that wait behind it.
     pub(crate) held: AtomicUsize,
@@ -37,6 +43,9 @@ impl Device for Gated {
     }
 
     fn state(&self) -> DeviceState {
+        if self.gate.lost.load(Ordering::SeqCst) {
+            return DeviceState::Down { cause: Code::PathLost, reason: "the test says so".into() };
+        }
         match self.inner.state() {
             DeviceState::Live(info) => {
                 DeviceState::Live(Arc::new(DeviceInfo { limits: self.limits, ..(*info).clone() }))
@@ -46,7 +55,7 @@ impl Device for Gated {
     }
 
     fn version(&self) -> u64 {
-        self.inner.version()
+        self.inner.version() + self.gate.version.load(Ordering::SeqCst)
     }
 
     fn open_queue(&self, config: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
@@ -75,12 +84,17 @@ impl GatedQueue {
     fn is_shut(&self) -> bool {
         self.gate.shut.load(Ordering::SeqCst)
     }
+
+    fn is_down(&self) -> bool {
+        self.gate.down.load(Ordering::SeqCst)
+    }
 }
 
 impl IoQueue for GatedQueue {
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
-        if self.closed || self.in_flight == self.depth {
-            return Err(Refused { io, why: if self.closed { RefusedWhy::Gone } else { RefusedWhy::Full } });
+        let gone = self.closed || self.is_down();
+        if gone || self.in_flight == self.depth {
+            return Err(Refused { io, why: if gone { RefusedWhy::Gone } else { RefusedWhy::Full } });
         }
         assert!(self.limits.fits(&io, 512, cx.segs), "larger than the limits: {io:?}");
         self.in_flight += 1;
@@ -108,6 +122,9 @@ impl IoQueue for GatedQueue {
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        if self.is_down() {
+            waits.until(cx.now.after(Duration::from_millis(1)));
+        }
         if !self.waiting.is_empty() {
             if !self.is_shut() {
                 return Armed::Busy;
@@ -118,7 +135,7 @@ impl IoQueue for GatedQueue {
     }
 
     fn health(&self) -> Health {
-        if self.closed { Health::Down } else { Health::Ready }
+        if self.closed || self.is_down() { Health::Down } else { Health::Ready }
     }
 
     fn close(&mut self, cx: &mut Cx<'_>) {
