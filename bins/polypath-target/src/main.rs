@@ -35,7 +35,7 @@ fn serve(config: TargetConfig) -> Result<(), String> {
         let mut out = std::io::stdout();
         let lines: String = target.addresses().iter().map(|a| format!("listening on {a}\n")).collect();
         // Without a reader of our output we serve all the same.
-        let _ = write!(out, "{lines}ready\n").and_then(|()| out.flush());
+        let _ = writeln!(out, "{lines}ready").and_then(|()| out.flush());
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
