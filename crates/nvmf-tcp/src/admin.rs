@@ -4,9 +4,9 @@
 //! notes it in [`Admin::deadline`], so that the reactor can sleep exactly that long.
 
 use crate::link::{Broken, Link, Transfer};
-use polypath_block::{Code, Cx, SegRow, SegTable, SegTableFull, Slots, SlotKey, Time};
+use polypath_block::{Code, SegRow, SegTable, SlotKey, Slots, Time};
 use polypath_memory::{Arena, Chunk, MemoryError};
-use polypath_nvme::{Cqe, Sqe, StatusField};
+use polypath_nvme::{Cqe, Sqe};
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -39,9 +39,8 @@ impl From<Broken> for Fault {
 }
 
 struct Ticket {
-    /// Holds the memory of the command until it is answered or the connection is closed.
+    /// The memory of the command, until it is answered or the connection is closed.
     chunk: Option<Chunk>,
-    row: u32,
     answer: Option<Cqe>,
 }
 
@@ -50,12 +49,13 @@ pub(crate) struct Admin {
     pub(crate) now: Time,
     /// The earliest time any future waits for.
     pub(crate) deadline: Time,
-    link: Option<Link>,
-    broken: Option<Fault>,
     /// When anything last came from the controller.
     pub(crate) heard: Time,
+    link: Option<Link>,
+    broken: Option<Fault>,
     tickets: Slots<Ticket>,
     arena: Arena,
+    segs: SegTable,
     rows: SegRow,
 }
 
@@ -65,6 +65,7 @@ pub(crate) type Handle = Rc<RefCell<Admin>>;
 /// What a command brought.
 pub(crate) struct Answer {
     pub(crate) cqe: Cqe,
+    /// What it asked for with [`Data::In`]; empty unless it succeeded.
     pub(crate) data: Vec<u8>,
 }
 
@@ -77,17 +78,19 @@ pub(crate) enum Data<'a> {
 }
 
 impl Admin {
-    pub(crate) fn new(segs: &mut SegTable, now: Time) -> Result<Admin, SetupError> {
+    pub(crate) fn new(now: Time) -> Result<Admin, MemoryError> {
         let arena = Arena::new(u64::from(ADMIN_DATA) * 4, false)?;
-        let rows = segs.reserve(u32::from(ADMIN_DEPTH), 1)?;
+        let mut segs = SegTable::new(u32::from(ADMIN_DEPTH));
+        let rows = segs.reserve(u32::from(ADMIN_DEPTH), 1).expect("the table was made for these rows");
         Ok(Admin {
             now,
             deadline: Time::NEVER,
+            heard: now,
             link: None,
             broken: None,
-            heard: now,
             tickets: Slots::new(ADMIN_DEPTH),
             arena,
+            segs,
             rows,
         })
     }
@@ -102,77 +105,90 @@ impl Admin {
         self.heard = self.now;
     }
 
-    /// Closes the connection abortively and forgets the commands on it.
-    pub(crate) fn close(&mut self) -> bool {
+    /// Closes the connection abortively, if there is one, and forgets the commands on it.
+    pub(crate) fn close(&mut self) {
+        if let Some(mut link) = self.link.take() {
+            link.abort();
+        }
         let keys: Vec<SlotKey> = self.tickets.iter().map(|(key, _)| key).collect();
-        let had = match self.link.take() {
-            Some(mut link) => {
-                link.abort();
-                true
-            }
-            None => false,
-        };
         keys.into_iter().for_each(|key| drop(self.tickets.remove(key)));
-        had
     }
 
-    /// Moves bytes both ways; says whether anything moved.
-    pub(crate) fn pump(&mut self, cx: &mut Cx<'_>) -> bool {
-        let Some(link) = &mut self.link else { return false };
-        if self.broken.is_some() {
-            return false;
-        }
-        let tickets = &mut self.tickets;
-        let moved = link.receive(cx, |done| {
+    /// Takes what has come; says whether anything came.
+    pub(crate) fn receive(&mut self) -> bool {
+        let Admin { link: Some(link), tickets, segs, broken: broken @ None, .. } = self else { return false };
+        let moved = link.receive(segs, |done| {
             if let Some(ticket) = tickets.get_mut(SlotKey::from_u32(done.user as u32)) {
                 ticket.answer = Some(done.cqe);
             }
         });
-        let result = moved.and_then(|moved| link.flush(cx).map(|_| moved));
-        match result {
-            Ok(true) => {
-                self.heard = cx.now;
-                true
+        match moved {
+            Ok(moved) => {
+                if moved {
+                    self.heard = self.now;
+                }
+                moved
             }
-            Ok(false) => false,
-            Err(broken) => {
-                self.broken = Some(broken.into());
+            Err(why) => {
+                *broken = Some(why.into());
                 true
             }
         }
     }
 
-    fn start(&mut self, cx_segs: &mut SegTable, sqe: Sqe, data: Data<'_>) -> Option<SlotKey> {
+    /// Sends what waits.
+    pub(crate) fn flush(&mut self) {
+        if let Admin { link: Some(link), segs, broken: broken @ None, .. } = self
+            && let Err(why) = link.flush(segs)
+        {
+            *broken = Some(why.into());
+        }
+    }
+
+    /// Why the connection is of no use any more.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.broken.clone()
+    }
+
+    /// Has `at` come? If not, the poller is to come back then.
+    pub(crate) fn reached(&mut self, at: Time) -> bool {
+        if self.now >= at {
+            return true;
+        }
+        self.deadline = self.deadline.min(at);
+        false
+    }
+
+    fn start(&mut self, sqe: &Sqe, data: Data<'_>) -> Option<SlotKey> {
         if self.tickets.is_full() {
             return None;
         }
-        let link = self.link.as_mut()?;
         let len = match data {
             Data::None => 0,
             Data::Out(bytes) => bytes.len() as u32,
             Data::In(len) => len,
         };
         let chunk = if len > 0 { Some(self.arena.chunk(len)?) } else { None };
-        let key = self.tickets.insert(Ticket { chunk, row: 0, answer: None }).ok()?;
-        let row = u32::from(key.index());
-        let ticket = self.tickets.get_mut(key).expect("just put in");
-        ticket.row = row;
-        let transfer = match (&ticket.chunk, data) {
-            (Some(chunk), Data::Out(bytes)) => {
+        let key = self.tickets.insert(Ticket { chunk, answer: None }).ok()?;
+        let transfer = match &self.tickets.get(key)?.chunk {
+            None => Transfer::None,
+            Some(chunk) => {
+                let span = self.rows.span(key.index().into(), 1);
+                self.segs.get_mut(span)[0] = chunk.segment();
+                let zeroes;
+                let (bytes, transfer) = match data {
+                    Data::Out(bytes) => (bytes, Transfer::Out { span, skip: 0, len }),
+                    _ => {
+                        zeroes = vec![0; len as usize];
+                        (&zeroes[..], Transfer::In { span, skip: 0, len, exact: false })
+                    }
+                };
                 chunk.window().copy_in(0, bytes).expect("the chunk is as long as the data");
-                let span = self.rows.span(row, 1);
-                cx_segs.get_mut(span)[0] = chunk.segment();
-                Transfer::Out { span, skip: 0, len }
+                transfer
             }
-            (Some(chunk), _) => {
-                chunk.window().copy_in(0, &vec![0; len as usize]).expect("the chunk is as long as the data");
-                let span = self.rows.span(row, 1);
-                cx_segs.get_mut(span)[0] = chunk.segment();
-                Transfer::In { span, skip: 0, len }
-            }
-            (None, _) => Transfer::None,
         };
-        if link.submit(sqe, transfer, u64::from(key.as_u32()), cx_segs).is_err() {
+        let taken = self.link.as_mut().and_then(|link| link.submit(sqe, transfer, key.as_u32().into()));
+        if taken.is_none() {
             self.tickets.remove(key);
             return None;
         }
@@ -181,9 +197,9 @@ impl Admin {
 
     fn finish(&mut self, key: SlotKey) -> Option<Answer> {
         self.tickets.get(key)?.answer?;
-        let ticket = self.tickets.remove(key)?;
-        let cqe = ticket.answer?;
-        let data = match &ticket.chunk {
+        let Ticket { chunk, answer } = self.tickets.remove(key)?;
+        let cqe = answer?;
+        let data = match chunk {
             Some(chunk) if cqe.status.is_success() => {
                 let mut data = vec![0; chunk.len() as usize];
                 chunk.window().copy_out(0, &mut data).expect("the chunk is as long as the data");
@@ -193,45 +209,90 @@ impl Admin {
         };
         Some(Answer { cqe, data })
     }
-
-    pub(crate) fn wait_until(&mut self, at: Time) -> bool {
-        if self.now >= at {
-            return true;
-        }
-        self.deadline = self.deadline.min(at);
-        false
-    }
-
-    pub(crate) fn fault(&self) -> Option<Fault> {
-        self.broken.clone()
-    }
-
-    /// Gives the rows back; the poller is done with it.
-    pub(crate) fn dissolve(self, segs: &mut SegTable) {
-        segs.release(self.rows);
-    }
 }
 
-/// The admin side could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SetupError {
-    #[error("no memory for admin commands: {0}")]
-    Memory(#[from] MemoryError),
-    #[error(transparent)]
-    Segments(#[from] SegTableFull),
-}
-
-thread_local! {
-    /// The segment table of the turn: futures cannot carry the poller's context, and commands are started inside them.
-    static ORDERS: RefCell<Vec<()>> = const { RefCell::new(Vec::new()) };
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 /// Waits until `at`.
 pub(crate) async fn sleep_until(admin: &Handle, at: Time) {
-    poll_fn(|_| if admin.borrow_mut().wait_until(at) { Poll::Ready(()) } else { Poll::Pending }).await;
+    poll_fn(|_| if admin.borrow_mut().reached(at) { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
-/// Polls `future` once, with a waker that does nothing: the poller polls every turn anyway.
-pub(crate) fn poll_once<T>(future: &mut Pin<Box<dyn Future<Output = T>>>) -> Poll<T> {
-    future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+/// Waits for `span`.
+pub(crate) async fn sleep(admin: &Handle, span: Duration) {
+    let at = admin.borrow().now.after(span);
+    sleep_until(admin, at).await;
+}
+
+/// Runs one admin command. `limit` is the longest time for it; `None` for one that may take for ever.
+///
+/// # Errors
+/// A [`Fault`] ends the association: the connection is broken, or there was no answer in time. A status of the controller is no fault.
+pub(crate) async fn command(
+    admin: &Handle,
+    sqe: Sqe,
+    data: Data<'_>,
+    limit: Option<Duration>,
+) -> Result<Answer, Fault> {
+    let deadline = limit.map_or(Time::NEVER, |limit| admin.borrow().now.after(limit));
+    let mut key = None;
+    poll_fn(|_| {
+        let mut a = admin.borrow_mut();
+        if let Some(fault) = a.fault() {
+            return Poll::Ready(Err(fault));
+        }
+        if key.is_none() {
+            key = a.start(&sqe, data);
+        }
+        if let Some(answer) = key.and_then(|key| a.finish(key)) {
+            return Poll::Ready(Ok(answer));
+        }
+        if a.reached(deadline) {
+            let (opcode, ms) = (sqe.opcode(), limit.unwrap_or_default().as_millis());
+            let reason = format!("no answer to admin command {opcode:#04x} within {ms} ms");
+            return Poll::Ready(Err(Fault::new(Code::PathTimeout, reason)));
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// As [`command`], with a status that is not success turned into a fault that names `what`.
+pub(crate) async fn demand(
+    admin: &Handle,
+    what: &str,
+    sqe: Sqe,
+    data: Data<'_>,
+    limit: Duration,
+) -> Result<Answer, Fault> {
+    let answer = command(admin, sqe, data, Some(limit)).await?;
+    if !answer.cqe.status.is_success() {
+        return Err(Fault::new(Code::PathProtocol, format!("{what} was refused: {}", answer.cqe.status)));
+    }
+    Ok(answer)
+}
+
+/// A future of the admin poller.
+pub(crate) type Task<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// Polls `task` once, with a waker that does nothing: the poller polls every turn anyway.
+pub(crate) fn poll_once<T>(task: &mut Task<T>) -> Poll<T> {
+    task.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Polls all of `tasks` until one of them ends.
+pub(crate) async fn race<T>(mut tasks: Vec<Task<T>>) -> T {
+    poll_fn(|_| {
+        for task in &mut tasks {
+            if let Poll::Ready(end) = poll_once(task) {
+                return Poll::Ready(end);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }

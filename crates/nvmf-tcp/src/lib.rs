@@ -2,13 +2,42 @@
 //!
 //! Three rooms: [`pdu`] knows the octets of every PDU (for host and target alike) and nothing else;
 //! [`proto`] is the host's side of one connection without socket and clock; the shell over `net` moves
-//! bytes between the two.
+//! bytes between the two: [`Controller`] with its admin queue, [`NvmeDevice`] and its I/O queues, [`discover`].
 //!
-//! **Knows** the NVMe/TCP Transport Specification 1.0 and 1.1. **Refuses to know** which of several paths
-//! an I/O should take. **Unsafe**: forbidden. Read [`proto`] first.
+//! **Knows** the NVMe/TCP Transport Specification 1.0 and 1.1, reconnecting, and how to prove that the commands of a lost
+//! connection are quiet. **Refuses to know** which of several paths an I/O should take, and the clock: time is an argument
+//! (but for the blocking [`discover`]).
+//!
+//! **Threading:** the admin queue is a poller on one named reactor; an I/O queue belongs to the reactor it was opened on. They
+//! share a few atomics and rings of a bell; nothing on the data path locks or allocates.
+//!
+//! **Unsafe**: forbidden. Read [`proto`] first, then `link.rs`, `queue.rs`, `loss.rs`, and `controller.rs` for the admin side.
 #![forbid(unsafe_code)]
 
+mod admin;
+mod attach;
+mod command;
+mod config;
+mod controller;
+mod device;
+mod discovery;
+mod fence;
 #[doc(hidden)]
 pub mod fuzzing;
+mod link;
+mod live;
+mod loss;
+mod namespace;
 pub mod pdu;
 pub mod proto;
+mod queue;
+mod shared;
+pub mod status;
+mod watch;
+
+pub use config::{ControllerConfig, OPTIONS, host_identity};
+pub use controller::{Controller, ControllerStatistics};
+pub use device::{NvmeDevice, open};
+pub use discovery::{DiscoverError, discover};
+pub use fence::KeepAliveFence;
+pub use polypath_nvme::log::DiscoveryEntry;

@@ -62,13 +62,14 @@ pub(crate) fn describe(
             Default::default()
         }
     };
-    let geometry =
-        Geometry { block_size: u32::try_from(format.block_bytes()).unwrap_or(u32::MAX), blocks: ns.nsze };
+    let geometry = Geometry { block_size: u32::try_from(format.block_bytes()).unwrap_or(u32::MAX), blocks: ns.nsze };
     if let Err(error) = geometry.check() {
         refuse(error.to_string());
     } else if format.metadata_bytes != 0 || ns.dps & 7 != 0 {
         let bytes = format.metadata_bytes;
-        refuse(format!("it is formatted with {bytes} bytes of metadata a block or with protection; reformat it without"));
+        refuse(format!(
+            "it is formatted with {bytes} bytes of metadata a block or with protection; reformat it without"
+        ));
     } else if ids.csi.is_some_and(|csi| csi != 0) {
         refuse("its command set is not the NVM command set".into());
     }
@@ -154,7 +155,8 @@ mod tests {
     #[test]
     fn what_cannot_be_used_says_why() {
         let none = NamespaceIds::default();
-        let trouble = |ns: &IdentifyNamespace, ids: &NamespaceIds| describe(&view(), 3, ns, ids, None).trouble.unwrap().1;
+        let trouble =
+            |ns: &IdentifyNamespace, ids: &NamespaceIds| describe(&view(), 3, ns, ids, None).trouble.unwrap().1;
         let mut ns = namespace();
         ns.lbaf[0].metadata_bytes = 8;
         assert!(trouble(&ns, &none).contains("metadata"));

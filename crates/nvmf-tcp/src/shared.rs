@@ -6,6 +6,7 @@ use crate::config::ControllerConfig;
 use crate::fence::AssociationFence;
 use polypath_block::{Code, DeviceInfo, DeviceState, Host, Identity, OpenError, Time, Verdict};
 use polypath_net::Bell;
+use polypath_nvme::log::DiscoveryEntry;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -33,8 +34,8 @@ pub(crate) struct Association {
     pub(crate) cntlid: u16,
     /// I/O queues granted.
     pub(crate) queues: u16,
-    /// Entries of an I/O queue, as the controller allows.
-    pub(crate) entries: u16,
+    /// Commands an I/O queue holds, as the controller and the configuration allow.
+    pub(crate) depth: u16,
     /// Data bytes an I/O capsule may carry.
     pub(crate) in_capsule: u32,
     pub(crate) fence: AssociationFence,
@@ -49,20 +50,20 @@ pub(crate) struct Shape {
     pub(crate) address: SocketAddr,
     pub(crate) cntlid: u16,
     pub(crate) queues: u16,
-    pub(crate) entries: u16,
+    pub(crate) depth: u16,
     pub(crate) in_capsule: u32,
     pub(crate) fence: AssociationFence,
 }
 
 impl Association {
     pub(crate) fn new(shape: Shape) -> Self {
-        let Shape { generation, address, cntlid, queues, entries, in_capsule, fence } = shape;
+        let Shape { generation, address, cntlid, queues, depth, in_capsule, fence } = shape;
         Association {
             generation,
             address,
             cntlid,
             queues,
-            entries,
+            depth,
             in_capsule,
             fence,
             namespaces: Mutex::new(BTreeMap::new()),
@@ -129,7 +130,9 @@ impl std::fmt::Display for NoNamespace {
             NoNamespace::Missing { nsid, active } => {
                 write!(f, "namespace {nsid} is not active; active namespaces: {}", list(active))
             }
-            NoNamespace::Ambiguous { active } if active.is_empty() => f.write_str("the controller shows no active namespace to this host"),
+            NoNamespace::Ambiguous { active } if active.is_empty() => {
+                f.write_str("the controller shows no active namespace to this host")
+            }
             NoNamespace::Ambiguous { active } => {
                 write!(f, "there are {} namespaces, say which: add ns=N with one of {}", active.len(), list(active))
             }
@@ -166,15 +169,16 @@ pub(crate) struct AbortOrder {
     pub(crate) cid: u16,
     /// Where the answer goes.
     pub(crate) queue: Arc<QueueDesk>,
-    /// The queue's own name for the command.
-    pub(crate) key: u32,
+    /// The queue's slot of the command.
+    pub(crate) slot: u16,
 }
 
 /// The answer to an [`AbortOrder`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AbortAnswer {
     pub(crate) generation: u64,
-    pub(crate) key: u32,
+    pub(crate) slot: u16,
+    pub(crate) cid: u16,
     /// The controller says that it did abort the command.
     pub(crate) aborted: bool,
 }
@@ -218,6 +222,7 @@ pub(crate) struct Shared {
     /// The admin poller has a reason to look at the above.
     called: AtomicBool,
     queues_open: AtomicU32,
+    discovered: Mutex<Vec<DiscoveryEntry>>,
 }
 
 impl Shared {
@@ -238,6 +243,7 @@ impl Shared {
             aborts: Mutex::new(Vec::new()),
             called: AtomicBool::new(false),
             queues_open: AtomicU32::new(0),
+            discovered: Mutex::new(Vec::new()),
         }
     }
 
@@ -339,10 +345,14 @@ impl Shared {
                 Ok((_, Namespace { trouble: Some((cause, reason)), .. })) => DeviceState::Down { cause, reason },
                 Ok((_, Namespace { info, .. })) => DeviceState::Live(info),
                 // Which one is meant will not become clearer by itself.
-                Err(why @ NoNamespace::Ambiguous { .. }) if ns.is_none() && matches!(&why, NoNamespace::Ambiguous { active } if !active.is_empty()) => {
+                Err(why @ NoNamespace::Ambiguous { .. })
+                    if ns.is_none() && matches!(&why, NoNamespace::Ambiguous { active } if !active.is_empty()) =>
+                {
                     DeviceState::Gone { reason: format!("{}: {why}", self.config.name) }
                 }
-                Err(why) => DeviceState::Down { cause: Code::PathNoAccess, reason: format!("{}: {why}", self.config.name) },
+                Err(why) => {
+                    DeviceState::Down { cause: Code::PathNoAccess, reason: format!("{}: {why}", self.config.name) }
+                }
             },
         }
     }
@@ -355,9 +365,10 @@ impl Shared {
             Stage::Live(association) => association.queues.min(self.config.queues),
             _ => self.config.queues,
         };
-        let desk = QueueDesk::new()
-            .map(Arc::new)
-            .map_err(|e| OpenError::System { name: name(), reason: format!("no eventfd for a queue: {e}; raise the limit of open files") })?;
+        let desk = QueueDesk::new().map(Arc::new).map_err(|e| OpenError::System {
+            name: name(),
+            reason: format!("no eventfd for a queue: {e}; raise the limit of open files"),
+        })?;
         let mut qids = lock(&self.qids);
         let free = qids.iter().take(usize::from(granted)).position(|taken| !taken);
         let Some(at) = free else { return Err(OpenError::NoQueue { name: name(), granted }) };
@@ -379,6 +390,24 @@ impl Shared {
 
     pub(crate) fn queues_open(&self) -> u32 {
         self.queues_open.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn has_orders(&self) -> bool {
+        self.look_at_ana.load(Ordering::Relaxed) || !lock(&self.aborts).is_empty()
+    }
+
+    pub(crate) fn discovered(&self) -> Vec<DiscoveryEntry> {
+        lock(&self.discovered).clone()
+    }
+
+    pub(crate) fn set_discovered(&self, entries: Vec<DiscoveryEntry>) {
+        *lock(&self.discovered) = entries;
+        self.announce();
+    }
+
+    pub(crate) fn call_and_wake(&self) {
+        self.call();
+        self.host.wake();
     }
 
     fn call(&self) {

@@ -38,9 +38,15 @@ pub fn map(status: StatusField) -> Status {
 
 fn is_transient(s: StatusField) -> bool {
     use StatusField as S;
-    [S::NAMESPACE_NOT_READY, S::COMMAND_INTERRUPTED, S::FORMAT_IN_PROGRESS, S::SANITIZE_IN_PROGRESS, S::ADMIN_COMMAND_MEDIA_NOT_READY]
-        .iter()
-        .any(|&t| s.is(t))
+    [
+        S::NAMESPACE_NOT_READY,
+        S::COMMAND_INTERRUPTED,
+        S::FORMAT_IN_PROGRESS,
+        S::SANITIZE_IN_PROGRESS,
+        S::ADMIN_COMMAND_MEDIA_NOT_READY,
+    ]
+    .iter()
+    .any(|&t| s.is(t))
         || s.crd() != 0
 }
 

@@ -1,0 +1,285 @@
+//! From an address to a controller that is up and known: the admin commands of one association, in order.
+
+use crate::admin::{ADMIN_DATA, ADMIN_DEPTH, Data, Fault, Handle, command, demand, sleep_until};
+use crate::config::ControllerConfig;
+use crate::link::Link;
+use crate::namespace::{ControllerView, describe};
+use crate::pdu::IcReq;
+use crate::proto::HostConfig;
+use crate::shared::Namespace;
+use polypath_block::{Code, Time};
+use polypath_nvme::bringup::{self, Bringup, Ready, RegOp, Request};
+use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, ConnectResponse, cattr};
+use polypath_nvme::features::{AsyncEventConfig, NumberOfQueues, fid};
+use polypath_nvme::identify::{self, IdentifyController, IdentifyNamespace, NamespaceIds, cns};
+use polypath_nvme::log::{AnaLog, lid};
+use polypath_nvme::sqe::NSID_ALL;
+use polypath_nvme::{ParseError, Sqe, StatusField};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::task::Poll;
+
+/// Most namespaces of one controller that are looked at.
+const MOST_NAMESPACES: usize = 1024;
+/// Most bytes of a log page that are read.
+const MOST_LOG: u64 = 1 << 20;
+
+impl From<ParseError> for Fault {
+    fn from(error: ParseError) -> Self {
+        Fault::new(Code::PathProtocol, error.to_string())
+    }
+}
+
+/// What a connection asks for in ICReq and of [`crate::proto`].
+pub(crate) fn host_config(config: &ControllerConfig, depth: u16) -> HostConfig {
+    HostConfig {
+        request: IcReq { header_digest: config.header_digest, data_digest: config.data_digest, ..IcReq::default() },
+        require_header_digest: config.header_digest,
+        require_data_digest: config.data_digest,
+        ..HostConfig::new(depth)
+    }
+}
+
+/// What Connect carries for any queue.
+pub(crate) fn connect_data(config: &ControllerConfig, cntlid: u16) -> [u8; ConnectData::LEN] {
+    ConnectData {
+        host_id: config.identity.id,
+        cntlid,
+        subnqn: config.subnqn.clone(),
+        hostnqn: config.identity.nqn.clone(),
+    }
+    .to_bytes()
+}
+
+/// What the answer to Connect means, for people when it is a refusal.
+pub(crate) fn connected(cqe: &polypath_nvme::Cqe) -> Result<u16, Fault> {
+    let refused = |why: String| Err(Fault::new(Code::PathLost, format!("Connect was refused: {why}")));
+    match ConnectResponse::from_cqe(cqe) {
+        ConnectResponse::Connected { cntlid, authentication: 0 } => Ok(cntlid),
+        ConnectResponse::Connected { .. } => {
+            refused("the controller wants authentication (DH-HMAC-CHAP), which is not supported yet".into())
+        }
+        ConnectResponse::InvalidParameter(p) => refused(format!(
+            "the controller does not accept {} (subsystem NQN wrong, or this host not allowed)",
+            p.field()
+        )),
+        ConnectResponse::Refused(status) => refused(status.to_string()),
+    }
+}
+
+/// Connects the admin queue; the link is in `admin` afterwards. Returns the controller's identifier.
+pub(crate) async fn connect(
+    admin: &Handle,
+    config: &ControllerConfig,
+    address: SocketAddr,
+    kato_ms: u32,
+) -> Result<u16, Fault> {
+    let deadline = admin.borrow().now.after(config.connect_timeout);
+    let link = Link::dial(&*config.dialer, address, host_config(config, ADMIN_DEPTH))?;
+    admin.borrow_mut().set_link(link);
+    poll_fn(|_| {
+        let mut a = admin.borrow_mut();
+        if let Some(fault) = a.fault() {
+            return Poll::Ready(Err(fault));
+        }
+        if a.link().is_some_and(Link::is_ready) {
+            return Poll::Ready(Ok(()));
+        }
+        if a.reached(deadline) {
+            let ms = config.connect_timeout.as_millis();
+            return Poll::Ready(Err(Fault::new(Code::PathTimeout, format!("no connection within {ms} ms"))));
+        }
+        Poll::Pending
+    })
+    .await?;
+    let sqe = Sqe::connect(0, 0, ADMIN_DEPTH, cattr::DISABLE_SQ_FLOW_CONTROL, kato_ms);
+    let data = connect_data(config, CNTLID_DYNAMIC);
+    let answer = command(admin, sqe, Data::Out(&data), Some(config.connect_timeout)).await?;
+    connected(&answer.cqe)
+}
+
+/// Enables the controller.
+pub(crate) async fn bring_up(admin: &Handle, config: &ControllerConfig) -> Result<Ready, Fault> {
+    let mut machine = Bringup::new(bringup::Config { admin_only: config.is_discovery(), ..bringup::Config::fabrics() });
+    let failed = |e: bringup::BringupError| Fault::new(Code::PathLost, e.to_string());
+    let limit = Some(config.connect_timeout);
+    loop {
+        let now = admin.borrow().now.as_nanos();
+        match machine.poll_request(now) {
+            Request::Register(RegOp::Read(register)) => {
+                let answer = command(admin, Sqe::property_get(0, register), Data::None, limit).await?;
+                let now = admin.borrow().now.as_nanos();
+                if answer.cqe.status.is_success() {
+                    machine.handle_value(now, answer.cqe.result).map_err(failed)?;
+                } else {
+                    let refused = format!("Property Get of {register:?} was refused: {}", answer.cqe.status);
+                    machine.handle_refused().map_err(|_| Fault::new(Code::PathProtocol, refused))?;
+                }
+            }
+            Request::Register(RegOp::Write(register, value)) => {
+                let what = format!("Property Set of {register:?}");
+                let sqe = Sqe::property_set(0, register, value);
+                demand(admin, &what, sqe, Data::None, config.connect_timeout).await?;
+                let now = admin.borrow().now.as_nanos();
+                machine.handle_written(now).map_err(failed)?;
+            }
+            Request::Wait(until) => sleep_until(admin, Time::from_nanos(until)).await,
+            Request::Done(ready) => return Ok(ready),
+            Request::Failed(error) => return Err(failed(error)),
+        }
+    }
+}
+
+/// Identify Controller, checked against what was asked for.
+pub(crate) async fn identify_controller(
+    admin: &Handle,
+    config: &ControllerConfig,
+    cntlid: u16,
+) -> Result<IdentifyController, Fault> {
+    let sqe = Sqe::identify(0, cns::CONTROLLER, 0, 0);
+    let limit = config.connect_timeout;
+    let answer = demand(admin, "Identify Controller", sqe, Data::In(identify::LEN as u32), limit).await?;
+    let controller = IdentifyController::parse(&answer.data)?;
+    if controller.cntlid != cntlid {
+        let reason = format!("Identify says controller {}, Connect said {cntlid}", controller.cntlid);
+        return Err(Fault::new(Code::PathProtocol, reason));
+    }
+    Ok(controller)
+}
+
+/// How many I/O queues the controller grants.
+pub(crate) async fn request_queues(admin: &Handle, config: &ControllerConfig) -> Result<u16, Fault> {
+    let wanted = NumberOfQueues::pairs(config.queues.into()).to_dword();
+    let sqe = Sqe::set_features(0, 0, fid::NUMBER_OF_QUEUES, wanted);
+    let answer = demand(admin, "Set Features Number of Queues", sqe, Data::None, config.connect_timeout).await?;
+    let granted = NumberOfQueues::from_dword(answer.cqe.dw0()).usable_pairs();
+    Ok(granted.min(config.queues.into()) as u16)
+}
+
+/// Asks for the events we understand and the controller has.
+pub(crate) async fn configure_events(
+    admin: &Handle,
+    config: &ControllerConfig,
+    controller: &IdentifyController,
+) -> Result<(), Fault> {
+    let known =
+        AsyncEventConfig::NAMESPACE_ATTRIBUTES | AsyncEventConfig::ANA_CHANGE | AsyncEventConfig::DISCOVERY_CHANGE;
+    let value = known & AsyncEventConfig::from_bits_truncate(controller.oaes);
+    if value.is_empty() {
+        return Ok(());
+    }
+    let sqe = Sqe::set_features(0, 0, fid::ASYNC_EVENT_CONFIG, value.bits());
+    let answer = command(admin, sqe, Data::None, Some(config.connect_timeout)).await?;
+    if !answer.cqe.status.is_success() {
+        // Changes will be noticed late (at the next error or reconnect), not never.
+        tracing::warn!(path = %config.name, status = %answer.cqe.status, "the controller refuses to send events");
+    }
+    Ok(())
+}
+
+/// `len` bytes of a log page, in pieces that one command can carry.
+pub(crate) async fn read_log(
+    admin: &Handle,
+    config: &ControllerConfig,
+    nsid: u32,
+    page: u8,
+    from: u64,
+    len: u64,
+) -> Result<Vec<u8>, Fault> {
+    let len = len.min(MOST_LOG).next_multiple_of(4);
+    let mut log = Vec::with_capacity(len as usize);
+    while (log.len() as u64) < len {
+        let piece = (len - log.len() as u64).min(ADMIN_DATA.into()) as u32;
+        let sqe = Sqe::get_log_page(0, nsid, page, 0, false, from + log.len() as u64, piece);
+        let what = format!("Get Log Page {page:#04x}");
+        let answer = demand(admin, &what, sqe, Data::In(piece), config.connect_timeout).await?;
+        log.extend_from_slice(&answer.data);
+    }
+    Ok(log)
+}
+
+/// The ANA log, if the controller has one.
+pub(crate) async fn ana_log(
+    admin: &Handle,
+    config: &ControllerConfig,
+    controller: &IdentifyController,
+) -> Result<Option<AnaLog>, Fault> {
+    if !controller.has_ana() {
+        return Ok(None);
+    }
+    let len = controller.ana_log_bytes();
+    let log = read_log(admin, config, NSID_ALL, lid::ANA, 0, len).await?;
+    Ok(Some(AnaLog::parse(&log)?))
+}
+
+/// Every active namespace, or only the one that is wanted.
+pub(crate) async fn namespaces(
+    admin: &Handle,
+    config: &ControllerConfig,
+    view: &ControllerView,
+    ana: Option<&AnaLog>,
+) -> Result<BTreeMap<u32, Namespace>, Fault> {
+    let active = active_namespaces(admin, config).await?;
+    let mut found = BTreeMap::new();
+    for nsid in active {
+        if config.ns.is_some_and(|wanted| wanted != nsid) {
+            continue;
+        }
+        if let Some(namespace) = one_namespace(admin, config, view, ana, nsid).await? {
+            found.insert(nsid, namespace);
+        }
+    }
+    Ok(found)
+}
+
+async fn active_namespaces(admin: &Handle, config: &ControllerConfig) -> Result<Vec<u32>, Fault> {
+    let mut all: Vec<u32> = Vec::new();
+    loop {
+        let above = all.last().copied().unwrap_or(0);
+        let sqe = Sqe::identify(0, cns::ACTIVE_NAMESPACES, above, 0);
+        let data = Data::In(identify::LEN as u32);
+        let answer = demand(admin, "Identify (active namespaces)", sqe, data, config.connect_timeout).await?;
+        let list = identify::active_namespaces(&answer.data, above)?;
+        let full = list.len() == 1024;
+        all.extend(list);
+        if !full || all.len() >= MOST_NAMESPACES {
+            if full {
+                tracing::warn!(path = %config.name, "only the first {} namespaces are looked at", all.len());
+            }
+            return Ok(all);
+        }
+    }
+}
+
+async fn one_namespace(
+    admin: &Handle,
+    config: &ControllerConfig,
+    view: &ControllerView,
+    ana: Option<&AnaLog>,
+    nsid: u32,
+) -> Result<Option<Namespace>, Fault> {
+    let limit = Some(config.connect_timeout);
+    let data = Data::In(identify::LEN as u32);
+    let answer = command(admin, Sqe::identify(0, cns::NAMESPACE, nsid, 0), data, limit).await?;
+    if !answer.cqe.status.is_success() {
+        // It went between the list and now; should it come back, an event says so.
+        tracing::warn!(path = %config.name, nsid, status = %answer.cqe.status, "an active namespace cannot be identified");
+        return Ok(None);
+    }
+    let namespace = IdentifyNamespace::parse(&answer.data)?;
+    if !namespace.is_active() {
+        return Ok(None);
+    }
+    let answer = command(admin, Sqe::identify(0, cns::NAMESPACE_DESCRIPTORS, nsid, 0), data, limit).await?;
+    let ids = if answer.cqe.status.is_success() {
+        NamespaceIds::parse(&answer.data)?
+    } else if answer.cqe.status.is(StatusField::INVALID_FIELD) {
+        // Controllers before 1.3 do not know the list; NGUID and EUI-64 are in Identify Namespace.
+        NamespaceIds::default()
+    } else {
+        tracing::warn!(path = %config.name, nsid, status = %answer.cqe.status, "no identification descriptors");
+        NamespaceIds::default()
+    };
+    Ok(Some(describe(view, nsid, &namespace, &ids, ana)))
+}

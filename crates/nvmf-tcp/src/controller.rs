@@ -1,0 +1,394 @@
+//! A controller behind one address: the poller of its admin queue, from the first dial to the end.
+
+use crate::admin::{Admin, Fault, Handle, Task, poll_once, sleep, sleep_until};
+use crate::attach;
+use crate::config::ControllerConfig;
+use crate::device::NvmeDevice;
+use crate::fence::AssociationFence;
+use crate::live::{Living, live};
+use crate::namespace::ControllerView;
+use crate::shared::{Association, Shape, Shared, Stage, lock};
+use polypath_block::{Armed, Code, Cx, Host, Poller, Time, Turn, Waits};
+use polypath_nvme::keepalive::Assumed;
+use polypath_nvme::log::DiscoveryEntry;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
+
+/// Pause between two looks at a socket from which nothing is urgent, when the reactor spins.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// The same while commands of the bring-up are outstanding, and after a sleep.
+const LOOK_SOON: Duration = Duration::from_micros(50);
+/// Longest back-off, as a multiple of the reconnect delay.
+const BACK_OFF: u32 = 10;
+
+/// A controller: one address of one subsystem. It connects, keeps alive and reconnects by itself.
+///
+/// When the last handle to it (its devices included) is dropped, it is closed.
+pub struct Controller {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What a controller did so far. Each number is right, not all of one instant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ControllerStatistics {
+    /// Associations that came up.
+    pub connects: u64,
+    /// Associations that were lost.
+    pub losses: u64,
+    /// I/O commands finished, over all queues, closed ones included.
+    pub ios: u64,
+    /// Data bytes of them.
+    pub bytes: u64,
+    /// System calls on sockets of I/O queues.
+    pub syscalls: u64,
+    /// Keep Alive commands sent.
+    pub keep_alives: u64,
+    /// Aborts sent.
+    pub aborts: u64,
+}
+
+impl Controller {
+    /// Starts one: its admin poller runs on the reactor `host` from now on. Never fails here: what goes wrong is in the state of
+    /// its devices, and is tried again.
+    pub fn start(config: ControllerConfig, host: Arc<dyn Host>) -> Arc<Controller> {
+        let shared = Arc::new(Shared::new(config, host.clone()));
+        let for_poller = shared.clone();
+        host.spawn(Box::new(move |cx| Box::new(AdminPoller::new(for_poller, cx.now))));
+        Arc::new(Controller { shared })
+    }
+
+    /// The namespaces that are active now, by identifier. Empty while the controller is not up.
+    pub fn namespaces(self: &Arc<Self>) -> Vec<Arc<NvmeDevice>> {
+        let live = self.shared.live();
+        let ids = live.map(|association| association.namespaces().into_keys().collect::<Vec<_>>()).unwrap_or_default();
+        ids.into_iter().map(|nsid| self.namespace(nsid)).collect()
+    }
+
+    /// The namespace `nsid`, whether it is there yet or not.
+    pub fn namespace(self: &Arc<Self>, nsid: u32) -> Arc<NvmeDevice> {
+        NvmeDevice::new(self.clone(), Some(nsid), false)
+    }
+
+    /// The namespace that the configuration names, or the only one. Closing this device closes the controller.
+    pub fn device(self: &Arc<Self>) -> Arc<NvmeDevice> {
+        NvmeDevice::new(self.clone(), self.shared.config.ns, true)
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &ControllerConfig {
+        &self.shared.config
+    }
+
+    /// Grows whenever anything about the controller or its namespaces changes.
+    pub fn version(&self) -> u64 {
+        self.shared.version()
+    }
+
+    /// Is it up?
+    pub fn is_live(&self) -> bool {
+        self.shared.live().is_some()
+    }
+
+    /// The address in use and the controller's identifier, while it is up.
+    pub fn connected_to(&self) -> Option<(SocketAddr, u16)> {
+        self.shared.live().map(|association| (association.address, association.cntlid))
+    }
+
+    /// What a discovery controller lists, kept up to date by its events. Empty for others.
+    pub fn discovered(&self) -> Vec<DiscoveryEntry> {
+        self.shared.discovered()
+    }
+
+    /// What it did so far.
+    pub fn statistics(&self) -> ControllerStatistics {
+        let c = &self.shared.counts;
+        ControllerStatistics {
+            connects: c.connects.load(Ordering::Relaxed),
+            losses: c.losses.load(Ordering::Relaxed),
+            ios: c.ios.load(Ordering::Relaxed),
+            bytes: c.bytes.load(Ordering::Relaxed),
+            syscalls: c.syscalls.load(Ordering::Relaxed),
+            keep_alives: c.keep_alives.load(Ordering::Relaxed),
+            aborts: c.aborts.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends it once its queues are closed. Does not wait. Idempotent.
+    pub fn close(&self) {
+        self.shared.close();
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller").field("name", &self.shared.config.name).finish_non_exhaustive()
+    }
+}
+
+struct AdminPoller {
+    shared: Arc<Shared>,
+    admin: Option<Handle>,
+    life: Option<Task<String>>,
+    looked: Time,
+    slept: bool,
+}
+
+impl AdminPoller {
+    fn new(shared: Arc<Shared>, now: Time) -> Self {
+        let mut poller = AdminPoller { shared: shared.clone(), admin: None, life: None, looked: now, slept: false };
+        match Admin::new(now) {
+            Ok(admin) => {
+                let admin = Rc::new(RefCell::new(admin));
+                poller.life = Some(Box::pin(life(admin.clone(), shared)));
+                poller.admin = Some(admin);
+            }
+            Err(error) => shared.set_stage(Stage::Gone { reason: format!("no memory for admin commands: {error}") }),
+        }
+        poller
+    }
+}
+
+impl Poller for AdminPoller {
+    fn poll(&mut self, cx: &mut Cx<'_>) -> Turn {
+        let (Some(admin), Some(life)) = (&self.admin, &mut self.life) else { return Turn::Finished };
+        let called = self.shared.answer_call();
+        let (due, urgent) = {
+            let a = admin.borrow();
+            (cx.now >= a.deadline, a.link().is_some_and(|link| !link.is_ready() || link.in_flight() > 2))
+        };
+        let pause = if urgent || self.slept { LOOK_SOON } else { LOOK_EVERY };
+        if !called && !due && cx.now < self.looked.after(pause) {
+            return Turn::Idle;
+        }
+        self.looked = cx.now;
+        self.slept = false;
+        let moved = {
+            let mut a = admin.borrow_mut();
+            a.now = cx.now;
+            a.deadline = Time::NEVER;
+            a.receive()
+        };
+        let end = poll_once(life);
+        admin.borrow_mut().flush();
+        match end {
+            Poll::Ready(reason) => {
+                tracing::info!(path = %self.shared.config.name, %reason, "controller closed");
+                self.life = None;
+                self.admin = None;
+                self.shared.set_stage(Stage::Gone { reason });
+                Turn::Finished
+            }
+            Poll::Pending if moved || called || due => Turn::Busy,
+            Poll::Pending => Turn::Idle,
+        }
+    }
+
+    fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        let Some(admin) = &self.admin else { return Armed::Busy };
+        if self.shared.is_called() {
+            return Armed::Busy;
+        }
+        let a = admin.borrow();
+        if let Some(link) = a.link() {
+            link.arm(waits);
+        }
+        if a.deadline != Time::NEVER {
+            waits.until(a.deadline);
+        }
+        self.slept = true;
+        Armed::Sleep
+    }
+
+    fn name(&self) -> &str {
+        &self.shared.config.name
+    }
+}
+
+/// Everything from the first dial to the end; returns why it ended.
+async fn life(admin: Handle, shared: Arc<Shared>) -> String {
+    let config = &shared.config;
+    let (mut delay, mut generation) = (config.reconnect_delay, 0);
+    let mut down_since = admin.borrow().now;
+    loop {
+        let fault = attempt(&admin, &shared, &mut generation, &mut delay, &mut down_since).await;
+        if fault.code == Code::Gone || shared.is_closing() {
+            wait_for_queues(&shared).await;
+            return fault.reason;
+        }
+        let now = admin.borrow().now;
+        if config.ctrl_loss_timeout.is_some_and(|limit| now.since(down_since) >= limit) {
+            let ms = now.since(down_since).as_millis();
+            let reason =
+                format!("given up after {ms} ms without a connection (ctrl_loss_timeout_ms): {}", fault.reason);
+            tracing::error!(path = %config.name, %reason, "path given up");
+            return reason;
+        }
+        let failing = config.fast_io_fail_timeout.is_some_and(|limit| now.since(down_since) >= limit);
+        let also = if failing { "; fast_io_fail_timeout has passed" } else { "" };
+        let reason = format!("{}; next attempt in {} ms{also}", fault.reason, delay.as_millis());
+        tracing::warn!(path = %config.name, cause = ?fault.code, %reason, "path is down");
+        shared.set_stage(Stage::Down { cause: fault.code, reason });
+        let until = admin.borrow().now.after(delay);
+        let wait = sleep_until(&admin, until);
+        first(wait, poll_fn(|_| if shared.is_closing() { Poll::Ready(()) } else { Poll::Pending })).await;
+        delay = (delay * 2).min(config.reconnect_delay * BACK_OFF);
+    }
+}
+
+/// One attempt over all addresses of the host, and the association that comes of it; returns how it ended.
+async fn attempt(
+    admin: &Handle,
+    shared: &Arc<Shared>,
+    generation: &mut u64,
+    delay: &mut Duration,
+    down_since: &mut Time,
+) -> Fault {
+    let config = &shared.config;
+    let addresses = match resolve(shared).await {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            return Fault::new(Code::PathLost, format!("the name {} cannot be resolved: {error}", config.host));
+        }
+    };
+    let mut fault = Fault::new(Code::PathLost, "no address");
+    for address in addresses {
+        let closing = poll_fn(|_| if shared.is_closing() { Poll::Ready(()) } else { Poll::Pending });
+        let came_up = select(attach_to(admin, shared, address, *generation + 1), closing).await;
+        let living = match came_up {
+            Some(Ok(living)) => living,
+            Some(Err(f)) => {
+                admin.borrow_mut().close();
+                fault = Fault { code: f.code, reason: format!("{address}: {}", f.reason) };
+                continue;
+            }
+            None => {
+                admin.borrow_mut().close();
+                return Fault::new(Code::Gone, "closed");
+            }
+        };
+        *generation += 1;
+        *delay = config.reconnect_delay;
+        let association = living.association.clone();
+        shared.counts.connects.fetch_add(1, Ordering::Relaxed);
+        let down = admin.borrow().now.since(*down_since).as_millis();
+        tracing::info!(
+            path = %config.name, %address, cntlid = association.cntlid, queues = association.queues, down_ms = down as u64,
+            "path is up"
+        );
+        shared.set_stage(Stage::Live(association.clone()));
+        fault = live(living).await;
+        shared.counts.losses.fetch_add(1, Ordering::Relaxed);
+        shared.lose(&association, fault.code, format!("{address}: {}", fault.reason));
+        admin.borrow_mut().close();
+        // The clock of this turn was read before the socket was closed. The fence counts from a time that is surely later.
+        sleep(admin, Duration::from_nanos(1)).await;
+        association.fence.closed(admin.borrow().now);
+        *down_since = admin.borrow().now;
+        if fault.code != Code::Gone {
+            fault.reason = format!("{address}: {}", fault.reason);
+        }
+        return fault;
+    }
+    fault
+}
+
+/// Connects, brings up, identifies.
+async fn attach_to(
+    admin: &Handle,
+    shared: &Arc<Shared>,
+    address: SocketAddr,
+    generation: u64,
+) -> Result<Living, Fault> {
+    let config = &shared.config;
+    let kato_ms = config.kato_ms();
+    let cntlid = attach::connect(admin, config, address, kato_ms).await?;
+    let ready = attach::bring_up(admin, config).await?;
+    let identify = attach::identify_controller(admin, config, cntlid).await?;
+    attach::configure_events(admin, config, &identify).await?;
+    let discovery = config.is_discovery();
+    let (queues, in_capsule) =
+        if discovery { (0, 0) } else { (attach::request_queues(admin, config).await?, identify.in_capsule_bytes()?) };
+    let most = match identify.maxcmd {
+        0 => ready.cap.mqes_z(),
+        most => most.min(ready.cap.mqes_z()),
+    };
+    let depth = config.queue_depth.min(most).max(1);
+    let assumed = Assumed {
+        without_keep_alive_ms: config.fence.as_millis() as u64,
+        quiesce_ms: config.quiesce.as_millis() as u64,
+    };
+    let fence = AssociationFence::new(identify.keep_alive(kato_ms), assumed);
+    // The admin socket, open since Connect.
+    fence.opened();
+    let association =
+        Arc::new(Association::new(Shape { generation, address, cntlid, queues, depth, in_capsule, fence }));
+    let view = Arc::new(ControllerView {
+        page_shift_min: ready.cap.page_shift_min(),
+        subnqn: identify.subsystem_nqn().map_or_else(|_| config.subnqn.to_string(), |nqn| nqn.to_string()),
+        identify,
+        queues,
+        depth,
+    });
+    if discovery {
+        crate::discovery::refresh(admin, shared).await?;
+    } else {
+        let ana = attach::ana_log(admin, config, &view.identify).await?;
+        let found = attach::namespaces(admin, config, &view, ana.as_ref()).await?;
+        shared.set_namespaces(&association, found);
+    }
+    Ok(Living { admin: admin.clone(), shared: shared.clone(), association, view })
+}
+
+/// Asks the system's resolver on a thread of its own; an address needs none.
+async fn resolve(shared: &Arc<Shared>) -> io::Result<Vec<SocketAddr>> {
+    let config = &shared.config;
+    if let Ok(address) = config.host.parse() {
+        return Ok(vec![SocketAddr::new(address, config.port)]);
+    }
+    let found: Arc<Mutex<Option<io::Result<Vec<SocketAddr>>>>> = Arc::default();
+    let (tell, for_thread) = (found.clone(), shared.clone());
+    std::thread::Builder::new().name("resolve".into()).spawn(move || {
+        let addresses = polypath_net::resolve(&for_thread.config.host, for_thread.config.port);
+        *lock(&tell) = Some(addresses);
+        for_thread.call_and_wake();
+    })?;
+    poll_fn(|_| match lock(&found).take() {
+        Some(addresses) => Poll::Ready(addresses),
+        None if shared.is_closing() => Poll::Ready(Err(io::Error::other("closed"))),
+        None => Poll::Pending,
+    })
+    .await
+}
+
+async fn wait_for_queues(shared: &Shared) {
+    poll_fn(|_| if shared.queues_open() == 0 { Poll::Ready(()) } else { Poll::Pending }).await;
+}
+
+/// The result of `work`, or `None` when `stop` comes first.
+async fn select<T>(work: impl Future<Output = T>, stop: impl Future<Output = ()>) -> Option<T> {
+    let (mut work, mut stop) = (std::pin::pin!(work), std::pin::pin!(stop));
+    poll_fn(|context| {
+        if let Poll::Ready(value) = work.as_mut().poll(context) {
+            return Poll::Ready(Some(value));
+        }
+        stop.as_mut().poll(context).map(|()| None)
+    })
+    .await
+}
+
+async fn first(a: impl Future<Output = ()>, b: impl Future<Output = ()>) {
+    select(a, b).await;
+}

@@ -1,0 +1,95 @@
+//! A namespace as a [`Device`].
+
+use crate::config::ControllerConfig;
+use crate::controller::Controller;
+use crate::queue::NvmeQueue;
+use polypath_block::{Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, UriError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Opens what an `nvme-tcp://` URI names: starts a controller on `host` and returns its namespace at once, in the state
+/// [`DeviceState::Starting`].
+///
+/// # Errors
+/// Names the part of the URI that is wrong; a discovery controller is no disk.
+pub fn open(uri: &DiskUri, host: Arc<dyn Host>) -> Result<Arc<NvmeDevice>, UriError> {
+    let config = ControllerConfig::from_uri(uri)?;
+    if config.is_discovery() {
+        return Err(uri.error("NQN", "a discovery controller has no namespaces; expected the NQN of an NVM subsystem"));
+    }
+    Ok(Controller::start(config, host).device())
+}
+
+/// One namespace behind one controller.
+pub struct NvmeDevice {
+    controller: Arc<Controller>,
+    ns: Option<u32>,
+    name: String,
+    /// Closing it closes the controller.
+    whole: bool,
+    closed: AtomicBool,
+}
+
+impl NvmeDevice {
+    pub(crate) fn new(controller: Arc<Controller>, ns: Option<u32>, whole: bool) -> Arc<NvmeDevice> {
+        let base = &controller.shared.config.name;
+        let name = match ns {
+            Some(nsid) if !whole => format!("{}#ns{nsid}", base.split('?').next().unwrap_or(base)),
+            _ => base.clone(),
+        };
+        Arc::new(NvmeDevice { controller, ns, name, whole, closed: AtomicBool::new(false) })
+    }
+
+    /// Its controller.
+    pub fn controller(&self) -> &Arc<Controller> {
+        &self.controller
+    }
+
+    /// Its namespace identifier: the configured one, or the only one once it is known.
+    pub fn nsid(&self) -> Option<u32> {
+        self.ns.or_else(|| Some(self.controller.shared.live()?.namespace(None).ok()?.0))
+    }
+
+    fn closed_reason(&self) -> Option<String> {
+        self.closed.load(Ordering::SeqCst).then(|| "it was closed".to_owned())
+    }
+}
+
+impl Device for NvmeDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn state(&self) -> DeviceState {
+        match self.closed_reason() {
+            Some(reason) if !self.whole => DeviceState::Gone { reason },
+            _ => self.controller.shared.device_state(self.ns),
+        }
+    }
+
+    fn version(&self) -> u64 {
+        self.controller.shared.version()
+    }
+
+    fn open_queue(&self, config: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
+        if let Some(reason) = self.closed_reason() {
+            return Err(OpenError::Gone { name: self.name.clone(), reason });
+        }
+        Ok(Box::new(NvmeQueue::open(self.controller.shared.clone(), self.ns, config)?))
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        if self.whole {
+            self.controller.close();
+        } else {
+            self.controller.shared.announce();
+        }
+    }
+}
+
+impl std::fmt::Debug for NvmeDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NvmeDevice").field("name", &self.name).field("ns", &self.ns).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,186 @@
+//! What the admin poller does while an association is up: keep alive, events, orders of the queues.
+
+use crate::admin::{ADMIN_DATA, Data, Fault, Handle, Task, command, poll_once, race};
+use crate::attach;
+use crate::namespace::{ControllerView, access_of};
+use crate::shared::{AbortAnswer, Association, Shared};
+use polypath_block::{Code, Time};
+use polypath_nvme::Sqe;
+use polypath_nvme::keepalive::send_interval_ms;
+use polypath_nvme::log::{AsyncEvent, EventKind, lid};
+use polypath_nvme::sqe::NSID_ALL;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+/// What the tasks of one association share.
+#[derive(Clone)]
+pub(crate) struct Living {
+    pub(crate) admin: Handle,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) association: Arc<Association>,
+    pub(crate) view: Arc<ControllerView>,
+}
+
+/// Runs until the association ends; says why.
+pub(crate) async fn live(living: Living) -> Fault {
+    let tasks: Vec<Task<Fault>> = vec![
+        Box::pin(watch(living.clone())),
+        Box::pin(keep_alive(living.clone())),
+        Box::pin(ended(events(living.clone()))),
+        Box::pin(ended(orders(living))),
+    ];
+    race(tasks).await
+}
+
+async fn ended(task: impl Future<Output = Result<(), Fault>>) -> Fault {
+    match task.await {
+        Err(fault) => fault,
+        // Nothing more to do there; the others go on.
+        Ok(()) => std::future::pending().await,
+    }
+}
+
+/// Ends with the link, or when a queue has found the association lost, or on close.
+async fn watch(l: Living) -> Fault {
+    poll_fn(|_| {
+        if let Some(fault) = l.admin.borrow().fault() {
+            return Poll::Ready(fault);
+        }
+        if l.association.is_lost() {
+            let (code, reason) = l.association.loss();
+            return Poll::Ready(Fault { code, reason });
+        }
+        if l.shared.is_closing() && l.shared.queues_open() == 0 {
+            return Poll::Ready(Fault::new(Code::Gone, "closed"));
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// A Keep Alive every half timeout, and one at once when a queue has heard nothing for a while.
+async fn keep_alive(l: Living) -> Fault {
+    let config = &l.shared.config;
+    let interval = match config.kato_ms() {
+        0 => None,
+        kato_ms => Some(Duration::from_millis(send_interval_ms(kato_ms))),
+    };
+    // An idle way may take its time; a queue that waits has waited half the silence already.
+    let (patient, hasty) = (interval.unwrap_or_default().max(config.silence_timeout), config.silence_timeout / 2);
+    let mut last = l.admin.borrow().now;
+    loop {
+        let due = interval.map_or(Time::NEVER, |i| last.after(i));
+        let probe = poll_fn(|_| {
+            if l.shared.take_probe() {
+                return Poll::Ready(true);
+            }
+            if l.admin.borrow_mut().reached(due) { Poll::Ready(false) } else { Poll::Pending }
+        })
+        .await;
+        let sent = l.admin.borrow().now;
+        last = sent;
+        let mut deadline = sent.after(if probe { hasty } else { patient });
+        l.shared.counts.keep_alives.fetch_add(1, Ordering::Relaxed);
+        let admin = l.admin.clone();
+        let mut answer: Task<_> = Box::pin(async move { command(&admin, Sqe::keep_alive(0), Data::None, None).await });
+        let end = poll_fn(|_| {
+            if let Poll::Ready(answer) = poll_once(&mut answer) {
+                return Poll::Ready(answer.err());
+            }
+            let mut admin = l.admin.borrow_mut();
+            if l.shared.take_probe() {
+                deadline = deadline.min(admin.now.after(hasty));
+            }
+            if admin.reached(deadline) {
+                let ms = admin.now.since(sent).as_millis();
+                let reason = format!("the controller does not answer: no word for {ms} ms after a Keep Alive");
+                return Poll::Ready(Some(Fault::new(Code::PathTimeout, reason)));
+            }
+            Poll::Pending
+        })
+        .await;
+        if let Some(fault) = end {
+            return fault;
+        }
+    }
+}
+
+/// Asynchronous events, one request outstanding: the controller keeps those that come meanwhile.
+async fn events(l: Living) -> Result<(), Fault> {
+    let config = &l.shared.config;
+    loop {
+        let answer = command(&l.admin, Sqe::async_event_request(0), Data::None, None).await?;
+        if !answer.cqe.status.is_success() {
+            tracing::warn!(path = %config.name, status = %answer.cqe.status, "no asynchronous events from this controller");
+            return Ok(());
+        }
+        let event = AsyncEvent::from_dw0(answer.cqe.dw0());
+        tracing::info!(path = %config.name, event = ?event.kind, "event");
+        match event.kind {
+            EventKind::NamespacesChanged => {
+                // Reading the list clears the event; what changed is found by looking at all.
+                attach::read_log(&l.admin, config, NSID_ALL, lid::CHANGED_NAMESPACES, 0, 4096).await?;
+                rescan(&l).await?;
+            }
+            EventKind::AnaChanged => refresh_ana(&l).await?,
+            EventKind::DiscoveryChanged => crate::discovery::refresh(&l.admin, &l.shared).await?,
+            _ => {
+                let log = Sqe::get_log_page(0, NSID_ALL, event.log_page, 0, false, 0, 512);
+                // Any answer will do: it is read to clear the event.
+                command(&l.admin, log, Data::In(512.min(ADMIN_DATA)), Some(config.connect_timeout)).await?;
+            }
+        }
+    }
+}
+
+async fn rescan(l: &Living) -> Result<(), Fault> {
+    let config = &l.shared.config;
+    let ana = attach::ana_log(&l.admin, config, &l.view.identify).await?;
+    let found = attach::namespaces(&l.admin, config, &l.view, ana.as_ref()).await?;
+    l.shared.set_namespaces(&l.association, found);
+    Ok(())
+}
+
+async fn refresh_ana(l: &Living) -> Result<(), Fault> {
+    let Some(log) = attach::ana_log(&l.admin, &l.shared.config, &l.view.identify).await? else { return Ok(()) };
+    let mut found = l.association.namespaces();
+    for (nsid, namespace) in &mut found {
+        let access = access_of(Some(&log), namespace.ana_group, *nsid);
+        if access != namespace.info.access {
+            let (was, path) = (namespace.info.access, &l.shared.config.name);
+            tracing::info!(%path, nsid, ?was, ?access, "access over this path has changed");
+            let mut info = (*namespace.info).clone();
+            info.access = access;
+            namespace.info = Arc::new(info);
+        }
+    }
+    l.shared.set_namespaces(&l.association, found);
+    Ok(())
+}
+
+/// Aborts, and looks at the ANA log, that queues ask for.
+async fn orders(l: Living) -> Result<(), Fault> {
+    loop {
+        poll_fn(|_| if l.shared.has_orders() { Poll::Ready(()) } else { Poll::Pending }).await;
+        if l.shared.take_ana() {
+            refresh_ana(&l).await?;
+        }
+        for order in l.shared.take_aborts() {
+            if order.generation != l.association.generation {
+                continue;
+            }
+            l.shared.counts.aborts.fetch_add(1, Ordering::Relaxed);
+            let sqe = Sqe::abort(0, order.qid, order.cid);
+            let limit = l.shared.config.silence_timeout;
+            let answer = command(&l.admin, sqe, Data::None, Some(limit)).await?;
+            // Bit 0 clear: the command was aborted (IANP, Base 2.1 section 5.1.1).
+            let aborted = answer.cqe.status.is_success() && answer.cqe.dw0() & 1 == 0;
+            let (path, qid, cid) = (&l.shared.config.name, order.qid, order.cid);
+            tracing::warn!(%path, qid, cid, aborted, "a command took too long and was to be aborted");
+            order.queue.answer(AbortAnswer { generation: order.generation, slot: order.slot, cid, aborted });
+        }
+    }
+}
