@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod conformance;
 pub mod cpu;
 pub mod gap;
 pub mod latency;

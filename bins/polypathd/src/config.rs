@@ -66,6 +66,8 @@ pub(crate) struct ConfigError {
 
 /// Longest time an I/O waits for a path unless told otherwise, in milliseconds.
 pub(crate) const NO_PATH_TIMEOUT_MS: u64 = 60_000;
+/// Largest ring a front-end may set up unless told otherwise; what is reserved depends on what it does set up.
+pub(crate) const QUEUE_SIZE: u16 = 1024;
 /// Weight of a path unless told otherwise.
 pub(crate) const WEIGHT: u32 = GroupPath::WEIGHT;
 /// Where RPC is served unless told otherwise.
@@ -324,7 +326,7 @@ impl RawVhost {
             let offset = self.queues.as_ref().map_or(0, |q| q.span().start);
             return Err(fail(offset, "queues", format!("is {queues}; expected 1 to 256")));
         }
-        let queue_size = self.queue_size.as_ref().map_or(256, |q| *q.get_ref());
+        let queue_size = self.queue_size.as_ref().map_or(QUEUE_SIZE, |q| *q.get_ref());
         if !queue_size.is_power_of_two() || !(2..=1024).contains(&queue_size) {
             let offset = self.queue_size.as_ref().map_or(0, |q| q.span().start);
             return Err(fail(offset, "queue_size", format!("is {queue_size}; expected a power of two from 2 to 1024")));

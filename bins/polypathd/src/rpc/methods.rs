@@ -1,7 +1,7 @@
 //! What can be called. Parameters are objects; unknown members are refused by name.
 
 use super::RpcError;
-use crate::config::{DiskConfig, FencingName, NO_PATH_TIMEOUT_MS, PathConfig, VhostConfig, WEIGHT};
+use crate::config::{DiskConfig, FencingName, NO_PATH_TIMEOUT_MS, PathConfig, QUEUE_SIZE, VhostConfig, WEIGHT};
 use crate::daemon::Daemon;
 use polypath::DiskUri;
 use serde::Deserialize;
@@ -197,7 +197,7 @@ fn selector_set(daemon: &Daemon, params: Value) -> Answer {
 
 fn vhost_create(daemon: &Daemon, params: Value) -> Answer {
     let p: VhostCreate = read(params)?;
-    let (queues, queue_size) = (p.queues.unwrap_or(1), p.queue_size.unwrap_or(256));
+    let (queues, queue_size) = (p.queues.unwrap_or(1), p.queue_size.unwrap_or(QUEUE_SIZE));
     if !(1..=256).contains(&queues) {
         return Err(RpcError::parameters(format!("queues is {queues}; expected 1 to 256")));
     }

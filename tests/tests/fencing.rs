@@ -1,0 +1,224 @@
+//! The ghost write: a target holds a write whose path is lost, and applies it late.
+//!
+//! Inside the bound that the controller advertises it cannot make the disk return old data; with the fence switched off it can;
+//! beyond its own bound it can too, and then it is the target that is reported. Real sockets, real time; no Linux needed.
+
+use anyhow::{Context, Result, ensure};
+use polypath::block::{Device, Proof};
+use polypath::multipath::{EventKind, Events, Fencing};
+use polypath::{Disk, GroupSpec, PathSpec, Stack, StackConfig, block_on, wait_live};
+use polypath_bench::conformance::{Redriven, Verdict, judge};
+use polypath_bench::verify::{Outcome, Verifier, VerifierConfig, VerifyError};
+use polypath_target::{Command, ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig, TargetHandle};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const NQN: &str = "nqn.2026-01.org.polypath:fencing";
+/// Keep-alive timeout asked for; the target rounds to 100 ms, so the fence takes twice this and the quiesce time.
+const KEEP_ALIVE_MS: u64 = 500;
+const CQT_MS: u16 = 300;
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Played {
+    errors: Vec<VerifyError>,
+    verdict: Verdict,
+    proofs: Vec<Proof>,
+    /// From the loss of the path to the acknowledgement of the write that was held.
+    write_took: Duration,
+    held_after_loss_ms: i64,
+    log_names_proof: bool,
+}
+
+#[test]
+fn a_late_write_inside_its_bound_cannot_bring_back_old_data() -> Result<()> {
+    let played = play(Fencing::On, 700, false)?;
+    ensure!(played.errors.is_empty(), "old data came back although fenced: {:?}", played.errors);
+    ensure!(played.verdict == Verdict::Clean);
+    let bound = Duration::from_millis(2 * KEEP_ALIVE_MS + u64::from(CQT_MS));
+    ensure!(played.write_took >= bound, "acknowledged after {:?}, before the bound {bound:?}", played.write_took);
+    let named = |p: &Proof| matches!(p, Proof::KeepAliveBound { kato_ms: 500, multiple: 2, cqt_ms: 300 });
+    ensure!(played.proofs.iter().any(named), "the proof is not named: {:?}", played.proofs);
+    ensure!(played.log_names_proof, "the log does not name the proof");
+    ensure!(played.held_after_loss_ms > 0, "the held write was applied before the path was lost: nothing was tested");
+    Ok(())
+}
+
+#[test]
+fn without_the_fence_the_same_late_write_brings_back_old_data() -> Result<()> {
+    let played = play(Fencing::Off, 700, false)?;
+    ensure!(!played.errors.is_empty(), "no old data came back: the oracle is blind, or the fence is not off");
+    ensure!(matches!(played.verdict, Verdict::Unfenced { .. }), "{}", played.verdict);
+    Ok(())
+}
+
+#[test]
+fn a_target_later_than_its_own_bound_is_detected_and_reported() -> Result<()> {
+    let played = play(Fencing::On, 3500, true)?;
+    ensure!(!played.errors.is_empty(), "a write beyond every bound landed and the oracle did not see it");
+    ensure!(matches!(played.verdict, Verdict::NonConforming { .. }), "{}", played.verdict);
+    ensure!(played.verdict.to_string().contains("non-conforming"), "{}", played.verdict);
+    Ok(())
+}
+
+/// One write is held by the path it went to, that path is lost, the write is sent again on the other, a newer write follows, the
+/// held one lands `apply_after_ms` after it was taken; then the block is read.
+fn play(fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Result<Played> {
+    let log = capture::start();
+    let target = start_target()?;
+    let stack = Stack::start(StackConfig::default())?;
+    let mut spec = GroupSpec { fencing, ..GroupSpec::new("fencing", []) };
+    for (i, address) in target.addresses().iter().enumerate() {
+        let uri = format!("nvme-tcp://{address}/{NQN}?ns=1&keep_alive_ms={KEEP_ALIVE_MS}");
+        spec.paths.push(PathSpec { name: Some(format!("path{i}")), ..PathSpec::new(uri.parse()?) });
+    }
+    let group = stack.open_group(spec)?;
+    let events = group.events();
+    let info = wait_live(&*group, LIMIT)?;
+    let start = Instant::now();
+    while group.statistics().iter().filter(|p| p.access.is_some_and(|a| a.usable())).count() < 2 {
+        ensure!(start.elapsed() < LIMIT, "both paths must come up: {:?}", group.statistics());
+        thread::yield_now();
+    }
+    let disk = Disk::builder().device(group.clone()).stack(&stack).open_blocking()?;
+    let block_size = info.geometry.block_size;
+    let config = VerifierConfig { initially_zero: true, ..VerifierConfig::new(64, block_size) };
+    let mut verifier = Verifier::open(config).context("verifier")?;
+    write(&disk, &mut verifier, 7)?;
+    read(&disk, &mut verifier, 7)?.map_err(|e| anyhow::anyhow!("wrong before anything happened: {e:?}"))?;
+
+    // Path 0 is the only optimized one, so the next write goes there, and is held there.
+    let hold = Command {
+        apply_after_ms: Some(apply_after_ms),
+        beyond: Some(beyond),
+        ..Command::new("hold_write").listener(0)
+    };
+    target.control(&hold).map_err(anyhow::Error::msg)?;
+    let mut data = vec![0; block_size as usize];
+    let ticket = verifier.begin_write(7, 1, &mut data).context("a slot for a write")?;
+    let mut buffer = disk.buffer(block_size)?;
+    buffer.write_at(0, &data)?;
+    let writer = disk.clone();
+    let held = thread::spawn(move || block_on(writer.write(7 * u64::from(block_size), buffer)).0);
+    wait_for("the write to be held", || !target.held_writes().is_empty())?;
+    let lost = Instant::now();
+    let lost_unix_us = unix_us();
+    target.close_listener(0).map_err(anyhow::Error::msg)?;
+    held.join()
+        .map_err(|_| anyhow::anyhow!("the writer panicked"))?
+        .context("the held write must succeed elsewhere")?;
+    let write_took = lost.elapsed();
+    verifier.end_write(ticket, Outcome::Acknowledged);
+
+    write(&disk, &mut verifier, 7)?;
+    let mut errors = read(&disk, &mut verifier, 7)?.err().unwrap_or_default();
+    wait_for("the held write to be applied", || {
+        target.held_writes().first().is_some_and(|h| h.applied_unix_us.is_some())
+    })?;
+    errors.extend(read(&disk, &mut verifier, 7)?.err().unwrap_or_default());
+
+    let applied = target.held_writes()[0].applied_unix_us.unwrap_or(0);
+    let redriven = redriven(&events);
+    let verdict = judge(&errors, &redriven);
+    println!("{verdict}");
+    block_on(disk.close());
+    group.close();
+    drop(disk);
+    drop(stack);
+    target.stop();
+    Ok(Played {
+        errors,
+        verdict,
+        proofs: redriven.iter().map(|r| r.proof).collect(),
+        write_took,
+        held_after_loss_ms: (applied as i64 - lost_unix_us as i64) / 1000,
+        log_names_proof: log.contains("keep-alive-bound"),
+    })
+}
+
+fn start_target() -> Result<TargetHandle> {
+    let mut config = TargetConfig { kas_ms: 100, cqt_ms: CQT_MS, ..TargetConfig::default() };
+    for ana in [polypath_target::AnaState::Optimized, polypath_target::AnaState::NonOptimized] {
+        config.listeners.push(ListenerConfig { ana, ..ListenerConfig::new("127.0.0.1:0") });
+    }
+    config.subsystems.push(SubsystemConfig::new(NQN, vec![NamespaceConfig::new("ram://16MiB?bs=4096")]));
+    Target::start(config).context("target")
+}
+
+fn write(disk: &Disk, verifier: &mut Verifier, lba: u64) -> Result<()> {
+    let block_size = disk.geometry().block_size;
+    let mut data = vec![0; block_size as usize];
+    let ticket = verifier.begin_write(lba, 1, &mut data).context("a slot for a write")?;
+    let mut buffer = disk.buffer(block_size)?;
+    buffer.write_at(0, &data)?;
+    block_on(disk.write(lba * u64::from(block_size), buffer)).0?;
+    verifier.end_write(ticket, Outcome::Acknowledged);
+    Ok(())
+}
+
+fn read(disk: &Disk, verifier: &mut Verifier, lba: u64) -> Result<Result<(), Vec<VerifyError>>> {
+    let block_size = disk.geometry().block_size;
+    let ticket = verifier.begin_read(lba, 1).context("a slot for a read")?;
+    let (result, buffer) = block_on(disk.read(lba * u64::from(block_size), disk.buffer(block_size)?));
+    result?;
+    Ok(verifier.end_read(ticket, &buffer.to_vec()))
+}
+
+fn redriven(events: &Events) -> Vec<Redriven> {
+    let mut out = Vec::new();
+    while let Some(event) = events.next_within(Duration::from_millis(50)) {
+        if let (EventKind::Redriven { changes, proof, .. }, Some((_, path))) = (event.kind, event.path) {
+            out.push(Redriven { path: path.to_string(), changes, proof });
+        }
+    }
+    out
+}
+
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
+    let start = Instant::now();
+    while !done() {
+        ensure!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn unix_us() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_micros() as u64)
+}
+
+/// What the library logs, as an operator would see it.
+mod capture {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex, OnceLock};
+
+    #[derive(Clone, Default)]
+    pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        pub(super) fn contains(&self, text: &str) -> bool {
+            String::from_utf8_lossy(&self.0.lock().unwrap_or_else(|p| p.into_inner())).contains(text)
+        }
+    }
+
+    impl Write for Log {
+        fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(|p| p.into_inner()).extend_from_slice(data);
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// One log for the process: the tests of this file only look for what must be there.
+    pub(super) fn start() -> Log {
+        static LOG: OnceLock<Log> = OnceLock::new();
+        LOG.get_or_init(|| {
+            let log = Log::default();
+            let writer = log.clone();
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).init();
+            log
+        })
+        .clone()
+    }
+}
