@@ -5,6 +5,7 @@ use polypath_local::LocalError;
 use polypath_memory::MemoryError;
 use polypath_multipath::GroupError;
 use polypath_reactor::ReactorError;
+use polypath_vhost_user_client::ClientError;
 use std::io;
 
 /// What can go wrong with a stack, a disk, or one operation on it.
@@ -18,7 +19,9 @@ pub enum Error {
     #[error(transparent)]
     Local(#[from] LocalError),
     /// The scheme is known, but this build has no driver for it.
-    #[error("{uri}: there is no driver for {scheme}:// in this build; there are nvme-tcp, file, ram and null")]
+    #[error(
+        "{uri}: there is no driver for {scheme}:// in this build; there are nvme-tcp, file, ram, null and vhost-user-blk"
+    )]
     Unsupported {
         /// The URI.
         uri: String,
@@ -28,6 +31,9 @@ pub enum Error {
     /// A reactor could not be started.
     #[error(transparent)]
     Reactor(#[from] ReactorError),
+    /// A vhost-user-blk back-end does not do.
+    #[error(transparent)]
+    VhostUser(#[from] ClientError),
     /// A group does not take a path.
     #[error(transparent)]
     Group(#[from] GroupError),

@@ -50,6 +50,7 @@ mod disk;
 mod error;
 mod group;
 mod lane;
+mod nvme;
 mod op;
 mod open;
 mod poller;
@@ -73,10 +74,14 @@ pub use polypath_local as local;
 pub use polypath_memory as memory;
 /// Several paths, one disk.
 pub use polypath_multipath as multipath;
+/// NVMe over TCP: controllers, discovery.
+pub use polypath_nvmf_tcp as nvmf_tcp;
 /// Reactors.
 pub use polypath_reactor as reactor;
 /// Disks for virtual machines: the back-end of a vhost-user-blk socket.
 pub use polypath_vhost_user_blk as vhost_user_blk;
+/// The other end of such a socket: a disk that somebody else serves.
+pub use polypath_vhost_user_client as vhost_user_client;
 
 pub use polypath_block::{Code, Device, DeviceInfo, DeviceState, DiskUri, Geometry, Host, Limits, Poller, Status};
 pub use polypath_memory::{Arena, Chunk};

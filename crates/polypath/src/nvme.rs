@@ -1,8 +1,6 @@
 //! NVMe/TCP controllers, shared among the URIs that differ in nothing but the namespace.
 
-use polypath_block::{
-    Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, UriError,
-};
+use polypath_block::{Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, UriError};
 use polypath_nvmf_tcp::{Controller, ControllerConfig, NvmeDevice};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -45,7 +43,12 @@ impl Controllers {
         });
         drop(shared);
         let device = in_use.0.namespace(nsid);
-        Ok(Arc::new(Namespace { name: uri.to_string(), device, in_use: Mutex::new(Some(in_use)), closed: AtomicBool::new(false) }))
+        Ok(Arc::new(Namespace {
+            name: uri.to_string(),
+            device,
+            in_use: Mutex::new(Some(in_use)),
+            closed: AtomicBool::new(false),
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(String, Weak<InUse>)>> {

@@ -2,10 +2,13 @@
 
 use crate::error::Error;
 use crate::group::GroupSpec;
+use crate::nvme::Controllers;
 use crate::tally::Tally;
 use polypath_block::{Device, DeviceInfo, DeviceState, DiskUri, Host, Scheme};
 use polypath_memory::Arena;
 use polypath_reactor::{CpuList, IdlePolicy, Pool, PoolConfig, ReactorHandle, ReactorStatistics};
+use polypath_vhost_user_client::{ClientConfig, VhostUserDisk};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
@@ -45,6 +48,9 @@ struct Inner {
     pollers: Arc<Tally>,
     config: StackConfig,
     arena: Mutex<Option<Arena>>,
+    controllers: Controllers,
+    /// Reactors take turns at being given an admin queue.
+    turn: AtomicUsize,
 }
 
 impl Stack {
@@ -64,8 +70,17 @@ impl Stack {
         drop(tell);
         let threads = told.iter().collect();
         let (hosts, pollers) = (pool.hosts(), Tally::new());
-        let arena = Mutex::new(None);
-        Ok(Stack(Arc::new(Inner { pool: Some(pool), handles, hosts, threads, pollers, config, arena })))
+        Ok(Stack(Arc::new(Inner {
+            pool: Some(pool),
+            handles,
+            hosts,
+            threads,
+            pollers,
+            config,
+            arena: Mutex::new(None),
+            controllers: Controllers::default(),
+            turn: AtomicUsize::new(0),
+        })))
     }
 
     /// The stack that [`crate::Disk::open`] uses when it is given none: one reactor, not pinned, adaptive idle. Started at the
@@ -118,14 +133,17 @@ impl Stack {
         Ok(arena.insert(made).clone())
     }
 
-    /// Opens one path: `nvme-tcp`, `file`, `ram` or `null`. Blocks for as long as the operating system takes to open a file, so
-    /// call it on a control thread. Network devices come back at once in [`DeviceState::Starting`]; [`wait_live`] waits for them.
+    /// Opens one path: `nvme-tcp`, `file`, `ram`, `null` or `vhost-user-blk`. Blocks for as long as the operating system takes to open
+    /// a file, or a back-end to answer, so call it on a control thread. Network devices come back at once in [`DeviceState::Starting`]; [`wait_live`] waits for them. URIs
+    /// that differ in nothing but the namespace share one controller, whose admin queue is on one of the reactors.
     ///
     /// # Errors
     /// [`Error::Uri`] and [`Error::Local`] say which part does not do; [`Error::Unsupported`] names a scheme without a driver.
     pub fn open_device(&self, uri: &DiskUri) -> Result<Arc<dyn Device>, Error> {
         match uri.scheme {
             Scheme::Null | Scheme::Ram | Scheme::File => Ok(polypath_local::open(uri)?),
+            Scheme::NvmeTcp => Ok(self.0.controllers.open(uri, self.next_host())?),
+            Scheme::VhostUserBlk => Ok(VhostUserDisk::connect(&ClientConfig::from_uri(uri)?)?),
             scheme => Err(Error::Unsupported { uri: uri.to_string(), scheme: scheme.as_str() }),
         }
     }
@@ -152,11 +170,14 @@ impl Stack {
                 let problem = "no URI given; expected one, or several paths".into();
                 Err(Error::Spec { what: "disk".into(), problem })
             }
-            1 if matches!(uris[0].scheme, Scheme::Null | Scheme::Ram | Scheme::File) => {
-                self.open_device(&uris.remove(0))
-            }
+            1 if uris[0].scheme != Scheme::NvmeTcp => self.open_device(&uris.remove(0)),
             _ => Ok(self.open_group(GroupSpec::new("", uris))?),
         }
+    }
+
+    fn next_host(&self) -> Arc<dyn Host> {
+        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
+        self.0.hosts[turn % self.0.hosts.len()].clone()
     }
 
     pub(crate) fn pollers(&self) -> &Arc<Tally> {
