@@ -24,6 +24,18 @@ pub enum Command {
     Limit(LimitArgs),
     /// Measure a disk, and verify it if asked to. Writes destroy what is on it
     Run(RunArgs),
+    /// Hold the NVMe/TCP initiator against the limit: interleaved pairs against a null target, medians, cost of an I/O
+    Ratio(RatioArgs),
+    /// Serve a null disk over NVMe/TCP until standard input ends (the target of `ratio`)
+    #[command(hide = true)]
+    ServeNull {
+        /// Core to pin it to
+        #[arg(long)]
+        cpu: usize,
+        /// What it does when there is nothing to do
+        #[arg(long, value_enum, default_value = "adaptive")]
+        idle: IdleMode,
+    },
 }
 
 /// What to do when there is nothing to do.
@@ -149,6 +161,38 @@ pub struct RunArgs {
     /// Show the progress line even if standard error is no terminal
     #[arg(long)]
     pub progress: bool,
+}
+
+/// `polypath-bench ratio`.
+#[derive(Args, Debug)]
+pub struct RatioArgs {
+    /// Queue depths to compare at
+    #[arg(long, value_delimiter = ',', default_value = "32,1", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub qd: Vec<u16>,
+    /// Pairs of limit and run for each depth
+    #[arg(long, default_value_t = 9)]
+    pub pairs: usize,
+    /// Seconds to measure each half of a pair
+    #[arg(long, default_value = "1", value_parser = parse_time)]
+    pub time: Duration,
+    /// Seconds to run before that
+    #[arg(long, default_value = "0.2", value_parser = parse_time)]
+    pub ramp: Duration,
+    /// What both sides do when there is nothing to do
+    #[arg(long, value_enum, default_value = "adaptive")]
+    pub idle: IdleMode,
+    /// Core of the initiator, then core of the target
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<CpuList>,
+    /// Measure this disk instead of a null target
+    #[arg(long, value_name = "URI")]
+    pub path: Option<DiskUri>,
+    /// Count system calls and instructions per I/O too (needs perf and valgrind)
+    #[arg(long)]
+    pub cost: bool,
+    /// Write one JSON object to FILE, or to standard output with -
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// On or off.

@@ -90,7 +90,10 @@ mod tests {
     fn blame_follows_the_proof() {
         let bound = Proof::KeepAliveBound { kato_ms: 500, multiple: 2, cqt_ms: 500 };
         assert_eq!(judge(&[], &redriven(Proof::None)), Verdict::Clean);
-        assert_eq!(judge(&[error(ErrorKind::Stale)], &redriven(Proof::None)), Verdict::Unfenced { path: "left".into() });
+        assert_eq!(
+            judge(&[error(ErrorKind::Stale)], &redriven(Proof::None)),
+            Verdict::Unfenced { path: "left".into() }
+        );
         let verdict = judge(&[error(ErrorKind::Stale)], &redriven(bound));
         assert!(verdict.to_string().contains("left is non-conforming"), "{verdict}");
         assert_eq!(judge(&[error(ErrorKind::Stale)], &redriven(Proof::NeverSent)), Verdict::Wrong);

@@ -1,7 +1,8 @@
 //! Measuring and checking: what a disk gives, whether what it gives is right, and what the machine could give at most.
 //!
 //! **Knows:** how to keep a queue of any [`polypath_block::Device`] full ([`run`]), what every block of a disk may read as
-//! ([`verify`]), and what loopback TCP can do without any protocol on it ([`limit`]).
+//! ([`verify`]), and what loopback TCP can do without any protocol on it ([`limit`]); how to
+//! hold one against the other ([`ratio`]).
 //!
 //! **Refuses to know:** any protocol. Disks come from the facade, by URI.
 //!
@@ -19,6 +20,7 @@ pub mod cpu;
 pub mod gap;
 pub mod latency;
 pub mod limit;
+pub mod ratio;
 pub mod run;
 pub mod verify;
 pub mod workload;

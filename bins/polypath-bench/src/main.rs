@@ -5,8 +5,9 @@ mod table;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use polypath_bench::cli::{Cli, Command, LimitArgs, RunArgs};
+use polypath_bench::cli::{Cli, Command, LimitArgs, RatioArgs, RunArgs};
 use polypath_bench::limit::{self, LimitConfig};
+use polypath_bench::ratio::{self, RatioConfig};
 use polypath_bench::run;
 use serde::Serialize;
 use std::path::Path;
@@ -19,6 +20,8 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Limit(args) => limit(&args),
         Command::Run(args) => run(&args),
+        Command::Ratio(args) => ratio(&args),
+        Command::ServeNull { cpu, idle } => ratio::serve_null(cpu, idle.policy()).map(|()| ExitCode::SUCCESS),
     };
     match outcome {
         Ok(code) => code,
@@ -50,6 +53,26 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let report = outcome?;
     emit(args.json.as_deref(), &report, || table::run(&report))?;
     Ok(verdict(report.is_good()))
+}
+
+fn ratio(args: &RatioArgs) -> anyhow::Result<ExitCode> {
+    let config = RatioConfig {
+        depths: args.qd.clone(),
+        pairs: args.pairs,
+        time: args.time,
+        ramp: args.ramp,
+        idle: args.idle.policy(),
+        cpus: args.cpus.clone(),
+        path: args.path.clone(),
+    };
+    let mut report = ratio::run(&config, |line| eprintln!("{line}"))?;
+    if args.cost {
+        for &qd in &config.depths {
+            report.cost.push(ratio::measure_cost(qd, config.idle, report.cpus, config.path.as_ref())?);
+        }
+    }
+    emit(args.json.as_deref(), &report, || table::ratio(&report))?;
+    Ok(verdict(report.cases.iter().all(|case| case.errors == 0)))
 }
 
 fn verdict(good: bool) -> ExitCode {

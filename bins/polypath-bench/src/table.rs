@@ -3,6 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 use polypath_bench::latency::LatencyUs;
 use polypath_bench::limit::LimitReport;
+use polypath_bench::ratio::RatioReport;
 use polypath_bench::run::{Progress, RunReport};
 use std::io::{IsTerminal as _, Write as _};
 
@@ -69,6 +70,63 @@ pub(crate) fn run(r: &RunReport) {
     for sample in r.error_samples.iter().chain(&r.verify_error_samples) {
         println!("  {sample}");
     }
+}
+
+/// Prints what `ratio` found.
+pub(crate) fn ratio(r: &RatioReport) {
+    println!(
+        "{} against the limit, 4 KiB random reads, idle mode {}, cores {} and {}, medians of pairs of {} s",
+        r.disk, r.idle, r.cpus[0], r.cpus[1], r.seconds
+    );
+    let mut table = new(&[
+        "QD",
+        "pairs",
+        "limit IOPS",
+        "run IOPS",
+        "ratio",
+        "paired",
+        "limit p50 us",
+        "run p50 us",
+        "ratio",
+        "limit mean us",
+        "run mean us",
+        "ratio",
+        "errors",
+    ]);
+    for c in &r.cases {
+        table.add_row(vec![
+            c.qd.to_string(),
+            c.pairs.len().to_string(),
+            whole(c.limit_iops),
+            whole(c.run_iops),
+            format!("{:.3}", c.iops_ratio),
+            format!("{:.3}", c.iops_ratio_paired),
+            format!("{:.2}", c.limit_p50_us),
+            format!("{:.2}", c.run_p50_us),
+            format!("{:.3}", c.p50_ratio),
+            format!("{:.2}", c.limit_mean_us),
+            format!("{:.2}", c.run_mean_us),
+            format!("{:.3}", c.mean_ratio),
+            c.errors.to_string(),
+        ]);
+    }
+    println!("{table}");
+    if r.cost.is_empty() {
+        return;
+    }
+    let known = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), |v| format!("{v}"));
+    let mut table = new(&["per I/O, QD", "run system calls", "limit's", "run instructions", "limit's"]);
+    for c in &r.cost {
+        table.add_row(vec![
+            c.qd.to_string(),
+            known(c.run_syscalls_per_io),
+            known(c.limit_syscalls_per_io),
+            known(c.run_instructions_per_io),
+            known(c.limit_instructions_per_io),
+        ]);
+    }
+    println!("{table}");
+    r.cost.iter().flat_map(|c| &c.missing).for_each(|m| println!("not counted: {m}"));
 }
 
 /// The line that changes while a run goes on.

@@ -65,6 +65,8 @@ pub(super) struct JobResult {
     pub(super) latencies: Latencies,
     pub(super) longest_gap: Duration,
     pub(super) cpu: Option<Duration>,
+    /// Time that others had the core of its reactor.
+    pub(super) taken: Option<Duration>,
     pub(super) suspects: u64,
     pub(super) verified: Option<Statistics>,
     pub(super) verify_samples: Vec<String>,
@@ -104,6 +106,7 @@ pub(super) struct Job {
     end: Time,
     measuring: bool,
     cpu_begin: Duration,
+    wait_begin: Option<Duration>,
     gap: Gap,
     sweep_at: u64,
     result: JobResult,
@@ -145,6 +148,7 @@ impl Job {
             end: Time::NEVER,
             measuring: false,
             cpu_begin: Duration::ZERO,
+            wait_begin: None,
             gap: Gap::default(),
             sweep_at: 0,
             result: JobResult::default(),
@@ -180,6 +184,7 @@ impl Job {
             self.result.latencies.clear();
             self.gap.restart(cx.now);
             self.cpu_begin = cpu::thread_time();
+            self.wait_begin = cpu::thread_wait();
         }
         if cx.now >= self.end && self.phase == Phase::Running {
             self.phase = Phase::Draining;
@@ -187,6 +192,8 @@ impl Job {
             self.result.longest_gap = self.gap.longest(cx.now);
             if self.spec.counts_cpu {
                 self.result.cpu = Some(cpu::thread_time().saturating_sub(self.cpu_begin));
+                let waited = self.wait_begin.zip(cpu::thread_wait());
+                self.result.taken = waited.map(|(before, after)| after.saturating_sub(before));
             }
         }
     }

@@ -61,6 +61,8 @@ pub struct RunReport {
     pub longest_gap_ms: f64,
     /// CPU time of the reactors' threads, microseconds per request.
     pub cpu_us_per_io: f64,
+    /// Part of the time that others kept the reactors from their cores, in percent (of the one that suffered most).
+    pub core_taken_pct: f64,
     /// Requests whose way broke (they completed later).
     pub suspects: u64,
     /// What was verified, if anything.
@@ -174,7 +176,7 @@ pub(super) fn build(
     let seconds = times.end.since(times.begin).as_secs_f64();
     let mut all = JobResult::default();
     let (mut verify, mut cpu) = (VerifyReport::default(), Duration::ZERO);
-    let mut verify_errors = 0;
+    let (mut verify_errors, mut taken) = (0, Duration::ZERO);
     for result in results {
         all.reads += result.reads;
         all.writes += result.writes;
@@ -185,6 +187,7 @@ pub(super) fn build(
         all.longest_gap = all.longest_gap.max(result.longest_gap);
         all.suspects += result.suspects;
         cpu += result.cpu.unwrap_or_default();
+        taken = taken.max(result.taken.unwrap_or_default());
         verify.swept += result.swept;
         if let Some(s) = result.verified {
             verify_errors += s.errors;
@@ -219,6 +222,7 @@ pub(super) fn build(
         verify_error_samples: all.verify_samples,
         longest_gap_ms: ms(gap),
         cpu_us_per_io: round3(cpu.as_secs_f64() * 1e6 / ios.max(1) as f64),
+        core_taken_pct: round3(taken.as_secs_f64() / seconds * 100.0),
         suspects: all.suspects,
         verify: (config.mix == super::Mix::Verify).then_some(verify),
         buffers: Buffers {

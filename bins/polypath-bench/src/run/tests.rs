@@ -42,6 +42,7 @@ fn the_keys_are_what_was_promised() {
     let known = [
         "bs",
         "buffers",
+        "core_taken_pct",
         "cpu_us_per_io",
         "cpus",
         "disk",
