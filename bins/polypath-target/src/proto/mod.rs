@@ -174,7 +174,8 @@ impl Conn {
 
     /// Does what is due by now: delayed commands, transfers that waited for room.
     pub(crate) fn tick(&mut self, env: &Env<'_>) {
-        if self.delayed > 0 && self.ending.is_none() {
+        let dead = || self.controller.as_ref().is_some_and(|c| c.dead.load(Ordering::Acquire));
+        if self.delayed > 0 && self.ending.is_none() && !dead() {
             while let Some(key) = self.due(env.now_us) {
                 let Some(Pending::Delayed { sqe, data, .. }) = self.pending.remove(key) else { continue };
                 self.delayed -= 1;
