@@ -1,0 +1,57 @@
+//! Throughput over time, one line a path, as SVG.
+
+use super::report::{Mark, Sample};
+use anyhow::{Result, anyhow};
+use plotters::prelude::*;
+use std::path::Path;
+
+const PALETTE: [RGBColor; 8] = [
+    RGBColor(31, 119, 180),
+    RGBColor(214, 96, 20),
+    RGBColor(44, 140, 44),
+    RGBColor(170, 40, 120),
+    RGBColor(120, 90, 60),
+    RGBColor(0, 150, 160),
+    RGBColor(150, 150, 30),
+    RGBColor(90, 90, 90),
+];
+
+/// Draws `samples` (MiB/s per path) with `marks` for what was done to which path.
+pub(super) fn draw(file: &Path, names: &[String], samples: &[Sample], marks: &[Mark]) -> Result<()> {
+    let end = samples.last().map_or(1.0, |s| s.at_s).max(1.0);
+    let top = samples.iter().flat_map(|s| s.mib_s.iter().copied()).fold(1.0f64, f64::max) * 1.15;
+    let area = SVGBackend::new(file, (960, 480)).into_drawing_area();
+    let fail = |e: &dyn std::fmt::Display| anyhow!("chart {}: {e}", file.display());
+    area.fill(&WHITE).map_err(|e| fail(&e))?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption("Throughput per path under verified mixed I/O", ("sans-serif", 20))
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(60)
+        .build_cartesian_2d(0.0..end, 0.0..top)
+        .map_err(|e| fail(&e))?;
+    chart.configure_mesh().x_desc("seconds").y_desc("MiB/s").light_line_style(WHITE).draw().map_err(|e| fail(&e))?;
+    for (i, name) in names.iter().enumerate() {
+        let colour = PALETTE[i % PALETTE.len()];
+        let line = samples.iter().map(|s| (s.at_s, s.mib_s.get(i).copied().unwrap_or(0.0)));
+        chart
+            .draw_series(LineSeries::new(line, colour.stroke_width(2)))
+            .map_err(|e| fail(&e))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+    }
+    for mark in marks {
+        let line = [(mark.at_s, 0.0), (mark.at_s, top)];
+        chart.draw_series([PathElement::new(line, BLACK.mix(0.4))]).map_err(|e| fail(&e))?;
+        let text = Text::new(mark.text.clone(), (mark.at_s + end * 0.004, top * 0.985), ("sans-serif", 12));
+        chart.draw_series([text]).map_err(|e| fail(&e))?;
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.3))
+        .draw()
+        .map_err(|e| fail(&e))?;
+    area.present().map_err(|e| fail(&e))
+}

@@ -1,0 +1,81 @@
+//! `polypath rpc METHOD [PARAMS]`: one call to `polypathd`.
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Arguments of `polypath rpc`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// RPC socket of the daemon.
+    #[arg(short = 'r', long, default_value = "/var/tmp/polypath.sock", value_name = "SOCKET")]
+    rpc_socket: PathBuf,
+    /// Method; `rpc_methods` lists them all.
+    method: String,
+    /// Parameters: `key=value` pairs (a value that is JSON is taken as such), or one JSON object.
+    params: Vec<String>,
+}
+
+/// Longest wait for an answer.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Calls and prints the result; an error of the method ends with a non-zero code.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let params = params(&args.params)?;
+    let socket = args.rpc_socket.display();
+    let mut stream =
+        UnixStream::connect(&args.rpc_socket).with_context(|| format!("no polypathd answers on {socket}"))?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    let call = json!({ "jsonrpc": "2.0", "id": 1, "method": args.method, "params": params });
+    stream.write_all(call.to_string().as_bytes()).with_context(|| format!("writing to {socket}"))?;
+    let mut text = Vec::new();
+    let answer: Value = loop {
+        let mut chunk = [0; 65536];
+        let n = stream.read(&mut chunk).with_context(|| format!("no answer on {socket} within {LIMIT:?}"))?;
+        text.extend_from_slice(&chunk[..n]);
+        match serde_json::from_slice(&text) {
+            Ok(value) => break value,
+            Err(e) if e.is_eof() && n > 0 => {}
+            Err(e) => bail!("{socket} answered what is not JSON: {e}"),
+        }
+    };
+    if let Some(error) = answer.get("error") {
+        let message = error.get("message").and_then(Value::as_str).unwrap_or("no message");
+        bail!("{}: {message} (code {})", args.method, error.get("code").unwrap_or(&Value::Null));
+    }
+    println!("{}", serde_json::to_string_pretty(answer.get("result").unwrap_or(&Value::Null))?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn params(words: &[String]) -> Result<Value> {
+    if let [one] = words
+        && one.trim_start().starts_with('{')
+    {
+        return serde_json::from_str(one).with_context(|| format!("parameters: {one}"));
+    }
+    let mut object = serde_json::Map::new();
+    for word in words {
+        let (key, value) = word.split_once('=').with_context(|| format!("parameter \"{word}\": expected key=value"))?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+        object.insert(key.to_owned(), value);
+    }
+    Ok(Value::Object(object))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_become_parameters() {
+        let words = |w: &[&str]| params(&w.iter().map(|s| s.to_string()).collect::<Vec<_>>());
+        let got = words(&["name=vm1", "paths=[\"ram://1MiB\"]", "weight=3"]).unwrap();
+        assert_eq!(got, json!({ "name": "vm1", "paths": ["ram://1MiB"], "weight": 3 }));
+        assert_eq!(words(&["{\"a\":1}"]).unwrap(), json!({ "a": 1 }));
+        assert!(words(&["nonsense"]).is_err());
+    }
+}
