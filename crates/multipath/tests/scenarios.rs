@@ -65,7 +65,9 @@ impl Chaos {
             Fault::Access(_) => path.set_access(Access::Optimized),
             Fault::Identity => path.swap_identity(vec![Identifier::Nguid([0xD1; 16])], false),
             Fault::Shrink => path.set_blocks(BLOCKS),
-            Fault::Reset | Fault::Lose | Fault::Busy | Fault::Remove | Fault::Selector => {}
+            Fault::Lose => path.lose(0),
+            Fault::Busy => path.busy(0),
+            Fault::Reset | Fault::Remove | Fault::Selector => {}
         }
     }
 
@@ -128,7 +130,7 @@ fn scenario(seed: u64) {
     let [a, b] = &mut guests;
     for _ in 0..6 {
         chaos.strike(&mut t);
-        let span = chaos.rng.random_range(5..60);
+        let span = chaos.rng.random_range(1..9);
         run(&t.world, &mut [a, b], ms(span));
         // Long times pass with little to do: detection, fences and late writes.
         let calm = Mix { depth: 2, ..Mix::ALL };
@@ -184,8 +186,9 @@ fn all_paths_lost_at_once_and_back_again() {
         }
         t.run(&mut guest, ms(3_000));
         assert!(guest.in_flight() > 0, "seed {seed}: they wait");
+        guest.set_mix(Mix { depth: 4, ..Mix::ALL });
         t.paths.iter().for_each(|p| p.set_refusing(false));
-        t.run(&mut guest, ms(500));
+        t.run(&mut guest, ms(260));
         t.finish_clean(&mut guest);
     }
 }

@@ -65,7 +65,7 @@ pub struct PathOptions {
 }
 
 impl PathOptions {
-    /// A path like the others: same disk, one cache domain without cache, 100 to 300 µs, fence of two times one second.
+    /// A path like the others: same disk, one cache domain without cache, 300 to 1000 µs, fence of two times one second.
     pub fn new(name: impl Into<String>, blocks: u64) -> Self {
         PathOptions {
             name: name.into(),
@@ -75,7 +75,7 @@ impl PathOptions {
             write_cache: false,
             cache_domain: "subsystem".into(),
             access: Access::Optimized,
-            latency_us: (100, 300),
+            latency_us: (300, 1000),
             kato_ms: 1000,
             multiple: 2,
             cqt_ms: 50,
@@ -149,12 +149,12 @@ impl SimPath {
 
     /// The next `count` commands get no answer; others go on.
     pub fn lose(&self, count: u32) {
-        self.world.lock().paths[self.at].lose += count;
+        self.world.lock().paths[self.at].lose = count;
     }
 
     /// The next `count` commands are answered with [`Code::PathBusy`].
     pub fn busy(&self, count: u32) {
-        self.world.lock().paths[self.at].busy += count;
+        self.world.lock().paths[self.at].busy = count;
     }
 
     /// Every command fails at once with `code`, while the queue says that it is ready; `None` ends it.

@@ -122,17 +122,18 @@ impl SimQueue {
     }
 
     fn connect(&mut self, now: Time) {
-        let mut s = self.world.lock();
-        let target = &s.paths[self.path];
-        if self.conn.is_some() || self.closing || !matches!(target.device, DeviceState::Live(_)) || target.silent {
+        if !self.can_connect() {
             return;
         }
+        let mut s = self.world.lock();
         self.conn = Some(s.connect(self.path));
         self.heard = now;
     }
 
-    fn is_live(&self) -> bool {
-        matches!(self.world.lock().paths[self.path].device, DeviceState::Live(_))
+    fn can_connect(&self) -> bool {
+        let s = self.world.lock();
+        let target = &s.paths[self.path];
+        self.conn.is_none() && !self.closing && matches!(target.device, DeviceState::Live(_)) && !target.silent
     }
 }
 
@@ -210,7 +211,7 @@ impl IoQueue for SimQueue {
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
         if !self.ended.is_empty()
             || !self.suspects.is_empty()
-            || (self.conn.is_none() && !self.closing && self.is_live())
+            || self.can_connect()
         {
             return Armed::Busy;
         }

@@ -1,7 +1,7 @@
 //! A group over simulated paths, and a guest on it.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
-use polypath_block::{Device, QueueConfig, Time};
+use polypath_block::{Device, Limits, QueueConfig, Time};
 use polypath_multipath::{Event, EventKind, Events, Group, GroupConfig, PathConfig, PathId, PathState, PathStatistics};
 use polypath_sim::{Guest, Mix, Oracle, PathOptions, SimPath, World, run};
 use std::cell::RefCell;
@@ -108,6 +108,8 @@ impl Setup {
         if !live || !ours {
             return;
         }
+        // The group splits for small limits; this reader does not.
+        path.edit(|o| o.limits = Limits::UNLIMITED);
         let queue = path.open_queue(QueueConfig { depth: 32 }).expect("a queue");
         let mix = Mix { depth: 16, ..Mix::ALL };
         let mut reader = Guest::new(&self.world, queue, self.oracle.clone(), mix, 1, 9);
