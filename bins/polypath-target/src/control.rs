@@ -377,7 +377,7 @@ fn resize(shared: &Shared, command: &Command) -> Result<Value, String> {
 }
 
 fn copy(n: &Namespace) -> Namespace {
-    Namespace { medium: n.medium.clone(), ..*n }
+    Namespace { medium: n.medium.clone(), previous: Some(n.medium.clone()), ..*n }
 }
 
 /// Serves the control socket until the target stops.

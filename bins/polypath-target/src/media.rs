@@ -4,6 +4,7 @@
 //! threads a striped spin bit per 4 KiB orders them.
 
 use crate::config::{Backing, ConfigError};
+use polypath_block::Segment;
 use polypath_memory::{Region, Window};
 use polypath_nvme::StatusField;
 use rustix::fs::FallocateFlags;
@@ -61,6 +62,18 @@ impl Medium {
     /// Does Flush do anything?
     pub(crate) fn is_volatile(&self) -> bool {
         matches!(self, Medium::File(_))
+    }
+
+    /// Where the bytes are in memory, if they may be sent from there: one thread's writes cannot tear what the same thread
+    /// sends in one call.
+    #[inline]
+    pub(crate) fn segment(&self, offset: u64, len: usize) -> Option<Segment> {
+        match self {
+            Medium::Ram(Ram { stripes: None, region, .. }) => {
+                Some(Segment { offset, region: region.id(), len: len as u32 })
+            }
+            _ => None,
+        }
     }
 
     /// Fills `out` from byte `offset`. The caller has checked the range.

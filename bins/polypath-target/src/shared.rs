@@ -29,6 +29,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Namespace {
     pub(crate) nsid: u32,
     pub(crate) medium: Arc<Medium>,
+    /// The medium before the last change: reads of it may still wait to be sent.
+    #[allow(dead_code, reason = "held, not read")]
+    pub(crate) previous: Option<Arc<Medium>>,
     pub(crate) shift: u32,
     pub(crate) blocks: u64,
     pub(crate) uuid: [u8; 16],
@@ -47,6 +50,7 @@ impl Namespace {
         Ok(Namespace {
             nsid: plan.nsid,
             medium: Arc::new(medium),
+            previous: None,
             shift,
             blocks: bytes >> shift,
             uuid: plan.uuid,

@@ -5,14 +5,15 @@
 //! through epoll.
 
 use crate::faults::{Kind, Rules, Scope};
-use crate::proto::{Conn, Ending, Env};
+use crate::proto::{Chunk, Conn, Ending, Env};
 use crate::shared::{ConnInfo, Shared, lock};
+use polypath_net::{IoList, send_on};
 use polypath_nvme::StatusField;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown, sockopt};
-use std::io::IoSlice;
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown, sockopt};
+use std::cell::RefCell;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -23,8 +24,6 @@ const WAKE: u64 = u64::MAX;
 const LISTENER: u64 = 1 << 32;
 /// Receive buffer of a connection, at least.
 const RX: usize = 256 << 10;
-/// Entries of one `sendmsg`.
-const IOV: usize = 128;
 /// A connection that had nothing for so many polls goes back to epoll.
 const COLD_AFTER: u32 = 512;
 /// How long a thread sleeps at most, in microseconds.
@@ -113,6 +112,11 @@ pub(crate) struct Shell {
     next_timer_us: u64,
     next_thread: usize,
     stop: bool,
+}
+
+thread_local! {
+    /// Room for what one send names; it belongs to the thread because it cannot be moved to another.
+    static LIST: RefCell<IoList> = RefCell::new(IoList::new());
 }
 
 impl Shell {
@@ -546,9 +550,11 @@ impl Shell {
             }
             return;
         }
-        if !sock.stalled {
+        if sock.conn.out.len() == 0 {
+            sock.blocked = false;
+        } else if !sock.stalled {
             let listener = &self.shared.listeners[sock.conn.info.listener];
-            sock.flush(listener, now_us);
+            LIST.with(|list| sock.flush(&mut list.borrow_mut(), listener, now_us));
         }
         let deadline_us =
             sock.conn.deadline_us().min(if sock.quiet_until_us > now_us { sock.quiet_until_us } else { u64::MAX });
@@ -704,7 +710,7 @@ impl Sock {
 
     /// Sends what waits, as much as the socket takes and the faults allow.
     #[inline]
-    fn flush(&mut self, listener: &crate::shared::Listener, now_us: u64) {
+    fn flush(&mut self, list: &mut IoList, listener: &crate::shared::Listener, now_us: u64) {
         self.blocked = false;
         while self.conn.out.len() > 0 && now_us >= self.quiet_until_us {
             let mut limit = listener.bandwidth.allowed(now_us);
@@ -716,24 +722,37 @@ impl Sock {
                 limit = limit.min(bytes);
                 self.quiet_until_us = now_us + us;
             }
-            let mut list = [IoSlice::new(&[]); IOV];
-            let (n, bytes) = self.conn.out.gather(&mut list, limit);
-            match sendmsg(&self.fd, &list[..n], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
-                Ok(sent) => {
+            let (out, fd) = (&self.conn.out, self.fd.as_fd());
+            let (result, bytes) = polypath_memory::with(|table| {
+                let mut gather = list.gather();
+                out.visit(limit, |chunk| match chunk {
+                    Chunk::Bytes(bytes) => gather.bytes(bytes),
+                    // A medium that is gone ends the list; an empty one ends the connection below.
+                    Chunk::Medium(segment) => table.view(segment).is_ok_and(|view| gather.view(view)),
+                });
+                (send_on(fd, &gather), gather.len())
+            });
+            match result {
+                Ok(Some(sent)) if bytes > 0 => {
                     listener.bandwidth.spend(sent);
                     self.conn.info.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
-                    self.conn.out.advance(sent);
+                    let saved = self.conn.out.advance(sent, |segment, to| {
+                        polypath_memory::with(|table| table.view(segment).map(|view| view.copy_out(to)).map(|_| ()))
+                    });
+                    if saved.is_err() {
+                        self.dead = true;
+                        return;
+                    }
                     if sent < bytes {
                         self.blocked = true;
                         return;
                     }
                 }
-                Err(Errno::AGAIN) => {
+                Ok(None) => {
                     self.blocked = true;
                     return;
                 }
-                Err(Errno::INTR) => {}
-                Err(_) => {
+                Ok(Some(_)) | Err(_) => {
                     self.dead = true;
                     return;
                 }

@@ -103,11 +103,7 @@ impl Conn {
         if len > env.shared.config.mdts_bytes as usize {
             return self.fail(env, cid, StatusField::INVALID_FIELD);
         }
-        let medium = match &*namespace.medium {
-            Medium::Null => None,
-            _ => Some(namespace.medium.clone()),
-        };
-        let Some(medium) = medium else {
+        if matches!(*namespace.medium, Medium::Null) {
             let success = self.c2h_header(env, cid, len);
             self.out.zeroes(len);
             if self.agreed.data_digest {
@@ -117,7 +113,19 @@ impl Conn {
                 self.complete(env, Cqe::new(cid, StatusField::SUCCESS));
             }
             return;
-        };
+        }
+        // A digest must be of what is sent, so the data must not change any more: it is copied then.
+        if !self.agreed.data_digest
+            && let Some(segment) = namespace.medium.segment(offset, len)
+        {
+            let success = self.c2h_header(env, cid, len);
+            self.out.medium(segment);
+            if !success {
+                self.complete(env, Cqe::new(cid, StatusField::SUCCESS));
+            }
+            return;
+        }
+        let medium = namespace.medium.clone();
         if let Medium::File(_) = &*medium {
             // May fail, so the data comes before the header that promises it.
             let mut data = self.pool.pop().unwrap_or_default();

@@ -11,7 +11,7 @@ pub(crate) mod wire;
 
 use crate::faults::{self, Answer, HeldRecord, HeldWrite, Kind, Rule, Who};
 use crate::shared::{ConnInfo, Controller, Namespace, Shared};
-pub(crate) use out::Out;
+pub(crate) use out::{Chunk, Out};
 use polypath_block::{SlotKey, Slots};
 use polypath_nvme::sqe::io as op;
 use polypath_nvme::{Cqe, SglDescriptor, Sqe, StatusField};
@@ -548,12 +548,13 @@ impl Conn {
                 Pending::Delayed { sqe: *sqe, data: data.to_vec(), until_us: env.now_us + us }
             }
             Kind::Lose { execute } => {
-                if execute {
+                // A read changes nothing: not executing it is the same.
+                if execute && sqe.opcode() != op::READ {
                     let keep = self.out.len();
                     self.execute(env, sqe, data);
-                    // Writes answer with bytes only, which can be taken back; a read's data goes with the answer.
+                    // Answers without a medium's data are bytes only, which can be taken back.
                     let answer = self.out.len() - keep;
-                    if sqe.opcode() != op::READ && answer > 0 {
+                    if answer > 0 {
                         self.out.take_back(answer);
                     }
                 }

@@ -1,15 +1,25 @@
 //! What is to leave on a connection: headers and data in one ring of pieces, sent in one call.
 
 use crate::media::ZEROES;
+use polypath_block::Segment;
 use std::collections::VecDeque;
-use std::io::IoSlice;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 enum Piece {
     /// So many of the next bytes of the buffer.
     Bytes(usize),
     /// So many zeroes.
     Zeroes(usize),
+    /// Bytes of a medium, as they are when they are sent.
+    Medium(Segment),
+    /// So many of the next bytes that were saved from a medium when it had been sent in part.
+    Saved(usize),
+}
+
+/// A stretch of what is to be sent next.
+pub(crate) enum Chunk<'a> {
+    Bytes(&'a [u8]),
+    Medium(Segment),
 }
 
 /// The queue of bytes to be sent. Its memory is kept from turn to turn; nothing is allocated once it has grown.
@@ -20,13 +30,23 @@ pub(crate) struct Out {
     tail: usize,
     pieces: VecDeque<Piece>,
     len: usize,
+    saved: Vec<u8>,
+    saved_at: usize,
 }
 
 const FIRST: usize = 64 << 10;
 
 impl Out {
     pub(crate) fn new() -> Out {
-        Out { buffer: vec![0; FIRST], head: 0, tail: 0, pieces: VecDeque::with_capacity(512), len: 0 }
+        Out {
+            buffer: vec![0; FIRST],
+            head: 0,
+            tail: 0,
+            pieces: VecDeque::with_capacity(512),
+            len: 0,
+            saved: Vec::new(),
+            saved_at: 0,
+        }
     }
 
     /// Bytes waiting.
@@ -71,6 +91,13 @@ impl Out {
         }
     }
 
+    /// Bytes of a medium, sent from where they are. They may change until they have left.
+    #[inline]
+    pub(crate) fn medium(&mut self, segment: Segment) {
+        self.len += segment.len as usize;
+        self.pieces.push_back(Piece::Medium(segment));
+    }
+
     /// Takes back the last `n` bytes, which were reserved last and at once.
     pub(crate) fn take_back(&mut self, n: usize) {
         self.tail -= n;
@@ -83,58 +110,96 @@ impl Out {
         }
     }
 
-    /// Fills `list` with what is next, at most `limit` bytes; returns entries and bytes.
+    /// Shows what is next, at most `limit` bytes, until `take` says that it has no room.
     #[inline]
-    pub(crate) fn gather<'a>(&'a self, list: &mut [IoSlice<'a>], limit: usize) -> (usize, usize) {
-        let (mut n, mut bytes, mut at) = (0, 0, self.head);
-        'pieces: for piece in &self.pieces {
-            let (mut left, own) = match *piece {
-                Piece::Bytes(len) => (len, true),
-                Piece::Zeroes(len) => (len, false),
+    pub(crate) fn visit<'a>(&'a self, limit: usize, mut take: impl FnMut(Chunk<'a>) -> bool) {
+        let (mut bytes, mut at, mut saved_at) = (0, self.head, self.saved_at);
+        for piece in &self.pieces {
+            let mut left = match *piece {
+                Piece::Bytes(len) | Piece::Zeroes(len) | Piece::Saved(len) => len,
+                Piece::Medium(segment) => segment.len as usize,
             };
             while left > 0 {
-                let take = left.min(limit - bytes).min(if own { usize::MAX } else { ZEROES.len() });
-                if take == 0 || n == list.len() {
-                    break 'pieces;
+                let n = left.min(limit - bytes);
+                if n == 0 {
+                    return;
                 }
-                if own {
-                    list[n] = IoSlice::new(&self.buffer[at..at + take]);
-                    at += take;
-                } else {
-                    list[n] = IoSlice::new(&ZEROES[..take]);
+                let (chunk, n) = match *piece {
+                    Piece::Bytes(_) => (Chunk::Bytes(&self.buffer[at..at + n]), n),
+                    Piece::Saved(_) => (Chunk::Bytes(&self.saved[saved_at..saved_at + n]), n),
+                    Piece::Zeroes(_) => (Chunk::Bytes(&ZEROES[..n.min(ZEROES.len())]), n.min(ZEROES.len())),
+                    Piece::Medium(segment) => (Chunk::Medium(Segment { len: n as u32, ..segment }), n),
+                };
+                if !take(chunk) {
+                    return;
                 }
-                n += 1;
-                bytes += take;
-                left -= take;
+                match piece {
+                    Piece::Bytes(_) => at += n,
+                    Piece::Saved(_) => saved_at += n,
+                    _ => {}
+                }
+                bytes += n;
+                left -= n;
             }
         }
-        (n, bytes)
     }
 
-    /// `n` bytes have left.
+    /// `n` bytes have left. A medium that was sent in part only is read at once by `save`, so that what a host receives is
+    /// not half old and half new.
+    ///
+    /// # Errors
+    /// What `save` returned.
     #[inline]
-    pub(crate) fn advance(&mut self, mut n: usize) {
+    pub(crate) fn advance<E>(
+        &mut self,
+        mut n: usize,
+        save: impl FnOnce(Segment, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.len -= n;
         if self.len == 0 {
             self.clear();
-            return;
+            return Ok(());
         }
         while n > 0 {
-            let Some(front) = self.pieces.front_mut() else { return };
-            let (left, own) = match front {
-                Piece::Bytes(len) => (len, true),
-                Piece::Zeroes(len) => (len, false),
+            let Some(front) = self.pieces.front_mut() else { return Ok(()) };
+            let left = match front {
+                Piece::Bytes(len) => {
+                    let take = n.min(*len);
+                    self.head += take;
+                    *len -= take;
+                    n -= take;
+                    *len
+                }
+                Piece::Zeroes(len) => {
+                    let take = n.min(*len);
+                    *len -= take;
+                    n -= take;
+                    *len
+                }
+                Piece::Saved(len) => {
+                    let take = n.min(*len);
+                    self.saved_at += take;
+                    *len -= take;
+                    n -= take;
+                    *len
+                }
+                Piece::Medium(segment) if n >= segment.len as usize => {
+                    n -= segment.len as usize;
+                    0
+                }
+                Piece::Medium(segment) => {
+                    let rest = Segment { offset: segment.offset + n as u64, len: segment.len - n as u32, ..*segment };
+                    self.saved.resize(rest.len as usize, 0);
+                    self.saved_at = 0;
+                    *front = Piece::Saved(rest.len as usize);
+                    return save(rest, &mut self.saved);
+                }
             };
-            let take = n.min(*left);
-            *left -= take;
-            n -= take;
-            if own {
-                self.head += take;
-            }
-            if *left == 0 {
+            if left == 0 {
                 self.pieces.pop_front();
             }
         }
+        Ok(())
     }
 
     #[cold]
@@ -155,12 +220,30 @@ impl Out {
 pub(crate) fn drain(out: &mut Out) -> Vec<u8> {
     let mut all = Vec::new();
     while out.len() > 0 {
-        let mut list = [IoSlice::new(&[]); 4];
-        let (n, bytes) = out.gather(&mut list, usize::MAX);
-        list[..n].iter().for_each(|s| all.extend_from_slice(s));
-        out.advance(bytes);
+        take(out, usize::MAX, &mut all);
     }
     all
+}
+
+/// Sends at most `limit` bytes into `all`.
+#[cfg(test)]
+fn take(out: &mut Out, limit: usize, all: &mut Vec<u8>) {
+    let before = all.len();
+    let copy = |segment: Segment, to: &mut [u8]| {
+        polypath_memory::with(|table| table.view(segment).map(|view| assert_eq!(view.copy_out(to), to.len())))
+    };
+    out.visit(limit, |chunk| {
+        match chunk {
+            Chunk::Bytes(bytes) => all.extend_from_slice(bytes),
+            Chunk::Medium(segment) => {
+                let at = all.len();
+                all.resize(at + segment.len as usize, 0);
+                copy(segment, &mut all[at..]).unwrap();
+            }
+        }
+        true
+    });
+    out.advance(all.len() - before, copy).unwrap();
 }
 
 #[cfg(test)]
@@ -169,6 +252,8 @@ mod tests {
 
     #[test]
     fn pieces_come_out_in_order_however_they_are_sent() {
+        let region = polypath_memory::Region::allocate(4096, false).unwrap();
+        region.window(0, 4096).unwrap().copy_in(0, &[0x77; 4096]).unwrap();
         for step in [1, 3, 7, 1000, usize::MAX] {
             let mut out = Out::new();
             let mut want = Vec::new();
@@ -179,6 +264,10 @@ mod tests {
                     out.zeroes(500);
                     want.resize(want.len() + 500, 0);
                 }
+                if i % 4 == 0 {
+                    out.medium(Segment { region: region.id(), offset: 5, len: 300 });
+                    want.resize(want.len() + 300, 0x77);
+                }
                 if i % 5 == 0 {
                     out.reserve(9).fill(9);
                     out.take_back(9);
@@ -186,10 +275,7 @@ mod tests {
             }
             let mut got = Vec::new();
             while out.len() > 0 {
-                let mut list = [IoSlice::new(&[]); 8];
-                let (n, bytes) = out.gather(&mut list, step);
-                list[..n].iter().for_each(|s| got.extend_from_slice(s));
-                out.advance(bytes);
+                take(&mut out, step, &mut got);
                 if got.len() < 300 {
                     out.bytes(b"more");
                     want.extend_from_slice(b"more");
@@ -200,12 +286,30 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_in_part_does_not_change_any_more() {
+        let region = polypath_memory::Region::allocate(4096, false).unwrap();
+        let window = region.window(0, 4096).unwrap();
+        window.copy_in(0, &[1; 4096]).unwrap();
+        let mut out = Out::new();
+        out.medium(Segment { region: region.id(), offset: 0, len: 4096 });
+        out.medium(Segment { region: region.id(), offset: 0, len: 10 });
+        let mut got = Vec::new();
+        take(&mut out, 100, &mut got);
+        window.copy_in(0, &[2; 4096]).unwrap();
+        take(&mut out, 50, &mut got);
+        take(&mut out, usize::MAX, &mut got);
+        assert!(got[..4096].iter().all(|&b| b == 1));
+        assert_eq!(got[4096..], [2; 10], "not begun, so it may be newer");
+        assert_eq!(out.len(), 0);
+    }
+
+    #[test]
     fn room_is_made_behind_what_has_left() {
         let mut out = Out::new();
         for round in 0..100u8 {
             out.reserve(FIRST / 2).fill(round);
             out.reserve(FIRST / 2 - 10).fill(round);
-            out.advance(FIRST - 20);
+            out.advance(FIRST - 20, |_, _| Ok::<(), ()>(())).unwrap();
             assert_eq!(drain(&mut out), [round; 10]);
         }
         assert_eq!(out.buffer.len(), FIRST);
