@@ -56,7 +56,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let blocks = (4096 / info.geometry.block_size).max(1);
     let arena = Arena::new(u64::from(depth) * 65536, false)?;
     let rows = segs.reserve(depth.into(), 1)?;
-    let chunks: Vec<_> = (0..depth).map(|_| arena.chunk(blocks * info.geometry.block_size)).collect::<Option<_>>().ok_or("memory")?;
+    let chunks: Vec<_> =
+        (0..depth).map(|_| arena.chunk(blocks * info.geometry.block_size)).collect::<Option<_>>().ok_or("memory")?;
     for (i, chunk) in (0..).zip(&chunks) {
         let span = rows.span(i, 1);
         segs.get_mut(span)[0] = chunk.segment();

@@ -149,7 +149,8 @@ struct AdminPoller {
 impl AdminPoller {
     fn new(shared: Arc<Shared>, now: Time) -> Self {
         // Never looked: the first turn must, or a reactor that sleeps at once sleeps for ever.
-        let mut poller = AdminPoller { shared: shared.clone(), admin: None, life: None, looked: Time::ZERO, slept: false };
+        let mut poller =
+            AdminPoller { shared: shared.clone(), admin: None, life: None, looked: Time::ZERO, slept: false };
         match Admin::new(now) {
             Ok(admin) => {
                 let admin = Rc::new(RefCell::new(admin));

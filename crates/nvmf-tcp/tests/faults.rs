@@ -1,0 +1,295 @@
+//! What is lost, how fast that is noticed, and what is known of every request afterwards.
+
+mod common;
+
+use common::*;
+use polypath_block::{Code, Device, DeviceState, Fate, Health, Io, Proof, Scope};
+use polypath_target::{Command, TargetHandle};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// A keep-alive timeout of 200 ms and a quiesce time of 50 ms make a fence of 450 ms.
+const SHORT: &str = "keep_alive_ms=200&silence_timeout_ms=300&reconnect_delay_ms=20&connect_timeout_ms=500";
+const FENCE: Proof = Proof::KeepAliveBound { kato_ms: 200, multiple: 2, cqt_ms: 50 };
+
+fn rig(target: &TargetHandle, options: &str) -> Rig {
+    Rig::new(&World::uri(target, &format!("{SHORT}&{options}")), 32)
+}
+
+/// Reads and writes that the target never answers, then whatever `break_it` does.
+fn lose_with(target: &TargetHandle, rig: &mut Rig, cause: Code, break_it: impl FnOnce(&TargetHandle)) {
+    target.control(&Command { op: Some("read".into()), ..Command::new("lose") }).unwrap();
+    target.control(&Command { op: Some("write".into()), ..Command::new("lose") }).unwrap();
+    let (span, _) = rig.world.memory(4096, 5);
+    for tag in 0..8 {
+        rig.submit(Io::read(tag, 0, 8, span));
+        rig.submit(Io::write(100 + tag, 8 * tag, 8, span));
+    }
+    for _ in 0..50 {
+        rig.turn();
+    }
+    break_it(target);
+    rig.wait("all to be suspect or complete", |rig| (rig.suspects.len() + rig.completions.len() == 16).then_some(()));
+    let lost_at = rig.suspects[0].1;
+    for (c, _) in rig.completions.drain(..) {
+        assert!(c.tag < 8, "a write must not complete before it is quiet: {c:?}");
+        assert_eq!((c.status.code, c.proof), (cause, Proof::SocketClosed));
+    }
+    for (s, _) in &rig.suspects {
+        assert_eq!((s.fate, s.cause, s.fence.proof), (Fate::Unknown, cause, FENCE));
+        assert_eq!(s.fence.within, Duration::from_millis(450));
+    }
+    assert_eq!(rig.suspects.len(), 8);
+    target.control(&Command::new("clear")).unwrap();
+    rig.wait("quiet", |rig| (rig.completions.len() == 8).then_some(()));
+    for (c, at) in rig.completions.drain(..) {
+        assert_eq!((c.status.code, c.status.scope(), c.proof), (cause, Scope::Path, FENCE));
+        let waited = at.since(lost_at);
+        assert!(waited >= Duration::from_millis(450), "quiet after only {waited:?}");
+    }
+    rig.suspects.clear();
+    rig.wait_ready();
+    assert_eq!(rig.run(Io::read(77, 0, 8, span)).status.code, Code::Ok, "it must work again");
+    assert!(rig.done.is_empty() && rig.completions.is_empty());
+}
+
+#[test]
+fn a_reset_is_noticed_and_survived() {
+    let target = start(target_config(&["ram://1MiB"]));
+    let mut rig = rig(&target, "");
+    lose_with(&target, &mut rig, Code::PathLost, |t| t.reset(0).unwrap());
+    assert_eq!(rig.device.controller().statistics().losses, 1);
+}
+
+#[test]
+fn an_end_of_one_io_connection_ends_the_association() {
+    let target = start(target_config(&["ram://1MiB"]));
+    let mut rig = rig(&target, "");
+    lose_with(&target, &mut rig, Code::PathLost, |t| {
+        t.control(&Command { qid: Some(1), ..Command::new("fin") }).unwrap();
+    });
+    assert_eq!(rig.device.controller().statistics().losses, 1);
+}
+
+#[test]
+fn an_end_of_the_admin_connection_ends_the_io_queues() {
+    let target = start(target_config(&["ram://1MiB"]));
+    let mut rig = rig(&target, "");
+    lose_with(&target, &mut rig, Code::PathLost, |t| {
+        t.control(&Command { qid: Some(0), ..Command::new("fin") }).unwrap();
+    });
+}
+
+#[test]
+fn silence_is_noticed_in_its_time() {
+    let target = start(target_config(&["ram://1MiB"]));
+    let mut rig = rig(&target, "");
+    let before = std::time::Instant::now();
+    let mut noticed = Duration::ZERO;
+    target.drop_silently(0).unwrap();
+    let (span, _) = rig.world.memory(4096, 5);
+    rig.submit(Io::read(1, 0, 8, span));
+    rig.submit(Io::write(2, 0, 8, span));
+    let mut stalled = false;
+    rig.wait("the loss", |rig| {
+        stalled |= rig.queue.health() == Health::Stalled;
+        noticed = before.elapsed();
+        (rig.completions.len() + rig.suspects.len() == 2).then_some(())
+    });
+    assert!(stalled, "a silent queue must say so before it is given up");
+    assert!((300..2000).contains(&(noticed.as_millis() as u64)), "noticed after {noticed:?}");
+    assert_eq!(rig.completions[0].0.status.code, Code::PathTimeout);
+    assert_eq!(rig.suspects[0].0.cause, Code::PathTimeout);
+    let (cause, reason) = rig.wait_down();
+    assert_eq!(cause, Code::PathTimeout);
+    assert!(reason.contains("next attempt in"), "{reason}");
+    target.restore(0).unwrap();
+    rig.wait_ready();
+    assert_eq!(rig.wait_completion(2).proof, FENCE);
+    assert_eq!(rig.run(Io::read(3, 0, 8, span)).status.code, Code::Ok);
+}
+
+#[test]
+fn silence_of_an_idle_way_is_noticed_by_keep_alive() {
+    let target = start(target_config(&["ram://1MiB"]));
+    let mut rig = rig(&target, "");
+    target.drop_silently(0).unwrap();
+    assert_eq!(rig.wait_down().0, Code::PathTimeout);
+    target.restore(0).unwrap();
+    rig.wait_ready();
+}
+
+#[test]
+fn a_command_that_takes_too_long_is_aborted_and_others_go_on() {
+    let target = start(target_config(&["ram://1MiB"]));
+    let mut rig = rig(&target, "io_timeout_ms=400");
+    let (span, _) = rig.world.memory(4096, 5);
+    target.control(&Command { op: Some("write".into()), count: Some(1), ..Command::new("lose") }).unwrap();
+    rig.submit(Io::write(1, 0, 8, span));
+    let mut reads = 100;
+    while rig.completions.iter().all(|(c, _)| c.tag != 1) {
+        reads += 1;
+        if rig.suspects.is_empty() {
+            assert_eq!(rig.run(Io::read(reads, 0, 8, span)).status.code, Code::Ok);
+        } else {
+            rig.turn();
+        }
+        assert!(reads < 10_000_000, "never completed");
+    }
+    let statistics = rig.device.controller().statistics();
+    assert!(statistics.aborts >= 1, "{statistics:?}");
+    let write = rig.wait_completion(1);
+    assert_eq!((write.status.code, write.status.scope()), (Code::PathTimeout, Scope::Path));
+    assert!(matches!(write.proof, Proof::Answered | Proof::Aborted | Proof::KeepAliveBound { .. }), "{write:?}");
+    assert_eq!(statistics.losses, u64::from(!matches!(write.proof, Proof::Answered)));
+}
+
+#[test]
+fn wrong_digests_cost_the_connection_and_nothing_else() {
+    let target = start(target_config(&["ram://1MiB"]));
+    for digest in ["header", "data"] {
+        let mut rig = rig(&target, "hdgst=1&ddgst=1");
+        let (span, _) = rig.world.memory(4096, 5);
+        let corrupt = Command { digest: Some(digest.into()), qid: Some(1), count: Some(1), ..Command::new("corrupt") };
+        target.control(&corrupt).unwrap();
+        let c = rig.run(Io::read(1, 0, 8, span));
+        assert_eq!((c.status.code, c.proof), (Code::PathProtocol, Proof::SocketClosed), "{digest}");
+        rig.wait_ready();
+        assert_eq!(rig.run(Io::read(2, 0, 8, span)).status.code, Code::Ok);
+    }
+}
+
+#[test]
+fn a_target_that_comes_late_or_goes_for_good() {
+    let target = start(target_config(&["ram://1MiB"]));
+    target.close_listener(0).unwrap();
+    let uri = World::uri(&target, &format!("{SHORT}&ctrl_loss_timeout_ms=1500"));
+    let mut rig = Rig::unready(&uri, 8);
+    let (cause, reason) = rig.wait_down();
+    assert_eq!(cause, Code::PathLost);
+    assert!(reason.contains("refused") && reason.contains("127.0.0.1"), "{reason}");
+    target.open_listener(0).unwrap();
+    rig.wait_ready();
+    target.close_listener(0).unwrap();
+    let reason = rig.wait("the end", |rig| match rig.device.state() {
+        DeviceState::Gone { reason } => Some(reason),
+        _ => None,
+    });
+    assert!(reason.contains("ctrl_loss_timeout_ms"), "{reason}");
+}
+
+#[test]
+fn a_listener_that_says_nothing_times_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("nvme-tcp://{}/{NQN}?connect_timeout_ms=150", listener.local_addr().unwrap());
+    let mut rig = Rig::unready(&uri, 8);
+    let (cause, reason) = rig.wait_down();
+    assert_eq!(cause, Code::PathTimeout);
+    assert!(reason.contains("within 150 ms"), "{reason}");
+}
+
+/// Stands between the initiator and a target and spoils one answer on an I/O connection.
+struct Spoiler {
+    address: std::net::SocketAddr,
+    armed: Arc<AtomicUsize>,
+}
+
+/// What the spoiler makes of a lone response capsule of 24 octets.
+type Spoil = fn(&mut Vec<u8>);
+
+const SPOILS: [(&str, Spoil); 9] = [
+    ("an impossible command identifier", |b| b[20..22].copy_from_slice(&[0xff, 0xff])),
+    ("a stale command identifier", |b| b[21] ^= 0x40),
+    ("an unknown PDU type", |b| b[0] = 0x0b),
+    ("a PDU for the other direction", |b| b[0] = 0x04),
+    ("a wrong header length", |b| b[2] = 25),
+    ("a length of 4 GiB", |b| b[4..8].copy_from_slice(&[0xff; 4])),
+    ("a length below the header", |b| b[4..8].copy_from_slice(&[1, 0, 0, 0])),
+    ("the same answer twice", |b| b.extend_from_within(..)),
+    ("a request for data of a flush", |b| {
+        let cid = [b[20], b[21]];
+        b.clear();
+        b.extend_from_slice(&[0x09, 0, 24, 0, 24, 0, 0, 0, cid[0], cid[1], 1, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0]);
+    }),
+];
+
+impl Spoiler {
+    fn start(target: std::net::SocketAddr) -> Spoiler {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let armed = Arc::new(AtomicUsize::new(0));
+        let for_thread = armed.clone();
+        std::thread::spawn(move || {
+            for host in listener.incoming().flatten() {
+                let Ok(target) = TcpStream::connect(target) else { return };
+                let (mut up, mut down) = (host.try_clone().unwrap(), target.try_clone().unwrap());
+                let armed = for_thread.clone();
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut up, &mut down);
+                    let _ = down.shutdown(std::net::Shutdown::Both);
+                });
+                std::thread::spawn(move || Spoiler::back(target, host, &armed));
+            }
+        });
+        Spoiler { address, armed }
+    }
+
+    fn back(mut target: TcpStream, mut host: TcpStream, armed: &AtomicUsize) {
+        let mut buffer = vec![0; 65536];
+        while let Ok(n @ 1..) = target.read(&mut buffer) {
+            let mut bytes = buffer[..n].to_vec();
+            // A flush on an idle I/O connection is answered by just this; the admin connection is quiet meanwhile (long keep alive).
+            if n == 24 && bytes[0] == 0x05 {
+                let which = armed.swap(0, Ordering::SeqCst);
+                if which > 0 {
+                    SPOILS[which - 1].1(&mut bytes);
+                }
+            }
+            if host.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        let _ = host.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+#[test]
+fn a_hostile_target_costs_its_connection_and_nothing_else() {
+    let target = start(target_config(&["ram://1MiB"]));
+    let spoiler = Spoiler::start(target.addresses()[0]);
+    let uri = format!("nvme-tcp://{}/{NQN}?keep_alive_ms=600000&reconnect_delay_ms=5", spoiler.address);
+    let mut rig = Rig::new(&uri, 8);
+    let mut honest = Rig::new(&World::uri(&target, SHORT), 8);
+    for (n, (what, _)) in SPOILS.iter().enumerate() {
+        spoiler.armed.store(n + 1, Ordering::SeqCst);
+        let first = rig.run(Io::flush(1));
+        if first.status.is_ok() {
+            // The answer was good, what came behind it was not.
+            rig.wait("the loss", |rig| (rig.queue.health() == Health::Down).then_some(()));
+        } else {
+            assert_eq!(first.status.code, Code::PathProtocol, "{what}");
+        }
+        rig.wait_ready();
+        assert_eq!(rig.run(Io::flush(2)).status.code, Code::Ok, "after {what}");
+        assert_eq!(honest.run(Io::flush(3)).status.code, Code::Ok, "another connection during {what}");
+    }
+    assert_eq!(rig.device.controller().statistics().losses, SPOILS.len() as u64);
+    assert_eq!(honest.device.controller().statistics().losses, 0);
+}
+
+#[test]
+fn garbage_instead_of_a_target() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+        }
+    });
+    let mut rig = Rig::unready(&format!("nvme-tcp://{address}/{NQN}?reconnect_delay_ms=5"), 8);
+    let (cause, reason) = rig.wait_down();
+    assert_eq!(cause, Code::PathProtocol, "{reason}");
+}
