@@ -1,10 +1,11 @@
 //! Several paths to one disk, as configuration files and command lines describe them.
 
 use crate::error::Error;
-use crate::stack::Stack;
-use polypath_block::DiskUri;
+use crate::stack::{Stack, wait_live};
+use polypath_block::{DeviceInfo, DiskUri};
 use polypath_multipath::{Fencing, Group, GroupConfig, MatchPolicy, PathConfig, PathId, SelectorKind};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One path of a [`GroupSpec`].
 #[derive(Clone, Debug)]
@@ -54,6 +55,22 @@ impl Default for GroupSpec {
     fn default() -> Self {
         GroupSpec::new("", [])
     }
+}
+
+/// As [`wait_live`] for a group, with the reason of every path in the error.
+///
+/// # Errors
+/// As [`wait_live`].
+pub fn wait_group_live(group: &Group, limit: Duration) -> Result<Arc<DeviceInfo>, Error> {
+    wait_live(group, limit).map_err(|error| match error {
+        Error::NotLive { name, waited_ms, reason } => {
+            let paths = group.statistics();
+            let each = paths.iter().map(|p| format!("{} is {:?} ({})", p.name, p.state, p.why));
+            let reason = if paths.is_empty() { reason } else { each.collect::<Vec<_>>().join("; ") };
+            Error::NotLive { name, waited_ms, reason }
+        }
+        other => other,
+    })
 }
 
 impl Stack {

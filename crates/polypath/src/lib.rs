@@ -61,7 +61,7 @@ pub use block_on::block_on;
 pub use buffer::Buffer;
 pub use disk::{Closing, Disk};
 pub use error::Error;
-pub use group::{GroupSpec, PathSpec};
+pub use group::{GroupSpec, PathSpec, wait_group_live};
 pub use op::{Command, Transfer};
 pub use open::{Builder, IntoUris, Opening};
 pub use stack::{Stack, StackConfig, wait_live};

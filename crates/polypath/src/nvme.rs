@@ -23,7 +23,7 @@ impl Drop for InUse {
 impl Controllers {
     /// The namespace that `uri` names, over a controller that is there already or a new one whose admin queue is on `host`.
     pub(crate) fn open(&self, uri: &DiskUri, host: Arc<dyn Host>) -> Result<Arc<dyn Device>, UriError> {
-        let config = ControllerConfig::from_uri(uri)?;
+        let mut config = ControllerConfig::from_uri(uri)?;
         if config.is_discovery() {
             let problem = "it is a discovery controller, which has no disks; expected the NQN of an NVM subsystem";
             return Err(uri.error("NQN", problem));
@@ -32,6 +32,9 @@ impl Controllers {
             // Which namespace that is turns out later: nobody can share it.
             return Ok(Controller::start(config, host).device());
         };
+        // The controller looks after all namespaces, and is named after none.
+        config.ns = None;
+        config.name = config.name.split('?').next().unwrap_or_default().to_owned();
         let key = key(uri);
         let mut shared = self.lock();
         shared.retain(|(_, c)| c.strong_count() > 0);

@@ -2,12 +2,15 @@
 
 use crate::disk::{Disk, Parts};
 use crate::error::Error;
-use crate::group::GroupSpec;
+use crate::group::{GroupSpec, wait_group_live};
 use crate::lane::Lane;
 use crate::poller::{DiskPoller, Setup};
 use crate::stack::{Stack, wait_live};
 use crate::tally::Tally;
-use polypath_block::{Armed, Cx, Device, DiskUri, OpenError, Poller, QueueConfig, Turn, UriError, Waits};
+use polypath_block::{
+    Armed, Cx, Device, DeviceInfo, DiskUri, OpenError, Poller, QueueConfig, Scheme, Turn, UriError, Waits,
+};
+use polypath_multipath::Group;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
@@ -15,6 +18,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// How long a reactor may take to open a queue, which never waits for anything: longer means that it is stuck.
+const ATTACH_LIMIT: Duration = Duration::from_secs(10);
 
 /// One URI, or several that are paths to one disk.
 pub trait IntoUris {
@@ -159,12 +165,24 @@ impl Builder {
     /// As [`Builder::open`].
     pub fn open_blocking(self) -> Result<Disk, Error> {
         let stack = self.stack.map_or_else(Stack::shared, Ok)?;
-        let (device, owned): (Arc<dyn Device>, bool) = match self.source {
-            Source::Device(device) => (device, false),
-            Source::Group(spec) => (stack.open_group(spec)?, true),
-            Source::Uris(uris) => (stack.open_uris(uris?)?, true),
+        let (device, group, owned): (Arc<dyn Device>, _, bool) = match self.source {
+            Source::Device(device) => (device, None, false),
+            Source::Group(spec) => with_group(stack.open_group(spec)?),
+            Source::Uris(uris) => match uris?.as_slice() {
+                [] => {
+                    let problem = "no URI given; expected one, or several paths".into();
+                    return Err(Error::Spec { what: "disk".into(), problem });
+                }
+                // One disk of this machine as it is; what may be lost and come back as a group, which waits and sends again.
+                [uri] if uri.scheme != Scheme::NvmeTcp => (stack.open_device(uri)?, None, true),
+                uris => with_group(stack.open_group(GroupSpec::new("", uris.iter().cloned()))?),
+            },
         };
-        let opened = attach(&stack, &device, owned, self.depth, self.timeout);
+        let live = match &group {
+            Some(group) => wait_group_live(group, self.timeout),
+            None => wait_live(&*device, self.timeout),
+        };
+        let opened = live.and_then(|info| attach(&stack, &device, info, owned, self.depth));
         if opened.is_err() && owned {
             device.close();
         }
@@ -172,8 +190,17 @@ impl Builder {
     }
 }
 
-fn attach(stack: &Stack, device: &Arc<dyn Device>, owned: bool, depth: u16, timeout: Duration) -> Result<Disk, Error> {
-    let info = wait_live(&**device, timeout)?;
+fn with_group(group: Arc<Group>) -> (Arc<dyn Device>, Option<Arc<Group>>, bool) {
+    (group.clone(), Some(group), true)
+}
+
+fn attach(
+    stack: &Stack,
+    device: &Arc<dyn Device>,
+    info: Arc<DeviceInfo>,
+    owned: bool,
+    depth: u16,
+) -> Result<Disk, Error> {
     let arena = stack.arena()?;
     let blocks = Arc::new(AtomicU64::new(info.geometry.blocks));
     let (pollers, depth) = (Tally::new(), depth.min(info.max_depth.max(1)));
@@ -201,7 +228,7 @@ fn attach(stack: &Stack, device: &Arc<dyn Device>, owned: bool, depth: u16, time
     }
     drop(tell);
     let (mut lanes, mut failed) = (Vec::new(), None);
-    let deadline = Instant::now() + timeout.max(Duration::from_secs(1));
+    let deadline = Instant::now() + ATTACH_LIMIT;
     while let Ok(answer) = told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         match answer {
             Ok(lane) => lanes.push(lane),

@@ -1,7 +1,6 @@
 //! Reactors, buffers, and a way from a URI to a device.
 
 use crate::error::Error;
-use crate::group::GroupSpec;
 use crate::nvme::Controllers;
 use crate::tally::Tally;
 use polypath_block::{Device, DeviceInfo, DeviceState, DiskUri, Host, Scheme};
@@ -161,18 +160,6 @@ impl Stack {
         let empty = !busy();
         self.0.handles.iter().for_each(ReactorHandle::stop);
         empty
-    }
-
-    /// One local disk as it is; network disks and lists as a group, which waits and re-drives.
-    pub(crate) fn open_uris(&self, mut uris: Vec<DiskUri>) -> Result<Arc<dyn Device>, Error> {
-        match uris.len() {
-            0 => {
-                let problem = "no URI given; expected one, or several paths".into();
-                Err(Error::Spec { what: "disk".into(), problem })
-            }
-            1 if uris[0].scheme != Scheme::NvmeTcp => self.open_device(&uris.remove(0)),
-            _ => Ok(self.open_group(GroupSpec::new("", uris))?),
-        }
     }
 
     fn next_host(&self) -> Arc<dyn Host> {
