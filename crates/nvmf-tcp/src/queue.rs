@@ -20,7 +20,7 @@ use polypath_block::{
 };
 use polypath_memory::{Arena, Chunk};
 use polypath_nvme::Sqe;
-use polypath_nvme::fabrics::cattr;
+use polypath_nvme::fabrics::{ConnectData, cattr};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -118,8 +118,10 @@ impl NvmeQueue {
     pub(crate) fn open(shared: Arc<Shared>, ns: Option<u32>, config: QueueConfig) -> Result<Self, OpenError> {
         let system = |reason: String| OpenError::System { name: shared.config.name.clone(), reason };
         let capacity = config.depth.max(shared.config.queue_depth).clamp(1, 8192);
-        let ranges = Arena::new(u64::from(capacity) * 16, false).map_err(|e| system(e.to_string()))?;
-        let ranges = ranges.chunk(u32::from(capacity) * 16).ok_or_else(|| system("no memory for ranges".into()))?;
+        // The ranges of discards, one for each request; before there are any, the data of Connect.
+        let len = (u32::from(capacity) * command::RANGE_LEN).max(ConnectData::LEN as u32);
+        let ranges = Arena::new(len.into(), false).map_err(|e| system(e.to_string()))?;
+        let ranges = ranges.chunk(len).ok_or_else(|| system("no memory for ranges".into()))?;
         let (qid, desk) = shared.register_queue()?;
         // The first turn looks at everything.
         desk.bell.ring();
