@@ -163,9 +163,11 @@ fn read(disk: &Disk, verifier: &mut Verifier, lba: u64) -> Result<Result<(), Vec
     Ok(verifier.end_read(ticket, &buffer.to_vec()))
 }
 
+/// What was sent again, once the incident has been summed up (that takes a moment of quiet).
 fn redriven(events: &Events) -> Vec<Redriven> {
-    let mut out = Vec::new();
-    while let Some(event) = events.next_within(Duration::from_millis(50)) {
+    let (mut out, start) = (Vec::<Redriven>::new(), Instant::now());
+    while start.elapsed() < LIMIT && !out.iter().any(|r| r.changes > 0) {
+        let Some(event) = events.next_within(Duration::from_millis(50)) else { continue };
         if let (EventKind::Redriven { changes, proof, .. }, Some((_, path))) = (event.kind, event.path) {
             out.push(Redriven { path: path.to_string(), changes, proof });
         }
