@@ -10,6 +10,8 @@ pub(crate) enum Disposition {
     Report,
     /// Another path may do.
     Retry(Grudge),
+    /// The path refuses what the group has promised and checked: another one may know better. If none does, report it.
+    Doubt,
     /// It is not proven quiet and may not be sent again: its outcome is unknown.
     Unprovable,
 }
@@ -27,6 +29,10 @@ pub(crate) enum Grudge {
 
 /// Decides about a completion with `status`, quiet because of `proof`.
 pub(crate) fn on_completion(status: Status, op: Op, proof: Proof, fencing: Fencing) -> Disposition {
+    // The group compares ranges with what all its paths had: a path that says otherwise has shrunk, or was swapped.
+    if status.code == Code::OutOfRange {
+        return Disposition::Doubt;
+    }
     if status.scope() == Scope::Io {
         return Disposition::Report;
     }
@@ -72,6 +78,7 @@ mod tests {
                 let got = on_completion(code.into(), op, Proof::Answered, Fencing::On);
                 match retried.iter().find(|(c, _)| *c == code) {
                     Some(&(_, grudge)) => assert_eq!(got, Disposition::Retry(grudge), "{code:?} {op:?}"),
+                    None if code == Code::OutOfRange => assert_eq!(got, Disposition::Doubt),
                     None => assert_eq!(got, Disposition::Report, "{code:?} {op:?}"),
                 }
             }

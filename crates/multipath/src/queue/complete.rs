@@ -100,6 +100,12 @@ impl MultipathQueue {
         match on_completion(c.status, task.io.op, c.proof, self.group.fencing) {
             Disposition::Report => self.settle(key, c.status, c.proof),
             Disposition::Unprovable => self.settle(key, Code::OutcomeUnknown.into(), c.proof),
+            Disposition::Doubt => {
+                task.tried |= 1 << slot;
+                task.suspect = false;
+                task.doubt = Some(c.status);
+                self.redrive(key, now);
+            }
             Disposition::Retry(grudge) => {
                 task.tried |= 1 << slot;
                 task.suspect = false;

@@ -101,6 +101,9 @@ impl MultipathQueue {
         let timeout = self.group.no_path_timeout;
         let closed = self.group.is_closed();
         let Some(task) = self.tasks.get_mut(key) else { return };
+        if let Some(status) = task.doubt {
+            return self.settle(key, status, Proof::Answered);
+        }
         let lost = task.domain.is_some_and(|(domain, _)| self.group.domains.get(domain).members() == 0);
         if lost {
             // This flush is the report.
@@ -122,6 +125,9 @@ impl MultipathQueue {
     fn wait_for_round(&mut self, cx: &Cx<'_>, key: SlotKey) {
         let timeout = self.group.no_path_timeout;
         let Some(task) = self.tasks.get_mut(key) else { return };
+        if let Some(status) = task.doubt {
+            return self.settle(key, status, Proof::Answered);
+        }
         let expiry = task.trouble.get_or_insert(cx.now).after(timeout);
         if expiry <= cx.now {
             return self.give_up(key, Code::NoPath);
@@ -151,6 +157,7 @@ impl MultipathQueue {
             task.trouble.get_or_insert(now);
             task.retries = task.retries.saturating_add(1);
             self.backlog.push_back(key);
+            self.recheck = true;
         }
     }
 

@@ -57,6 +57,8 @@ struct Task {
     /// Slots it failed on since all were tried.
     tried: u64,
     retries: u16,
+    /// What to report when every path refused it in the same way.
+    doubt: Option<Status>,
     /// When it first failed or found no path.
     trouble: Option<Time>,
     started: Time,
@@ -153,6 +155,7 @@ impl MultipathQueue {
             settled: None,
             tried: 0,
             retries: 0,
+            doubt: None,
             trouble: None,
             started: now,
             domain: domain.map(|d| (d, self.group.domains.get(d).begin())),
@@ -162,7 +165,8 @@ impl MultipathQueue {
     /// Makes a task and finds it a path, behind those that wait already.
     fn start(&mut self, cx: &mut Cx<'_>, task: Task) {
         match self.tasks.insert(task) {
-            Ok(key) if self.backlog.is_empty() => self.place(cx, key),
+            // Without any path, each wait has a time limit of its own, which begins now.
+            Ok(key) if self.backlog.is_empty() || self.usable() == 0 => self.place(cx, key),
             Ok(key) => self.backlog.push_back(key),
             // The table has room for everything that may be open; see `new`.
             Err(full) => unreachable!("{full}: more tasks than requests and parts"),
@@ -204,6 +208,7 @@ impl MultipathQueue {
             if at <= cx.now {
                 self.delayed.swap_remove(i);
                 self.backlog.push_back(key);
+                self.recheck = true;
             } else {
                 i += 1;
             }
