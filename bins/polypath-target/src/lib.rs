@@ -23,6 +23,7 @@ mod media;
 mod proto;
 mod shared;
 mod shell;
+mod sock;
 mod status;
 mod target;
 

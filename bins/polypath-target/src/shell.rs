@@ -5,15 +5,14 @@
 //! through epoll.
 
 use crate::faults::{Kind, Rules, Scope};
-use crate::proto::{Chunk, Conn, Ending, Env};
+use crate::proto::{Conn, Ending, Env};
 use crate::shared::{ConnInfo, Shared, lock};
-use polypath_net::{IoList, send_on};
+use crate::sock::Sock;
 use polypath_nvme::StatusField;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown, recv, shutdown, sockopt};
-use std::cell::RefCell;
+use rustix::net::{Shutdown, shutdown, sockopt};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -76,28 +75,6 @@ impl ThreadHandle {
     }
 }
 
-/// One connection and its socket.
-struct Sock {
-    fd: OwnedFd,
-    conn: Conn,
-    rx: Vec<u8>,
-    start: usize,
-    end: usize,
-    cold: u32,
-    hot: bool,
-    blocked: bool,
-    interest: epoll::EventFlags,
-    /// Reads nothing, says nothing, not even that it is gone.
-    frozen: bool,
-    /// Reads and says nothing.
-    stalled: bool,
-    discarded: bool,
-    trickle: Option<(usize, u64)>,
-    quiet_until_us: u64,
-    linger_until_us: Option<u64>,
-    dead: bool,
-}
-
 /// One thread's loop.
 pub(crate) struct Shell {
     index: usize,
@@ -112,11 +89,6 @@ pub(crate) struct Shell {
     next_timer_us: u64,
     next_thread: usize,
     stop: bool,
-}
-
-thread_local! {
-    /// Room for what one send names; it belongs to the thread because it cannot be moved to another.
-    static LIST: RefCell<IoList> = RefCell::new(IoList::new());
 }
 
 impl Shell {
@@ -159,6 +131,8 @@ impl Shell {
                 moved |= self.wait(0, now_us);
             }
             if now_us >= self.next_timer_us {
+                // What has come is read before silence is judged: this thread may have been held up.
+                moved |= self.wait(0, now_us);
                 self.timers(now_us);
             }
             if moved {
@@ -554,7 +528,7 @@ impl Shell {
             sock.blocked = false;
         } else if !sock.stalled {
             let listener = &self.shared.listeners[sock.conn.info.listener];
-            LIST.with(|list| sock.flush(&mut list.borrow_mut(), listener, now_us));
+            sock.flush(listener, now_us);
         }
         let deadline_us =
             sock.conn.deadline_us().min(if sock.quiet_until_us > now_us { sock.quiet_until_us } else { u64::MAX });
@@ -645,118 +619,6 @@ fn apply_held(shared: &Shared, now_us: u64) {
         {
             let status = result.err().unwrap_or(StatusField::SUCCESS);
             handle.send(Msg::Respond { conn, cid, status, result: 0 });
-        }
-    }
-}
-
-impl Sock {
-    /// Receives once. `true` when something came.
-    #[inline]
-    fn fill(&mut self, shared: &Shared, now_us: u64) -> bool {
-        let bandwidth = &shared.listeners[self.conn.info.listener].bandwidth;
-        let allowed = bandwidth.allowed(now_us);
-        if allowed == 0 {
-            self.quiet_until_us = now_us + 1000;
-            return false;
-        }
-        if self.end == self.rx.len() {
-            return false;
-        }
-        let to = self.end + (self.rx.len() - self.end).min(allowed);
-        match recv(&self.fd, &mut self.rx[self.end..to], RecvFlags::empty()) {
-            Ok((_, 0)) => self.dead = true,
-            Ok((_, n)) => {
-                self.end += n;
-                bandwidth.spend(n);
-                self.conn.info.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
-                return true;
-            }
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => self.dead = true,
-        }
-        false
-    }
-
-    /// Lets the connection have what was received. `true` when it took something.
-    #[inline]
-    fn take_in(&mut self, env: &Env<'_>) -> bool {
-        if self.start == self.end {
-            return false;
-        }
-        let taken = self.conn.receive(env, &self.rx[self.start..self.end]);
-        self.start += taken;
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        } else if self.end > self.rx.len() / 2 {
-            self.rx.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        taken > 0
-    }
-
-    /// Reads and throws away.
-    fn discard(&mut self) -> bool {
-        match recv(&self.fd, &mut self.rx[..], RecvFlags::empty()) {
-            Ok((_, 0)) => self.dead = true,
-            Ok(_) => {
-                self.discarded = self.stalled;
-                return true;
-            }
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => self.dead = true,
-        }
-        false
-    }
-
-    /// Sends what waits, as much as the socket takes and the faults allow.
-    #[inline]
-    fn flush(&mut self, list: &mut IoList, listener: &crate::shared::Listener, now_us: u64) {
-        self.blocked = false;
-        while self.conn.out.len() > 0 && now_us >= self.quiet_until_us {
-            let mut limit = listener.bandwidth.allowed(now_us);
-            if limit == 0 {
-                self.quiet_until_us = now_us + 1000;
-                return;
-            }
-            if let Some((bytes, us)) = self.trickle {
-                limit = limit.min(bytes);
-                self.quiet_until_us = now_us + us;
-            }
-            let (out, fd) = (&self.conn.out, self.fd.as_fd());
-            let (result, bytes) = polypath_memory::with(|table| {
-                let mut gather = list.gather();
-                out.visit(limit, |chunk| match chunk {
-                    Chunk::Bytes(bytes) => gather.bytes(bytes),
-                    // A medium that is gone ends the list; an empty one ends the connection below.
-                    Chunk::Medium(segment) => table.view(segment).is_ok_and(|view| gather.view(view)),
-                });
-                (send_on(fd, &gather), gather.len())
-            });
-            match result {
-                Ok(Some(sent)) if bytes > 0 => {
-                    listener.bandwidth.spend(sent);
-                    self.conn.info.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
-                    let saved = self.conn.out.advance(sent, |segment, to| {
-                        polypath_memory::with(|table| table.view(segment).map(|view| view.copy_out(to)).map(|_| ()))
-                    });
-                    if saved.is_err() {
-                        self.dead = true;
-                        return;
-                    }
-                    if sent < bytes {
-                        self.blocked = true;
-                        return;
-                    }
-                }
-                Ok(None) => {
-                    self.blocked = true;
-                    return;
-                }
-                Ok(Some(_)) | Err(_) => {
-                    self.dead = true;
-                    return;
-                }
-            }
         }
     }
 }

@@ -4,27 +4,27 @@ mod admin;
 mod connect;
 mod data;
 mod io;
+mod meddle;
 mod out;
 #[cfg(test)]
 mod tests;
+mod transfer;
 pub(crate) mod wire;
 
-use crate::faults::{self, Answer, HeldRecord, HeldWrite, Kind, Rule, Who};
+use crate::faults::{self, Rule, Who};
 use crate::shared::{ConnInfo, Controller, Namespace, Shared};
 pub(crate) use out::{Chunk, Out};
 use polypath_block::{SlotKey, Slots};
-use polypath_nvme::sqe::io as op;
 use polypath_nvme::{Cqe, SglDescriptor, Sqe, StatusField};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use transfer::Transfer;
 use wire::{Agreed, Fatal, Fes, kind};
 
 /// No more PDUs are taken while so much waits to be sent.
 const OUT_LIMIT: usize = 1 << 20;
 /// Staged data of one connection at most; commands beyond it wait for their R2T.
 const STAGE_LIMIT: usize = 32 << 20;
-/// Where the generation begins in a transfer tag; below is the slot.
-const TAG_SHIFT: u32 = 10;
 
 /// What a connection needs from around it for one pass.
 pub(crate) struct Env<'a> {
@@ -51,17 +51,6 @@ enum Pending {
     Delayed { sqe: Sqe, data: Vec<u8>, until_us: u64 },
     /// A command that is never answered, or answered by a held write.
     Silent { cid: u16 },
-}
-
-#[derive(Debug)]
-struct Transfer {
-    sqe: Sqe,
-    len: usize,
-    got: usize,
-    /// End of what was asked for; 0 before the first R2T.
-    asked: usize,
-    stage: Vec<u8>,
-    bad_digest: bool,
 }
 
 impl Pending {
@@ -409,122 +398,6 @@ impl Conn {
             .map_err(|_| Fatal::new(Fes::SequenceError, 0, "more commands outstanding than the queue has entries"))
     }
 
-    fn start_transfer(&mut self, env: &Env<'_>, sqe: Sqe, len: usize) -> Result<(), Fatal> {
-        if self.controller.is_none() || len > env.shared.config.mdts_bytes as usize {
-            self.fail(env, sqe.cid(), StatusField::INVALID_FIELD);
-            return Ok(());
-        }
-        if let Err(status) = self.precheck(env, &sqe, len) {
-            self.complete(env, Cqe::new(sqe.cid(), status));
-            return Ok(());
-        }
-        let transfer = Transfer { sqe, len, got: 0, asked: 0, stage: Vec::new(), bad_digest: false };
-        let key = self.wait(Pending::Transfer(transfer))?;
-        if self.waiting.is_empty() && self.staged + len <= STAGE_LIMIT {
-            self.ask(env, key);
-        } else {
-            self.waiting.push_back(key);
-        }
-        Ok(())
-    }
-
-    /// Sends the next R2T of a transfer.
-    fn ask(&mut self, env: &Env<'_>, key: SlotKey) {
-        let limit = match env.shared.config.r2t_bytes as usize {
-            0 => usize::MAX,
-            n => n,
-        };
-        let Some(Pending::Transfer(t)) = self.pending.get_mut(key) else { return };
-        if t.asked == 0 {
-            self.staged += t.len;
-        }
-        let len = (t.len - t.got).min(limit);
-        t.asked = t.got + len;
-        let mut r2t = [0; wire::SHORT_HEADER];
-        r2t[0] = kind::R2T;
-        r2t[8..10].copy_from_slice(&t.sqe.cid().to_le_bytes());
-        r2t[10..12].copy_from_slice(&tag(key).to_le_bytes());
-        r2t[12..16].copy_from_slice(&(t.got as u32).to_le_bytes());
-        r2t[16..20].copy_from_slice(&(len as u32).to_le_bytes());
-        self.header_out(env, r2t, 0);
-    }
-
-    fn h2c_data(&mut self, env: &Env<'_>, pdu: &[u8], flags: u8, data: &[u8], good: bool) -> Result<(), Fatal> {
-        let (cid, ttag) = (wire::u16_at(pdu, 8), wire::u16_at(pdu, 10));
-        let (offset, len) = (wire::u32_at(pdu, 12) as usize, wire::u32_at(pdu, 16) as usize);
-        let key = self.pending.key_at(ttag & ((1 << TAG_SHIFT) - 1)).filter(|k| tag(*k) == ttag);
-        let Some((key, Some(Pending::Transfer(t)))) = key.map(|k| (k, self.pending.get_mut(k))) else {
-            return Err(Fatal::field(10, "TTAG names no transfer"));
-        };
-        if t.sqe.cid() != cid {
-            return Err(Fatal::field(8, "CCCID is not that of the transfer"));
-        }
-        if len != data.len() {
-            return Err(Fatal::field(16, "DATAL is not the length of the data"));
-        }
-        if offset != t.got || t.got + len > t.asked {
-            return Err(Fatal::new(Fes::OutOfRange, 12, "data that was not asked for"));
-        }
-        let last = t.got + len == t.asked;
-        if last != (flags & wire::LAST != 0) {
-            return Err(Fatal::field(1, "LAST_PDU does not agree with the R2T"));
-        }
-        t.bad_digest |= !good;
-        let whole = len == t.len;
-        if !whole {
-            if t.stage.is_empty() {
-                t.stage = self.pool.pop().unwrap_or_default();
-                t.stage.clear();
-            }
-            t.stage.extend_from_slice(data);
-        }
-        t.got += len;
-        if t.got < t.len {
-            if last {
-                self.ask(env, key);
-            }
-            return Ok(());
-        }
-        let Some(Pending::Transfer(t)) = self.pending.remove(key) else { return Ok(()) };
-        if t.bad_digest {
-            self.complete(env, Cqe::new(cid, StatusField::TRANSIENT_TRANSPORT_ERROR));
-        } else {
-            self.ready(env, &t.sqe, if whole { data } else { &t.stage });
-        }
-        self.staged -= t.len;
-        if t.stage.capacity() > 0 {
-            self.pool.push(t.stage);
-        }
-        self.ask_waiting(env);
-        Ok(())
-    }
-
-    fn unstage(&mut self, stage: Vec<u8>) {
-        if stage.capacity() > 0 {
-            self.pool.push(stage);
-        }
-        // What was staged is counted afresh from those that were asked for.
-        let asked = |p: &Pending| match p {
-            Pending::Transfer(t) if t.asked > 0 => t.len,
-            _ => 0,
-        };
-        self.staged = self.pending.iter().map(|(_, p)| asked(p)).sum();
-    }
-
-    fn ask_waiting(&mut self, env: &Env<'_>) {
-        while let Some(&key) = self.waiting.front() {
-            let len = match self.pending.get(key) {
-                Some(Pending::Transfer(t)) => t.len,
-                _ => 0,
-            };
-            if len > 0 && self.staged + len > STAGE_LIMIT {
-                return;
-            }
-            self.waiting.pop_front();
-            self.ask(env, key);
-        }
-    }
-
     /// A command with all its data: faults have their say, then it is executed.
     #[inline]
     fn ready(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) {
@@ -532,100 +405,6 @@ impl Conn {
             return;
         }
         self.execute(env, sqe, data);
-    }
-
-    /// Applies command faults. `true` when the command has been dealt with.
-    #[cold]
-    fn meddle(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> bool {
-        let admin = self.qid == 0;
-        let Some(kind) = faults::on_command(env.rules, &self.who(), admin, sqe.opcode(), env.now_us) else {
-            return false;
-        };
-        let cid = sqe.cid();
-        let slot = match kind {
-            Kind::Delay { us } => {
-                self.delayed += 1;
-                Pending::Delayed { sqe: *sqe, data: data.to_vec(), until_us: env.now_us + us }
-            }
-            Kind::Lose { execute } => {
-                // A read changes nothing: not executing it is the same.
-                if execute && sqe.opcode() != op::READ {
-                    let keep = self.out.len();
-                    self.execute(env, sqe, data);
-                    // Answers without a medium's data are bytes only, which can be taken back.
-                    let answer = self.out.len() - keep;
-                    if answer > 0 {
-                        self.out.take_back(answer);
-                    }
-                }
-                Pending::Silent { cid }
-            }
-            Kind::Hold { after_us, beyond, answer } => {
-                if !self.hold(env, sqe, data, after_us, beyond, answer) {
-                    return false;
-                }
-                Pending::Silent { cid }
-            }
-            _ => return false,
-        };
-        if let Err(fatal) = self.wait(slot) {
-            self.delayed -= usize::from(matches!(kind, Kind::Delay { .. }));
-            self.terminate(env, fatal, sqe.as_bytes());
-        }
-        true
-    }
-
-    /// Takes a write away to be applied late. `false` when it cannot be, and is executed as usual.
-    fn hold(
-        &mut self,
-        env: &Env<'_>,
-        sqe: &Sqe,
-        data: &[u8],
-        after_us: Option<u64>,
-        beyond: bool,
-        answer: Answer,
-    ) -> bool {
-        let (Some(controller), Ok(range)) = (self.controller.clone(), self.range(env, sqe)) else { return false };
-        let zeroes = sqe.opcode() == op::WRITE_ZEROES;
-        if !zeroes && data.len() as u64 != range.len {
-            return false;
-        }
-        let bound_us = env.shared.bound_us(&controller);
-        // A little early, so that a host that waits exactly the bound is on the safe side.
-        let latest_us = bound_us.map(|b| b - (b / 50).max(20_000).min(b));
-        let after_us = match (after_us, latest_us, beyond) {
-            (Some(after), Some(latest), false) => after.min(latest),
-            (Some(after), ..) => after,
-            (None, Some(latest), false) => latest,
-            (None, ..) => bound_us.unwrap_or(1_000_000) + 500_000,
-        };
-        let id = env.shared.held.next_id();
-        let record = HeldRecord {
-            id,
-            cntlid: controller.id,
-            qid: self.qid,
-            cid: sqe.cid(),
-            nsid: range.namespace.nsid,
-            lba: sqe.slba(),
-            blocks: u64::from(sqe.nlb_z()) + 1,
-            held_unix_us: env.shared.unix_us(env.now_us),
-            apply_after_ms: after_us / 1000,
-            bound_ms: bound_us.map(|b| b / 1000),
-            beyond,
-            applied_unix_us: None,
-            after_teardown: None,
-        };
-        let write = HeldWrite {
-            id,
-            namespace: range.namespace.clone(),
-            offset: range.offset,
-            data: (!zeroes).then(|| data.to_vec()),
-            len: range.len,
-            apply_us: env.now_us + after_us,
-            answer: (answer == Answer::After).then(|| (self.info.thread, self.info.id, sqe.cid())),
-        };
-        tracing::info!(id, cid = sqe.cid(), lba = sqe.slba(), after_ms = after_us / 1000, "write held");
-        env.shared.held.hold(write, record)
     }
 
     #[inline]
@@ -731,9 +510,4 @@ impl Conn {
 fn takes_data(sqe: &Sqe) -> bool {
     let code = if sqe.opcode() == polypath_nvme::sqe::admin::FABRICS { sqe.fctype() } else { sqe.opcode() };
     code & 3 == 1
-}
-
-/// A transfer tag: slot and generation.
-fn tag(key: SlotKey) -> u16 {
-    key.index() | key.generation() << TAG_SHIFT
 }

@@ -3,7 +3,7 @@
 use super::out::drain;
 use super::*;
 use crate::config::{ListenerConfig, NamespaceConfig, SubsystemConfig, TargetConfig};
-use crate::faults::{Ops, Scope};
+use crate::faults::{Kind, Ops, Scope};
 use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, cattr};
 use polypath_nvme::nqn::{HostId, Nqn};
 use polypath_nvme::properties::Register;
