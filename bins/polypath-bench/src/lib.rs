@@ -22,5 +22,6 @@ pub mod latency;
 pub mod limit;
 pub mod ratio;
 pub mod run;
+pub mod slices;
 pub mod verify;
 pub mod workload;

@@ -3,6 +3,7 @@
 use super::{BLOCK, HEADER, LimitConfig, REQUEST, RESPONSE};
 use crate::cpu;
 use crate::latency::Latencies;
+use crate::slices::Slices;
 use anyhow::Context as _;
 use polypath_block::Time;
 use polypath_reactor::{Idle, IdlePolicy, now};
@@ -161,6 +162,7 @@ pub(super) struct Measured {
     pub(super) cpu: Duration,
     pub(super) syscalls: u64,
     pub(super) errors: u64,
+    pub(super) quiet_rate: f64,
     pub(super) taken_pct: f64,
 }
 
@@ -174,6 +176,7 @@ pub(super) struct Client<'a> {
     blocks: Vec<u8>,
     asked: Vec<Time>,
     latencies: Latencies,
+    slices: Slices,
     errors: u64,
 }
 
@@ -193,6 +196,7 @@ impl<'a> Client<'a> {
             blocks: vec![0; config.qd * BLOCK],
             asked: vec![Time::ZERO; config.qd],
             latencies: Latencies::new(),
+            slices: Slices::new(),
             errors: 0,
         })
     }
@@ -213,6 +217,7 @@ impl<'a> Client<'a> {
         self.latencies.clear();
         self.errors = 0;
         let (start, cpu, syscalls, watch) = (now(), cpu::thread_time(), self.side.syscalls, Watch::start());
+        self.slices.restart(start);
         let end = start.after(self.config.time);
         while time < end {
             time = self.pass(&mut have)?;
@@ -222,6 +227,7 @@ impl<'a> Client<'a> {
             cpu: cpu::thread_time().saturating_sub(cpu),
             syscalls: self.side.syscalls - syscalls,
             errors: self.errors,
+            quiet_rate: self.slices.quiet_rate(),
             taken_pct: watch.taken_pct(),
             latencies: self.latencies,
         })
@@ -250,6 +256,7 @@ impl<'a> Client<'a> {
             self.tx[asked * REQUEST + REQUEST_ID..][..2].copy_from_slice(&id.to_le_bytes());
             asked += 1;
         }
+        self.slices.completed(time, asked as u64);
         self.side.send(&self.tx[..asked * REQUEST]).context("sending")?;
         self.rx.copy_within(whole * RESPONSE..*have, 0);
         *have -= whole * RESPONSE;

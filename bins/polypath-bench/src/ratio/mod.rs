@@ -75,6 +75,12 @@ pub struct Case {
     pub iops_ratio: f64,
     /// Median of the ratios of single pairs: what a machine whose speed drifts is better judged by.
     pub iops_ratio_paired: f64,
+    /// Median of the limit's rate while the cores were left alone (`iops_quiet`).
+    pub limit_iops_quiet: f64,
+    /// Median of the initiator's.
+    pub run_iops_quiet: f64,
+    /// The second over the first: the ratio to look at on a machine that others use.
+    pub iops_quiet_ratio: f64,
     /// Median of the limit's median latency.
     pub limit_p50_us: f64,
     /// Median of the initiator's median latency.
@@ -100,6 +106,10 @@ pub struct Pair {
     pub limit_iops: f64,
     /// The initiator's.
     pub run_iops: f64,
+    /// The limit's rate while the cores were left alone.
+    pub limit_iops_quiet: f64,
+    /// The initiator's.
+    pub run_iops_quiet: f64,
     /// The limit's median latency.
     pub limit_p50_us: f64,
     /// The initiator's.
@@ -194,6 +204,8 @@ fn pair(
     let pair = Pair {
         limit_iops: l.iops,
         run_iops: r.iops,
+        limit_iops_quiet: l.iops_quiet,
+        run_iops_quiet: r.iops_quiet,
         limit_p50_us: l.lat_us.p50,
         run_p50_us: r.lat_us.p50,
         limit_mean_us: l.lat_us.mean,
@@ -206,6 +218,7 @@ fn pair(
 fn case(qd: u16, pairs: Vec<Pair>, errors: u64) -> Case {
     let of = |value: fn(&Pair) -> f64| median(pairs.iter().map(value).collect());
     let (limit_iops, run_iops) = (of(|p| p.limit_iops), of(|p| p.run_iops));
+    let (limit_iops_quiet, run_iops_quiet) = (of(|p| p.limit_iops_quiet), of(|p| p.run_iops_quiet));
     let (limit_p50_us, run_p50_us) = (of(|p| p.limit_p50_us), of(|p| p.run_p50_us));
     let (limit_mean_us, run_mean_us) = (of(|p| p.limit_mean_us), of(|p| p.run_mean_us));
     Case {
@@ -214,6 +227,9 @@ fn case(qd: u16, pairs: Vec<Pair>, errors: u64) -> Case {
         run_iops,
         iops_ratio: ratio(run_iops, limit_iops),
         iops_ratio_paired: round3(of(|p| p.run_iops / p.limit_iops.max(1e-9))),
+        limit_iops_quiet,
+        run_iops_quiet,
+        iops_quiet_ratio: ratio(run_iops_quiet, limit_iops_quiet),
         limit_p50_us,
         run_p50_us,
         p50_ratio: ratio(run_p50_us, limit_p50_us),
@@ -330,7 +346,7 @@ mod tests {
                 case.limit_iops > 0.0 && case.run_iops > 0.0 && case.iops_ratio > 0.0 && case.errors == 0,
                 "{case:?}"
             );
-            assert!(case.p50_ratio > 0.0 && case.mean_ratio > 0.0, "{case:?}");
+            assert!(case.limit_p50_us > 0.0 && case.run_p50_us > 0.0 && case.iops_quiet_ratio > 0.0, "{case:?}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::cpu;
 use crate::gap::{Gap, SharedGap};
 use crate::latency::Latencies;
+use crate::slices::Slices;
 use crate::verify::{Outcome, Statistics, Ticket, Verifier};
 use crate::workload::{Request, Workload};
 use polypath_block::{
@@ -63,6 +64,7 @@ pub(super) struct JobResult {
     pub(super) errors: u64,
     pub(super) error_samples: Vec<String>,
     pub(super) latencies: Latencies,
+    pub(super) slices: Slices,
     pub(super) longest_gap: Duration,
     pub(super) cpu: Option<Duration>,
     /// Time that others had the core of its reactor.
@@ -183,6 +185,7 @@ impl Job {
             self.measuring = true;
             self.result.latencies.clear();
             self.gap.restart(cx.now);
+            self.result.slices.restart(cx.now);
             self.cpu_begin = cpu::thread_time();
             self.wait_begin = cpu::thread_wait();
         }
@@ -209,6 +212,7 @@ impl Job {
                 self.spec.control.gap.completed(self.gap.since(), cx.now);
             }
             self.gap.completed(cx.now, n as u64);
+            self.result.slices.completed(cx.now, n as u64);
             self.gap.submitted(cx.now, n as u64);
         }
         for completion in &done.completions {

@@ -51,6 +51,7 @@ fn the_keys_are_what_was_promised() {
         "fencing",
         "idle",
         "iops",
+        "iops_quiet",
         "ios",
         "jobs",
         "lat_us",
