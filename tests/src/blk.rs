@@ -244,7 +244,9 @@ impl<'a> Engine<'a> {
     /// Issues one request; false when nothing more can be issued now.
     fn issue(&mut self) -> bool {
         let Some(slot) = self.free.pop_front() else { return false };
-        let op = if self.random.below(self.options.flush_every) == 0 { Some(Op::Flush) } else { self.choose() };
+        // The first FLUSH does not wait for its draw: a short run must have one too.
+        let due = self.report.flushes == 0 && self.report.ios >= 64;
+        let op = if due || self.random.below(self.options.flush_every) == 0 { Some(Op::Flush) } else { self.choose() };
         let Some(op) = op else {
             self.free.push_front(slot);
             return false;

@@ -14,6 +14,7 @@
 
 pub mod blk;
 pub mod bring_up;
+pub mod capture;
 pub mod guest;
 pub mod initramfs;
 pub mod lab;
