@@ -35,7 +35,7 @@ pub struct ClientError {
 }
 
 impl ClientConfig {
-    /// Reads `vhost-user-blk:///path?queues=1&queue_size=512&readonly=off`.
+    /// Reads `vhost-user-blk:///path?queues=1&queue_size=256&readonly=off`.
     ///
     /// # Errors
     /// Names the part of the URI that is wrong.
@@ -47,7 +47,7 @@ impl ClientConfig {
         Ok(ClientConfig {
             path: path.clone(),
             queues: uri.option_number("queues", 1)?,
-            queue_size: uri.option_number("queue_size", 512)?,
+            queue_size: uri.option_number("queue_size", 256)?,
             read_only: uri.option_bool("readonly", false)?,
         })
     }
