@@ -130,6 +130,51 @@ impl PathRecord {
         View { shared: self.shared.clone(), stand: self.stand(), info: self.info.clone(), domain: self.domain }
     }
 
+    /// A path has changed its state: counts it, logs it, and says what to tell.
+    fn announce(&mut self, group: &str, old: PathState, why: &str) -> Option<EventKind> {
+        let path = &*self.shared.name;
+        Some(match self.state {
+            PathState::Usable if old == PathState::Stalled => {
+                tracing::info!(group, path, "path speaks again");
+                EventKind::PathResumed
+            }
+            PathState::Usable => {
+                let recovered = core::mem::replace(&mut self.ever_up, true);
+                self.recoveries += u64::from(recovered);
+                tracing::info!(group, path, recovered, "path taken into use: {why}");
+                EventKind::PathUp { recovered }
+            }
+            PathState::Stalled => {
+                tracing::warn!(
+                    group,
+                    path,
+                    "path is silent with requests outstanding: used only when nothing better is left"
+                );
+                EventKind::PathStalled
+            }
+            PathState::Down => {
+                self.failures += u64::from(self.ever_up);
+                let cause = self.cause.unwrap_or(Code::PathLost);
+                tracing::warn!(group, path, ?cause, "path left: {why}");
+                EventKind::PathDown { cause, why: why.to_owned() }
+            }
+            PathState::Quarantined => {
+                self.failures += u64::from(matches!(old, PathState::Usable | PathState::Stalled));
+                self.cause = Some(Code::PathIdentity);
+                tracing::error!(group, path, "path quarantined: {why}");
+                EventKind::Quarantined { why: why.to_owned() }
+            }
+            PathState::Removed => {
+                tracing::info!(group, path, "path removed: every reactor has let go of it");
+                EventKind::PathRemoved
+            }
+            PathState::Removing | PathState::Connecting => {
+                tracing::info!(group, path, "path is being removed: draining");
+                return None;
+            }
+        })
+    }
+
     pub(crate) fn statistics(&self) -> PathStatistics {
         let totals = Totals::of(self);
         PathStatistics {
@@ -258,45 +303,9 @@ impl Control {
             return;
         }
         (record.state, record.since, record.why) = (new, now, why.to_owned());
-        let path = record.shared.name.clone();
-        let kind = match new {
-            PathState::Usable if old == PathState::Stalled => {
-                tracing::info!(%group, %path, "path speaks again");
-                EventKind::PathResumed
-            }
-            PathState::Usable => {
-                let recovered = record.ever_up;
-                record.ever_up = true;
-                record.recoveries += u64::from(recovered);
-                tracing::info!(%group, %path, recovered, "path taken into use: {why}");
-                EventKind::PathUp { recovered }
-            }
-            PathState::Stalled => {
-                tracing::warn!(%group, %path, "path is silent with requests outstanding: used only when nothing better is left");
-                EventKind::PathStalled
-            }
-            PathState::Down => {
-                record.failures += u64::from(record.ever_up);
-                let cause = record.cause.unwrap_or(Code::PathLost);
-                tracing::warn!(%group, %path, ?cause, "path left: {why}");
-                EventKind::PathDown { cause, why: why.to_owned() }
-            }
-            PathState::Quarantined => {
-                record.failures += u64::from(matches!(old, PathState::Usable | PathState::Stalled));
-                record.cause = Some(Code::PathIdentity);
-                tracing::error!(%group, %path, "path quarantined: {why}");
-                EventKind::Quarantined { why: why.to_owned() }
-            }
-            PathState::Removed => {
-                tracing::info!(%group, %path, "path removed: every reactor has let go of it");
-                EventKind::PathRemoved
-            }
-            PathState::Removing | PathState::Connecting => {
-                tracing::info!(%group, %path, "path is being removed: draining");
-                return;
-            }
-        };
-        self.tell(now, Some(at), kind);
+        if let Some(kind) = record.announce(&group, old, why) {
+            self.tell(now, Some(at), kind);
+        }
     }
 
     /// Brings the state in line with what queues reported.

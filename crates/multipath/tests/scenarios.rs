@@ -165,7 +165,7 @@ fn scenario(seed: u64) {
 
 #[test]
 fn any_faults_in_any_order_lose_nothing() {
-    for seed in seeds(1, 200) {
+    for seed in seeds(1, 100) {
         let caught = std::panic::catch_unwind(|| scenario(seed));
         if let Err(panic) = caught {
             eprintln!("FAILED with SIM_SEED={seed}");
@@ -176,7 +176,7 @@ fn any_faults_in_any_order_lose_nothing() {
 
 #[test]
 fn all_paths_lost_at_once_and_back_again() {
-    for seed in seeds(5000, 40) {
+    for seed in seeds(5000, 20) {
         let t = Setup::plain(seed, 4);
         let mut guest = t.guest(Mix::ALL, 0);
         t.run(&mut guest, ms(5));
@@ -195,7 +195,7 @@ fn all_paths_lost_at_once_and_back_again() {
 
 #[test]
 fn paths_come_and_go_under_load() {
-    for seed in seeds(9000, 20) {
+    for seed in seeds(9000, 10) {
         let mut t = Setup::plain(seed, 2);
         let mut guest = t.guest(Mix::ALL, 0);
         for round in 0..8 {

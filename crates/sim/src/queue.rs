@@ -201,18 +201,16 @@ impl IoQueue for SimQueue {
         for (tag, status, proof) in self.ended.drain(..) {
             done.complete_with(tag, status, proof);
         }
-        if self.closing && self.in_flight() == 0 {
-            if let Some(conn) = self.conn.take() {
-                self.world.lock().close_conn(conn);
-            }
+        if self.closing
+            && self.in_flight() == 0
+            && let Some(conn) = self.conn.take()
+        {
+            self.world.lock().close_conn(conn);
         }
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
-        if !self.ended.is_empty()
-            || !self.suspects.is_empty()
-            || self.can_connect()
-        {
+        if !self.ended.is_empty() || !self.suspects.is_empty() || self.can_connect() {
             return Armed::Busy;
         }
         if self.death(cx.now).is_some() {

@@ -1,7 +1,7 @@
 //! Finding a path for a task.
 
 use super::parent::Parent;
-use super::{MultipathQueue, Owner, Task};
+use super::{MultipathQueue, Owner};
 use crate::selector::{Choice, Selector};
 use crate::stats;
 use core::time::Duration;
@@ -161,11 +161,15 @@ impl MultipathQueue {
         }
     }
 
-    /// Flushes the cache behind `slot` before the path is let go. False when its queue does not take it now.
+    /// Flushes the cache behind `slot` before the path is let go. Fails when its queue does not take it now.
     pub(super) fn send_removal_flush(&mut self, cx: &mut Cx<'_>, slot: usize, domain: u8) -> Result<(), RefusedWhy> {
-        let task: Task = self.new_task(polypath_block::Io::flush(0), Owner::Removal(slot), cx.now, Some(domain));
+        let task = self.new_task(polypath_block::Io::flush(0), Owner::Removal(slot), cx.now, Some(domain));
         let Ok(key) = self.tasks.insert(task) else { return Err(RefusedWhy::Full) };
-        self.send(cx, key, slot, 0).inspect_err(|_| drop(self.tasks.remove(key)))
+        let sent = self.send(cx, key, slot, 0);
+        if sent.is_err() {
+            self.tasks.remove(key);
+        }
+        sent
     }
 }
 

@@ -101,7 +101,7 @@ pub(crate) enum AnySelector {
     RoundRobin(round_robin::RoundRobin),
     Random(random::Random),
     Hash(hash::Hash),
-    Weight(weight::Weight),
+    Weight(Box<weight::Weight>),
     ServiceTime(service_time::ServiceTime),
     AverageRate(Box<average_rate::AverageRate>),
     QueueLength(queue_length::QueueLength),

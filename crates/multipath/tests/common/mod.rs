@@ -117,8 +117,8 @@ impl Setup {
         self.run(&mut reader, ms(1));
         reader.verify_all();
         reader.finish(ms(10_000));
-        guest.violations.extend(reader.violations.drain(..));
-        guest.failed.extend(reader.failed.drain(..));
+        guest.violations.append(&mut reader.violations);
+        guest.failed.append(&mut reader.failed);
     }
 
     pub fn stats_of(&self, name: &str) -> Option<PathStatistics> {
