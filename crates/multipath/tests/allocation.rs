@@ -74,7 +74,8 @@ impl IoQueue for NullQueue {
     fn poll(&mut self, _: &mut Cx<'_>, done: &mut Done) {
         for io in self.open.drain(..) {
             self.n += 1;
-            let code = if self.n.is_multiple_of(97) { polypath_block::Code::PathBusy } else { polypath_block::Code::Ok };
+            let code =
+                if self.n.is_multiple_of(97) { polypath_block::Code::PathBusy } else { polypath_block::Code::Ok };
             done.completions.push(Completion { tag: io.tag, status: Status::new(code), proof: Proof::Answered });
         }
     }
