@@ -49,8 +49,8 @@ pub(crate) struct Admin {
     pub(crate) now: Time,
     /// The earliest time any future waits for.
     pub(crate) deadline: Time,
-    /// When anything last came from the controller.
-    pub(crate) heard: Time,
+    /// The association is up: nothing is urgent but what is asked for.
+    pub(crate) settled: bool,
     link: Option<Link>,
     broken: Option<Fault>,
     tickets: Slots<Ticket>,
@@ -85,7 +85,7 @@ impl Admin {
         Ok(Admin {
             now,
             deadline: Time::NEVER,
-            heard: now,
+            settled: false,
             link: None,
             broken: None,
             tickets: Slots::new(ADMIN_DEPTH),
@@ -102,7 +102,6 @@ impl Admin {
     pub(crate) fn set_link(&mut self, link: Link) {
         self.link = Some(link);
         self.broken = None;
-        self.heard = self.now;
     }
 
     /// Closes the connection abortively, if there is one, and forgets the commands on it.
@@ -123,12 +122,7 @@ impl Admin {
             }
         });
         match moved {
-            Ok(moved) => {
-                if moved {
-                    self.heard = self.now;
-                }
-                moved
-            }
+            Ok(moved) => moved,
             Err(why) => {
                 *broken = Some(why.into());
                 true

@@ -2,7 +2,7 @@
 
 use crate::admin::{ADMIN_DATA, ADMIN_DEPTH, Data, Fault, Handle, command, demand, sleep_until};
 use crate::config::ControllerConfig;
-use crate::link::Link;
+use crate::link::{Link, RX_ADMIN};
 use crate::namespace::{ControllerView, describe};
 use crate::pdu::IcReq;
 use crate::proto::HostConfig;
@@ -22,6 +22,8 @@ use std::task::Poll;
 
 /// Most namespaces of one controller that are looked at.
 const MOST_NAMESPACES: usize = 1024;
+/// Bytes of a log page that any controller gives in one command (MDTS is at least one page).
+pub(crate) const PIECE: u32 = 4096;
 /// Most bytes of a log page that are read.
 const MOST_LOG: u64 = 1 << 20;
 
@@ -76,7 +78,7 @@ pub(crate) async fn connect(
     kato_ms: u32,
 ) -> Result<u16, Fault> {
     let deadline = admin.borrow().now.after(config.connect_timeout);
-    let link = Link::dial(&*config.dialer, address, host_config(config, ADMIN_DEPTH))?;
+    let link = Link::dial(&*config.dialer, address, host_config(config, ADMIN_DEPTH), RX_ADMIN)?;
     admin.borrow_mut().set_link(link);
     poll_fn(|_| {
         let mut a = admin.borrow_mut();
@@ -178,19 +180,20 @@ pub(crate) async fn configure_events(
     Ok(())
 }
 
-/// `len` bytes of a log page, in pieces that one command can carry.
+/// `len` bytes of a log page from `from` on, in pieces of at most `most`: what every controller's MDTS allows is [`PIECE`], but
+/// only controllers that take an offset (LPA bit 2) can give a longer page in pieces.
 pub(crate) async fn read_log(
     admin: &Handle,
     config: &ControllerConfig,
-    nsid: u32,
-    page: u8,
+    (nsid, page): (u32, u8),
     from: u64,
     len: u64,
+    most: u32,
 ) -> Result<Vec<u8>, Fault> {
     let len = len.min(MOST_LOG).next_multiple_of(4);
     let mut log = Vec::with_capacity(len as usize);
     while (log.len() as u64) < len {
-        let piece = (len - log.len() as u64).min(ADMIN_DATA.into()) as u32;
+        let piece = (len - log.len() as u64).min(most.into()) as u32;
         let sqe = Sqe::get_log_page(0, nsid, page, 0, false, from + log.len() as u64, piece);
         let what = format!("Get Log Page {page:#04x}");
         let answer = demand(admin, &what, sqe, Data::In(piece), config.connect_timeout).await?;
@@ -208,8 +211,9 @@ pub(crate) async fn ana_log(
     if !controller.has_ana() {
         return Ok(None);
     }
+    let most = if controller.lpa & 1 << 2 != 0 { PIECE } else { ADMIN_DATA };
     let len = controller.ana_log_bytes();
-    let log = read_log(admin, config, NSID_ALL, lid::ANA, 0, len).await?;
+    let log = read_log(admin, config, (NSID_ALL, lid::ANA), 0, len, most).await?;
     Ok(Some(AnaLog::parse(&log)?))
 }
 

@@ -169,7 +169,7 @@ impl Poller for AdminPoller {
         let called = self.shared.answer_call();
         let (due, urgent) = {
             let a = admin.borrow();
-            (cx.now >= a.deadline, a.link().is_some_and(|link| !link.is_ready() || link.in_flight() > 2))
+            (cx.now >= a.deadline, a.link().is_some_and(|link| !a.settled || link.in_flight() > 2))
         };
         let pause = if urgent || self.slept { LOOK_SOON } else { LOOK_EVERY };
         if !called && !due && cx.now < self.looked.after(pause) {

@@ -123,12 +123,13 @@ fn ask(config: &ControllerConfig) -> Result<Vec<DiscoveryEntry>, Fault> {
 async fn read(admin: &Handle, config: &ControllerConfig) -> Result<Vec<DiscoveryEntry>, Fault> {
     let record = DISCOVERY_RECORD_LEN as u64;
     for _ in 0..MOST_READS {
-        let header = attach::read_log(admin, config, 0, lid::DISCOVERY, 0, record).await?;
+        let header = attach::read_log(admin, config, (0, lid::DISCOVERY), 0, record, attach::PIECE).await?;
         let before = DiscoveryHeader::parse(&header)?;
         let count = before.numrec.min(MOST_ENTRIES);
         let mut bytes = DiscoveryHeader { numrec: count, ..before.clone() }.to_bytes().to_vec();
-        bytes.extend(attach::read_log(admin, config, 0, lid::DISCOVERY, record, count * record).await?);
-        let header = attach::read_log(admin, config, 0, lid::DISCOVERY, 0, record).await?;
+        bytes
+            .extend(attach::read_log(admin, config, (0, lid::DISCOVERY), record, count * record, attach::PIECE).await?);
+        let header = attach::read_log(admin, config, (0, lid::DISCOVERY), 0, record, attach::PIECE).await?;
         if DiscoveryHeader::parse(&header)?.genctr != before.genctr {
             continue;
         }

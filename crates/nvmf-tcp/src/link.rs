@@ -15,8 +15,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 
-/// Bytes received in one call.
-const RX_BUFFER: usize = 256 << 10;
+/// Bytes an I/O queue receives in one call.
+pub(crate) const RX_IO: usize = 256 << 10;
+/// Bytes an admin queue receives in one call.
+pub(crate) const RX_ADMIN: usize = 16 << 10;
 /// From so many missing bytes of one PDU on the kernel places them itself.
 const DIRECT: u32 = 16 << 10;
 /// Receives of one turn.
@@ -104,7 +106,12 @@ pub(crate) struct Link {
 
 impl Link {
     /// Begins to connect. [`Link::receive`] does the rest up to the ICResp.
-    pub(crate) fn dial(dialer: &dyn Dialer, address: SocketAddr, config: HostConfig) -> Result<Link, Broken> {
+    pub(crate) fn dial(
+        dialer: &dyn Dialer,
+        address: SocketAddr,
+        config: HostConfig,
+        rx: usize,
+    ) -> Result<Link, Broken> {
         let broken = |reason: String| Broken { code: Code::PathLost, reason };
         let connection = HostConnection::new(config).map_err(|e| broken(e.to_string()))?;
         let stream = dialer.dial(address).map_err(|e| broken(format!("connecting to {address}: {e}")))?;
@@ -115,7 +122,7 @@ impl Link {
             holdings,
             connected: false,
             started: false,
-            rx: vec![0; RX_BUFFER].into(),
+            rx: vec![0; rx].into(),
             rx_list: IoList::new(),
             tx_list: IoList::new(),
             rx_crc: 0,

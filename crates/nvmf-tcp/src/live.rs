@@ -4,7 +4,7 @@ use crate::admin::{ADMIN_DATA, Data, Fault, Handle, Task, command, poll_once, ra
 use crate::attach;
 use crate::namespace::{ControllerView, access_of};
 use crate::shared::{AbortAnswer, Association, Shared};
-use polypath_block::{Code, Time};
+use polypath_block::{Access, Code, Time};
 use polypath_nvme::Sqe;
 use polypath_nvme::keepalive::send_interval_ms;
 use polypath_nvme::log::{AsyncEvent, EventKind, lid};
@@ -14,6 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
+
+/// How often the ANA log is read again while some namespace is changing its state.
+const TRANSITION: Duration = Duration::from_secs(1);
 
 /// What the tasks of one association share.
 #[derive(Clone)]
@@ -26,13 +29,17 @@ pub(crate) struct Living {
 
 /// Runs until the association ends; says why.
 pub(crate) async fn live(living: Living) -> Fault {
+    let admin = living.admin.clone();
+    admin.borrow_mut().settled = true;
     let tasks: Vec<Task<Fault>> = vec![
         Box::pin(watch(living.clone())),
         Box::pin(keep_alive(living.clone())),
         Box::pin(ended(events(living.clone()))),
         Box::pin(ended(orders(living))),
     ];
-    race(tasks).await
+    let fault = race(tasks).await;
+    admin.borrow_mut().settled = false;
+    fault
 }
 
 async fn ended(task: impl Future<Output = Result<(), Fault>>) -> Fault {
@@ -122,7 +129,7 @@ async fn events(l: Living) -> Result<(), Fault> {
         match event.kind {
             EventKind::NamespacesChanged => {
                 // Reading the list clears the event; what changed is found by looking at all.
-                attach::read_log(&l.admin, config, NSID_ALL, lid::CHANGED_NAMESPACES, 0, 4096).await?;
+                attach::read_log(&l.admin, config, (NSID_ALL, lid::CHANGED_NAMESPACES), 0, 4096, attach::PIECE).await?;
                 rescan(&l).await?;
             }
             EventKind::AnaChanged => refresh_ana(&l).await?,
@@ -164,8 +171,16 @@ async fn refresh_ana(l: &Living) -> Result<(), Fault> {
 /// Aborts, and looks at the ANA log, that queues ask for.
 async fn orders(l: Living) -> Result<(), Fault> {
     loop {
-        poll_fn(|_| if l.shared.has_orders() { Poll::Ready(()) } else { Poll::Pending }).await;
-        if l.shared.take_ana() {
+        // A transition that ends without an event must not last for ever.
+        let changing = l.association.namespaces().values().any(|n| n.info.access == Access::Change);
+        let again = if changing { l.admin.borrow().now.after(TRANSITION) } else { Time::NEVER };
+        let due = poll_fn(|_| match l.shared.has_orders() {
+            true => Poll::Ready(false),
+            false if l.admin.borrow_mut().reached(again) => Poll::Ready(true),
+            false => Poll::Pending,
+        })
+        .await;
+        if l.shared.take_ana() || due {
             refresh_ana(&l).await?;
         }
         for order in l.shared.take_aborts() {

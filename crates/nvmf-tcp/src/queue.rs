@@ -9,7 +9,7 @@
 use crate::admin::Fault;
 use crate::attach;
 use crate::command;
-use crate::link::{Broken, Finished, Link, Transfer};
+use crate::link::{Broken, Finished, Link, RX_IO, Transfer};
 use crate::loss::Fenced;
 use crate::shared::{Association, Namespace, QueueDesk, Shared, Stage};
 use crate::status;
@@ -244,7 +244,7 @@ impl NvmeQueue {
         let config = &self.shared.config;
         let mut host = attach::host_config(config, association.depth);
         host.in_capsule_bytes = association.in_capsule;
-        match Link::dial(&*config.dialer, association.address, host) {
+        match Link::dial(&*config.dialer, association.address, host, RX_IO) {
             Ok(link) => {
                 self.link = Some(link);
                 self.way = Way::Opening { until: now.after(config.connect_timeout), connecting: false };
