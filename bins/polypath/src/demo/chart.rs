@@ -19,7 +19,7 @@ const PALETTE: [RGBColor; 8] = [
 /// Draws `samples` (MiB/s per path) with `marks` for what was done to which path.
 pub(super) fn draw(file: &Path, names: &[String], samples: &[Sample], marks: &[Mark]) -> Result<()> {
     let end = samples.last().map_or(1.0, |s| s.at_s).max(1.0);
-    let top = samples.iter().flat_map(|s| s.mib_s.iter().copied()).fold(1.0f64, f64::max) * 1.15;
+    let top = samples.iter().flat_map(|s| s.mib_s.iter().copied()).fold(1.0f64, f64::max) * 1.45;
     let area = SVGBackend::new(file, (960, 480)).into_drawing_area();
     let fail = |e: &dyn std::fmt::Display| anyhow!("chart {}: {e}", file.display());
     area.fill(&WHITE).map_err(|e| fail(&e))?;
@@ -40,10 +40,14 @@ pub(super) fn draw(file: &Path, names: &[String], samples: &[Sample], marks: &[M
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
     }
-    for mark in marks {
+    for (i, mark) in marks.iter().enumerate() {
+        // Neighbours in time would write over each other: go down a row with each.
+        let row = top * (0.985 - 0.045 * (i % 6) as f64);
         let line = [(mark.at_s, 0.0), (mark.at_s, top)];
         chart.draw_series([PathElement::new(line, BLACK.mix(0.4))]).map_err(|e| fail(&e))?;
-        let text = Text::new(mark.text.clone(), (mark.at_s + end * 0.004, top * 0.985), ("sans-serif", 12));
+        // The second half of a long line would leave the picture.
+        let short: String = mark.text.split(':').next().unwrap_or("").to_owned();
+        let text = Text::new(short, (mark.at_s + end * 0.004, row), ("sans-serif", 11));
         chart.draw_series([text]).map_err(|e| fail(&e))?;
     }
     chart
