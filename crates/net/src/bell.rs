@@ -14,6 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 pub struct Bell {
     rung: AtomicBool,
     asleep: AtomicBool,
+    /// The owner has armed it since it last rose.
+    armed: AtomicBool,
+    /// A ringer has woken us (or is about to) by a write that was not read yet.
+    owed: AtomicBool,
     event: OwnedFd,
     id: u64,
 }
@@ -25,7 +29,8 @@ impl Bell {
     /// When there is no descriptor to be had.
     pub fn new() -> io::Result<Bell> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Bell { rung: AtomicBool::new(false), asleep: AtomicBool::new(false), event, id: Waits::unique() })
+        let no = || AtomicBool::new(false);
+        Ok(Bell { rung: no(), asleep: no(), armed: no(), owed: no(), event, id: Waits::unique() })
     }
 
     /// Rings. Costs a system call only when the owner sleeps.
@@ -48,6 +53,7 @@ impl Bell {
     /// Names the descriptor that ends a sleep; [`Armed::Busy`] when it has rung already. The owner must call
     /// [`Bell::rise`] when it is awake again.
     pub fn arm(&self, waits: &mut Waits) -> Armed {
+        self.armed.store(true, Ordering::Relaxed);
         self.asleep.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if self.rung.load(Ordering::SeqCst) {
@@ -58,20 +64,27 @@ impl Bell {
         Armed::Sleep
     }
 
-    /// The owner is awake. Cheap when it did not sleep.
+    /// The owner is awake. Cheap when it did not sleep, and no system call when it was not rung awake.
     #[inline]
     pub fn rise(&self) {
-        if self.asleep.load(Ordering::Relaxed) || self.rung.load(Ordering::Relaxed) {
-            self.empty();
+        if self.armed.load(Ordering::Relaxed) {
+            self.wake_up();
         }
     }
 
     #[cold]
-    fn empty(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
-        let mut count = [0; 8];
-        // Empty or not: both are fine, a ring that is on its way costs one vain wake-up later.
-        let _ = rustix::io::read(&self.event, &mut count);
+    fn wake_up(&self) {
+        self.armed.store(false, Ordering::Relaxed);
+        // Whoever took the flag away writes the descriptor, perhaps only after this read.
+        if !self.asleep.swap(false, Ordering::SeqCst) {
+            self.owed.store(true, Ordering::Relaxed);
+        }
+        if self.owed.load(Ordering::Relaxed) {
+            let mut count = [0; 8];
+            if rustix::io::read(&self.event, &mut count).is_ok() {
+                self.owed.store(false, Ordering::Relaxed);
+            }
+        }
     }
 }
 

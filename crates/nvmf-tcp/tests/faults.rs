@@ -208,6 +208,8 @@ fn a_listener_that_says_nothing_times_out() {
 struct Spoiler {
     address: std::net::SocketAddr,
     armed: Arc<AtomicUsize>,
+    /// Terminate requests (H2CTermReq, type 02h, header of 24 octets) that the initiator sent.
+    terminated: Arc<AtomicUsize>,
 }
 
 /// What the spoiler makes of a lone response capsule of 24 octets.
@@ -234,20 +236,27 @@ impl Spoiler {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let armed = Arc::new(AtomicUsize::new(0));
-        let for_thread = armed.clone();
+        let terminated = Arc::new(AtomicUsize::new(0));
+        let (for_thread, terms) = (armed.clone(), terminated.clone());
         std::thread::spawn(move || {
             for host in listener.incoming().flatten() {
                 let Ok(target) = TcpStream::connect(target) else { return };
                 let (mut up, mut down) = (host.try_clone().unwrap(), target.try_clone().unwrap());
-                let armed = for_thread.clone();
+                let (armed, terms) = (for_thread.clone(), terms.clone());
                 std::thread::spawn(move || {
-                    let _ = std::io::copy(&mut up, &mut down);
+                    let mut buffer = vec![0; 65536];
+                    while let Ok(n @ 1..) = up.read(&mut buffer) {
+                        terms.fetch_add(usize::from(buffer[0] == 0x02 && buffer[2] == 24), Ordering::SeqCst);
+                        if down.write_all(&buffer[..n]).is_err() {
+                            break;
+                        }
+                    }
                     let _ = down.shutdown(std::net::Shutdown::Both);
                 });
                 std::thread::spawn(move || Spoiler::back(target, host, &armed));
             }
         });
-        Spoiler { address, armed }
+        Spoiler { address, armed, terminated }
     }
 
     fn back(mut target: TcpStream, mut host: TcpStream, armed: &AtomicUsize) {
@@ -291,6 +300,8 @@ fn a_hostile_target_costs_its_connection_and_nothing_else() {
     }
     assert_eq!(rig.device.controller().statistics().losses, SPOILS.len() as u64);
     assert_eq!(honest.device.controller().statistics().losses, 0);
+    let terminated = spoiler.terminated.load(Ordering::SeqCst);
+    assert_eq!(terminated, SPOILS.len(), "each fault is answered by a terminate request");
 }
 
 #[test]

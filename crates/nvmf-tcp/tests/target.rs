@@ -91,6 +91,23 @@ fn data_are_copied_never_on_the_way_out_and_once_on_the_way_in() {
 }
 
 #[test]
+fn memory_that_is_gone_costs_its_request() {
+    let target = start(target_config(&["ram://64MiB"]));
+    let mut rig = Rig::new(&World::uri(&target, ""), 32);
+    let region = polypath_memory::Region::allocate(4096, false).unwrap();
+    let (good, _) = rig.world.memory(4096, 0);
+    let (bad, _) = rig.world.memory(4096, 0);
+    rig.world.segs.get_mut(bad)[0].region = region.id();
+    rig.world.segs.get_mut(bad)[0].offset = 0;
+    assert_eq!(rig.run(Io::write(1, 0, 8, bad)).status.code, Code::Ok);
+    drop(region);
+    assert_eq!(rig.run(Io::write(2, 0, 8, bad)).status.code, Code::BadMemory);
+    assert_eq!(rig.run(Io::read(3, 0, 8, bad)).status.code, Code::BadMemory);
+    assert_eq!(rig.run(Io::read(4, 0, 8, good)).status.code, Code::Ok);
+    assert_eq!(rig.device.controller().statistics().losses, 0);
+}
+
+#[test]
 fn tells_what_the_controller_tells() {
     let media = "ram://16MiB?bs=4096&uuid=2cd2c43b-a90a-45c1-a8cd-86b33ab273b5&nguid=000102030405060708090a0b0c0d0e0f";
     let target = start(TargetConfig { max_io_queues: 2, volatile_write_cache: Some(true), ..target_config(&[media]) });
