@@ -256,8 +256,6 @@ fn start_jobs(stack: &Stack, disk: &Disk, config: &RunConfig, arena: &Arena) -> 
         "--bs {bs}: {} has blocks of {block} bytes; expected a multiple of that",
         disk.device.name()
     );
-    let most = disk.info.limits.max_transfer_bytes;
-    anyhow::ensure!(most == 0 || bs <= most, "--bs {bs}: {} takes at most {most} bytes a request", disk.device.name());
     anyhow::ensure!(config.qd > 0 && config.jobs > 0, "--qd and --jobs must be at least 1");
     let io_blocks = bs / block;
     let usable = config.size.map_or(geometry.blocks, |s| geometry.blocks.min(s / u64::from(block)));
