@@ -317,3 +317,62 @@ fn garbage_instead_of_a_target() {
     let (cause, reason) = rig.wait_down();
     assert_eq!(cause, Code::PathProtocol, "{reason}");
 }
+
+/// Every request is accounted for exactly once, whatever breaks and when.
+#[test]
+fn every_request_completes_exactly_once_through_a_hundred_losses() {
+    let target = start(target_config(&["ram://16MiB"]));
+    let seed =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64) | 1;
+    println!("seed {seed}");
+    let mut random = seed;
+    let mut dice = |sides: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % sides
+    };
+    let uri =
+        World::uri(&target, "keep_alive_ms=100&silence_timeout_ms=200&reconnect_delay_ms=1&queue_depth=16&hdgst=1");
+    let mut rig = Rig::new(&uri, 48);
+    let spans: Vec<_> = (0..4).map(|_| rig.world.memory(512 << 10, 1).0).collect();
+    let mut open = std::collections::BTreeMap::new();
+    let (mut tag, mut losses, mut suspects) = (0, 0, 0);
+    while losses < 100 || !open.is_empty() {
+        let mut cx = polypath_block::Cx { now: now(), segs: &mut rig.world.segs, reactor: 0 };
+        while losses < 100 && rig.queue.health() == Health::Ready {
+            tag += 1;
+            let (span, lba) = (spans[dice(4) as usize], dice(1000) * 8);
+            let blocks = if dice(8) == 0 { 1024 } else { 8 };
+            let io = if dice(2) == 0 { Io::read(tag, lba, blocks, span) } else { Io::write(tag, lba, blocks, span) };
+            if rig.queue.submit(&mut cx, io).is_err() {
+                break;
+            }
+            assert!(open.insert(tag, (io.op, false)).is_none());
+        }
+        for _ in 0..dice(20) {
+            rig.turn();
+        }
+        let mut seen = 0;
+        for (suspect, _) in rig.suspects.drain(..) {
+            suspects += 1;
+            let (op, was) = open.get_mut(&suspect.tag).expect("a suspect must be open");
+            assert!(op.changes_medium() && !std::mem::replace(was, true), "{suspect:?}");
+        }
+        for (c, _) in rig.completions.drain(..) {
+            seen += 1;
+            let (_, suspect) = open.remove(&c.tag).unwrap_or_else(|| panic!("seed {seed}: not open: {c:?}"));
+            let fenced = matches!(c.proof, Proof::KeepAliveBound { .. });
+            assert_eq!(suspect, fenced, "seed {seed}: {c:?}");
+            assert!(c.status.is_ok() || c.status.scope() == Scope::Path, "seed {seed}: {c:?}");
+        }
+        if seen > 0 && losses < 100 && dice(4) == 0 {
+            losses += 1;
+            let cmd = if dice(2) == 0 { "reset" } else { "fin" };
+            let qid = [None, Some(0), Some(1)][dice(3) as usize];
+            // Nothing to break just now is fine, too.
+            let _ = target.control(&Command { qid, ..Command::new(cmd) }.listener(0));
+        }
+    }
+    assert!(suspects > 0, "no write was ever lost half-way: the test proves nothing");
+}
