@@ -41,8 +41,8 @@ enum Admin {
     First(usize),
 }
 
-/// Up to Identify Controller and the command effects log: before the first command that is answered out of turn.
-const BRING_UP: Admin = Admin::First(10);
+/// Up to Identify Controller: before the first command that is answered out of turn.
+const BRING_UP: Admin = Admin::First(9);
 const VARIANTS: [Variant; 4] = [
     Variant { name: "plain", options: "", admin: Admin::Whole },
     Variant { name: "digests", options: ",hdr_digest,data_digest", admin: BRING_UP },
@@ -54,7 +54,7 @@ const OWN: &str = "polypath-target";
 /// The side that answers.
 enum Side {
     Linux(Box<NvmetGuest>),
-    Own(Target),
+    Own(Box<Target>),
 }
 
 impl Side {
@@ -109,7 +109,7 @@ fn main() -> Result<()> {
     }
     if wants(OWN) {
         let variant = Variant { name: OWN, options: ",hdr_digest,data_digest", admin: BRING_UP };
-        let mut target = Side::Own(Target::start(&lab, 1, 8)?);
+        let mut target = Side::Own(Box::new(Target::start(&lab, 1, 8)?));
         record(&format!("{OWN}-digests"), &variant, &mut initiator, &mut target)?;
     }
     Ok(())

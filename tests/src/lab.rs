@@ -154,8 +154,8 @@ pub fn target_folder() -> PathBuf {
 pub fn profile_folder() -> PathBuf {
     let exe = std::env::current_exe().expect("a process knows its own program");
     let folder = exe.parent().expect("a program lies in a folder");
-    if folder.ends_with("deps") {
-        folder.parent().expect("deps lies in a folder").to_owned()
+    if folder.ends_with("deps") || folder.ends_with("examples") {
+        folder.parent().expect("these lie in a folder").to_owned()
     } else {
         folder.to_owned()
     }

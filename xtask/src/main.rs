@@ -20,6 +20,7 @@ usage: cargo xtask COMMAND
 
   test [--no-lab]   prepare the lab, then run every test; --no-lab leaves out the preparation and the real peers
   lab               prepare the lab only: Debian packages (when root), a guest kernel
+  capture [NAME...] record golden octets anew between Linux's initiator and targets (docs/TESTING-captures.md)
 
 environment:
   CI=true               a mandatory peer (tests/peers.toml) that was skipped fails the run
@@ -44,6 +45,7 @@ fn command(arguments: &[String]) -> Result<()> {
         ["test"] => run::test(true),
         ["test", "--no-lab"] => run::test(false),
         ["lab"] => prepare(),
+        ["capture", ..] => run::capture(&words[1..]),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

@@ -219,3 +219,19 @@ fn record_file() -> Result<std::path::PathBuf> {
     };
     Ok(target.join("lab/peers.tsv"))
 }
+
+/// Records golden octets anew: two guests of the lab talk through a proxy of `tests/`. It does the preparation that the tests do.
+pub(crate) fn capture(names: &[&str]) -> Result<()> {
+    prepare()?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["run", "--package", "polypath-tests", "--example", "capture", "--"])
+        .args(names)
+        .current_dir(repository())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the recording did not succeed");
+    }
+    Ok(())
+}
