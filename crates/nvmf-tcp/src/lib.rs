@@ -31,6 +31,7 @@ mod namespace;
 pub mod pdu;
 pub mod proto;
 mod queue;
+mod request;
 mod shared;
 pub mod status;
 mod watch;

@@ -5,7 +5,8 @@
 
 use crate::link::{Broken, Finished, Link};
 use crate::proto::Outcome;
-use crate::queue::{NvmeQueue, Request, Way, finish_part};
+use crate::queue::{NvmeQueue, Way};
+use crate::request::{Request, finish_part};
 use crate::shared::{AbortAnswer, Association};
 use polypath_block::{Code, Cx, Done, Fate, Proof, SlotKey, Status, Suspect, Time};
 use std::sync::Arc;

@@ -11,8 +11,8 @@ use crate::attach;
 use crate::command;
 use crate::link::{Broken, Finished, Link, RX_IO, Transfer};
 use crate::loss::Fenced;
+use crate::request::{Request, finish_part};
 use crate::shared::{Association, Namespace, QueueDesk, Shared, Stage};
-use crate::status;
 use crate::watch::Watch;
 use polypath_block::{
     Armed, Code, Completion, Cx, Done, Health, Io, IoQueue, Limits, Op, OpenError, Proof, QueueConfig, Refused,
@@ -34,38 +34,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 const LOOK_SOON: Duration = Duration::from_micros(100);
 /// Requests that may wait for their fences, as a multiple of the depth: more are refused rather than kept without bound.
 const FENCED_DEPTHS: usize = 4;
-
-/// A request that was accepted.
-#[derive(Debug)]
-pub(crate) struct Request {
-    pub(crate) io: Io,
-    /// What was not made into commands yet.
-    rest: Option<Splitter>,
-    /// Commands outstanding.
-    pub(crate) parts: u32,
-    /// The first error, or success.
-    pub(crate) status: Status,
-    /// Some command of it was answered.
-    pub(crate) answered: bool,
-    /// Its way was lost with a command of it on the way,
-    pub(crate) sent: bool,
-    /// of which it is not known that it was aborted.
-    pub(crate) unproven: bool,
-    pub(crate) submitted: Time,
-    /// Since when it is being aborted.
-    pub(crate) aborting: Option<Time>,
-}
-
-impl Request {
-    pub(crate) fn has_rest(&self) -> bool {
-        self.rest.is_some()
-    }
-
-    /// No more commands of it.
-    pub(crate) fn cut(&mut self) {
-        self.rest = None;
-    }
-}
 
 /// Where the connection stands.
 pub(crate) enum Way {
@@ -452,44 +420,6 @@ impl NvmeQueue {
             Some(link) if link.in_flight() > 0 || !matches!(self.way, Way::Ready) => true,
             Some(_) => now >= self.looked.after(if self.slept { LOOK_SOON } else { LOOK_EVERY }),
         }
-    }
-}
-
-/// A command has finished: the request completes when it was the last.
-#[inline]
-pub(crate) fn finish_part(
-    requests: &mut Slots<Request>,
-    shared: &Shared,
-    finished: &Finished,
-    done: &mut Done,
-    moved: impl FnOnce(&Io),
-) {
-    let key = SlotKey::from_u32(finished.user as u32);
-    let Some(request) = requests.get_mut(key) else { return };
-    request.parts -= 1;
-    request.answered = true;
-    let mut status = status::map(finished.cqe.status);
-    if finished.bad_memory && status.is_ok() {
-        status = Code::BadMemory.into();
-    }
-    if !status.is_ok() {
-        if matches!(status.code, Code::PathNoAccess | Code::PathBusy) {
-            shared.ask_ana();
-        }
-        if request.aborting.is_some() && status.code == Code::Aborted {
-            // We asked for it because the answer did not come: that is about the way.
-            status.code = Code::PathTimeout;
-        }
-        if request.status.is_ok() {
-            request.status = status;
-        }
-        request.cut();
-    }
-    if request.parts == 0 && !request.has_rest() {
-        let (tag, status) = (request.io.tag, request.status);
-        moved(&request.io);
-        requests.remove(key);
-        done.complete(tag, status);
     }
 }
 
