@@ -307,12 +307,13 @@ impl Reactor {
                 self.waits.until(limit);
             }
             let limit = self.waits.deadline.map(|d| d.since(start));
-            let result = self.waiter.follow(&mut self.waits.interests).and_then(|()| self.waiter.wait(limit));
+            self.waiter.follow(&mut self.waits.interests);
+            let result = self.waiter.wait(limit);
             if matches!(result, Ok(true)) {
                 self.shared.mailbox.drain();
             }
             if let Err(error) = result {
-                // A poller named a descriptor that is not open: spinning is safe, sleeping would not be.
+                // Out of descriptors or memory, perhaps: spinning is safe, sleeping for long would not be.
                 tracing::error!(reactor = self.shared.id, %error, "cannot sleep");
                 thread::sleep(Duration::from_millis(1));
             }
@@ -457,5 +458,67 @@ mod tests {
             rustix::io::write(&*fd, &1u64.to_ne_bytes()).unwrap();
             assert!(reactor.run_until(Duration::from_secs(10), || seen.load(Ordering::SeqCst) > 0));
         }
+    }
+
+    /// As [`Counter`], but its descriptor cannot be waited for.
+    struct Blind {
+        file: OwnedFd,
+        id: u64,
+    }
+
+    impl Poller for Blind {
+        fn poll(&mut self, _: &mut Cx<'_>) -> Turn {
+            Turn::Idle
+        }
+        fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+            waits.readable(self.file.as_raw_fd(), self.id);
+            Armed::Sleep
+        }
+        fn name(&self) -> &str {
+            "blind"
+        }
+    }
+
+    #[test]
+    fn a_descriptor_that_cannot_be_waited_for_costs_the_others_nothing() {
+        let config = ReactorConfig { idle: IdlePolicy::Sleep, ..ReactorConfig::default() };
+        let mut reactor = Reactor::new(&config).unwrap();
+        let file = rustix::fs::memfd_create("no eventfd", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        reactor.add(Box::new(Blind { file, id: Waits::unique() }));
+        let fd = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+        let seen = Arc::new(AtomicUsize::new(0));
+        reactor.add(Box::new(Counter { fd: fd.clone(), id: Waits::unique(), seen: seen.clone(), until: 2 }));
+        for n in 1..=2 {
+            assert!(!reactor.run_until(Duration::from_millis(30), || seen.load(Ordering::SeqCst) >= n));
+            let sleeps = reactor.handle().statistics().sleeps;
+            rustix::io::write(&*fd, &1u64.to_ne_bytes()).unwrap();
+            assert!(reactor.run_until(Duration::from_secs(10), || seen.load(Ordering::SeqCst) >= n));
+            assert!(reactor.handle().statistics().sleeps - sleeps <= 2, "the bell itself must end the sleep");
+        }
+        // It sleeps all the same: about every 10 ms somebody looks.
+        let before = reactor.handle().statistics().sleeps;
+        reactor.run_until(Duration::from_millis(100), || false);
+        let sleeps = reactor.handle().statistics().sleeps - before;
+        assert!((1..=30).contains(&sleeps), "{sleeps} sleeps in 100 ms");
+    }
+
+    #[test]
+    fn a_closed_descriptor_whose_file_lives_on_elsewhere_ends_no_sleeps() {
+        let config = ReactorConfig { idle: IdlePolicy::Sleep, ..ReactorConfig::default() };
+        let mut reactor = Reactor::new(&config).unwrap();
+        // What a front-end keeps; ours is a duplicate, as one that came over a socket.
+        let theirs = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let ours = Arc::new(theirs.try_clone().unwrap());
+        let seen = Arc::new(AtomicUsize::new(0));
+        reactor.add(Box::new(Counter { fd: ours, id: Waits::unique(), seen: seen.clone(), until: 1 }));
+        assert!(!reactor.run_until(Duration::from_millis(5), || false), "sleeps on it");
+        rustix::io::write(&theirs, &1u64.to_ne_bytes()).unwrap();
+        // The poller ends and closes its descriptor in the very turn that the bell begins.
+        assert!(reactor.run_until(Duration::from_secs(10), || seen.load(Ordering::SeqCst) > 0));
+        rustix::io::write(&theirs, &1u64.to_ne_bytes()).unwrap();
+        let before = reactor.handle().statistics().sleeps;
+        assert!(!reactor.run_until(Duration::from_millis(50), || false));
+        let sleeps = reactor.handle().statistics().sleeps - before;
+        assert!(sleeps <= 5, "{sleeps} sleeps in 50 ms: it spins on a bell that nobody here listens to");
     }
 }

@@ -2,26 +2,38 @@
 
 use polypath_block::Interest;
 use rustix::event::{Timespec, epoll};
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::io;
 use std::time::Duration;
+
+/// Longest sleep while some descriptor cannot be waited for: its owner is looked after this often instead.
+const BLIND_LOOK: Duration = Duration::from_millis(10);
 
 /// Knows what is registered with the kernel, so that a sleep that waits for the same things as the last one costs no system call but the wait.
 pub(crate) struct Waiter {
     epoll: OwnedFd,
+    /// The descriptor that is always waited for.
+    always: OwnedFd,
+    /// Sorted by number and descriptor.
     registered: Vec<Interest>,
     events: Vec<epoll::Event>,
+    /// Numbers of those that the kernel will not wait for.
+    refused: Vec<u64>,
 }
 
 impl Waiter {
     pub(crate) fn new(always: BorrowedFd<'_>) -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, always, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
-        Ok(Waiter { epoll, registered: Vec::with_capacity(64), events: Vec::with_capacity(64) })
+        let always = always.try_clone_to_owned()?;
+        let epoll = new_epoll(always.as_fd())?;
+        let (registered, events) = (Vec::with_capacity(64), Vec::with_capacity(64));
+        Ok(Waiter { epoll, always, registered, events, refused: Vec::new() })
     }
 
     /// Makes the kernel wait for exactly `wanted`. `wanted` is sorted on the way.
-    pub(crate) fn follow(&mut self, wanted: &mut Vec<Interest>) -> io::Result<()> {
+    ///
+    /// A descriptor that the kernel will not wait for (a regular file that a stranger passed off as an eventfd) is said so once,
+    /// and shortens sleeps: it must not cost the others theirs.
+    pub(crate) fn follow(&mut self, wanted: &mut Vec<Interest>) {
         wanted.sort_unstable_by_key(|i| (i.id, i.fd));
         wanted.dedup_by(|b, a| {
             let same = a.id == b.id && a.fd == b.fd;
@@ -32,45 +44,79 @@ impl Waiter {
             same
         });
         if *wanted == self.registered {
-            return Ok(());
+            return;
         }
         // Leave first, then join: a descriptor number may have passed from a closed file to a new one.
         for old in &self.registered {
             if wanted.binary_search_by_key(&(old.id, old.fd), |i| (i.id, i.fd)).is_err() {
-                // Closed files have left by themselves; a number that now belongs to another file is not ours to remove twice.
+                // Files closed everywhere have left by themselves. One that somebody else still has open stays until it
+                // makes itself felt: see `wait`.
                 let _ = epoll::delete(&self.epoll, borrow(old.fd));
             }
         }
+        self.refused.retain(|&id| wanted.iter().any(|i| i.id == id));
         for new in wanted.iter() {
-            let flags = flags(new);
-            match self.registered.binary_search_by_key(&(new.id, new.fd), |i| (i.id, i.fd)) {
-                Ok(at) if self.registered[at] == *new => {}
-                Ok(_) => epoll::modify(&self.epoll, borrow(new.fd), epoll::EventData::new_u64(new.id), flags)?,
-                Err(_) => match epoll::add(&self.epoll, borrow(new.fd), epoll::EventData::new_u64(new.id), flags) {
-                    Err(rustix::io::Errno::EXIST) => {
-                        epoll::modify(&self.epoll, borrow(new.fd), epoll::EventData::new_u64(new.id), flags)?;
-                    }
-                    other => other?,
+            let (data, flags) = (epoll::EventData::new_u64(new.id), flags(new));
+            let known = self.registered.binary_search_by_key(&(new.id, new.fd), |i| (i.id, i.fd)).ok();
+            let result = match known {
+                Some(at) if self.registered[at] == *new => continue,
+                Some(_) => epoll::modify(&self.epoll, borrow(new.fd), data, flags),
+                None => match epoll::add(&self.epoll, borrow(new.fd), data, flags) {
+                    Err(rustix::io::Errno::EXIST) => epoll::modify(&self.epoll, borrow(new.fd), data, flags),
+                    other => other,
                 },
+            };
+            if let Err(error) = result
+                && !self.refused.contains(&new.id)
+            {
+                self.refused.push(new.id);
+                tracing::error!(fd = new.fd, %error, "a descriptor cannot be waited for; its owner is looked after from time to time");
             }
         }
         self.registered.clear();
         self.registered.extend_from_slice(wanted);
-        Ok(())
     }
 
     /// Sleeps until something registered happens or `limit` passes; says whether the mailbox was among what happened.
     pub(crate) fn wait(&mut self, limit: Option<Duration>) -> io::Result<bool> {
+        let blind = (!self.refused.is_empty()).then_some(BLIND_LOOK);
+        let limit = limit.into_iter().chain(blind).min();
         let limit =
             limit.map(|d| Timespec { tv_sec: d.as_secs().min(86_400) as i64, tv_nsec: d.subsec_nanos().into() });
         self.events.clear();
         let spare = rustix::buffer::spare_capacity(&mut self.events);
         match epoll::wait(&self.epoll, spare, limit.as_ref()) {
-            Ok(_) => Ok(self.events.iter().any(|e| e.data.u64() == 0)),
-            Err(rustix::io::Errno::INTR) => Ok(false),
-            Err(error) => Err(error.into()),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(false),
+            Err(error) => return Err(error.into()),
         }
+        if self.events.iter().any(|e| e.data.u64() != 0 && !self.is_wanted(e.data.u64())) {
+            self.start_afresh()?;
+        }
+        Ok(self.events.iter().any(|e| e.data.u64() == 0))
     }
+
+    fn is_wanted(&self, id: u64) -> bool {
+        let at = self.registered.partition_point(|i| i.id < id);
+        self.registered.get(at).is_some_and(|i| i.id == id)
+    }
+
+    /// We closed a descriptor before we let go of it, and another process (a front-end that shares its eventfd with us) has
+    /// the file open still: the kernel goes on reporting it, and no descriptor is left to take it out by. Only a new epoll
+    /// descriptor forgets it; without, every sleep would end at once for as long as that process likes.
+    #[cold]
+    fn start_afresh(&mut self) -> io::Result<()> {
+        self.epoll = new_epoll(self.always.as_fd())?;
+        self.registered.clear();
+        self.refused.clear();
+        Ok(())
+    }
+}
+
+fn new_epoll(always: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&epoll, always, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+    Ok(epoll)
 }
 
 fn flags(interest: &Interest) -> epoll::EventFlags {
