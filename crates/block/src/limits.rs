@@ -106,7 +106,9 @@ impl Limits {
             Some(end) if end <= blocks_total => {}
             _ => return Err(Code::OutOfRange.into()),
         }
-        if io.op.has_data() && segs.span_len(io.segs) < u64::from(io.skip) + io.data_len(block_size) {
+        // Parts count the bytes they skip in 32 bits.
+        let end = u64::from(io.skip) + io.data_len(block_size);
+        if io.op.has_data() && (end > u64::from(u32::MAX) || segs.span_len(io.segs) < end) {
             return Err(Code::Invalid.into());
         }
         Ok(())
@@ -248,6 +250,10 @@ mod tests {
         assert_eq!(check(Io::read(1, 0, 9, span), l), Err(Code::Invalid));
         assert_eq!(check(Io::read(1, 0, 0, span), l), Err(Code::Invalid));
         assert_eq!(check(Io::read(1, 92, 8, span), l), Ok(()));
+        let (huge, span4g) = table(&[u32::MAX, u32::MAX]);
+        let four_gib = Io::read(1, 0, 1 << 20, span4g);
+        assert_eq!(l.check(&four_gib, 1 << 21, 4096, &huge), Err(Code::Invalid.into()), "its parts could not be named");
+        assert_eq!(l.check(&Io { blocks: (1 << 20) - 1, ..four_gib }, 1 << 21, 4096, &huge), Ok(()));
         assert_eq!(check(Io::write(1, 0, 1, span), Limits { read_only: true, ..l }), Err(Code::WriteProtected));
         let none = Limits { max_discard_blocks: 0, ..l };
         assert_eq!(check(Io::range(1, Op::Discard, 0, 1), none), Err(Code::Unsupported));
