@@ -48,7 +48,13 @@ impl Selector for Historical {
             }
             None => {
                 let paths = &self.paths;
-                choice.least(&mut self.last, |slot, load| paths[slot].expected(class) * f64::from(load.in_flight + 1))
+                // A path without history counts as the best one until it has some: were it better, a new path that answers
+                // nothing would draw everything.
+                let known = choice.slots().filter_map(|slot| paths[slot].expected(class));
+                let best = known.min_by(f64::total_cmp).unwrap_or(1.0);
+                choice.least(&mut self.last, |slot, load| {
+                    paths[slot].expected(class).unwrap_or(best) * f64::from(load.in_flight + 1)
+                })
             }
         };
         self.paths[slot].asked = Some(choice.now);
@@ -56,6 +62,10 @@ impl Selector for Historical {
     }
 
     fn finished(&mut self, slot: usize, bytes: u64, took: Duration) {
+        // A flush tells nothing about small requests.
+        if bytes == 0 {
+            return;
+        }
         let took = took.as_nanos().max(1) as f64;
         let entry = &mut self.paths[slot].took[class(bytes)];
         *entry = if *entry > 0.0 { *entry + (took - *entry) * BLEND } else { took };
@@ -67,10 +77,10 @@ impl Selector for Historical {
 }
 
 impl History {
-    /// Expected time for a class: its own history, else that of the nearest known one, else the least there can be.
-    fn expected(&self, class: usize) -> f64 {
+    /// Expected time for a class: its own history, else that of the nearest known one.
+    fn expected(&self, class: usize) -> Option<f64> {
         let nearest = (0..CLASSES).filter(|&c| self.took[c] > 0.0).min_by_key(|&c| c.abs_diff(class));
-        nearest.map_or(1.0, |c| self.took[c])
+        nearest.map(|c| self.took[c])
     }
 }
 
@@ -112,6 +122,20 @@ mod tests {
             loads[0].in_flight = (ms % 5) as u32;
         }
         assert!((9..=12).contains(&picks[1]), "about once a second: {picks:?}");
+    }
+
+    #[test]
+    fn a_new_path_that_answers_nothing_does_not_draw_everything() {
+        let mut h = Historical::default();
+        let mut loads = [PathLoad { weight: 100, ..PathLoad::default() }; 2];
+        h.finished(0, 4096, Duration::from_micros(100));
+        // Path 0 answers at once, path 1 never.
+        for us in 0..1000u64 {
+            let now = Time::from_nanos(1000 * us);
+            let slot = h.pick(&Choice { mask: 0b11, loads: &loads, bytes: 4096, offset: 0, now });
+            loads[1].in_flight += u32::from(slot == 1);
+        }
+        assert!(loads[1].in_flight <= 2, "{} of 1000 requests wait on the silent path", loads[1].in_flight);
     }
 
     #[test]
