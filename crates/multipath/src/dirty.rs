@@ -16,6 +16,8 @@ pub(crate) struct Domain {
     epoch: AtomicU64,
     dirty: AtomicU64,
     clean: AtomicU64,
+    /// Flushes that began in this epoch or before were to cover something that is lost.
+    lost: AtomicU64,
     /// Something may have been written before the group existed: flush once, but its loss is nobody's promise broken.
     assumed: AtomicBool,
     /// Paths that lead there and are not gone for good.
@@ -28,6 +30,7 @@ impl Default for Domain {
             epoch: AtomicU64::new(1),
             dirty: AtomicU64::new(0),
             clean: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             assumed: AtomicBool::new(false),
             members: AtomicU32::new(0),
         }
@@ -60,6 +63,14 @@ impl Domain {
     pub(crate) fn cleaned(&self, epoch: u64) {
         self.clean.fetch_max(epoch, Ordering::SeqCst);
         self.assumed.store(false, Ordering::SeqCst);
+    }
+
+    /// No path leads there any more: has the flush that began at `epoch` lost something it was to cover?
+    pub(crate) fn forsake(&self, epoch: u64) -> bool {
+        // A change may have completed there while the last path went: nobody will ever flush it.
+        let lost = self.holds_writes() || epoch <= self.lost.load(Ordering::SeqCst);
+        self.cleaned(epoch);
+        lost
     }
 
     pub(crate) fn members(&self) -> u32 {
@@ -112,6 +123,8 @@ impl Domains {
         domain.assumed.store(false, Ordering::SeqCst);
         domain.clean.fetch_max(domain.dirty.load(Ordering::SeqCst), Ordering::SeqCst);
         if lost {
+            let epoch = domain.begin();
+            domain.lost.fetch_max(epoch, Ordering::SeqCst);
             self.lost.store(true, Ordering::SeqCst);
         }
         lost
@@ -158,5 +171,23 @@ mod tests {
         assert_eq!(d.dirty_mask(), 0);
         d.join(1, true);
         assert!(!d.leave(1), "what was only assumed breaks no promise");
+    }
+
+    #[test]
+    fn a_flush_that_outlives_its_cache_knows_whether_it_lost_anything() {
+        let d = Domains::new();
+        d.join(2, true);
+        let waiting = d.get(2).begin();
+        assert!(!d.leave(2) && !d.get(2).forsake(waiting), "nothing but an assumption is gone");
+        d.join(2, false);
+        d.get(2).soil();
+        let (one, two) = (d.get(2).begin(), d.get(2).begin());
+        assert!(d.leave(2));
+        let later = d.get(2).begin();
+        assert!(d.get(2).forsake(one) && d.get(2).forsake(two) && !d.get(2).forsake(later));
+        d.get(2).soil();
+        let after = d.get(2).begin();
+        assert!(d.get(2).forsake(after), "a change that completed as the last path went");
+        assert_eq!(d.dirty_mask(), 0, "reported, and not for ever");
     }
 }

@@ -1,6 +1,7 @@
 //! Who is the same disk: pure rules, asked at every (re)connection of a path.
 
 use crate::config::MatchPolicy;
+use core::mem::discriminant;
 use polypath_block::{DeviceInfo, Geometry, Identifier, Identity, Limits, Verdict};
 
 /// What the group has promised to whoever uses it.
@@ -77,6 +78,16 @@ fn identity(
             shown.identifiers, reference.identifiers
         )),
     }
+}
+
+/// What is known of a path that showed `before` and shows `shown` now: kinds of identifiers that it leaves out are remembered,
+/// so that it cannot become another disk in two steps.
+pub(crate) fn remember(before: Option<&Identity>, shown: &Identity) -> Identity {
+    let mut known = shown.clone();
+    let shows = |kind| shown.identifiers.iter().any(|i| discriminant(i) == kind);
+    let left_out = before.into_iter().flat_map(|b| &b.identifiers).filter(|i| !shows(discriminant(*i)));
+    known.identifiers.extend(left_out.cloned());
+    known
 }
 
 fn pinned(expected: &[Identifier], shown: &Identity) -> Result<(), String> {
@@ -164,6 +175,23 @@ mod tests {
         let nameless = info(&[], 100);
         let p = promise(&nameless, true);
         assert_eq!(admit(&MatchPolicy::Worldwide, Some(&p), Some(&nameless.identity), &nameless), Ok(()));
+    }
+
+    #[test]
+    fn nobody_becomes_another_disk_in_two_steps() {
+        let nguid = |n| Identifier::Nguid([n; 16]);
+        let founder = info(&[A], 100);
+        let p = promise(&founder, true);
+        let w = MatchPolicy::Worldwide;
+        let mut known = remember(None, &info(&[A, nguid(1)], 100).identity);
+        for shown in [&[A][..], &[nguid(1), A][..]] {
+            let shown = info(shown, 100);
+            assert_eq!(admit(&w, Some(&p), Some(&known), &shown), Ok(()));
+            known = remember(Some(&known), &shown.identity);
+        }
+        assert!(admit(&w, Some(&p), Some(&known), &info(&[A, nguid(2)], 100)).is_err());
+        known = remember(Some(&known), &info(&[A], 100).identity);
+        assert!(admit(&w, Some(&p), Some(&known), &info(&[A, nguid(2)], 100)).is_err());
     }
 
     #[test]

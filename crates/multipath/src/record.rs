@@ -7,7 +7,7 @@ use crate::membership::{self, Promise};
 use crate::state::{PathEvent, PathState};
 use crate::stats::{Counters, PathStatistics, Totals};
 use polypath_block::{
-    Access, CacheDomain, Code, Device, DeviceInfo, DeviceState, Geometry, Host, Identity, Limits, Time,
+    Access, CacheDomain, Code, Device, DeviceInfo, DeviceState, Geometry, Host, Identity, Limits, Time, Verdict,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -67,6 +67,8 @@ pub(crate) struct View {
     pub(crate) stand: Stand,
     pub(crate) info: Option<Arc<DeviceInfo>>,
     pub(crate) domain: Option<u8>,
+    /// Version of the device that the verdict is about.
+    pub(crate) reviewed: u64,
 }
 
 pub(crate) struct PathRecord {
@@ -127,7 +129,13 @@ impl PathRecord {
     }
 
     pub(crate) fn view(&self) -> View {
-        View { shared: self.shared.clone(), stand: self.stand(), info: self.info.clone(), domain: self.domain }
+        View {
+            shared: self.shared.clone(),
+            stand: self.stand(),
+            info: self.info.clone(),
+            domain: self.domain,
+            reviewed: self.reviewed,
+        }
     }
 
     /// A path has changed its state: counts it, logs it, and says what to tell.
@@ -330,6 +338,8 @@ impl Control {
         }
         let record = self.paths.remove(at);
         record.shared.device.close();
+        // It may have been what spoke against others.
+        self.paths.iter_mut().filter(|p| p.state == PathState::Quarantined).for_each(|p| p.reviewed = NONE);
     }
 
     /// Computes what the group shows. True when it differs from before.
@@ -368,7 +378,8 @@ impl Control {
 
     fn verify(&mut self, at: usize, info: Arc<DeviceInfo>, now: Time, domains: &Domains) {
         let record = &self.paths[at];
-        let verdict = membership::admit(&self.matching, self.promise.as_ref(), record.identity.as_ref(), &info);
+        let verdict = membership::admit(&self.matching, self.promise.as_ref(), record.identity.as_ref(), &info)
+            .and_then(|()| self.nobody_differs(at, &info.identity));
         if let Err(why) = verdict {
             self.disown(at);
             self.step(at, PathEvent::Refused, now, None, &why);
@@ -377,7 +388,7 @@ impl Control {
         self.promise_what_it_keeps(&info);
         let record = &mut self.paths[at];
         let access_before = record.info.as_ref().map(|i| i.access);
-        record.identity = Some(info.identity.clone());
+        record.identity = Some(membership::remember(record.identity.as_ref(), &info.identity));
         record.info = Some(info.clone());
         record.verified = true;
         self.join_domain(at, &info, now, domains);
@@ -393,6 +404,20 @@ impl Control {
             let path = self.paths[at].shared.name.clone();
             tracing::info!(group = %self.name, %path, access = ?info.access, "access changed");
             self.tell(now, Some(at), EventKind::AccessChanged { access: info.access });
+        }
+    }
+
+    /// Paths may agree with the first one, or have nothing comparable, and still differ from each other.
+    fn nobody_differs(&self, at: usize, shown: &Identity) -> Result<(), String> {
+        let differs = |p: &PathRecord| p.identity.as_ref().is_some_and(|i| i.compare(shown) == Verdict::Different);
+        match self.paths.iter().enumerate().find(|(i, p)| *i != at && differs(p)) {
+            None => Ok(()),
+            Some((_, other)) => Err(format!(
+                "it is another disk than the one behind path {}: it shows {:?}, that one {:?}; remove the wrong one",
+                other.shared.name,
+                shown.identifiers,
+                other.identity.as_ref().map_or(&[][..], |i| &i.identifiers),
+            )),
         }
     }
 

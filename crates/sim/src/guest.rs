@@ -70,6 +70,8 @@ pub struct Guest {
     pub completed: u64,
     /// Requests that failed, with their operation and status.
     pub failed: Vec<(Op, Status)>,
+    /// Compares that found a difference; these are no failures.
+    pub miscompares: u64,
     /// What the oracle objected to.
     pub violations: Vec<Violation>,
     /// Longest time with requests in flight and none completed.
@@ -119,6 +121,7 @@ impl Guest {
             mix,
             completed: 0,
             failed: Vec::new(),
+            miscompares: 0,
             violations: Vec::new(),
             longest_gap: Duration::ZERO,
             longest_io: Duration::ZERO,
@@ -309,6 +312,7 @@ impl Guest {
         self.longest_io = self.longest_io.max(now.since(open.began));
         let ok = c.status.is_ok();
         let expected = open.io.op == Op::Compare && c.status.code == Code::Miscompare;
+        self.miscompares += u64::from(expected);
         if !ok && !expected {
             self.failed.push((open.io.op, c.status));
         }

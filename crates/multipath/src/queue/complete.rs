@@ -31,6 +31,11 @@ impl MultipathQueue {
                 self.scratch.clear();
             }
             self.look_at_health(slot, cx.now);
+            // Nothing of ours is there that could make room by completing: ask again.
+            let idle = self.loads[slot].in_flight == 0 && self.paths[slot].as_ref().is_some_and(|p| p.suspects == 0);
+            if idle {
+                self.full &= !(1 << slot);
+            }
         }
     }
 
@@ -60,11 +65,6 @@ impl MultipathQueue {
         if let Some(proof) = on_suspect(suspect.fate, op, self.group.fencing) {
             task.tried |= 1 << slot;
             self.note_redrive(slot, key, proof, now);
-            // The number moves on now, so that the old attempt's completion is told apart whenever it comes.
-            if let Some(task) = self.tasks.get_mut(key) {
-                task.attempt = task.attempt.wrapping_add(1);
-                task.suspect = false;
-            }
             self.redrive(key, now);
         }
     }
@@ -102,13 +102,11 @@ impl MultipathQueue {
             Disposition::Unprovable => self.settle(key, Code::OutcomeUnknown.into(), c.proof),
             Disposition::Doubt => {
                 task.tried |= 1 << slot;
-                task.suspect = false;
                 task.doubt = Some(c.status);
                 self.redrive(key, now);
             }
             Disposition::Retry(grudge) => {
                 task.tried |= 1 << slot;
-                task.suspect = false;
                 path.last_cause = c.status.code;
                 path.bear(grudge, now);
                 self.rank(now);

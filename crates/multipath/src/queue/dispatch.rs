@@ -5,10 +5,13 @@ use super::{MultipathQueue, Owner};
 use crate::selector::{Choice, Selector};
 use crate::stats;
 use core::time::Duration;
-use polypath_block::{Code, Cx, Proof, RefusedWhy, SlotKey};
+use polypath_block::{Code, Cx, Proof, RefusedWhy, SlotKey, Status};
 
 /// Longest delay between two rounds of a task over all paths, when all of them fail it.
 const ROUND_DELAY_MOST: Duration = Duration::from_millis(100);
+
+/// Tries that a request gets however long each takes: a fence alone may take longer than the time limit.
+const TRIES_LEAST: u16 = 8;
 
 /// What came of an attempt to place a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,6 +91,7 @@ impl MultipathQueue {
         task.attempt = attempt;
         task.outstanding += 1;
         task.suspect = false;
+        task.pathless = None;
         task.started = cx.now;
         self.loads[slot].in_flight += 1;
         self.loads[slot].bytes_in_flight += bytes;
@@ -96,7 +100,7 @@ impl MultipathQueue {
         Ok(())
     }
 
-    /// No path can take it: it waits in the backlog, for a limited time since that began.
+    /// No path can take it: it is stranded, for a limited time since that began.
     fn wait_for_path(&mut self, cx: &Cx<'_>, key: SlotKey) {
         let timeout = self.group.no_path_timeout;
         let closed = self.group.is_closed();
@@ -104,20 +108,23 @@ impl MultipathQueue {
         if let Some(status) = task.doubt {
             return self.settle(key, status, Proof::Answered);
         }
-        let lost = task.domain.is_some_and(|(domain, _)| self.group.domains.get(domain).members() == 0);
-        if lost {
+        let cache = task.domain.map(|(domain, epoch)| (self.group.domains.get(domain), epoch));
+        if let Some((cache, epoch)) = cache.filter(|(cache, _)| cache.members() == 0) {
+            if !cache.forsake(epoch) {
+                return self.settle(key, Status::OK, Proof::Answered);
+            }
             // This flush is the report.
             self.group.domains.take_lost();
             return self.give_up(key, Code::CacheLost);
         }
-        let expiry = task.trouble.get_or_insert(cx.now).after(timeout);
+        let expiry = task.pathless.get_or_insert(cx.now).after(timeout);
         if closed {
             self.give_up(key, Code::Gone);
         } else if expiry <= cx.now {
             self.give_up(key, Code::NoPath);
         } else {
             self.next_expiry = self.next_expiry.min(expiry);
-            self.backlog.push_back(key);
+            self.stranded.push_back(key);
         }
     }
 
@@ -129,12 +136,12 @@ impl MultipathQueue {
             return self.settle(key, status, Proof::Answered);
         }
         let expiry = task.trouble.get_or_insert(cx.now).after(timeout);
-        if expiry <= cx.now {
+        if expiry <= cx.now && task.retries >= TRIES_LEAST {
             return self.give_up(key, Code::NoPath);
         }
         task.tried = 0;
         let delay = Duration::from_millis(1 << task.retries.min(7)).min(ROUND_DELAY_MOST);
-        self.delayed.push((cx.now.after(delay).min(expiry), key));
+        self.delayed.push((cx.now.after(delay), key));
     }
 
     /// A task that no path has: fails it.
@@ -156,8 +163,10 @@ impl MultipathQueue {
         if let Some(task) = self.tasks.get_mut(key) {
             task.trouble.get_or_insert(now);
             task.retries = task.retries.saturating_add(1);
+            // The number moves on now, so that the old attempt's completion is told apart whenever it comes.
+            task.attempt = task.attempt.wrapping_add(1);
+            task.suspect = false;
             self.backlog.push_back(key);
-            self.recheck = true;
         }
     }
 

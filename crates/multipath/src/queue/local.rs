@@ -174,7 +174,7 @@ impl LocalPath {
 
     /// Names the times at which this path wants to be looked at.
     pub(super) fn deadlines(&self, now: Time, waiting: bool, waits: &mut Waits) {
-        if let Some(at) = self.incident.over_at().filter(|_| self.suspects == 0) {
+        if let Some(at) = self.incident.over_at().filter(|_| self.suspects == 0 && self.phase == Phase::Open) {
             waits.until(at);
         }
         if waiting && self.avoid_until > now {
@@ -245,20 +245,34 @@ impl MultipathQueue {
                 path.stand = Stand::Leave { removal: true };
             }
         }
+        self.watched.clear();
         for view in &snapshot.views {
             let known = self.paths.iter().position(|p| p.as_ref().is_some_and(|p| p.shared.id == view.shared.id));
             let slot = match known {
                 Some(slot) => slot,
                 None if view.stand == Stand::Carry && !self.closing => match self.take_in(view) {
                     Some(slot) => slot,
-                    None => continue,
+                    None => {
+                        self.watch(view);
+                        continue;
+                    }
                 },
-                None => continue,
+                None => {
+                    self.watch(view);
+                    continue;
+                }
             };
             if let Some(path) = self.paths[slot].as_mut() {
                 path.adopt(view);
             }
             self.loads[slot].weight = view.shared.weight.load(Ordering::Relaxed).max(1);
+        }
+    }
+
+    /// Nothing of the path is held here; when its device changes, somebody must look at it all the same.
+    fn watch(&mut self, view: &View) {
+        if view.stand != (Stand::Leave { removal: true }) {
+            self.watched.push((view.shared.clone(), view.reviewed));
         }
     }
 

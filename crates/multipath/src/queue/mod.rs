@@ -1,8 +1,8 @@
 //! The data path: one queue of the group on one reactor, over one queue per path.
 //!
 //! A request lives in one [`Task`] from `submit` to its completion, whatever paths it sees. Where a path takes less at a time than
-//! the group shows, the task becomes a [`Parent`] and its parts are tasks; a flush of several caches likewise. Tasks that cannot
-//! be placed wait in the backlog. All tables are sized at open; nothing below allocates until a path comes or goes.
+//! the group shows, the task becomes a [`Parent`] and its parts are tasks; a flush of several caches likewise. Tasks for which there is
+//! no room wait in the backlog, in turn; tasks that no path can take are stranded, and hold up nobody. All tables are sized at open; nothing below allocates until a path comes or goes.
 
 mod complete;
 mod dispatch;
@@ -11,6 +11,7 @@ mod parent;
 
 use crate::config::{MAX_PATHS, SelectorKind};
 use crate::group::Group;
+use crate::record::Shared;
 use crate::selector::{AnySelector, PathLoad, Slots as Bits};
 use core::time::Duration;
 use local::LocalPath;
@@ -49,7 +50,7 @@ struct Task {
     /// Number of the current attempt: completions of older ones must not finish it.
     attempt: u32,
     /// Attempts whose completion has not come.
-    outstanding: u8,
+    outstanding: u32,
     /// The current attempt is suspect.
     suspect: bool,
     /// Its outcome, when only older attempts keep it open.
@@ -59,8 +60,10 @@ struct Task {
     retries: u16,
     /// What to report when every path refused it in the same way.
     doubt: Option<Status>,
-    /// When it first failed or found no path.
+    /// When it first failed.
     trouble: Option<Time>,
+    /// Since when no path can take it.
+    pathless: Option<Time>,
     started: Time,
     /// Of a flush: the cache it must reach, and the epoch in which it began.
     domain: Option<(u8, u64)>,
@@ -84,6 +87,8 @@ pub(crate) struct MultipathQueue {
     selector_kind: SelectorKind,
     selector: AnySelector,
     paths: Vec<Option<LocalPath>>,
+    /// Paths of the group that this queue holds nothing of, and the version of each that was looked at.
+    watched: Vec<(Arc<Shared>, u64)>,
     loads: Vec<PathLoad>,
     /// Candidates by rank, as bits of slots.
     ranks: [u64; RANKS],
@@ -98,7 +103,11 @@ pub(crate) struct MultipathQueue {
     /// Parts beyond the first of each parent, and how many there may be.
     extras: usize,
     extras_most: usize,
+    /// Tasks that wait for room.
     backlog: VecDeque<SlotKey>,
+    /// Tasks that no path can take, and the usable paths when that was last tried.
+    stranded: VecDeque<SlotKey>,
+    stranded_under: u64,
     delayed: Vec<(Time, SlotKey)>,
     pumping: VecDeque<SlotKey>,
     /// Finished, to be handed out by the next poll.
@@ -125,6 +134,7 @@ impl MultipathQueue {
             frozen: false,
             selector_kind: kind,
             paths: Vec::with_capacity(MAX_PATHS),
+            watched: Vec::with_capacity(MAX_PATHS),
             loads: Vec::with_capacity(MAX_PATHS),
             ranks: [0; RANKS],
             full: 0,
@@ -135,6 +145,8 @@ impl MultipathQueue {
             extras: 0,
             extras_most,
             backlog: VecDeque::with_capacity(tasks),
+            stranded: VecDeque::with_capacity(tasks),
+            stranded_under: 0,
             delayed: Vec::with_capacity(tasks),
             pumping: VecDeque::with_capacity(tasks),
             ready: Vec::with_capacity(2 * depth),
@@ -157,6 +169,7 @@ impl MultipathQueue {
             retries: 0,
             doubt: None,
             trouble: None,
+            pathless: None,
             started: now,
             domain: domain.map(|d| (d, self.group.domains.get(d).begin())),
         }
@@ -208,7 +221,6 @@ impl MultipathQueue {
             if at <= cx.now {
                 self.delayed.swap_remove(i);
                 self.backlog.push_back(key);
-                self.recheck = true;
             } else {
                 i += 1;
             }
@@ -218,26 +230,32 @@ impl MultipathQueue {
                 self.pump(cx, key);
             }
         }
-        let due = self.usable() != 0 || self.recheck || cx.now >= self.next_expiry || self.group.is_closed();
-        if self.backlog.is_empty() || !due {
-            return;
-        }
-        self.recheck = false;
-        self.next_expiry = Time::NEVER;
-        // Those left behind by the break below must still expire.
-        let waiting = self.backlog.len();
+        self.retry_stranded(cx);
         let mut full = 0;
-        for _ in 0..waiting {
+        for _ in 0..self.backlog.len() {
             let Some(key) = self.backlog.pop_front() else { break };
             let before = self.backlog.len();
             self.place(cx, key);
-            full = if self.backlog.len() > before && self.usable() != 0 { full + 1 } else { 0 };
+            full = if self.backlog.len() > before { full + 1 } else { 0 };
             if full == 8 {
                 break;
             }
         }
-        if full == 8 {
-            self.next_expiry = self.next_expiry.min(cx.now.after(WATCH_WAITING));
+        self.stranded_under = self.usable();
+    }
+
+    /// Tries tasks again that no path could take, if there is a path that there was not, or their time is up.
+    fn retry_stranded(&mut self, cx: &mut Cx<'_>) {
+        let gained = self.usable() & !self.stranded_under != 0;
+        let due = gained || self.recheck || cx.now >= self.next_expiry || self.group.is_closed();
+        if !due {
+            return;
+        }
+        self.recheck = false;
+        self.next_expiry = Time::NEVER;
+        for _ in 0..self.stranded.len() {
+            let Some(key) = self.stranded.pop_front() else { break };
+            self.place(cx, key);
         }
     }
 }
@@ -249,7 +267,7 @@ impl IoQueue for MultipathQueue {
             return refused(RefusedWhy::Gone);
         }
         let Some(shape) = self.shape else { return refused(RefusedWhy::Gone) };
-        if self.open + self.ready.len() >= self.depth {
+        if self.open + self.ready.len() >= self.depth || (io.op == Op::Flush && !self.has_room_for_parent()) {
             return refused(RefusedWhy::Full);
         }
         if !self.frozen {
@@ -284,21 +302,23 @@ impl IoQueue for MultipathQueue {
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
-        if !self.ready.is_empty() || self.unkicked != 0 || self.is_behind() {
+        let can_pump = !self.pumping.is_empty() && self.extras < self.extras_most;
+        if !self.ready.is_empty() || self.unkicked != 0 || can_pump || self.is_behind() {
             return Armed::Busy;
         }
+        let waiting = !self.backlog.is_empty() || !self.stranded.is_empty();
         for slot in 0..self.paths.len() {
             let Some(path) = self.paths[slot].as_mut() else { continue };
-            path.deadlines(cx.now, !self.backlog.is_empty(), waits);
+            path.deadlines(cx.now, waiting, waits);
             if path.queue.as_mut().is_some_and(|q| q.arm(cx, waits) == Armed::Busy) {
                 return Armed::Busy;
             }
         }
         self.delayed.iter().for_each(|&(at, _)| waits.until(at));
-        if self.backlog.is_empty() && !self.closing {
-            waits.until(cx.now.after(WATCH_IDLE));
-        } else {
+        if waiting || self.closing {
             waits.until(self.next_expiry.min(cx.now.after(WATCH_WAITING)));
+        } else {
+            waits.until(cx.now.after(WATCH_IDLE));
         }
         Armed::Sleep
     }
@@ -336,5 +356,6 @@ impl MultipathQueue {
     fn is_behind(&self) -> bool {
         self.generation != self.group.generation.load(Ordering::Acquire)
             || self.paths.iter().flatten().any(|p| p.shared.device.version() != p.seen)
+            || self.watched.iter().any(|(shared, seen)| shared.device.version() != *seen)
     }
 }
