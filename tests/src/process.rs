@@ -139,12 +139,28 @@ impl Process {
         self.wait(limit)
     }
 
-    /// Waits until a Unix socket at `path` accepts a connection, or the process ends.
+    /// Waits until there is a Unix socket at `path`, without connecting to it (some servers serve one connection), or the process ends.
     ///
     /// # Errors
     /// Neither within `limit`, or the process ended first.
     pub fn wait_for_socket(&mut self, path: &Path, limit: Duration) -> Result<()> {
         self.wait_until(&format!("serve {}", path.display()), limit, || path.exists())
+    }
+
+    /// Waits until a Unix socket at `path` accepts a connection (a stale one does not), or the process ends.
+    ///
+    /// # Errors
+    /// Neither within `limit`, or the process ended first.
+    pub fn wait_for_answer(&mut self, path: &Path, limit: Duration) -> Result<()> {
+        self.wait_until(&format!("answer on {}", path.display()), limit, || {
+            std::os::unix::net::UnixStream::connect(path).is_ok()
+        })
+    }
+
+    /// The file with everything it printed.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 
     /// Waits until a TCP connection to 127.0.0.1:`port` is accepted, or the process ends.

@@ -136,7 +136,7 @@ impl Target {
     }
 }
 
-/// `polypathd` with one disk and one vhost-user-blk socket.
+/// `polypathd`, usually with one disk and one vhost-user-blk socket.
 #[derive(Debug)]
 pub struct Daemon {
     process: Process,
@@ -165,6 +165,28 @@ impl Daemon {
         let mut process = Process::start(&program("polypathd")?, &arguments, lab.log("polypathd"))?;
         process.wait_for_socket(&socket, START_LIMIT)?;
         Ok(Daemon { process, rpc, socket })
+    }
+
+    /// Starts it with these arguments, which make it serve RPC on `rpc` and, perhaps later, a disk on `socket`. What it prints goes to
+    /// `log`. Returns when RPC answers: everything in its configuration file is there then.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_with(arguments: &[String], log: PathBuf, rpc: PathBuf, socket: PathBuf) -> Result<Self> {
+        let mut process = Process::start(&program("polypathd")?, arguments, log)?;
+        process.wait_for_answer(&rpc, START_LIMIT)?;
+        Ok(Daemon { process, rpc, socket })
+    }
+
+    /// Its RPC socket.
+    #[must_use]
+    pub fn rpc_socket(&self) -> &Path {
+        &self.rpc
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
     }
 
     /// Calls a method of its JSON-RPC 2.0 interface.

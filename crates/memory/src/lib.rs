@@ -25,4 +25,4 @@ pub use arena::{Arena, Chunk};
 pub use error::MemoryError;
 pub use region::{Pages, Region};
 pub use table::{Backing, BadSegment, Table, refresh, with};
-pub use view::{CopyCount, OutOfWindow, View, Window, copy_count};
+pub use view::{CopyCount, OutOfWindow, View, Window, copy_count, count_copy};

@@ -21,9 +21,21 @@ thread_local! {
     static COPIED: Cell<CopyCount> = const { Cell::new(CopyCount { copied_in: 0, copied_out: 0 }) };
 }
 
-/// What this thread has copied so far through [`View`]. [`Window`] (rings, headers) is not data and not counted.
+/// What this thread has copied so far through [`View`], or said so by [`count_copy`]. [`Window`] (rings, headers, buffers of the
+/// program itself) is not data on its way and not counted.
 pub fn copy_count() -> CopyCount {
     COPIED.get()
+}
+
+/// Counts data that this thread has copied by other means than a [`View`]: for lower floors that move what a view names by its
+/// address. Whoever copies data must either use a view or call this.
+#[inline]
+pub fn count_copy(copied: CopyCount) {
+    let so_far = COPIED.get();
+    COPIED.set(CopyCount {
+        copied_in: so_far.copied_in + copied.copied_in,
+        copied_out: so_far.copied_out + copied.copied_out,
+    });
 }
 
 /// Bytes of one segment, borrowed from a thread's table.
@@ -65,7 +77,7 @@ impl<'a> View<'a> {
     pub fn copy_in(&self, data: &[u8]) -> usize {
         let len = data.len().min(self.len);
         write(self.slice(), 0, &data[..len]);
-        COPIED.set(CopyCount { copied_in: COPIED.get().copied_in + len as u64, ..COPIED.get() });
+        count_copy(CopyCount { copied_in: len as u64, copied_out: 0 });
         len
     }
 
@@ -74,7 +86,7 @@ impl<'a> View<'a> {
     pub fn copy_out(&self, data: &mut [u8]) -> usize {
         let len = data.len().min(self.len);
         read(self.slice(), 0, &mut data[..len]);
-        COPIED.set(CopyCount { copied_out: COPIED.get().copied_out + len as u64, ..COPIED.get() });
+        count_copy(CopyCount { copied_in: 0, copied_out: len as u64 });
         len
     }
 

@@ -1,6 +1,6 @@
 //! Lists of memory for one system call.
 
-use polypath_memory::View;
+use polypath_memory::{CopyCount, View, count_copy};
 use std::marker::PhantomData;
 
 /// Most entries of one list: what Linux takes in one call.
@@ -68,7 +68,7 @@ impl<'a> Gather<'a> {
         self.bytes == 0
     }
 
-    /// Appends up to `limit` bytes of it to `out`: for streams that are not sockets.
+    /// Appends up to `limit` bytes of it to `out`: for streams that are not sockets. Counted as a copy, headers included.
     pub fn copy_to(&self, out: &mut Vec<u8>, limit: usize) -> usize {
         let mut left = limit.min(self.bytes);
         let total = left;
@@ -84,6 +84,7 @@ impl<'a> Gather<'a> {
             unsafe { vm_copy(entry.iov_base.cast(), out[start..].as_mut_ptr(), take) };
             left -= take;
         }
+        count_copy(CopyCount { copied_in: 0, copied_out: (total - left) as u64 });
         total - left
     }
 
@@ -142,7 +143,8 @@ impl<'a> Scatter<'a> {
         self.bytes == 0
     }
 
-    /// Fills it from the start with `data`; returns how much fitted. For streams that are not sockets.
+    /// Fills it from the start with `data`; returns how much fitted. For streams that are not sockets. Counted as
+    /// a copy, headers included.
     pub fn place(&mut self, data: &[u8]) -> usize {
         let mut rest = data;
         for entry in self.raw.iter() {
@@ -154,7 +156,9 @@ impl<'a> Scatter<'a> {
             unsafe { vm_copy(rest.as_ptr(), entry.iov_base.cast(), take) };
             rest = &rest[take..];
         }
-        data.len() - rest.len()
+        let placed = data.len() - rest.len();
+        count_copy(CopyCount { copied_in: placed as u64, copied_out: 0 });
+        placed
     }
 
     #[inline]
