@@ -41,9 +41,10 @@ impl Shared {
         self.admitted.store(version.unwrap_or(NONE), Ordering::Release);
     }
 
-    /// Is the device as it was verified?
-    pub(crate) fn is_admitted(&self) -> bool {
-        self.admitted.load(Ordering::Acquire) == self.device.version()
+    /// Is the device as it was verified, and as whoever asks has it (`seen`)?
+    pub(crate) fn is_admitted(&self, seen: u64) -> bool {
+        let version = self.device.version();
+        version == seen && version == self.admitted.load(Ordering::Acquire)
     }
 }
 

@@ -57,8 +57,9 @@ impl MultipathQueue {
                 self.unrank(slot);
                 continue;
             };
-            // One load: a device that changed since it was verified gets nothing until it was looked at again.
-            if !path.shared.is_admitted() {
+            // Two loads: a device that changed gets nothing until it was verified again, and until its limits, cache and
+            // access are those that this queue goes by.
+            if !path.shared.is_admitted(path.seen) {
                 self.unrank(slot);
                 continue;
             }

@@ -46,7 +46,7 @@ pub(super) struct LocalPath {
     pub(super) limits: Limits,
     pub(super) write_cache: bool,
     pub(super) domain: Option<u8>,
-    /// Version of the device when last looked at.
+    /// Version of the device that the rest of this is about.
     pub(super) seen: u64,
     pub(super) phase: Phase,
     pub(super) suspects: u32,
@@ -114,8 +114,7 @@ impl LocalPath {
             limits: Limits::UNLIMITED,
             write_cache: false,
             domain: None,
-            // Never a real version: the first look compares.
-            seen: u64::MAX,
+            seen: view.reviewed,
             phase: Phase::Open,
             suspects: 0,
             last_cause: Code::PathLost,
@@ -135,6 +134,7 @@ impl LocalPath {
 
     fn adopt(&mut self, view: &View) {
         self.stand = view.stand;
+        self.seen = view.reviewed;
         self.domain = view.domain.or(self.domain);
         if let Some(info) = &view.info {
             self.limits = info.limits;

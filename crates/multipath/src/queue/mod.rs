@@ -140,7 +140,8 @@ impl MultipathQueue {
             full: 0,
             unkicked: 0,
             tasks: Slots::new(tasks as u16),
-            parents: Slots::new(tasks as u16),
+            // Where several paths each take less than the one before, parts are cut again: parents of parents.
+            parents: Slots::new((3 * tasks).min(usize::from(u16::MAX)) as u16),
             open: 0,
             extras: 0,
             extras_most,
