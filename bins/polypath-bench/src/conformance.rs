@@ -5,6 +5,7 @@
 
 use crate::verify::{ErrorKind, VerifyError};
 use polypath::block::Proof;
+use polypath::multipath::{EventKind, Events};
 use std::fmt;
 
 /// Changes of one path that were sent again on others.
@@ -37,6 +38,19 @@ pub enum Verdict {
     },
     /// Data is wrong for another reason.
     Wrong,
+}
+
+/// What a group has sent again so far, from its events.
+pub fn redriven(events: &Events) -> Vec<Redriven> {
+    let next = || events.try_next();
+    std::iter::from_fn(next)
+        .filter_map(|event| match (event.kind, event.path) {
+            (EventKind::Redriven { changes, proof, .. }, Some((_, path))) => {
+                Some(Redriven { path: path.to_string(), changes, proof })
+            }
+            _ => None,
+        })
+        .collect()
 }
 
 /// Judges `errors` in the light of `redriven`.

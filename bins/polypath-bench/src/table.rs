@@ -70,6 +70,9 @@ pub(crate) fn run(r: &RunReport) {
     for sample in r.error_samples.iter().chain(&r.verify_error_samples) {
         println!("  {sample}");
     }
+    if let Some(verdict) = r.verdict.as_ref().filter(|_| r.verify_errors > 0) {
+        println!("  {verdict}");
+    }
 }
 
 /// Prints what `ratio` found.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod demo;
+mod discover;
 mod qemu;
 mod rpc;
 
@@ -22,6 +23,8 @@ enum Command {
     Demo(demo::Args),
     /// Print the QEMU command line and the libvirt XML for a vhost-user-blk socket.
     Qemu(qemu::Args),
+    /// List the subsystems that a discovery service knows, as URIs.
+    Discover(discover::Args),
     /// Call a method of polypathd.
     Rpc(rpc::Args),
 }
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let result = match args.command {
         Command::Demo(args) => demo::run(&args),
         Command::Qemu(args) => qemu::run(&args),
+        Command::Discover(args) => discover::run(&args),
         Command::Rpc(args) => rpc::run(&args),
     };
     match result {

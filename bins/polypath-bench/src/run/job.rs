@@ -4,7 +4,7 @@ use crate::cpu;
 use crate::gap::{Gap, SharedGap};
 use crate::latency::Latencies;
 use crate::slices::Slices;
-use crate::verify::{Outcome, Statistics, Ticket, Verifier};
+use crate::verify::{Outcome, Statistics, Ticket, Verifier, VerifyError};
 use crate::workload::{Request, Workload};
 use polypath_block::{
     Armed, Cx, Device, Done, Health, Io, IoQueue, OpenError, Poller, QueueConfig, RefusedWhy, SegRow, Status, Time,
@@ -71,7 +71,7 @@ pub(super) struct JobResult {
     pub(super) taken: Option<Duration>,
     pub(super) suspects: u64,
     pub(super) verified: Option<Statistics>,
-    pub(super) verify_samples: Vec<String>,
+    pub(super) verify_samples: Vec<VerifyError>,
     pub(super) swept: u64,
 }
 
@@ -265,7 +265,7 @@ impl Job {
                 window.copy_out(0, data).expect("a request is never longer than its buffer");
                 if let Err(errors) = verifier.end_read(ticket, data) {
                     let room = SAMPLES.saturating_sub(self.result.verify_samples.len());
-                    self.result.verify_samples.extend(errors.iter().take(room).map(ToString::to_string));
+                    self.result.verify_samples.extend(errors.iter().take(room).copied());
                 }
             }
         }

@@ -11,7 +11,8 @@ mod tests;
 
 pub use report::{Buffers, PathReport, ReactorReport, RunReport, VerifyReport};
 
-use crate::verify::{Verifier, VerifierConfig};
+use crate::conformance::{self, Verdict};
+use crate::verify::{Verifier, VerifierConfig, VerifyError};
 use crate::workload::Workload;
 use anyhow::Context as _;
 use job::{Control, Job, JobResult, JobSpec};
@@ -19,7 +20,7 @@ use observed::{Observed, Watch};
 use polypath::reactor::now;
 use polypath::{Arena, CpuList, IdlePolicy, Stack, StackConfig, wait_live};
 use polypath_block::{Armed, Cx, Device, DeviceInfo, DeviceState, DiskUri, Host, OpenError, Poller, Time, Turn, Waits};
-use polypath_multipath::{Fencing, Group, GroupConfig, PathConfig, SelectorKind};
+use polypath_multipath::{Events, Fencing, Group, GroupConfig, PathConfig, SelectorKind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -188,6 +189,15 @@ struct Disk {
     info: Arc<DeviceInfo>,
     watches: Vec<Arc<Watch>>,
     group: Option<Arc<Group>>,
+    events: Option<Events>,
+}
+
+impl Disk {
+    /// What wrong blocks mean, given what was sent again meanwhile.
+    fn verdict(&self, errors: &[VerifyError]) -> Verdict {
+        let redriven = self.events.as_ref().map(conformance::redriven).unwrap_or_default();
+        conformance::judge(errors, &redriven)
+    }
 }
 
 /// When requests began, and the border of what is measured.
@@ -202,7 +212,7 @@ fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
     if let ([uri], None) = (&config.paths[..], config.selector) {
         let device = stack.open_device(uri)?;
         let info = wait_live(&*device, config.connect_timeout)?;
-        return Ok(Disk { device, info, watches: Vec::new(), group: None });
+        return Ok(Disk { device, info, watches: Vec::new(), group: None, events: None });
     }
     let name = config.paths[0].to_string();
     let group = Group::new(GroupConfig {
@@ -211,6 +221,7 @@ fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
         fencing: if config.fencing { Fencing::On } else { Fencing::Off },
         ..GroupConfig::new(name)
     });
+    let events = Some(group.events());
     for host in stack.hosts() {
         group.attach_host(host);
     }
@@ -236,7 +247,7 @@ fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
     for path in group.statistics().into_iter().filter(|p| !p.access.is_some_and(polypath_block::Access::usable)) {
         tracing::warn!(path = path.name, state = ?path.state, why = path.why, "path is not usable");
     }
-    Ok(Disk { device: group.clone(), info, watches, group: Some(group) })
+    Ok(Disk { device: group.clone(), info, watches, group: Some(group), events })
 }
 
 type Told = Result<JobResult, OpenError>;

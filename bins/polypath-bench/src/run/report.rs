@@ -59,6 +59,9 @@ pub struct RunReport {
     pub verify_errors: u64,
     /// The first of them.
     pub verify_error_samples: Vec<String>,
+    /// What wrong blocks mean together with the changes that were sent again after a path was lost: whose fault it is; none
+    /// unless verified.
+    pub verdict: Option<String>,
     /// Longest time with I/O outstanding and none completed, over the whole disk, in milliseconds.
     pub longest_gap_ms: f64,
     /// CPU time of the reactors' threads, microseconds per request.
@@ -223,7 +226,8 @@ pub(super) fn build(
         errors: all.errors,
         error_samples: all.error_samples,
         verify_errors,
-        verify_error_samples: all.verify_samples,
+        verify_error_samples: all.verify_samples.iter().map(ToString::to_string).collect(),
+        verdict: (config.mix == super::Mix::Verify).then(|| disk.verdict(&all.verify_samples).to_string()),
         longest_gap_ms: ms(gap),
         cpu_us_per_io: round3(cpu.as_secs_f64() * 1e6 / ios.max(1) as f64),
         core_taken_pct: round3(taken.as_secs_f64() / seconds * 100.0),

@@ -67,6 +67,7 @@ fn the_keys_are_what_was_promised() {
         "seed",
         "selector",
         "suspects",
+        "verdict",
         "verify",
         "verify_error_samples",
         "verify_errors",
