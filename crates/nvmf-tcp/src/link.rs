@@ -75,17 +75,21 @@ pub(crate) struct Finished {
     pub(crate) bad_memory: bool,
 }
 
-/// A private copy of data whose digest was taken.
-struct Copied {
-    slot: u16,
-    offset: u32,
-    bytes: Vec<u8>,
+/// What became of a command when its connection ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    pub(crate) user: u64,
+    pub(crate) slot: u16,
+    pub(crate) outcome: Outcome,
+    pub(crate) bad_memory: bool,
 }
 
-impl Copied {
-    fn covers(&self, offset: u32) -> bool {
-        (self.offset..self.offset + self.bytes.len() as u32).contains(&offset)
-    }
+/// A private copy of data whose digest was taken.
+struct Copied {
+    /// Names the PDU. Slot and offset would not do: a PDU that was taken back leaves its slot to another command.
+    token: u64,
+    offset: u32,
+    bytes: Vec<u8>,
 }
 
 /// See the module.
@@ -285,8 +289,8 @@ impl Link {
                             break;
                         }
                     }
-                    Chunk::Data { slot, offset, len } => {
-                        let held = copied.find(|c| c.slot == slot && c.covers(offset));
+                    Chunk::Data { token, slot, offset, len } => {
+                        let held = copied.find(|c| c.token == token);
                         if let Some(copy) = held {
                             let from = (offset - copy.offset) as usize;
                             if !list.bytes(&copy.bytes[from..]) {
@@ -337,7 +341,7 @@ impl Link {
             })?;
             self.connection.set_digest(due.token, digest(0, &bytes));
             self.copied += bytes.len();
-            self.copies.push_back(Copied { slot: due.slot, offset: due.offset, bytes });
+            self.copies.push_back(Copied { token: due.token, offset: due.offset, bytes });
         }
         Ok(())
     }
@@ -357,16 +361,13 @@ impl Link {
                 break;
             }
             left -= len;
-            if let Chunk::Data { slot, offset, len } = chunk {
-                // Copies before it belong to PDUs that were taken back.
-                while let Some(copy) = self.copies.pop_front() {
-                    let end = copy.offset + copy.bytes.len() as u32;
-                    let found = copy.slot == slot && copy.offset <= offset && end == offset + len;
+            if let Chunk::Data { token, .. } = chunk {
+                // Those before it belong to PDUs that were taken back.
+                while self.copies.front().is_some_and(|copy| copy.token <= token)
+                    && let Some(copy) = self.copies.pop_front()
+                {
                     self.copied -= copy.bytes.len();
                     self.spare.push(copy.bytes);
-                    if found {
-                        break;
-                    }
                 }
             }
         }
@@ -389,9 +390,10 @@ impl Link {
     }
 
     /// After [`Link::abort`]: what became of each command that was not reported finished.
-    pub(crate) fn next_outcome(&mut self) -> Option<(u64, u16, Outcome)> {
+    pub(crate) fn next_outcome(&mut self) -> Option<Ended> {
         let (slot, outcome) = self.connection.poll_outcome()?;
-        Some((self.holdings[usize::from(slot)].user, slot, outcome))
+        let Holding { user, bad, .. } = self.holdings[usize::from(slot)];
+        Some(Ended { user, slot, outcome, bad_memory: bad })
     }
 }
 
@@ -449,5 +451,98 @@ impl Inbound<'_> {
             }
         }
         h.bad |= !rest.is_empty();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::{IcReq, IcResp};
+    use polypath_memory::Arena;
+    use polypath_net::{Gather, Scatter};
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Default)]
+    struct Wire {
+        to_host: Vec<u8>,
+        sent: Vec<u8>,
+        blocked: bool,
+    }
+
+    #[derive(Clone, Default)]
+    struct Fake(Arc<Mutex<Wire>>);
+
+    impl Transport for Fake {
+        fn poll_connected(&mut self) -> io::Result<bool> {
+            Ok(true)
+        }
+        fn receive(&mut self, into: &mut Scatter<'_>) -> io::Result<Received> {
+            let mut wire = self.0.lock().unwrap();
+            let n = into.place(&wire.to_host);
+            wire.to_host.drain(..n);
+            Ok(if n > 0 { Received::Bytes(n) } else { Received::Nothing })
+        }
+        fn send(&mut self, from: &Gather<'_>) -> io::Result<usize> {
+            let mut wire = self.0.lock().unwrap();
+            Ok(if wire.blocked { 0 } else { from.copy_to(&mut wire.sent, usize::MAX) })
+        }
+        fn arm(&self, _: &mut Waits, _: bool) {}
+        fn counters(&self) -> Counters {
+            Counters::default()
+        }
+        fn abort(&mut self) {}
+    }
+
+    impl Dialer for Fake {
+        fn dial(&self, _: SocketAddr) -> io::Result<Box<dyn Transport>> {
+            Ok(Box::new(self.clone()))
+        }
+    }
+
+    #[test]
+    fn a_copy_for_a_digest_goes_with_its_pdu_and_not_with_the_slot() {
+        let wire = Fake::default();
+        let request = IcReq { data_digest: true, ..IcReq::default() };
+        let config = HostConfig { request, ..HostConfig::new(4) };
+        let mut segs = SegTable::new(16);
+        let mut link = Link::dial(&wire, "127.0.0.1:1".parse().unwrap(), config, 8192).unwrap();
+        link.receive(&segs, |_| panic!("nothing was sent")).unwrap();
+        link.flush(&segs).unwrap();
+        let resp =
+            IcResp { alignment: Default::default(), header_digest: false, data_digest: true, max_h2c_data: 8192 };
+        let mut octets = [0; 128];
+        resp.encode(&mut octets).unwrap();
+        wire.0.lock().unwrap().to_host.extend_from_slice(&octets);
+        link.receive(&segs, |_| panic!("nothing was sent")).unwrap();
+
+        let arena = Arena::new(1 << 20, false).unwrap();
+        let row = segs.reserve(2, 1).unwrap();
+        let chunks = [0xaa, 0xbb].map(|fill| {
+            let chunk = arena.chunk(4096).unwrap();
+            chunk.window().copy_in(0, &[fill; 4096]).unwrap();
+            chunk
+        });
+        let mut write = |link: &mut Link, at: u32| {
+            let span = row.span(at, 1);
+            segs.get_mut(span)[0] = chunks[at as usize].segment();
+            let slot =
+                link.submit(&Sqe::write(0, 1, 0, 7, false), Transfer::Out { span, skip: 0, len: 4096 }, at.into());
+            link.flush(&segs).unwrap();
+            slot.unwrap()
+        };
+        wire.0.lock().unwrap().blocked = true;
+        let first = write(&mut link, 0);
+        assert!(link.withdraw(first), "nothing of it has left");
+        wire.0.lock().unwrap().sent.clear();
+        wire.0.lock().unwrap().blocked = false;
+        assert_eq!(write(&mut link, 1), first, "the slot is used again");
+        let sent = std::mem::take(&mut wire.0.lock().unwrap().sent);
+        assert_eq!(sent.len(), 72 + 4096 + 4);
+        assert!(
+            sent[72..72 + 4096].iter().all(|&b| b == 0xbb),
+            "the data of the command that was taken back have left"
+        );
+        assert_eq!(sent[72 + 4096..], digest(0, &[0xbb; 4096]).to_le_bytes());
+        assert!(link.copies.is_empty() && link.copied == 0);
     }
 }

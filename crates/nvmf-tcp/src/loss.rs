@@ -3,7 +3,7 @@
 //! The socket is closed abortively first. Then: what never left, what only reads, and what was answered is quiet at once. A change
 //! that may still be carried out becomes suspect, waits for its fence, and completes with the proof of it.
 
-use crate::link::{Broken, Finished, Link};
+use crate::link::{Broken, Ended, Finished, Link};
 use crate::proto::Outcome;
 use crate::queue::{NvmeQueue, Way};
 use crate::request::{Request, finish_part};
@@ -53,10 +53,11 @@ impl NvmeQueue {
         };
         link.abort();
         let proven = self.watch.take_proven(&link);
-        while let Some((user, slot, outcome)) = link.next_outcome() {
+        while let Some(Ended { user, slot, outcome, bad_memory }) = link.next_outcome() {
             if let Outcome::Finished(cqe) = outcome {
-                let finished = Finished { user, cqe, bad_memory: false };
-                finish_part(&mut self.requests, &self.shared, &finished, done, |_| ());
+                let finished = Finished { user, cqe, bad_memory };
+                let now = self.watch.last_turn();
+                finish_part(&mut self.requests, &self.shared, &finished, now, done, |_| ());
             } else if let Some(request) = self.requests.get_mut(SlotKey::from_u32(user as u32)) {
                 request.parts -= 1;
                 if outcome == Outcome::Unknown {

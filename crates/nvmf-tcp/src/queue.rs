@@ -277,7 +277,7 @@ impl NvmeQueue {
     fn receive(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
         let Some(link) = &mut self.link else { return };
         let (requests, ios, bytes) = (&mut self.requests, &mut self.ios, &mut self.bytes);
-        let (block_size, shared) = (self.block_size, &self.shared);
+        let (block_size, shared, now) = (self.block_size, &self.shared, cx.now);
         let mut connected = None;
         let moved = link.receive(cx.segs, |finished| {
             if finished.user == CONNECT {
@@ -285,7 +285,7 @@ impl NvmeQueue {
                 return;
             }
             *ios += 1;
-            finish_part(requests, shared, &finished, done, |io| *bytes += io.data_len(block_size));
+            finish_part(requests, shared, &finished, now, done, |io| *bytes += io.data_len(block_size));
         });
         match moved {
             Ok(true) => self.watch.heard(cx.now),
@@ -449,7 +449,7 @@ impl IoQueue for NvmeQueue {
             answered: false,
             sent: false,
             unproven: false,
-            submitted: cx.now,
+            since: cx.now,
             aborting: None,
         };
         let Ok(key) = self.requests.insert(request) else { return Err(Refused { io, why: RefusedWhy::Full }) };
@@ -565,6 +565,11 @@ impl IoQueue for NvmeQueue {
 
     fn is_drained(&self) -> bool {
         self.requests.is_empty() && self.fenced.is_empty() && self.early.is_empty() && self.unacknowledged.is_none()
+    }
+
+    fn is_surplus(&self) -> bool {
+        let granted = |a: &Arc<Association>| if a.is_lost() { u16::MAX } else { a.queues };
+        self.link.is_none() && self.association.as_ref().is_some_and(|a| self.qid > granted(a))
     }
 }
 

@@ -21,7 +21,8 @@ pub(crate) struct Request {
     pub(crate) sent: bool,
     /// of which it is not known that it was aborted.
     pub(crate) unproven: bool,
-    pub(crate) submitted: Time,
+    /// When it was taken, or a command of it last finished: the time limit is that of commands, and a large request has many.
+    pub(crate) since: Time,
     /// Since when it is being aborted.
     pub(crate) aborting: Option<Time>,
 }
@@ -43,6 +44,7 @@ pub(crate) fn finish_part(
     requests: &mut Slots<Request>,
     shared: &Shared,
     finished: &Finished,
+    now: Time,
     done: &mut Done,
     moved: impl FnOnce(&Io),
 ) {
@@ -72,5 +74,7 @@ pub(crate) fn finish_part(
         moved(&request.io);
         requests.remove(key);
         done.complete(tag, status);
+    } else if request.aborting.is_none() {
+        request.since = now;
     }
 }

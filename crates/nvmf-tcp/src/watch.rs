@@ -8,7 +8,7 @@ use polypath_block::{Code, Cx, Done, Proof, SlotKey, Time};
 use std::time::Duration;
 
 /// A turn that comes later than expected by more than this is a stall of our own.
-const SLACK: Duration = Duration::from_millis(50);
+pub(crate) const SLACK: Duration = Duration::from_millis(50);
 
 /// See the module.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ impl NvmeQueue {
         let late: Vec<(SlotKey, Option<Time>)> = self
             .requests
             .iter()
-            .filter(|(_, r)| r.parts > 0 && now.since(r.submitted) >= limit)
+            .filter(|(_, r)| r.parts > 0 && now.since(r.since) >= limit)
             .map(|(key, r)| (key, r.aborting))
             .collect();
         for (key, aborting) in late {

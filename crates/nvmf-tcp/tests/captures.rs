@@ -394,7 +394,7 @@ impl<'a> Replay<'a> {
         for chunk in self.conn.transmit() {
             octets.extend_from_slice(match chunk {
                 Chunk::Bytes(b) => b,
-                Chunk::Data { slot, offset, len } => data_of(slot, offset, len),
+                Chunk::Data { slot, offset, len, .. } => data_of(slot, offset, len),
             });
         }
         self.conn.sent(octets.len());

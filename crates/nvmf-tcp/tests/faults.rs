@@ -146,6 +146,18 @@ fn a_command_that_takes_too_long_is_aborted_and_the_way_lives_on() {
 }
 
 #[test]
+fn the_time_limit_is_that_of_a_command_and_not_of_a_request_of_many() {
+    let target = start(target_config(&["ram://8MiB"]));
+    let mut rig = rig(&target, "io_timeout_ms=400&queue_depth=2");
+    let (span, _) = rig.world.memory(2 << 20, 5);
+    target.control(&Command { op: Some("write".into()), ms: Some(100), ..Command::new("delay") }).unwrap();
+    // Sixteen commands, two at a time.
+    assert_eq!(rig.run(Io::write(1, 0, 4096, span)).status.code, Code::Ok);
+    let statistics = rig.device.controller().statistics();
+    assert_eq!((statistics.aborts, statistics.losses), (0, 0));
+}
+
+#[test]
 fn a_command_that_can_not_be_aborted_costs_the_way() {
     let target = start(target_config(&["ram://1MiB"]));
     let mut rig = rig(&target, "io_timeout_ms=300");

@@ -14,6 +14,8 @@ pub enum Chunk<'a> {
     Bytes(&'a [u8]),
     /// A range of a slot's data.
     Data {
+        /// Names the PDU: that of its [`DigestDue`], never given twice.
+        token: u64,
         /// Slot.
         slot: u16,
         /// Octets from the start of its data.
@@ -60,6 +62,8 @@ enum DataDigest {
 pub(super) struct Pdu {
     pub(super) kind: Kind,
     pub(super) slot: u16,
+    /// Given by [`Ring::push`]; unlike its place in the ring never given twice.
+    token: u64,
     data_offset: u32,
     data_len: u32,
     digest: DataDigest,
@@ -71,7 +75,16 @@ impl Pdu {
     /// A PDU whose head of `head_len` octets is at the front of `head`.
     #[inline]
     pub(super) fn new(kind: Kind, slot: u16, head: [u8; MAX_ENCODED_HEAD], head_len: usize) -> Self {
-        Pdu { kind, slot, data_offset: 0, data_len: 0, digest: DataDigest::None, head_len: head_len as u8, head }
+        Pdu {
+            kind,
+            slot,
+            token: 0,
+            data_offset: 0,
+            data_len: 0,
+            digest: DataDigest::None,
+            head_len: head_len as u8,
+            head,
+        }
     }
 
     /// The same with data behind its head.
@@ -106,7 +119,10 @@ pub(super) struct Ring {
     front_sent: u64,
     /// Octets beyond those sent that an asynchronous send holds.
     handed_over: u64,
+    /// Number of the first PDU whose data may lack their digest.
     digest_next: u64,
+    /// Token of the next PDU.
+    next_token: u64,
     /// H2CData PDUs in the ring.
     data_pdus: usize,
 }
@@ -122,6 +138,7 @@ impl Ring {
             front_sent: 0,
             handed_over: 0,
             digest_next: 0,
+            next_token: 0,
             data_pdus: 0,
         }
     }
@@ -136,8 +153,10 @@ impl Ring {
     }
 
     #[inline]
-    pub(super) fn push(&mut self, pdu: Pdu) {
+    pub(super) fn push(&mut self, mut pdu: Pdu) {
         debug_assert!(self.pdus.len() < self.capacity);
+        pdu.token = self.next_token;
+        self.next_token += 1;
         if matches!(pdu.kind, Kind::Data { .. }) {
             self.data_pdus += 1;
         }
@@ -226,7 +245,8 @@ impl Ring {
         while let Some(pdu) = self.pdus.get((number - self.base) as usize) {
             if pdu.digest == DataDigest::Due && pdu.kind != Kind::Dropped {
                 self.digest_next = number;
-                return Some(DigestDue { token: number, slot: pdu.slot, offset: pdu.data_offset, len: pdu.data_len });
+                let (token, slot, offset, len) = (pdu.token, pdu.slot, pdu.data_offset, pdu.data_len);
+                return Some(DigestDue { token, slot, offset, len });
             }
             number += 1;
         }
@@ -234,13 +254,15 @@ impl Ring {
         None
     }
 
+    /// Only for the PDU that [`Ring::next_digest`] named last.
     pub(super) fn set_digest(&mut self, token: u64, crc: u32) {
-        let Some(at) = token.checked_sub(self.base) else { return };
+        let Some(at) = self.digest_next.checked_sub(self.base) else { return };
         if let Some(pdu) = self.pdus.get_mut(at as usize)
+            && pdu.token == token
             && pdu.digest == DataDigest::Due
         {
             pdu.digest = DataDigest::Ready(crc.to_le_bytes());
-            self.digest_next = token + 1;
+            self.digest_next += 1;
         }
     }
 
@@ -303,6 +325,7 @@ impl<'a> Iterator for Transmit<'a> {
                     if let Some(from) = self.rest(u64::from(pdu.data_len)) {
                         let from = from as u32;
                         return Some(Chunk::Data {
+                            token: pdu.token,
                             slot: pdu.slot,
                             offset: pdu.data_offset + from,
                             len: pdu.data_len - from,

@@ -68,7 +68,7 @@ impl Shell {
                     assert!(!b.is_empty());
                     out.extend_from_slice(b);
                 }
-                Chunk::Data { slot, offset, len } => {
+                Chunk::Data { slot, offset, len, .. } => {
                     assert_ne!(len, 0);
                     out.extend(data_of(slot, offset, len));
                 }
