@@ -51,6 +51,8 @@ pub(crate) struct Admin {
     pub(crate) deadline: Time,
     /// The association is up: nothing is urgent but what is asked for.
     pub(crate) settled: bool,
+    /// No answer is called late before this time: our own thread has been away.
+    forgive_until: Time,
     link: Option<Link>,
     broken: Option<Fault>,
     tickets: Slots<Ticket>,
@@ -86,6 +88,7 @@ impl Admin {
             now,
             deadline: Time::NEVER,
             settled: false,
+            forgive_until: Time::ZERO,
             link: None,
             broken: None,
             tickets: Slots::new(ADMIN_DEPTH),
@@ -151,6 +154,15 @@ impl Admin {
         }
         self.deadline = self.deadline.min(at);
         false
+    }
+
+    pub(crate) fn forgive_until(&mut self, at: Time) {
+        self.forgive_until = at;
+    }
+
+    /// Is an answer that was due at `at` late? As [`Admin::reached`], unless we were not there to take it.
+    pub(crate) fn is_late(&mut self, at: Time) -> bool {
+        self.reached(at.max(self.forgive_until))
     }
 
     fn start(&mut self, sqe: &Sqe, data: Data<'_>) -> Option<SlotKey> {
@@ -245,7 +257,7 @@ pub(crate) async fn command(
         if let Some(answer) = key.and_then(|key| a.finish(key)) {
             return Poll::Ready(Ok(answer));
         }
-        if a.reached(deadline) {
+        if a.is_late(deadline) {
             let (opcode, ms) = (sqe.opcode(), limit.unwrap_or_default().as_millis());
             let reason = format!("no answer to admin command {opcode:#04x} within {ms} ms");
             return Poll::Ready(Err(Fault::new(Code::PathTimeout, reason)));
@@ -289,4 +301,22 @@ pub(crate) async fn race<T>(mut tasks: Vec<Task<T>>) -> T {
         Poll::Pending
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_of_our_own_makes_no_answer_late() {
+        let at = |ms: u64| Time::from_millis(1_000_000 + ms);
+        let mut admin = Admin::new(at(0)).unwrap();
+        admin.now = at(2000);
+        assert!(admin.is_late(at(500)));
+        admin.forgive_until(at(2050));
+        assert!(!admin.is_late(at(500)), "nobody looked meanwhile");
+        assert_eq!(admin.deadline, at(2050), "and it is judged then");
+        admin.now = at(2050);
+        assert!(admin.is_late(at(500)));
+    }
 }

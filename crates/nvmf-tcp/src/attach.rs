@@ -24,6 +24,8 @@ use std::task::Poll;
 const MOST_NAMESPACES: usize = 1024;
 /// Bytes of a log page that any controller gives in one command (MDTS is at least one page).
 pub(crate) const PIECE: u32 = 4096;
+/// Reads of an ANA log that comes in pieces.
+const ANA_READS: u32 = 3;
 /// Most bytes of a log page that are read.
 const MOST_LOG: u64 = 1 << 20;
 
@@ -88,7 +90,7 @@ pub(crate) async fn connect(
         if a.link().is_some_and(Link::is_ready) {
             return Poll::Ready(Ok(()));
         }
-        if a.reached(deadline) {
+        if a.is_late(deadline) {
             let ms = config.connect_timeout.as_millis();
             return Poll::Ready(Err(Fault::new(Code::PathTimeout, format!("no connection within {ms} ms"))));
         }
@@ -150,6 +152,17 @@ pub(crate) async fn identify_controller(
     Ok(controller)
 }
 
+/// Data bytes an I/O capsule may carry.
+pub(crate) fn in_capsule(config: &ControllerConfig, controller: &IdentifyController) -> Result<u32, Fault> {
+    let bytes = controller.in_capsule_bytes()?;
+    if controller.icdoff != 0 && bytes > 0 {
+        // NVMe/TCP puts capsule data right behind the entry; a controller that says otherwise is asked for R2T instead.
+        tracing::warn!(path = %config.name, icdoff = controller.icdoff, "ICDOFF is not 0; no data are sent in capsules");
+        return Ok(0);
+    }
+    Ok(bytes)
+}
+
 /// How many I/O queues the controller grants.
 pub(crate) async fn request_queues(admin: &Handle, config: &ControllerConfig) -> Result<u16, Fault> {
     let wanted = NumberOfQueues::pairs(config.queues.into()).to_dword();
@@ -206,15 +219,41 @@ pub(crate) async fn read_log(
 pub(crate) async fn ana_log(
     admin: &Handle,
     config: &ControllerConfig,
-    controller: &IdentifyController,
+    view: &ControllerView,
 ) -> Result<Option<AnaLog>, Fault> {
+    let controller = &view.identify;
     if !controller.has_ana() {
         return Ok(None);
     }
-    let most = if controller.lpa & 1 << 2 != 0 { PIECE } else { ADMIN_DATA };
-    let len = controller.ana_log_bytes();
-    let log = read_log(admin, config, (NSID_ALL, lid::ANA), 0, len, most).await?;
-    Ok(Some(AnaLog::parse(&log)?))
+    let (len, most) = (controller.ana_log_bytes(), ana_piece(view));
+    let mut tries = 1;
+    loop {
+        let log = read_log(admin, config, (NSID_ALL, lid::ANA), 0, len, most).await?;
+        match AnaLog::parse(&log) {
+            Ok(log) => return Ok(Some(log)),
+            // Pieces of a log that changes while it is read do not fit together.
+            Err(error) if tries < ANA_READS && len > most.into() => {
+                tracing::debug!(path = %config.name, %error, "ANA log cannot be read; once more");
+                tries += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Bytes of the ANA log that are read at a time: as many as the controller transfers and we hold. Linux's target claims to take an
+/// offset (LPA bit 2) and always sends this log from its start, and only a log that is read at once is of one moment.
+fn ana_piece(view: &ControllerView) -> u32 {
+    let mdts = view.identify.max_transfer_bytes(view.page_shift_min).unwrap_or(u64::MAX);
+    mdts.min(ADMIN_DATA.into()) as u32
+}
+
+/// What the controller shows to this host.
+pub(crate) struct Found {
+    /// Those that are looked at.
+    pub(crate) namespaces: BTreeMap<u32, Namespace>,
+    /// All that are active, as far as they were listed.
+    pub(crate) listed: Vec<u32>,
 }
 
 /// Every active namespace, or only the one that is wanted.
@@ -223,34 +262,48 @@ pub(crate) async fn namespaces(
     config: &ControllerConfig,
     view: &ControllerView,
     ana: Option<&AnaLog>,
-) -> Result<BTreeMap<u32, Namespace>, Fault> {
-    let active = active_namespaces(admin, config).await?;
-    let mut found = BTreeMap::new();
-    for nsid in active {
+) -> Result<Found, Fault> {
+    let listed = active_namespaces(admin, config, view).await?;
+    let mut namespaces = BTreeMap::new();
+    for &nsid in &listed {
         if config.ns.is_some_and(|wanted| wanted != nsid) {
             continue;
         }
         if let Some(namespace) = one_namespace(admin, config, view, ana, nsid).await? {
-            found.insert(nsid, namespace);
+            namespaces.insert(nsid, namespace);
         }
     }
-    Ok(found)
+    Ok(Found { namespaces, listed })
 }
 
-async fn active_namespaces(admin: &Handle, config: &ControllerConfig) -> Result<Vec<u32>, Fault> {
+async fn active_namespaces(
+    admin: &Handle,
+    config: &ControllerConfig,
+    view: &ControllerView,
+) -> Result<Vec<u32>, Fault> {
     let mut all: Vec<u32> = Vec::new();
     loop {
         let above = all.last().copied().unwrap_or(0);
         let sqe = Sqe::identify(0, cns::ACTIVE_NAMESPACES, above, 0);
-        let data = Data::In(identify::LEN as u32);
-        let answer = demand(admin, "Identify (active namespaces)", sqe, data, config.connect_timeout).await?;
+        let answer = command(admin, sqe, Data::In(identify::LEN as u32), Some(config.connect_timeout)).await?;
+        if !answer.cqe.status.is_success() {
+            // Controllers of 1.0 have no list; then each identifier is asked for.
+            let most = view.identify.nn.min(MOST_NAMESPACES as u32);
+            let status = answer.cqe.status;
+            tracing::warn!(path = %config.name, %status, "no list of active namespaces; looking at 1 to {most}");
+            return Ok((1..=most).chain(config.ns.filter(|&wanted| wanted > most)).collect());
+        }
         let list = identify::active_namespaces(&answer.data, above)?;
         let full = list.len() == 1024;
         all.extend(list);
-        if !full || all.len() >= MOST_NAMESPACES {
-            if full {
-                tracing::warn!(path = %config.name, "only the first {} namespaces are looked at", all.len());
-            }
+        if !full {
+            return Ok(all);
+        }
+        if all.len() >= MOST_NAMESPACES {
+            tracing::warn!(path = %config.name, "only the first {} namespaces are looked at", all.len());
+            // The one that is wanted is not missed because there are many before it; should it not be active, it says so itself.
+            let last = all.last().copied().unwrap_or(0);
+            all.extend(config.ns.filter(|&wanted| wanted > last));
             return Ok(all);
         }
     }
@@ -277,7 +330,11 @@ async fn one_namespace(
     }
     let answer = command(admin, Sqe::identify(0, cns::NAMESPACE_DESCRIPTORS, nsid, 0), data, limit).await?;
     let ids = if answer.cqe.status.is_success() {
-        NamespaceIds::parse(&answer.data)?
+        // One namespace with a bad list must not cost the others their path.
+        NamespaceIds::parse(&answer.data).unwrap_or_else(|error| {
+            tracing::warn!(path = %config.name, nsid, %error, "identification descriptors are left out");
+            NamespaceIds::default()
+        })
     } else if answer.cqe.status.is(StatusField::INVALID_FIELD) {
         // Controllers before 1.3 do not know the list; NGUID and EUI-64 are in Identify Namespace.
         NamespaceIds::default()
@@ -286,4 +343,31 @@ async fn one_namespace(
         NamespaceIds::default()
     };
     Ok(Some(describe(view, nsid, &namespace, &ids, ana)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ana_log_is_read_at_once_where_the_controller_transfers_that_much() {
+        let piece = |mdts| {
+            let identify = IdentifyController { mdts, lpa: 7, ..Default::default() };
+            ana_piece(&ControllerView { identify, page_shift_min: 12, subnqn: String::new(), queues: 1, depth: 1 })
+        };
+        assert_eq!((piece(0), piece(5), piece(1), piece(255)), (ADMIN_DATA, ADMIN_DATA, 8192, ADMIN_DATA));
+        // What Linux's target asks for: 128 groups, 1024 namespaces.
+        let linux = IdentifyController { nanagrpid: 128, mnan: 1024, nn: 1024, ..Default::default() };
+        assert!(linux.ana_log_bytes() > PIECE.into() && linux.ana_log_bytes() <= ADMIN_DATA.into());
+    }
+
+    #[test]
+    fn data_in_capsules_only_right_behind_the_entry() {
+        let config = ControllerConfig::new("h", 1, polypath_nvme::nqn::Nqn::new("nqn.x").unwrap());
+        let bytes = |ioccsz, icdoff| {
+            in_capsule(&config, &IdentifyController { ioccsz, icdoff, ..Default::default() }).map_err(|f| f.reason)
+        };
+        assert_eq!((bytes(4, 0), bytes(516, 0), bytes(516, 2)), (Ok(0), Ok(8192), Ok(0)));
+        assert!(bytes(3, 0).unwrap_err().contains("IOCCSZ"));
+    }
 }

@@ -7,7 +7,9 @@ use crate::device::NvmeDevice;
 use crate::fence::AssociationFence;
 use crate::live::{Living, live};
 use crate::namespace::ControllerView;
+use crate::proto::MAX_DEPTH;
 use crate::shared::{Association, Shape, Shared, Stage, lock};
+use crate::watch::SLACK;
 use polypath_block::{Armed, Code, Cx, Host, Poller, Time, Turn, Waits};
 use polypath_nvme::keepalive::Assumed;
 use polypath_nvme::log::DiscoveryEntry;
@@ -143,14 +145,24 @@ struct AdminPoller {
     admin: Option<Handle>,
     life: Option<Task<String>>,
     looked: Time,
+    /// By when the next turn should come.
+    expected: Time,
+    stalled: bool,
     slept: bool,
 }
 
 impl AdminPoller {
     fn new(shared: Arc<Shared>, now: Time) -> Self {
         // Never looked: the first turn must, or a reactor that sleeps at once sleeps for ever.
-        let mut poller =
-            AdminPoller { shared: shared.clone(), admin: None, life: None, looked: Time::ZERO, slept: false };
+        let mut poller = AdminPoller {
+            shared: shared.clone(),
+            admin: None,
+            life: None,
+            looked: Time::ZERO,
+            expected: Time::NEVER,
+            stalled: false,
+            slept: false,
+        };
         match Admin::new(now) {
             Ok(admin) => {
                 let admin = Rc::new(RefCell::new(admin));
@@ -166,6 +178,13 @@ impl AdminPoller {
 impl Poller for AdminPoller {
     fn poll(&mut self, cx: &mut Cx<'_>) -> Turn {
         let (Some(admin), Some(life)) = (&self.admin, &mut self.life) else { return Turn::Finished };
+        let stalled = cx.now.since(self.expected) > SLACK;
+        if stalled && !self.stalled {
+            // We were not looking: what was due meanwhile may be waiting to be read, or still be on its way. Not twice in a row, or
+            // a reactor that is always late would never judge.
+            admin.borrow_mut().forgive_until(cx.now.after(SLACK));
+        }
+        (self.stalled, self.expected) = (stalled, cx.now);
         let called = self.shared.answer_call();
         let (due, urgent) = {
             let a = admin.borrow();
@@ -210,6 +229,7 @@ impl Poller for AdminPoller {
         if a.deadline != Time::NEVER {
             waits.until(a.deadline);
         }
+        self.expected = a.deadline;
         self.slept = true;
         Armed::Sleep
     }
@@ -321,13 +341,12 @@ async fn attach_to(
     let identify = attach::identify_controller(admin, config, cntlid).await?;
     attach::configure_events(admin, config, &identify).await?;
     let discovery = config.is_discovery();
-    let (queues, in_capsule) =
-        if discovery { (0, 0) } else { (attach::request_queues(admin, config).await?, identify.in_capsule_bytes()?) };
-    let most = match identify.maxcmd {
-        0 => ready.cap.mqes_z(),
-        most => most.min(ready.cap.mqes_z()),
+    let (queues, in_capsule) = if discovery {
+        (0, 0)
+    } else {
+        (attach::request_queues(admin, config).await?, attach::in_capsule(config, &identify)?)
     };
-    let depth = config.queue_depth.min(most).max(1);
+    let depth = queue_depth(config.queue_depth, identify.maxcmd, ready.cap.mqes_z());
     let assumed = Assumed {
         without_keep_alive_ms: config.fence.as_millis() as u64,
         quiesce_ms: config.quiesce.as_millis() as u64,
@@ -347,11 +366,18 @@ async fn attach_to(
     if discovery {
         crate::discovery::refresh(admin, shared).await?;
     } else {
-        let ana = attach::ana_log(admin, config, &view.identify).await?;
+        let ana = attach::ana_log(admin, config, &view).await?;
         let found = attach::namespaces(admin, config, &view, ana.as_ref()).await?;
-        shared.set_namespaces(&association, found);
+        association.set_listed(found.listed);
+        shared.set_namespaces(&association, found.namespaces);
     }
     Ok(Living { admin: admin.clone(), shared: shared.clone(), association, view })
+}
+
+/// Commands of an I/O queue: what is wanted, as far as the controller (MAXCMD, 0 for any; MQES) and a connection of ours go.
+fn queue_depth(wanted: u16, maxcmd: u16, mqes_z: u16) -> u16 {
+    let most = if maxcmd == 0 { mqes_z } else { maxcmd.min(mqes_z) };
+    wanted.min(most).clamp(1, MAX_DEPTH)
 }
 
 /// Asks the system's resolver on a thread of its own; an address needs none.
@@ -393,4 +419,25 @@ async fn select<T>(work: impl Future<Output = T>, stop: impl Future<Output = ()>
 
 async fn first(a: impl Future<Output = ()>, b: impl Future<Output = ()>) {
     select(a, b).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{HostConfig, HostConnection};
+
+    #[test]
+    fn every_depth_that_may_be_configured_gives_a_connection() {
+        for (wanted, maxcmd, mqes_z, depth) in [
+            (128, 0, 127, 127),
+            (128, 64, 1023, 64),
+            (2, 0, 0, 1),
+            (1024, 0, u16::MAX, 1024),
+            (4096, 0, u16::MAX, 1024),
+            (4096, u16::MAX, u16::MAX, 1024),
+        ] {
+            assert_eq!(queue_depth(wanted, maxcmd, mqes_z), depth, "{wanted} {maxcmd} {mqes_z}");
+            HostConnection::new(HostConfig::new(depth)).unwrap();
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What the admin poller does while an association is up: keep alive, events, orders of the queues.
 
-use crate::admin::{ADMIN_DATA, Data, Fault, Handle, Task, command, poll_once, race};
+use crate::admin::{Data, Fault, Handle, Task, command, poll_once, race, sleep, sleep_until};
 use crate::attach;
 use crate::namespace::{ControllerView, access_of};
 use crate::shared::{AbortAnswer, Association, Shared};
@@ -17,6 +17,11 @@ use std::time::Duration;
 
 /// How often the ANA log is read again while some namespace is changing its state.
 const TRANSITION: Duration = Duration::from_secs(1);
+
+/// Shortest time between two events, and between two looks at the ANA log that queues ask for.
+const BREATH: Duration = Duration::from_millis(20);
+/// How often the controller is asked for news before its refusal ends the association.
+const TRIES: u32 = 3;
 
 /// What the tasks of one association share.
 #[derive(Clone)]
@@ -101,7 +106,7 @@ async fn keep_alive(l: Living) -> Fault {
             if l.shared.take_probe() {
                 deadline = deadline.min(admin.now.after(hasty));
             }
-            if admin.reached(deadline) {
+            if admin.is_late(deadline) {
                 let ms = admin.now.since(sent).as_millis();
                 let reason = format!("the controller does not answer: no word for {ms} ms after a Keep Alive");
                 return Poll::Ready(Some(Fault::new(Code::PathTimeout, reason)));
@@ -126,33 +131,58 @@ async fn events(l: Living) -> Result<(), Fault> {
         }
         let event = AsyncEvent::from_dw0(answer.cqe.dw0());
         tracing::info!(path = %config.name, event = ?event.kind, "event");
+        let taken = l.admin.borrow().now;
         match event.kind {
             EventKind::NamespacesChanged => {
                 // Reading the list clears the event; what changed is found by looking at all.
-                attach::read_log(&l.admin, config, (NSID_ALL, lid::CHANGED_NAMESPACES), 0, 4096, attach::PIECE).await?;
-                rescan(&l).await?;
+                clear_event(&l, lid::CHANGED_NAMESPACES, 4096).await?;
+                patiently(&l, "namespaces", async || rescan(&l).await).await?;
             }
-            EventKind::AnaChanged => refresh_ana(&l).await?,
-            EventKind::DiscoveryChanged => crate::discovery::refresh(&l.admin, &l.shared).await?,
-            _ => {
-                let log = Sqe::get_log_page(0, NSID_ALL, event.log_page, 0, false, 0, 512);
-                // Any answer will do: it is read to clear the event.
-                command(&l.admin, log, Data::In(512.min(ADMIN_DATA)), Some(config.connect_timeout)).await?;
+            EventKind::AnaChanged => patiently(&l, "ANA log", async || refresh_ana(&l).await).await?,
+            EventKind::DiscoveryChanged => {
+                let read = async || crate::discovery::refresh(&l.admin, &l.shared).await;
+                patiently(&l, "discovery log", read).await?;
             }
+            _ => clear_event(&l, event.log_page, 512).await?,
         }
+        // A storm of events must not keep us, nor every queue that is told of each, from everything else.
+        sleep_until(&l.admin, taken.after(BREATH)).await;
     }
+}
+
+/// Reads `len` bytes of a log page so that its event is cleared. Any answer will do.
+async fn clear_event(l: &Living, page: u8, len: u32) -> Result<(), Fault> {
+    let log = Sqe::get_log_page(0, NSID_ALL, page, 0, false, 0, len);
+    command(&l.admin, log, Data::In(len), Some(l.shared.config.connect_timeout)).await.map(drop)
+}
+
+/// Does `work`, a few times if the controller refuses or says nonsense: I/O that runs well must not suffer from the first refusal of
+/// a command that only asks for news.
+async fn patiently(l: &Living, what: &str, work: impl AsyncFn() -> Result<(), Fault>) -> Result<(), Fault> {
+    for _ in 1..TRIES {
+        match work().await {
+            Err(fault) if fault.code == Code::PathProtocol && l.admin.borrow().fault().is_none() => {
+                let (path, reason) = (&l.shared.config.name, &fault.reason);
+                tracing::warn!(%path, %reason, "the {what} cannot be read now; trying again");
+            }
+            end => return end,
+        }
+        sleep(&l.admin, TRANSITION).await;
+    }
+    work().await
 }
 
 async fn rescan(l: &Living) -> Result<(), Fault> {
     let config = &l.shared.config;
-    let ana = attach::ana_log(&l.admin, config, &l.view.identify).await?;
+    let ana = attach::ana_log(&l.admin, config, &l.view).await?;
     let found = attach::namespaces(&l.admin, config, &l.view, ana.as_ref()).await?;
-    l.shared.set_namespaces(&l.association, found);
+    l.association.set_listed(found.listed);
+    l.shared.set_namespaces(&l.association, found.namespaces);
     Ok(())
 }
 
 async fn refresh_ana(l: &Living) -> Result<(), Fault> {
-    let Some(log) = attach::ana_log(&l.admin, &l.shared.config, &l.view.identify).await? else { return Ok(()) };
+    let Some(log) = attach::ana_log(&l.admin, &l.shared.config, &l.view).await? else { return Ok(()) };
     let mut found = l.association.namespaces();
     for (nsid, namespace) in &mut found {
         let access = access_of(Some(&log), namespace.ana_group, *nsid);
@@ -170,6 +200,7 @@ async fn refresh_ana(l: &Living) -> Result<(), Fault> {
 
 /// Aborts, and looks at the ANA log, that queues ask for.
 async fn orders(l: Living) -> Result<(), Fault> {
+    let mut looked = Time::ZERO;
     loop {
         // A transition that ends without an event must not last for ever.
         let changing = l.association.namespaces().values().any(|n| n.info.access == Access::Change);
@@ -180,8 +211,11 @@ async fn orders(l: Living) -> Result<(), Fault> {
             false => Poll::Pending,
         })
         .await;
+        // Commands that come back with an ANA status, one after the other, each ask for the log.
         if l.shared.take_ana() || due {
-            refresh_ana(&l).await?;
+            sleep_until(&l.admin, looked.after(BREATH)).await;
+            looked = l.admin.borrow().now;
+            patiently(&l, "ANA log", async || refresh_ana(&l).await).await?;
         }
         for order in l.shared.take_aborts() {
             if order.generation != l.association.generation {

@@ -40,6 +40,8 @@ pub(crate) struct Association {
     pub(crate) in_capsule: u32,
     pub(crate) fence: AssociationFence,
     namespaces: Mutex<BTreeMap<u32, Namespace>>,
+    /// Active namespaces, those that nobody asked for included.
+    listed: Mutex<Vec<u32>>,
     lost: AtomicBool,
     loss: Mutex<Option<(Code, String)>>,
 }
@@ -67,6 +69,7 @@ impl Association {
             in_capsule,
             fence,
             namespaces: Mutex::new(BTreeMap::new()),
+            listed: Mutex::new(Vec::new()),
             lost: AtomicBool::new(false),
             loss: Mutex::new(None),
         }
@@ -96,13 +99,17 @@ impl Association {
         lock(&self.namespaces).clone()
     }
 
+    pub(crate) fn set_listed(&self, listed: Vec<u32>) {
+        *lock(&self.listed) = listed;
+    }
+
     /// The namespace `ns`, or the only one.
     pub(crate) fn namespace(&self, ns: Option<u32>) -> Result<(u32, Namespace), NoNamespace> {
         let all = lock(&self.namespaces);
         match ns {
             Some(nsid) => match all.get(&nsid) {
                 Some(n) => Ok((nsid, n.clone())),
-                None => Err(NoNamespace::Missing { nsid, active: all.keys().copied().collect() }),
+                None => Err(NoNamespace::Missing { nsid, active: lock(&self.listed).clone() }),
             },
             None if all.len() == 1 => {
                 let (nsid, n) = all.first_key_value().expect("there is one");
@@ -112,6 +119,9 @@ impl Association {
         }
     }
 }
+
+/// Namespaces that a message names.
+const SHOWN: usize = 16;
 
 /// Why there is no namespace to speak of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +134,10 @@ impl std::fmt::Display for NoNamespace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let list = |active: &[u32]| match active {
             [] => "none".to_owned(),
-            some => some.iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
+            some => {
+                let more = if some.len() > SHOWN { format!(" and {} more", some.len() - SHOWN) } else { String::new() };
+                some.iter().take(SHOWN).map(u32::to_string).collect::<Vec<_>>().join(", ") + &more
+            }
         };
         match self {
             NoNamespace::Missing { nsid, active } => {

@@ -23,6 +23,8 @@ pub fn map(status: StatusField) -> Status {
         s if s.is_path() => Code::PathLost,
         // The queue or the controller went away under the command, or lost its power: it is over, and another way may do.
         s if s.is(S::ABORTED_SQ_DELETION) || s.is(S::POWER_LOSS) => Code::PathLost,
+        // A controller that is not enabled (any more), or that gave us up: what nvmet answers after a fatal status.
+        s if s.is(S::COMMAND_SEQUENCE_ERROR) || s.is(S::KEEP_ALIVE_EXPIRED) => Code::PathLost,
         s if s.is(S::TRANSIENT_TRANSPORT_ERROR) || s.is(S::DATA_TRANSFER_ERROR) => Code::PathLost,
         s if s.is(S::ABORT_REQUESTED) || s.is(S::ABORTED_PREEMPT) => Code::Aborted,
         // "Try again later": on this way, or better at once on another.
@@ -51,7 +53,7 @@ fn is_transient(s: StatusField) -> bool {
 }
 
 fn is_our_fault(s: StatusField) -> bool {
-    s.sct() == polypath_nvme::status::sct::GENERIC && matches!(s.sc(), 0x02..=0x03 | 0x0c..=0x18)
+    s.sct() == polypath_nvme::status::sct::GENERIC && matches!(s.sc(), 0x02..=0x03 | 0x0d..=0x18)
 }
 
 #[cfg(test)]
@@ -84,6 +86,9 @@ mod tests {
             (S::new(3, 0x55), Code::PathLost),
             (S::ABORTED_SQ_DELETION, Code::PathLost),
             (S::POWER_LOSS, Code::PathLost),
+            (S::COMMAND_SEQUENCE_ERROR.with_dnr(), Code::PathLost),
+            (S::KEEP_ALIVE_EXPIRED, Code::PathLost),
+            (S::HOST_ID_INCONSISTENT, Code::Invalid),
             (S::DATA_TRANSFER_ERROR, Code::PathLost),
             (S::TRANSIENT_TRANSPORT_ERROR, Code::PathLost),
             (S::ABORT_REQUESTED, Code::Aborted),

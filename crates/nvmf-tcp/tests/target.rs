@@ -173,7 +173,7 @@ fn namespaces_are_chosen_or_listed() {
         DeviceState::Down { reason, .. } => Some(reason),
         _ => None,
     });
-    assert!(reason.contains("namespace 5 is not active"), "{reason}");
+    assert!(reason.contains("namespace 5 is not active; active namespaces: 3, 7"), "{reason}");
     let devices = world.wait("namespaces", |_| Some(controller.namespaces()).filter(|all| !all.is_empty()));
     let sizes: Vec<u64> = devices.iter().map(|d| d.state().info().unwrap().geometry.bytes()).collect();
     assert_eq!((devices[0].nsid(), devices[1].nsid(), sizes), (Some(3), Some(7), vec![1 << 20, 2 << 20]));
