@@ -9,7 +9,7 @@ use polypath_tests::lab::repository;
 use serde_json::Value;
 
 /// Floors of `docs/ARCHITECTURE.md`. A package imports only lower floors; a package that is not here has no place in the house yet.
-const FLOORS: [(&str, u32); 24] = [
+const FLOORS: [(&str, u32); 25] = [
     ("polypath-block", 0),
     ("polypath-memory", 0),
     ("polypath-pci", 1),
@@ -23,6 +23,7 @@ const FLOORS: [(&str, u32); 24] = [
     ("polypath-scsi-mpt3sas", 3),
     ("polypath-local", 3),
     ("polypath-multipath", 4),
+    ("polypath-sharing", 4),
     ("polypath-reactor", 5),
     ("polypath-vhost-user-blk", 5),
     ("polypath-vhost-user-client", 5),

@@ -50,6 +50,12 @@ pub trait IoQueue {
 
     /// After [`IoQueue::close`]: has everything completed? Then, and only then, the queue may be dropped.
     fn is_drained(&self) -> bool;
+
+    /// Has it no place at the device: was it opened, but the device now grants fewer queues, so that it stays [`Health::Down`]
+    /// until more are granted? Whoever knows how (`polypath-sharing`) gives its users a share of another one.
+    fn is_surplus(&self) -> bool {
+        false
+    }
 }
 
 /// How a queue feels. A hint for whoever chooses among paths; never a promise.

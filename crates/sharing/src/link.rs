@@ -1,0 +1,329 @@
+//! The crossing itself: two rings there (requests, and the segments they name, by value), one ring back (suspects and completions).
+//!
+//! The asking side numbers its requests by slots, and each slot has a row in the owner's segment table. All rings hold what can be
+//! open at a time, so that nothing on the way back ever waits.
+
+use crate::office::{Office, health_from_u8, health_to_u8};
+use polypath_block::{
+    Armed, Code, Completion, Cx, Done, Health, Io, Proof, Refused, RefusedWhy, SegSpan, Segment, SlotKey, Slots,
+    Status, Suspect, Time, Waits,
+};
+use polypath_net::Bell;
+use rtrb::{Consumer, Producer, RingBuffer};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
+
+/// Segments that every request may have.
+pub(crate) const NARROW: u32 = 130;
+/// Segments that a few requests at a time may have; more is refused as malformed.
+pub(crate) const WIDE: u32 = 1288;
+/// Wide requests at a time.
+pub(crate) const WIDE_ROWS: u32 = 4;
+/// Requests open at a time as a multiple of the depth: those that wait for a fence do not count against the depth.
+const OPEN_DEPTHS: u16 = 2;
+/// Segments in the ring for each request of the depth. A ring without room is a full queue.
+const SEGMENTS_A_REQUEST: usize = 16;
+/// How long to wait for the owner's reactor to take the link in.
+const JOIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// What both sides see.
+pub(crate) struct Wire {
+    /// Rings on the asking side.
+    bell: Bell,
+    health: AtomicU8,
+    /// The owner has taken the link in.
+    joined: AtomicBool,
+    /// The owner gives the link up: what is open completes, nothing new is taken.
+    ended: AtomicBool,
+    /// The asking side has gone.
+    gone: AtomicBool,
+}
+
+/// A request on its way. Its tag is the asking side's slot.
+#[derive(Clone, Copy)]
+pub(crate) struct Message {
+    pub(crate) io: Io,
+    /// Which wide row it uses, if it does.
+    pub(crate) wide: Option<u8>,
+}
+
+/// An outcome on its way back.
+#[derive(Clone, Copy)]
+pub(crate) enum Reply {
+    Suspect(Suspect),
+    Completion(Completion),
+}
+
+/// The owner's end.
+pub(crate) struct Served {
+    wire: Arc<Wire>,
+    pub(crate) requests: Consumer<Message>,
+    pub(crate) segments: Consumer<Segment>,
+    replies: Producer<Reply>,
+    pub(crate) depth: u16,
+    /// Requests open at a time.
+    pub(crate) open: u16,
+}
+
+/// The asking end.
+pub(crate) struct Client {
+    wire: Arc<Wire>,
+    /// The owner's bell.
+    owner: Arc<Bell>,
+    requests: Producer<Message>,
+    segments: Producer<Segment>,
+    replies: Consumer<Reply>,
+    open: Slots<Open>,
+    early: Vec<Completion>,
+    depth: usize,
+    in_flight: usize,
+    /// Wide rows that are free, one bit each.
+    wide_free: u8,
+    unkicked: bool,
+    closed: bool,
+    since: Option<Time>,
+    health: Health,
+    /// The owner has ended without a word.
+    orphaned: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Open {
+    tag: u64,
+    wide: Option<u8>,
+    suspect: bool,
+}
+
+/// Both ends of a link to the hub of `office`.
+pub(crate) fn pair(office: &Office, depth: u16) -> io::Result<(Client, Served)> {
+    let depth = depth.clamp(1, 8192);
+    let open = depth * OPEN_DEPTHS;
+    let wire = Arc::new(Wire {
+        bell: Bell::new()?,
+        health: AtomicU8::new(health_to_u8(Health::Down)),
+        joined: AtomicBool::new(false),
+        ended: AtomicBool::new(false),
+        gone: AtomicBool::new(false),
+    });
+    let (requests_in, requests_out) = RingBuffer::new(open.into());
+    let (segments_in, segments_out) = RingBuffer::new((usize::from(depth) * SEGMENTS_A_REQUEST).max(WIDE as usize));
+    // A suspect and a completion for each.
+    let (replies_in, replies_out) = RingBuffer::new(usize::from(open) * 2);
+    let served =
+        Served { wire: wire.clone(), requests: requests_out, segments: segments_out, replies: replies_in, depth, open };
+    let client = Client {
+        wire,
+        owner: office.bell.clone(),
+        requests: requests_in,
+        segments: segments_in,
+        replies: replies_out,
+        open: Slots::new(open),
+        early: Vec::with_capacity(depth.into()),
+        depth: depth.into(),
+        in_flight: 0,
+        wide_free: (1 << WIDE_ROWS) - 1,
+        unkicked: false,
+        closed: false,
+        since: None,
+        health: Health::Down,
+        orphaned: false,
+    };
+    Ok((client, served))
+}
+
+impl Served {
+    pub(crate) fn join(&self) {
+        self.wire.joined.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.wire.gone.load(Ordering::Acquire)
+    }
+
+    /// Shows how the queue feels; says whether that has changed.
+    pub(crate) fn show(&self, health: Health, ended: bool) -> bool {
+        let health = health_to_u8(health);
+        let changed = self.wire.health.load(Ordering::Relaxed) != health;
+        if changed {
+            self.wire.health.store(health, Ordering::Release);
+        }
+        let ends = ended && !self.wire.ended.load(Ordering::Relaxed);
+        if ends {
+            self.wire.ended.store(true, Ordering::Release);
+        }
+        changed || ends
+    }
+
+    pub(crate) fn ring(&self) {
+        self.wire.bell.ring();
+    }
+
+    /// Sends an outcome back; `false` when there is no room, which the sizes of the rings rule out.
+    pub(crate) fn reply(&mut self, reply: Reply) -> bool {
+        self.replies.push(reply).is_ok()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // The asking side learns it by its next turn at the latest: this wakes it.
+        self.wire.ended.store(true, Ordering::Release);
+        self.wire.health.store(health_to_u8(Health::Down), Ordering::Release);
+        self.wire.bell.ring();
+    }
+}
+
+impl Client {
+    pub(crate) fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
+        let refuse = |why| Err(Refused { io, why });
+        if self.closed || self.health() == Health::Down {
+            return refuse(RefusedWhy::Gone);
+        }
+        if self.in_flight >= self.depth || self.open.is_full() || self.early.len() == self.early.capacity() {
+            return refuse(RefusedWhy::Full);
+        }
+        let (segs, wide) =
+            if io.op.has_data() { (cx.segs.get(io.segs), io.segs.count > NARROW) } else { (&[][..], false) };
+        if segs.len() > WIDE as usize {
+            let status = Code::Invalid.into();
+            self.early.push(Completion { tag: io.tag, status, proof: Proof::NeverSent });
+            return Ok(());
+        }
+        let wide = match wide && segs.len() > NARROW as usize {
+            true if self.wide_free == 0 => return refuse(RefusedWhy::Full),
+            true => Some(self.wide_free.trailing_zeros() as u8),
+            false => None,
+        };
+        if self.requests.is_full() {
+            return refuse(RefusedWhy::Full);
+        }
+        let Ok(mut chunk) = self.segments.write_chunk(segs.len()) else { return refuse(RefusedWhy::Full) };
+        let (first, second) = chunk.as_mut_slices();
+        let (head, tail) = segs.split_at(first.len());
+        first.copy_from_slice(head);
+        second.copy_from_slice(tail);
+        let Ok(key) = self.open.insert(Open { tag: io.tag, wide, suspect: false }) else {
+            return refuse(RefusedWhy::Full);
+        };
+        let span = SegSpan { start: 0, count: segs.len() as u32 };
+        chunk.commit_all();
+        let message = Message { io: Io { tag: key.as_u32().into(), segs: span, ..io }, wide };
+        // There is room: only this side fills the ring, and it was looked at above.
+        let sent = self.requests.push(message);
+        debug_assert!(sent.is_ok(), "a ring that was not full has no room");
+        if let Some(row) = wide {
+            self.wide_free &= !(1 << row);
+        }
+        self.in_flight += 1;
+        self.unkicked = true;
+        Ok(())
+    }
+
+    pub(crate) fn kick(&mut self) {
+        if std::mem::take(&mut self.unkicked) {
+            self.owner.ring();
+        }
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
+        self.wire.bell.rise();
+        // The answer only silences it: all that it may tell is looked at each turn.
+        self.wire.bell.answer();
+        self.kick();
+        self.since.get_or_insert(cx.now);
+        done.completions.append(&mut self.early);
+        // Before the ring is read to its end: what was sent before that end has come then.
+        let abandoned = self.replies.is_abandoned();
+        while let Ok(reply) = self.replies.pop() {
+            self.take(reply, done);
+        }
+        if abandoned && !self.orphaned {
+            self.orphan(done);
+        }
+        self.health = if self.orphaned { Health::Down } else { self.shown() };
+        // Not to be taken in is as good as to be given up.
+        let late = cx.now.since(self.since.unwrap_or(cx.now)) >= JOIN_LIMIT;
+        if late && !self.wire.joined.load(Ordering::Acquire) {
+            self.orphaned = true;
+        }
+    }
+
+    fn take(&mut self, reply: Reply, done: &mut Done) {
+        match reply {
+            Reply::Suspect(suspect) => {
+                let Some(open) = self.open.get_mut(SlotKey::from_u32(suspect.tag as u32)) else { return };
+                open.suspect = true;
+                self.in_flight -= 1;
+                done.suspects.push(Suspect { tag: open.tag, ..suspect });
+            }
+            Reply::Completion(completion) => {
+                let Some(open) = self.open.remove(SlotKey::from_u32(completion.tag as u32)) else { return };
+                if !open.suspect {
+                    self.in_flight -= 1;
+                }
+                if let Some(row) = open.wide {
+                    self.wide_free |= 1 << row;
+                }
+                done.completions.push(Completion { tag: open.tag, ..completion });
+            }
+        }
+    }
+
+    /// The owner's reactor has ended under its queues, and their connections with it. What was open has an unknown outcome.
+    #[cold]
+    fn orphan(&mut self, done: &mut Done) {
+        self.orphaned = true;
+        let keys: Vec<SlotKey> = self.open.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(open) = self.open.remove(key) {
+                done.complete_with(open.tag, Status::new(Code::OutcomeUnknown), Proof::None);
+            }
+        }
+        self.in_flight = 0;
+    }
+
+    pub(crate) fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        if self.unkicked || !self.early.is_empty() || self.wire.bell.arm(waits) == Armed::Busy {
+            return Armed::Busy;
+        }
+        // The other side pushes first and rings then: one of both looks sees it.
+        if !self.replies.is_empty() || (!self.orphaned && self.shown() != self.health) {
+            return Armed::Busy;
+        }
+        if !self.orphaned && !self.wire.joined.load(Ordering::Acquire) {
+            waits.until(self.since.unwrap_or(cx.now).after(JOIN_LIMIT));
+        }
+        Armed::Sleep
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        if self.closed || self.is_ended() { Health::Down } else { self.health }
+    }
+
+    fn shown(&self) -> Health {
+        health_from_u8(self.wire.health.load(Ordering::Acquire))
+    }
+
+    /// The owner gives the link up: share another queue.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.orphaned || self.wire.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+        self.kick();
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.closed && self.open.is_empty() && self.early.is_empty()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.wire.gone.store(true, Ordering::Release);
+        self.owner.ring();
+    }
+}

@@ -1,0 +1,214 @@
+//! Queues that share keep the promises of a queue, within a reactor and across.
+
+mod common;
+
+use common::{Reactors, Stingy, Worker, now, progress, stop, wait};
+use polypath_block::{
+    Code, Cx, Device, Done, Health, Io, OpenError, Proof, QueueConfig, RefusedWhy, SegTable, contract,
+};
+use polypath_local::testing::RealRig;
+use polypath_memory::Arena;
+use polypath_sharing::SharedDevice;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+const DISK: &str = "ram://8MiB?bs=4096";
+
+#[test]
+fn a_share_on_the_same_reactor_keeps_the_contract() {
+    for uri in [DISK, "ram://8MiB"] {
+        let shared = SharedDevice::new(Stingy::new(uri, 1), Vec::new());
+        let first = shared.open_queue(QueueConfig { depth: 4 }).unwrap();
+        contract::check(&mut RealRig::new(shared.clone(), true));
+        contract::check(&mut RealRig::new(shared.clone(), true).misaligned());
+        drop(first);
+    }
+}
+
+#[test]
+fn the_devices_own_queue_keeps_the_contract_too() {
+    let shared = SharedDevice::new(Stingy::new(DISK, 2), Vec::new());
+    contract::check(&mut RealRig::new(shared, true));
+}
+
+#[test]
+fn a_share_across_reactors_keeps_the_contract() {
+    let reactors = Reactors::start(1);
+    let arena = Arena::new(1 << 20, false).unwrap();
+    for uri in [DISK, "ram://8MiB"] {
+        let shared = SharedDevice::new(Stingy::new(uri, 1), reactors.hosts());
+        let owner = Worker::spawn(&reactors.handles[0], &shared, &arena, 0, 0, 1);
+        wait("an owner", || owner.ready.load(Ordering::SeqCst));
+        contract::check(&mut RealRig::new(shared.clone(), true));
+        contract::check(&mut RealRig::new(shared.clone(), true).misaligned());
+        stop(&reactors, &[owner]);
+    }
+    reactors.end();
+}
+
+#[test]
+fn four_queues_over_two_reactors_share_one() {
+    for depth in [1, 7, 32] {
+        let reactors = Reactors::start(2);
+        let arena = Arena::new(4 << 20, false).unwrap();
+        let stingy = Stingy::new(DISK, 1);
+        let shared = SharedDevice::new(stingy.clone(), reactors.hosts());
+        let workers: Vec<_> = (0..4)
+            .map(|n| {
+                let pieces = [1, 3, 8, 1][n];
+                let told = Worker::spawn(&reactors.handles[n % 2], &shared, &arena, n as u64 * 64, depth, pieces);
+                wait("a queue", || told.ready.load(Ordering::SeqCst));
+                told
+            })
+            .collect();
+        progress("all four", &workers, 300);
+        assert_eq!(stingy.orders.taken.lock().unwrap().iter().filter(|t| **t).count(), 1);
+        // The one that opened the queue goes; the others keep it.
+        stop(&reactors, &workers[..1]);
+        progress("the other three", &workers[1..], 300);
+        stop(&reactors, &workers[1..]);
+        reactors.end();
+        wait("a queue given back", || stingy.orders.taken.lock().unwrap().iter().all(|t| !t));
+    }
+}
+
+#[test]
+fn wide_requests_cross() {
+    let reactors = Reactors::start(2);
+    let arena = Arena::new(4 << 20, false).unwrap();
+    let shared = SharedDevice::new(Stingy::new(DISK, 1), reactors.hosts());
+    let owner = Worker::spawn(&reactors.handles[0], &shared, &arena, 0, 2, 1);
+    wait("an owner", || owner.ready.load(Ordering::SeqCst));
+    // More segments than an ordinary row has, and more requests than there are wide rows.
+    let wide = Worker::spawn(&reactors.handles[1], &shared, &arena, 64, 9, 500);
+    progress("wide requests", std::slice::from_ref(&wide), 200);
+    stop(&reactors, &[owner, wide]);
+    reactors.end();
+}
+
+#[test]
+fn a_way_that_goes_down_is_told_and_comes_back() {
+    let reactors = Reactors::start(2);
+    let arena = Arena::new(4 << 20, false).unwrap();
+    let stingy = Stingy::new(DISK, 1);
+    let shared = SharedDevice::new(stingy.clone(), reactors.hosts());
+    let workers: Vec<_> = (0..4)
+        .map(|n| {
+            let told = Worker::spawn(&reactors.handles[n % 2], &shared, &arena, n as u64 * 64, 8, 1);
+            wait("a queue", || told.ready.load(Ordering::SeqCst));
+            told
+        })
+        .collect();
+    for _ in 0..20 {
+        progress("all four", &workers, 20);
+        stingy.orders.down.store(true, Ordering::SeqCst);
+        wait("silence", || {
+            let sum = || workers.iter().map(|t| t.verified.load(Ordering::SeqCst)).sum::<usize>();
+            let before = sum();
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            before == sum()
+        });
+        stingy.orders.down.store(false, Ordering::SeqCst);
+    }
+    progress("all four", &workers, 20);
+    stop(&reactors, &workers);
+    reactors.end();
+}
+
+#[test]
+fn a_surplus_queue_is_left_for_another_ones() {
+    let reactors = Reactors::start(2);
+    let arena = Arena::new(4 << 20, false).unwrap();
+    let stingy = Stingy::new(DISK, 4);
+    let shared = SharedDevice::new(stingy.clone(), reactors.hosts());
+    let workers: Vec<_> = (0..4)
+        .map(|n| {
+            let told = Worker::spawn(&reactors.handles[n % 2], &shared, &arena, n as u64 * 64, 8, 1);
+            wait("a queue", || told.ready.load(Ordering::SeqCst));
+            told
+        })
+        .collect();
+    let taken = || stingy.orders.taken.lock().unwrap().iter().filter(|t| **t).count();
+    assert_eq!(taken(), 4);
+    progress("all on their own", &workers, 50);
+    for granted in [3, 2, 1] {
+        stingy.orders.granted.store(granted, Ordering::SeqCst);
+        progress("all with fewer queues", &workers, 100);
+        wait("queues given back", || taken() == usize::from(granted));
+    }
+    stop(&reactors, &workers);
+    reactors.end();
+    assert_eq!(taken(), 0);
+}
+
+#[test]
+fn suspects_cross_with_their_proofs() {
+    let reactors = Reactors::start(2);
+    let arena = Arena::new(4 << 20, false).unwrap();
+    let stingy = Stingy::new(DISK, 1);
+    let shared = SharedDevice::new(stingy.clone(), reactors.hosts());
+    let workers: Vec<_> = (0..3)
+        .map(|n| {
+            let told = Worker::spawn(&reactors.handles[n % 2], &shared, &arena, n as u64 * 64, 8, 1);
+            wait("a queue", || told.ready.load(Ordering::SeqCst));
+            told
+        })
+        .collect();
+    progress("all", &workers, 20);
+    let o = &stingy.orders;
+    o.hold.store(true, Ordering::SeqCst);
+    wait("held requests", || o.held.load(Ordering::SeqCst) >= 24);
+    o.lose.store(true, Ordering::SeqCst);
+    let suspects = || workers.iter().map(|t| t.suspects.load(Ordering::SeqCst)).sum::<usize>();
+    wait("suspects at home", || suspects() == 24);
+    assert!(workers.iter().all(|t| t.suspects.load(Ordering::SeqCst) == 8 && t.retried.load(Ordering::SeqCst) == 0));
+    o.hold.store(false, Ordering::SeqCst);
+    o.lose.store(false, Ordering::SeqCst);
+    o.quiet.store(true, Ordering::SeqCst);
+    wait("completions", || workers.iter().all(|t| t.retried.load(Ordering::SeqCst) == 8));
+    progress("all again", &workers, 20);
+    stop(&reactors, &workers);
+    reactors.end();
+}
+
+#[test]
+fn an_owner_that_ends_without_a_word_leaves_no_request_open() {
+    let reactors = Reactors::start(1);
+    let arena = Arena::new(1 << 20, false).unwrap();
+    let stingy = Stingy::new("null://1GiB?bs=4096", 1);
+    let shared = SharedDevice::new(stingy.clone(), reactors.hosts());
+    let owner = Worker::spawn(&reactors.handles[0], &shared, &arena, 0, 0, 1);
+    wait("an owner", || owner.ready.load(Ordering::SeqCst));
+    let mut queue = shared.open_queue(QueueConfig { depth: 4 }).unwrap();
+    let (mut segs, mut done) = (SegTable::new(64), Done::default());
+    wait("a link", || {
+        queue.poll(&mut Cx { now: now(), segs: &mut segs, reactor: 0 }, &mut done);
+        queue.health() == Health::Ready
+    });
+    stingy.orders.hold.store(true, Ordering::SeqCst);
+    let mut cx = Cx { now: now(), segs: &mut segs, reactor: 0 };
+    queue.submit(&mut cx, Io::flush(5)).unwrap();
+    queue.kick(&mut cx);
+    wait("a request at the owner", || stingy.orders.held.load(Ordering::SeqCst) == 1);
+    reactors.handles[0].stop();
+    wait("an outcome", || {
+        queue.poll(&mut Cx { now: now(), segs: &mut segs, reactor: 0 }, &mut done);
+        !done.completions.is_empty()
+    });
+    assert_eq!((done.completions[0].tag, done.completions[0].status.code), (5, Code::OutcomeUnknown));
+    assert_eq!(done.completions[0].proof, Proof::None);
+    assert!(stingy.orders.taken.lock().unwrap().iter().all(|t| !t), "told before the queue was gone");
+    drop(owner);
+    let mut cx = Cx { now: now(), segs: &mut segs, reactor: 0 };
+    assert_eq!(queue.submit(&mut cx, Io::flush(6)).unwrap_err().why, RefusedWhy::Gone);
+    queue.close(&mut cx);
+    assert!(queue.is_drained());
+}
+
+#[test]
+fn without_any_queue_to_share_it_says_so() {
+    let shared = SharedDevice::new(Stingy::new(DISK, 0), Vec::new());
+    let error = shared.open_queue(QueueConfig { depth: 4 }).err();
+    assert!(matches!(error, Some(OpenError::NoQueue { granted: 0, .. })), "{error:?}");
+    let _: Arc<dyn Device> = shared;
+}
