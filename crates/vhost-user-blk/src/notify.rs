@@ -1,34 +1,66 @@
 //! The descriptors a guest rings and is rung by: eventfds as a rule, pipes from some front-ends.
 //!
-//! Both belong to a stranger and may be blocking. We never change their mode (it is shared with the front-end, which may
-//! count on blocking reads), so every access here is made not to block.
+//! Both belong to a stranger and may be blocking, now or later: their mode is shared with the front-end, which may change it
+//! at any time, so that what it was when they came proves nothing (and we never change it: a front-end may count on it). Every
+//! access here is made not to block whatever the mode is, and files of other kinds are refused at the door: a read or write of
+//! a regular file can wait for a disk, or for a FUSE server that never answers.
 
 use polypath_block::Waits;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
-use rustix::fs::{OFlags, fcntl_getfl};
-use rustix::io::{Errno, ReadWriteFlags, preadv2, read, write};
-use std::io::IoSliceMut;
+use rustix::fs::{FileType, fstat};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2, write};
+use std::io::{IoSlice, IoSliceMut};
+
+/// What a front-end passed off as an eventfd cannot serve as one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the descriptor is neither an eventfd nor a pipe")]
+pub(crate) struct NoBell;
+
+/// The two kinds that are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    /// An eventfd. (Other anonymous files are not told apart from it here; writes to them fail at once.)
+    Event,
+    Pipe,
+}
+
+fn kind(fd: &OwnedFd) -> Result<Kind, NoBell> {
+    let mode = fstat(fd).map_err(|_| NoBell)?.st_mode;
+    match FileType::from_raw_mode(mode) {
+        FileType::Fifo => Ok(Kind::Pipe),
+        // Anonymous inodes have no type at all.
+        FileType::Unknown => Ok(Kind::Event),
+        _ => Err(NoBell),
+    }
+}
 
 /// Rings the front-end: call and error descriptors.
 #[derive(Debug)]
 pub(crate) struct Bell {
     fd: OwnedFd,
-    blocking: bool,
+    kind: Kind,
 }
 
 impl Bell {
-    pub(crate) fn new(fd: OwnedFd) -> Bell {
-        let blocking = !fcntl_getfl(&fd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK));
-        Bell { fd, blocking }
+    /// # Errors
+    /// [`NoBell`] for what is neither eventfd nor pipe.
+    pub(crate) fn new(fd: OwnedFd) -> Result<Bell, NoBell> {
+        let kind = kind(&fd)?;
+        Ok(Bell { fd, kind })
     }
 
     /// Rings. A counter or pipe that is full already says what there is to say.
     pub(crate) fn ring(&self) -> Result<(), Errno> {
-        if self.blocking && !is_ready(&self.fd, PollFlags::OUT) {
-            return Ok(());
-        }
-        match write(&self.fd, &1u64.to_ne_bytes()) {
+        let one = 1u64.to_ne_bytes();
+        let result = match self.kind {
+            // Offset -1: the current position, as write(2) would.
+            Kind::Pipe => pwritev2(&self.fd, &[IoSlice::new(&one)], u64::MAX, ReadWriteFlags::NOWAIT),
+            // Eventfds do not know NOWAIT for writes. One that is full when looked at is left alone.
+            Kind::Event if !is_ready(&self.fd, PollFlags::OUT) => return Ok(()),
+            Kind::Event => write(&self.fd, &one),
+        };
+        match result {
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
             Err(error) => Err(error),
         }
@@ -44,8 +76,11 @@ pub(crate) struct Kick {
 }
 
 impl Kick {
-    pub(crate) fn new(fd: OwnedFd) -> Kick {
-        Kick { fd, id: Waits::unique() }
+    /// # Errors
+    /// [`NoBell`] for what is neither eventfd nor pipe.
+    pub(crate) fn new(fd: OwnedFd) -> Result<Kick, NoBell> {
+        kind(&fd)?;
+        Ok(Kick { fd, id: Waits::unique() })
     }
 
     /// Names itself as a reason to wake.
@@ -56,20 +91,12 @@ impl Kick {
     /// Takes the ring off. `Ok(true)` if it was rung.
     ///
     /// # Errors
-    /// The descriptor is of no use any more: closed at the other end, or nothing that can be read.
+    /// The descriptor is of no use any more: closed at the other end, or nothing that can be read without waiting.
     pub(crate) fn take(&self) -> Result<bool, Errno> {
         let mut bytes = [0; 64];
-        // Offset -1: the current position, as read(2) would; NOWAIT: whatever the mode of the descriptor is.
-        let got = match preadv2(&self.fd, &mut [IoSliceMut::new(&mut bytes)], u64::MAX, ReadWriteFlags::NOWAIT) {
-            Err(Errno::OPNOTSUPP | Errno::SPIPE | Errno::INVAL | Errno::NOSYS) => {
-                if !is_ready(&self.fd, PollFlags::IN) {
-                    return Ok(false);
-                }
-                read(&self.fd, &mut bytes)
-            }
-            other => other,
-        };
-        match got {
+        // Offset -1: the current position, as read(2) would; NOWAIT: whatever the mode of the descriptor is. There is no other
+        // way round for files that do not know it: between a look and a read, its other holder may take what was there.
+        match preadv2(&self.fd, &mut [IoSliceMut::new(&mut bytes)], u64::MAX, ReadWriteFlags::NOWAIT) {
             Ok(0) => Err(Errno::PIPE),
             Ok(_) => Ok(true),
             Err(Errno::AGAIN | Errno::INTR) => Ok(false),
@@ -94,7 +121,7 @@ mod tests {
         for flags in [EventfdFlags::CLOEXEC, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK] {
             let fd = eventfd(0, flags).unwrap();
             write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-            let bell = Bell::new(fd);
+            let bell = Bell::new(fd).unwrap();
             bell.ring().unwrap();
             bell.ring().unwrap();
         }
@@ -103,7 +130,7 @@ mod tests {
     #[test]
     fn kicks_are_taken_once_whatever_the_mode() {
         for flags in [EventfdFlags::CLOEXEC, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK] {
-            let kick = Kick::new(eventfd(0, flags).unwrap());
+            let kick = Kick::new(eventfd(0, flags).unwrap()).unwrap();
             assert_eq!(kick.take(), Ok(false));
             write(&kick.fd, &3u64.to_ne_bytes()).unwrap();
             assert_eq!(kick.take(), Ok(true));
@@ -114,7 +141,7 @@ mod tests {
     #[test]
     fn pipes_serve_too_and_their_end_is_an_error() {
         let (read_end, write_end) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let (kick, bell) = (Kick::new(read_end), Bell::new(write_end));
+        let (kick, bell) = (Kick::new(read_end).unwrap(), Bell::new(write_end).unwrap());
         assert_eq!(kick.take(), Ok(false));
         for _ in 0..100_000 {
             bell.ring().unwrap();
@@ -123,5 +150,33 @@ mod tests {
         drop(bell);
         while kick.take() == Ok(true) {}
         assert_eq!(kick.take(), Err(Errno::PIPE));
+    }
+
+    /// A front-end may turn its descriptor into a blocking one after we have looked at it, and fill it.
+    #[test]
+    fn a_bell_that_becomes_blocking_later_never_blocks() {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        let theirs = fd.try_clone().unwrap();
+        let bell = Bell::new(fd).unwrap();
+        rustix::fs::fcntl_setfl(&theirs, rustix::fs::OFlags::RDWR).unwrap();
+        write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        let (done, wait) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(bell.ring()));
+        assert_eq!(wait.recv_timeout(std::time::Duration::from_secs(10)), Ok(Ok(())));
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let file = rustix::fs::memfd_create("file", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        for fd in [file, socket.into(), null] {
+            assert_eq!(Kick::new(fd.try_clone().unwrap()).err(), Some(NoBell));
+            assert_eq!(Bell::new(fd).err(), Some(NoBell));
+        }
+        // Anonymous, but nothing to ring or be rung by: an error, not a wait.
+        let epoll = || rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+        assert!(Kick::new(epoll()).unwrap().take().is_err());
+        assert!(!matches!(Bell::new(epoll()).unwrap().ring(), Err(Errno::AGAIN)));
     }
 }

@@ -108,6 +108,8 @@ pub(crate) struct VringPoller {
     inbox: Inbox,
     counters: Arc<Counters>,
     active: Option<Active>,
+    /// Where the ring that ran last was stopped. A stop that took longer than its asker waited is asked for again.
+    stopped_at: u16,
     stopping: Option<SyncSender<Answer>>,
     /// Nobody will start it again: close the queue and go.
     ending: bool,
@@ -147,6 +149,7 @@ impl VringPoller {
             inbox,
             counters,
             active: None,
+            stopped_at: 0,
             stopping: None,
             ending: false,
             done: Done::with_capacity(4 * usize::from(depth)),
@@ -269,12 +272,12 @@ impl VringPoller {
             }
         }
         let Some(answer) = self.stopping.take() else { return };
-        let base = self.active.take().map_or(0, |active| {
+        if let Some(active) = self.active.take() {
             cx.segs.release(active.rows);
-            active.ring.base()
-        });
+            self.stopped_at = active.ring.base();
+        }
         self.counters.set_running(false);
-        let _ = answer.try_send(Ok(base));
+        let _ = answer.try_send(Ok(self.stopped_at));
         if self.ending
             && let Ok(queue) = &mut self.queue
         {

@@ -6,7 +6,7 @@
 use crate::config::{F_PROTOCOL_FEATURES, Shape, bit};
 use crate::guest::{GuestMemory, MAX_REGIONS, MapError};
 use crate::mailbox::{Command, CommandError, Outbox, Start, mailbox};
-use crate::notify::{Bell, Kick};
+use crate::notify::{Bell, Kick, NoBell};
 use crate::poller::VringPoller;
 use crate::server::Shared;
 use crate::socket::{Event, Socket, SocketError, send_at_once};
@@ -40,6 +40,8 @@ pub(crate) enum Refusal {
     Ring { index: u32, source: RingError },
     #[error("vring {index}: {source}")]
     Command { index: u32, source: CommandError },
+    #[error("vring {index}: {source}")]
+    Bell { index: u32, source: NoBell },
     #[error(transparent)]
     Map(#[from] MapError),
     #[error(transparent)]
@@ -371,21 +373,23 @@ impl<'a> Session<'a> {
     }
 
     fn set_kick(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), Refusal> {
+        let kick = fd.map(|fd| Kick::new(fd).map(Arc::new)).transpose();
+        let kick = kick.map_err(|source| Refusal::Bell { index, source })?;
         self.stop(index)?;
         let vring = self.vring(index)?;
-        vring.kick = fd.map(|fd| Arc::new(Kick::new(fd)));
+        vring.kick = kick;
         vring.started = true;
         self.try_start(index)
     }
 
     fn set_call(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), Refusal> {
-        let bell = fd.map(|fd| Arc::new(Bell::new(fd)));
+        let bell = bell(index, fd)?;
         self.vring(index)?.call = bell.clone();
         self.tell(index, Command::SetCall(bell))
     }
 
     fn set_err(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), Refusal> {
-        let bell = fd.map(|fd| Arc::new(Bell::new(fd)));
+        let bell = bell(index, fd)?;
         self.vring(index)?.err = bell.clone();
         self.tell(index, Command::SetErr(bell))
     }
@@ -507,6 +511,10 @@ impl<'a> Session<'a> {
     pub(crate) fn end(self) -> Vec<Outbox> {
         self.vrings.into_iter().filter_map(|v| v.poller).map(|p| p.outbox).collect()
     }
+}
+
+fn bell(index: u32, fd: Option<OwnedFd>) -> Result<Option<Arc<Bell>>, Refusal> {
+    fd.map(|fd| Bell::new(fd).map(Arc::new)).transpose().map_err(|source| Refusal::Bell { index, source })
 }
 
 /// Requests with a reply of their own, which cannot carry a refusal.

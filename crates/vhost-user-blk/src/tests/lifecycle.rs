@@ -66,6 +66,31 @@ fn a_stop_waits_for_what_is_in_flight_and_gives_back_what_was_not_begun() {
     assert!(rig.driver.pop().is_some(), "and is taken again");
 }
 
+/// The first asker may have given up waiting (a path was away); whoever asks again must not be told to begin at 0: the guest's
+/// old requests would be carried out once more.
+#[test]
+fn a_stop_asked_for_twice_answers_the_same_twice() {
+    let device = ram();
+    let mut rig = Rig::new(device.clone(), 16, true);
+    for n in 0..3 {
+        add_flush(&mut rig, n).unwrap();
+        rig.driver.publish();
+        rig.turn();
+    }
+    device.change(|s| s.hold = true);
+    add_flush(&mut rig, 3).unwrap();
+    rig.driver.publish();
+    rig.turn();
+    drop(rig.outbox.send(Command::Stop).unwrap());
+    rig.turns(5);
+    let again = rig.outbox.send(Command::Stop).unwrap();
+    rig.turns(5);
+    assert!(again.try_recv().is_err(), "one is in flight");
+    device.change(|s| s.hold = false);
+    rig.turns(5);
+    assert_eq!(again.try_recv().unwrap(), Ok(4));
+}
+
 #[test]
 fn an_end_closes_the_queue_and_gives_the_rows_back() {
     let device = ram();

@@ -125,9 +125,9 @@ impl Rig {
         let dup = |fd: &OwnedFd| fd.try_clone().unwrap();
         let start = Start {
             ring: self.ring(base),
-            kick: Some(Arc::new(Kick::new(dup(&self.kick)))),
-            call: Some(Arc::new(Bell::new(dup(&self.call)))),
-            err: Some(Arc::new(Bell::new(dup(&self.err)))),
+            kick: Some(Arc::new(Kick::new(dup(&self.kick)).unwrap())),
+            call: Some(Arc::new(Bell::new(dup(&self.call)).unwrap())),
+            err: Some(Arc::new(Bell::new(dup(&self.err)).unwrap())),
             write_through: self.write_through.clone(),
         };
         let answer = self.outbox.send(Command::Start(Box::new(start))).unwrap();
