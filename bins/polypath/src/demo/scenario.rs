@@ -4,6 +4,7 @@ use super::Args;
 use super::report::{Incident, Mark, PathReport, Report, Sample};
 use super::world::{Act, World};
 use anyhow::{Result, anyhow};
+use polypath::block::Proof;
 use polypath::multipath::{Event, EventKind};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::Ordering;
@@ -225,7 +226,8 @@ impl Events<'_> {
                 EventKind::Redriven { count, changes, proof } => {
                     incident.redriven += count;
                     incident.redriven_changes += changes;
-                    if changes > 0 {
+                    // Changes that never left, or that were answered, need no fence.
+                    if changes > 0 && matches!(proof, Proof::KeepAliveBound { .. } | Proof::ConfiguredBound { .. }) {
                         self.last_fenced = Some(at);
                         incident.proof = Some(proof.to_string());
                     }
