@@ -4,6 +4,7 @@ use polypath::block::{
     Armed, Cx, Device, Done, Health, Host, Io, IoQueue, Poller, QueueConfig, Scope, SegRow, Turn, Waits,
 };
 use polypath::multipath::PathState;
+use polypath::vhost_user_blk::{Server, ServerConfig};
 use polypath::{Arena, Chunk, CpuList, GroupSpec, IdlePolicy, Stack, StackConfig, wait_group_live, wait_live};
 use polypath_target::{ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig, TargetHandle};
 use std::sync::Arc;
@@ -242,5 +243,30 @@ fn a_group_over_two_paths_with_one_queue_each_survives_the_loss_of_either() {
         progress("four jobs over both", &told, 50);
     }
     end(&stack, &*device, &told);
+    target.stop();
+}
+
+#[test]
+fn a_guest_with_four_vrings_over_two_reactors_is_served_by_one_queue() {
+    let (target, below, above) = (target(1, 1), stack(), stack());
+    let group = below.open_group(GroupSpec::new("disk", [uri(&target, 0)])).unwrap();
+    wait_group_live(&group, Duration::from_secs(5)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("disk.sock");
+    let mut config = ServerConfig::new("disk", &socket, group.clone(), below.hosts());
+    config.num_queues = 4;
+    let mut server = Server::start(config).unwrap();
+    let guest = above.open_device(&format!("vhost-user-blk://{}?queues=4", socket.display()).parse().unwrap()).unwrap();
+    let told = jobs(&above, &guest, false);
+    progress("four vrings", &told, 200);
+    target.reset(0).unwrap();
+    progress("four vrings after a loss", &told, 100);
+    end(&above, &*guest, &told);
+    let served = server.statistics();
+    assert!(served.iter().all(|q| q.requests >= 2 * 200 && q.errors == 0), "{served:?}");
+    drop(guest);
+    server.stop().unwrap();
+    group.close();
+    assert!(below.stop(Duration::from_secs(10)), "something was left behind: {:?}", below.statistics());
     target.stop();
 }

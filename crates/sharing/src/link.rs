@@ -84,6 +84,7 @@ pub(crate) struct Client {
     unkicked: bool,
     closed: bool,
     since: Option<Time>,
+    joined: bool,
     health: Health,
     /// The owner has ended without a word.
     orphaned: bool,
@@ -127,6 +128,7 @@ pub(crate) fn pair(office: &Office, depth: u16) -> io::Result<(Client, Served)> 
         unkicked: false,
         closed: false,
         since: None,
+        joined: false,
         health: Health::Down,
         orphaned: false,
     };
@@ -243,11 +245,16 @@ impl Client {
             self.orphan(done);
         }
         self.health = if self.orphaned { Health::Down } else { self.shown() };
-        // Not to be taken in is as good as to be given up.
-        let late = cx.now.since(self.since.unwrap_or(cx.now)) >= JOIN_LIMIT;
-        if late && !self.wire.joined.load(Ordering::Acquire) {
-            self.orphaned = true;
+        if !self.joined {
+            self.look_for_owner(cx.now);
         }
+    }
+
+    /// Not to be taken in is as good as to be given up: nothing was sent.
+    #[cold]
+    fn look_for_owner(&mut self, now: Time) {
+        self.joined = self.wire.joined.load(Ordering::Acquire);
+        self.orphaned |= !self.joined && now.since(self.since.unwrap_or(now)) >= JOIN_LIMIT;
     }
 
     fn take(&mut self, reply: Reply, done: &mut Done) {
@@ -292,7 +299,7 @@ impl Client {
         if !self.replies.is_empty() || (!self.orphaned && self.shown() != self.health) {
             return Armed::Busy;
         }
-        if !self.orphaned && !self.wire.joined.load(Ordering::Acquire) {
+        if !self.orphaned && !self.joined {
             waits.until(self.since.unwrap_or(cx.now).after(JOIN_LIMIT));
         }
         Armed::Sleep

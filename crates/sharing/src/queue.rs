@@ -7,8 +7,9 @@ use polypath_block::{Armed, Cx, Done, Health, Io, IoQueue, OpenError, Refused, R
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Pause between two looks for a queue to share.
-const SEEK_EVERY: Duration = Duration::from_millis(20);
+/// Pause between two looks for a queue to share, the first and the longest: each look asks the device for one of its own, too.
+const SEEK_FIRST: Duration = Duration::from_millis(20);
+const SEEK_MOST: Duration = Duration::from_secs(1);
 /// Ways that were left and still have something open; with more, no new one is taken.
 const MOST_LEAVING: usize = 4;
 
@@ -30,6 +31,8 @@ pub(crate) struct SharedQueue {
     /// Ways that were given up, until nothing of them is open: their fences go on.
     leaving: Vec<Way>,
     closed: bool,
+    /// Pause after a look in vain.
+    pause: Duration,
     told: bool,
 }
 
@@ -45,49 +48,42 @@ impl SharedQueue {
 
     fn new(sharing: Arc<Sharing>, depth: u16, way: Way) -> Self {
         let leaving = Vec::with_capacity(MOST_LEAVING);
-        SharedQueue { sharing, depth, way, leaving, closed: false, told: false }
+        SharedQueue { sharing, depth, way, leaving, closed: false, pause: SEEK_FIRST, told: false }
     }
 
     #[cold]
     fn seek(&mut self, cx: &Cx<'_>) {
-        let refused = match self.sharing.own(self.depth) {
-            Ok(port) => {
-                self.way = Way::Port(port);
-                return;
-            }
-            Err(error) => error,
-        };
         let device = self.sharing.inner.name();
-        if !matches!(refused, OpenError::NoQueue { .. }) {
-            if !std::mem::replace(&mut self.told, true) {
-                tracing::warn!(device, reactor = cx.reactor, error = %refused, "no queue");
+        let found = match self.sharing.own(self.depth) {
+            Ok(port) => Some(Way::Port(port)),
+            Err(OpenError::NoQueue { .. }) => self.share(cx),
+            Err(error) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    tracing::warn!(device, reactor = cx.reactor, %error, "no I/O queue; looking again now and then");
+                }
+                None
             }
-            self.way = Way::Seeking { at: cx.now.after(SEEK_EVERY * 50) };
-        } else if let Some(port) = self.sharing.here(self.depth) {
-            tracing::info!(
-                device,
-                reactor = cx.reactor,
-                "shares an I/O queue of its own reactor: the device grants no more"
-            );
-            self.way = Way::Port(port);
-        } else if let Some((client, owner)) = self.sharing.elsewhere(cx, self.depth) {
-            tracing::info!(
-                device,
-                reactor = cx.reactor,
-                owner,
-                "shares an I/O queue of another reactor: the device grants no more"
-            );
-            self.way = Way::Link(Box::new(client));
-        } else {
-            self.way = Way::Seeking { at: cx.now.after(SEEK_EVERY) };
+        };
+        self.pause = if found.is_some() { SEEK_FIRST } else { (self.pause * 2).min(SEEK_MOST) };
+        self.way = found.unwrap_or(Way::Seeking { at: cx.now.after(self.pause) });
+    }
+
+    fn share(&self, cx: &Cx<'_>) -> Option<Way> {
+        let (device, reactor) = (self.sharing.inner.name(), cx.reactor);
+        if let Some(port) = self.sharing.here(self.depth) {
+            tracing::info!(device, reactor, "shares an I/O queue of its own reactor: the device grants no more");
+            return Some(Way::Port(port));
         }
+        let (client, owner) = self.sharing.elsewhere(cx, self.depth)?;
+        tracing::info!(device, reactor, owner, "shares an I/O queue of another reactor: the device grants no more");
+        Some(Way::Link(Box::new(client)))
     }
 
     /// Gives the way up when it has no place at the device.
     #[cold]
     fn change_way(&mut self, cx: &mut Cx<'_>) {
         // A link that ends tells so at once; what it led to needs a moment to be gone.
-        let at = if matches!(self.way, Way::Port(_)) { cx.now } else { cx.now.after(SEEK_EVERY) };
+        let at = if matches!(self.way, Way::Port(_)) { cx.now } else { cx.now.after(SEEK_FIRST) };
         let mut left = std::mem::replace(&mut self.way, Way::Seeking { at });
         left.close(cx);
         self.leaving.push(left);

@@ -172,6 +172,43 @@ fn suspects_cross_with_their_proofs() {
 }
 
 #[test]
+fn suspects_of_a_surplus_queue_wait_for_their_fence_while_others_go_on() {
+    let reactors = Reactors::start(2);
+    let arena = Arena::new(4 << 20, false).unwrap();
+    let stingy = Stingy::new(DISK, 2);
+    let shared = SharedDevice::new(stingy.clone(), reactors.hosts());
+    let mut workers = Vec::new();
+    // One with a queue of its own on the first reactor, two with one on the second.
+    for (n, reactor) in [0, 1, 1].into_iter().enumerate() {
+        let told = Worker::spawn(&reactors.handles[reactor], &shared, &arena, n as u64 * 64, 8, 1);
+        wait("a queue", || told.ready.load(Ordering::SeqCst));
+        workers.push(told);
+    }
+    progress("all", &workers, 20);
+    let taken = || stingy.orders.taken.lock().unwrap().iter().filter(|t| **t).count();
+    let o = &stingy.orders;
+    o.hold.store(true, Ordering::SeqCst);
+    wait("held requests", || o.held.load(Ordering::SeqCst) >= 24);
+    o.lose.store(true, Ordering::SeqCst);
+    wait("suspects", || workers.iter().all(|t| t.suspects.load(Ordering::SeqCst) == 8));
+    o.granted.store(1, Ordering::SeqCst);
+    o.hold.store(false, Ordering::SeqCst);
+    o.lose.store(false, Ordering::SeqCst);
+    // A newcomer on the second reactor finds the queue of the first.
+    let newcomer = Worker::spawn(&reactors.handles[1], &shared, &arena, 3 * 64, 8, 1);
+    progress("a newcomer", std::slice::from_ref(&newcomer), 50);
+    assert_eq!(taken(), 2, "a queue with suspects was given back");
+    assert!(workers.iter().all(|t| t.retried.load(Ordering::SeqCst) == 0), "a suspect completed before it was quiet");
+    o.quiet.store(true, Ordering::SeqCst);
+    workers.push(newcomer);
+    progress("all again", &workers, 20);
+    assert!(workers[..3].iter().all(|t| t.retried.load(Ordering::SeqCst) == 8));
+    wait("the surplus queue given back", || taken() == 1);
+    stop(&reactors, &workers);
+    reactors.end();
+}
+
+#[test]
 fn an_owner_that_ends_without_a_word_leaves_no_request_open() {
     let reactors = Reactors::start(1);
     let arena = Arena::new(1 << 20, false).unwrap();
