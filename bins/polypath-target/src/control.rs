@@ -369,7 +369,7 @@ fn resize(shared: &Shared, command: &Command) -> Result<Value, String> {
         if blocks == 0 {
             return Err("a namespace has at least one block".into());
         }
-        let medium = old.medium.resized(bytes, shared.config.threads)?;
+        let medium = old.medium.resized(bytes)?;
         Ok(Namespace { blocks, medium: medium.map_or_else(|| old.medium.clone(), Arc::new), ..copy(old) })
     })?;
     raise(shared, subsystem, EVENT_NAMESPACE, Some(nsid), None);

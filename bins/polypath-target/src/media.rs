@@ -11,6 +11,7 @@ use rustix::fs::FallocateFlags;
 use std::fs::File;
 use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Zeroes to write and to send from.
@@ -35,7 +36,7 @@ pub(crate) struct Ram {
     region: Region,
     window: Window,
     /// Present only with several threads.
-    stripes: Option<Box<[AtomicBool]>>,
+    stripes: Option<Arc<[AtomicBool]>>,
 }
 
 impl Medium {
@@ -47,7 +48,7 @@ impl Medium {
                 let fail = |e: String| ConfigError::new(format!("ram://{bytes}"), e);
                 let region = Region::allocate(*bytes, false).map_err(|e| fail(e.to_string()))?;
                 let window = region.window(0, region.len()).ok_or_else(|| fail("cannot be mapped".into()))?;
-                let stripes = (threads > 1).then(|| (0..STRIPES).map(|_| AtomicBool::new(false)).collect::<Box<[_]>>());
+                let stripes = (threads > 1).then(|| (0..STRIPES).map(|_| AtomicBool::new(false)).collect::<Arc<[_]>>());
                 Ok((Medium::Ram(Ram { region, window, stripes }), *bytes))
             }
             Backing::File(path) => {
@@ -133,25 +134,11 @@ impl Medium {
     }
 
     /// A medium of another size with the contents of this one: `None` when this one can serve it.
-    pub(crate) fn resized(&self, bytes: u64, threads: usize) -> Result<Option<Medium>, String> {
+    pub(crate) fn resized(&self, bytes: u64) -> Result<Option<Medium>, String> {
         match self {
             Medium::Null => Ok(None),
             Medium::Ram(ram) if bytes <= ram.region.len() => Ok(None),
-            Medium::Ram(ram) => {
-                // Writes that arrive while this copies go to the old memory and are lost: a test tool grows idle disks.
-                let (new, _) = Medium::open(&Backing::Ram(bytes), threads).map_err(|e| e.to_string())?;
-                let mut buffer = vec![0; ZEROES.len()];
-                let mut at = 0;
-                while at < ram.region.len() {
-                    let n = (ram.region.len() - at).min(buffer.len() as u64) as usize;
-                    self.read(at, &mut buffer[..n]).map_err(|e| e.to_string())?;
-                    if buffer[..n] != ZEROES[..n] {
-                        new.write(at, &buffer[..n]).map_err(|e| e.to_string())?;
-                    }
-                    at += n as u64;
-                }
-                Ok(Some(new))
-            }
+            Medium::Ram(ram) => Ok(Some(Medium::Ram(ram.grown(bytes)?))),
             Medium::File(file) => {
                 let have = file.metadata().map_err(|e| e.to_string())?.len();
                 if bytes > have {
@@ -172,6 +159,17 @@ impl Medium {
 }
 
 impl Ram {
+    /// The same memory, longer: the file behind it grows and is mapped once more. A write that still goes through the old mapping is
+    /// seen in the new one.
+    fn grown(&self, bytes: u64) -> Result<Ram, String> {
+        let fd = self.region.fd().ok_or("memory without a file behind it cannot grow")?;
+        let fd = fd.try_clone_to_owned().map_err(|e| e.to_string())?;
+        rustix::fs::ftruncate(&fd, bytes).map_err(|e| e.to_string())?;
+        let region = Region::from_fd(fd, 0, bytes).map_err(|e| e.to_string())?;
+        let window = region.window(0, region.len()).ok_or("cannot be mapped")?;
+        Ok(Ram { region, window, stripes: self.stripes.clone() })
+    }
+
     /// Runs `copy` over the whole range, or stripe by stripe where threads must be kept apart.
     #[inline]
     fn each<E>(
@@ -241,6 +239,24 @@ mod tests {
         let (medium, bytes) = Medium::open(&Backing::File(file.path().into()), 1).unwrap();
         assert_eq!(bytes, 4 << 20);
         check(&medium);
+    }
+
+    #[test]
+    fn memory_that_grows_keeps_what_is_written_on_the_way() {
+        for threads in [1, 2] {
+            let (old, _) = Medium::open(&Backing::Ram(1 << 20), threads).unwrap();
+            old.write(5000, &[7; 3000]).unwrap();
+            let new = old.resized(3 << 20).unwrap().expect("a larger one");
+            // A write that was on its way when the size changed.
+            old.write(9000, &[8; 3000]).unwrap();
+            new.write(2 << 20, &[9; 3000]).unwrap();
+            assert!(old.write(2 << 20, &[9; 10]).is_err(), "the old one has its old size");
+            drop(old);
+            for (offset, byte) in [(5000, 7), (9000, 8), (2 << 20, 9), (1 << 20, 0)] {
+                assert_eq!(new.compare(offset, &[byte; 3000]), Ok(true), "at {offset}");
+            }
+            assert!(new.resized(2 << 20).unwrap().is_none(), "this one serves a smaller size");
+        }
     }
 
     #[test]

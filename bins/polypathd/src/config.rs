@@ -1,8 +1,11 @@
 //! The configuration file. What is wrong is reported as `FILE:LINE: key: what was found, what was expected`.
 
 use polypath::DiskUri;
+use polypath::block::Scheme;
 use polypath::multipath::{Fencing, PathConfig as GroupPath, SelectorKind};
+use polypath::nvmf_tcp::ControllerConfig;
 use polypath::reactor::{CpuList, IdlePolicy};
+use polypath::vhost_user_client::ClientConfig;
 use serde::Deserialize;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -36,6 +39,29 @@ pub(crate) struct PathConfig {
     pub(crate) uri: DiskUri,
     pub(crate) name: Option<String>,
     pub(crate) weight: u32,
+}
+
+impl PathConfig {
+    /// Its name: the URI if it was given none.
+    pub(crate) fn label(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.uri.to_string())
+    }
+
+    /// Is `other` the same path again? The same way taken twice survives no more than once, and names are how paths are told apart.
+    pub(crate) fn clashes(&self, other: &PathConfig) -> bool {
+        self.label() == other.label() || self.uri.to_string() == other.uri.to_string()
+    }
+}
+
+/// Checks what a vhost socket's numbers may be, wherever they come from; an error names the key and what was expected.
+pub(crate) fn check_rings(queues: u16, queue_size: u16) -> Result<(), (&'static str, String)> {
+    if !(1..=256).contains(&queues) {
+        return Err(("queues", format!("is {queues}; expected 1 to 256")));
+    }
+    if !queue_size.is_power_of_two() || !(2..=1024).contains(&queue_size) {
+        return Err(("queue_size", format!("is {queue_size}; expected a power of two from 2 to 1024")));
+    }
+    Ok(())
 }
 
 /// One vhost-user socket.
@@ -148,6 +174,19 @@ impl FromStr for FencingName {
     }
 }
 
+/// Does its driver know the options, and is what it names on this machine there? Networks and other processes are not asked.
+fn driver_takes(uri: &DiskUri) -> Result<(), String> {
+    match uri.scheme {
+        Scheme::NvmeTcp => ControllerConfig::from_uri(uri).map(drop).map_err(|e| e.to_string()),
+        Scheme::VhostUserBlk => ClientConfig::from_uri(uri).map(drop).map_err(|e| e.to_string()),
+        Scheme::File | Scheme::Ram | Scheme::Null => polypath::local::open(uri).map(drop).map_err(|e| e.to_string()),
+        other => Err(format!(
+            "there is no driver for {}:// in this build; expected nvme-tcp, file, ram, null or vhost-user-blk",
+            other.as_str()
+        )),
+    }
+}
+
 /// Turns offsets in the file into lines.
 struct Places<'a> {
     file: &'a str,
@@ -166,6 +205,13 @@ impl Places<'_> {
             _ => {}
         }
         ConfigError { place, problem: problem.to_string().trim().replace('\n', "; ") }
+    }
+
+    /// A URI whose driver takes all of it.
+    fn uri(&self, key: &str, value: &Spanned<String>) -> Result<DiskUri, ConfigError> {
+        let uri = self.parse::<DiskUri>(key, value)?;
+        driver_takes(&uri).map_err(|problem| self.error(Some(value.span().start), Some(key), problem))?;
+        Ok(uri)
     }
 
     fn parse<T: FromStr<Err: Display>>(&self, key: &str, value: &Spanned<String>) -> Result<T, ConfigError> {
@@ -211,7 +257,7 @@ struct RawDisk {
 #[serde(deny_unknown_fields)]
 struct RawPath {
     uri: Spanned<String>,
-    name: Option<String>,
+    name: Option<Spanned<String>>,
     weight: Option<Spanned<u32>>,
 }
 
@@ -285,9 +331,22 @@ impl RawDisk {
             Some(s) => at.parse::<FencingName>(&key("fencing"), s)?.0,
             None => Fencing::On,
         };
-        let mut paths = Vec::new();
+        let mut paths = Vec::<PathConfig>::new();
+        let mut add = |at_key: String, offset: usize, path: PathConfig| match paths.iter().find(|p| p.clashes(&path)) {
+            Some(other) => {
+                let problem =
+                    format!("{} is listed twice; expected each path once, under a name of its own", other.label());
+                Err(at.error(Some(offset), Some(&at_key), problem))
+            }
+            None => {
+                paths.push(path);
+                Ok(())
+            }
+        };
         for (n, uri) in self.paths.iter().enumerate() {
-            paths.push(PathConfig { uri: at.parse(&key(&format!("paths[{n}]")), uri)?, name: None, weight: WEIGHT });
+            let at_key = key(&format!("paths[{n}]"));
+            let path = PathConfig { uri: at.uri(&at_key, uri)?, name: None, weight: WEIGHT };
+            add(at_key, uri.span().start, path)?;
         }
         for (n, path) in self.path_tables.iter().enumerate() {
             let weight = path.weight.as_ref().map_or(WEIGHT, |w| *w.get_ref());
@@ -295,8 +354,18 @@ impl RawDisk {
                 let span = path.weight.as_ref().map(|w| w.span().start);
                 return Err(at.error(span, Some(&key(&format!("path[{n}].weight"))), "is 0; expected 1 or more"));
             }
-            let uri = at.parse(&key(&format!("path[{n}].uri")), &path.uri)?;
-            paths.push(PathConfig { uri, name: path.name.clone(), weight });
+            let name = path.name.as_ref().map(|name| name.get_ref().clone());
+            if name.as_ref().is_some_and(String::is_empty) {
+                let span = path.name.as_ref().map(|name| name.span().start);
+                return Err(at.error(
+                    span,
+                    Some(&key(&format!("path[{n}].name"))),
+                    "is empty; expected a name, or none",
+                ));
+            }
+            let at_key = key(&format!("path[{n}].uri"));
+            let uri = at.uri(&at_key, &path.uri)?;
+            add(at_key, path.uri.span().start, PathConfig { uri, name, weight })?;
         }
         if paths.is_empty() {
             let problem = "no path; expected paths = [\"URI\", ...] or [[disk.path]] tables with a uri";
@@ -319,20 +388,20 @@ impl RawVhost {
         }
         let socket = config.socket_dir.join(self.socket.get_ref());
         if config.vhosts.iter().any(|v| v.socket == socket) {
-            return Err(fail(self.socket.span().start, "socket", format!("{} is used twice", socket.display())));
+            return Err(fail(
+                self.socket.span().start,
+                "socket",
+                format!("{} is used twice; expected a socket of its own", socket.display()),
+            ));
         }
         let queues = self.queues.as_ref().map_or(1, |q| *q.get_ref());
-        if !(1..=256).contains(&queues) {
-            let offset = self.queues.as_ref().map_or(0, |q| q.span().start);
-            return Err(fail(offset, "queues", format!("is {queues}; expected 1 to 256")));
-        }
         let queue_size = self.queue_size.as_ref().map_or(QUEUE_SIZE, |q| *q.get_ref());
-        if !queue_size.is_power_of_two() || !(2..=1024).contains(&queue_size) {
-            let offset = self.queue_size.as_ref().map_or(0, |q| q.span().start);
-            return Err(fail(offset, "queue_size", format!("is {queue_size}; expected a power of two from 2 to 1024")));
+        if let Err((k, problem)) = check_rings(queues, queue_size) {
+            let given = if k == "queues" { &self.queues } else { &self.queue_size };
+            return Err(fail(given.as_ref().map_or(0, |q| q.span().start), k, problem));
         }
         if let Some(serial) = self.serial.as_ref().filter(|s| s.get_ref().len() > 20) {
-            return Err(fail(serial.span().start, "serial", "is longer than 20 bytes".into()));
+            return Err(fail(serial.span().start, "serial", "is longer than 20 bytes; expected at most 20".into()));
         }
         let serial = self.serial.as_ref().map(|s| s.get_ref().clone());
         Ok(VhostConfig { disk: disk.clone(), socket, queues, queue_size, read_only: self.read_only, serial })
@@ -379,7 +448,18 @@ queues = 2
 
     #[test]
     fn errors_name_file_line_key_and_what_was_expected() {
-        let cases: [(&str, &str, &[&str]); 10] = [
+        let cases: [(&str, &str, &[&str]); 13] = [
+            (
+                "paths = [\"ram://64MiB\"]",
+                "paths = [\"ram://64MiB\", \"ram://64MiB\"]",
+                &["polypath.toml:10", "disk[0].paths[1]", "ram://64MiB", "twice", "each path once"],
+            ),
+            (
+                "weight = 3",
+                "name = \"ram://64MiB\"",
+                &["polypath.toml:13", "disk[0].path[0].uri", "twice", "a name of its own"],
+            ),
+            ("queues = 2", "queue_size = 100", &["polypath.toml:19", "vhost[0].queue_size", "power of two"]),
             ("\"round-robin\"", "\"fastest\"", &["polypath.toml:9", "disk[0].selector", "queue-length"]),
             ("idle = \"sleep\"", "idle = \"nap\"", &["polypath.toml:4", "daemon.idle", "adaptive"]),
             ("ram://64MiB", "rum://64MiB", &["polypath.toml:10", "disk[0].paths[0]", "scheme", "nvme-tcp"]),

@@ -1,46 +1,81 @@
 //! What the daemon holds: a stack, disks by name, vhost sockets by path. Control plane only, behind one lock.
 
 use crate::config::{Config, DiskConfig, PathConfig, VhostConfig};
-use anyhow::{Context, Result};
-use polypath::block::{Device, DeviceState};
+use crate::show;
+use anyhow::{Context, Result, ensure};
+use polypath::block::Device;
 use polypath::multipath::{Group, SelectorKind};
 use polypath::vhost_user_blk::{Server, ServerConfig};
 use polypath::{GroupSpec, PathSpec, Stack, StackConfig};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+
+/// How long reactors may take to let go of what is in flight when the daemon ends.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Shared by the RPC connections.
 pub(crate) struct Daemon {
     stack: Stack,
     socket_dir: PathBuf,
+    /// Held while disks, paths or sockets are made or ended, which may take long; whoever only looks does not wait for it.
+    changing: Mutex<()>,
+    /// Held for a moment.
     state: Mutex<State>,
     shutdown: Notify,
 }
 
 #[derive(Default)]
 struct State {
-    disks: BTreeMap<String, Arc<Group>>,
-    vhosts: BTreeMap<PathBuf, Vhost>,
+    disks: BTreeMap<String, Disk>,
+    vhosts: BTreeMap<PathBuf, Arc<Vhost>>,
 }
 
-struct Vhost {
-    disk: String,
-    queues: u16,
-    server: Server,
+/// A disk as it was asked for.
+#[derive(Clone)]
+pub(crate) struct Disk {
+    pub(crate) group: Arc<Group>,
+    pub(crate) config: DiskConfig,
+}
+
+pub(crate) struct Vhost {
+    pub(crate) config: VhostConfig,
+    /// `None` once it is being stopped.
+    server: Mutex<Option<Server>>,
+}
+
+impl Vhost {
+    /// What `ask` wants to know of the server, if it is still there.
+    pub(crate) fn server<R>(&self, ask: impl FnOnce(&Server) -> R) -> Option<R> {
+        lock(&self.server).as_ref().map(ask)
+    }
+
+    fn stop(&self) -> Result<(), String> {
+        let server = lock(&self.server).take();
+        server.map_or(Ok(()), |mut server| server.stop().map_err(|e| e.to_string()))
+    }
 }
 
 impl Daemon {
     /// Starts the reactors, opens the disks, binds the sockets.
     pub(crate) fn start(config: &Config) -> Result<Daemon> {
+        let dir = &config.socket_dir;
+        ensure!(
+            dir.is_dir(),
+            "directory of vhost sockets (-S, daemon.socket_dir) {}: is no directory; expected one that exists",
+            dir.display()
+        );
         let stack =
             Stack::start(StackConfig { cpus: config.cpus.clone(), idle: config.idle, ..StackConfig::default() })
-                .context("reactors")?;
+                .context("reactors (-m, daemon.cpus)")?;
         let daemon = Daemon {
             stack,
-            socket_dir: config.socket_dir.clone(),
+            socket_dir: dir.clone(),
+            changing: Mutex::new(()),
             state: Mutex::new(State::default()),
             shutdown: Notify::new(),
         };
@@ -55,9 +90,12 @@ impl Daemon {
 
     /// Opens a disk. Its paths come up on their own; a path that is down now is not an error.
     pub(crate) fn create_disk(&self, config: &DiskConfig) -> Result<(), String> {
-        let mut state = self.lock();
-        if state.disks.contains_key(&config.name) {
-            return Err(format!("there is a disk \"{}\" already", config.name));
+        let _alone = lock(&self.changing);
+        if lock(&self.state).disks.contains_key(&config.name) {
+            return Err(format!("there is a disk \"{}\" already; expected a new name", config.name));
+        }
+        for (n, path) in config.paths.iter().enumerate() {
+            refuse_clash(&config.name, &config.paths[..n], path)?;
         }
         let spec = GroupSpec {
             name: config.name.clone(),
@@ -69,102 +107,118 @@ impl Daemon {
         };
         let group = self.stack.open_group(spec).map_err(|e| format!("disk \"{}\": {e}", config.name))?;
         tracing::info!(disk = %config.name, paths = config.paths.len(), "disk created");
-        state.disks.insert(config.name.clone(), group);
+        lock(&self.state).disks.insert(config.name.clone(), Disk { group, config: config.clone() });
         Ok(())
     }
 
     /// Closes a disk that no vhost socket serves.
     pub(crate) fn delete_disk(&self, name: &str) -> Result<(), String> {
-        let mut state = self.lock();
-        if let Some((socket, _)) = state.vhosts.iter().find(|(_, v)| v.disk == name) {
+        let _alone = lock(&self.changing);
+        let mut state = lock(&self.state);
+        if let Some((socket, _)) = state.vhosts.iter().find(|(_, v)| v.config.disk == name) {
             return Err(format!("disk \"{name}\" is served on {}; delete that first", socket.display()));
         }
-        let group = state.disks.remove(name).ok_or_else(|| no_disk(name))?;
+        let disk = state.disks.remove(name).ok_or_else(|| no_disk(name))?;
         drop(state);
-        group.close();
+        disk.group.close();
         tracing::info!(disk = %name, "disk deleted");
         Ok(())
     }
 
-    /// Adds a path; it joins when it proves to lead to the same disk.
+    /// Adds a path; it joins when it proves to lead to the same disk. Answers with its name.
     pub(crate) fn add_path(&self, disk: &str, path: &PathConfig) -> Result<String, String> {
-        let group = self.disk(disk)?;
-        let id = self.stack.add_path(&group, path_spec(path)).map_err(|e| e.to_string())?;
-        let name = group.statistics().into_iter().find(|p| p.id == id).map(|p| p.name);
-        Ok(name.unwrap_or_else(|| path.uri.to_string()))
+        let _alone = lock(&self.changing);
+        let Disk { group, config } = self.disk(disk)?;
+        refuse_clash(disk, &config.paths, path)?;
+        self.stack.add_path(&group, path_spec(path)).map_err(|e| e.to_string())?;
+        if let Some(disk) = lock(&self.state).disks.get_mut(disk) {
+            disk.config.paths.push(path.clone());
+        }
+        Ok(path.label())
     }
 
-    /// Removes a path; what is in flight there completes first.
+    /// Removes a path; what is in flight there completes first, which may be after this returns.
     pub(crate) fn remove_path(&self, disk: &str, path: &str) -> Result<(), String> {
-        let group = self.disk(disk)?;
+        let _alone = lock(&self.changing);
+        let group = self.disk(disk)?.group;
         let id = path_id(&group, path)?;
-        group.remove_path(id).map_err(|e| e.to_string())
+        group.remove_path(id).map_err(|e| e.to_string())?;
+        if let Some(disk) = lock(&self.state).disks.get_mut(disk) {
+            disk.config.paths.retain(|p| p.label() != path);
+        }
+        Ok(())
     }
 
     /// Sets the weight of a path.
     pub(crate) fn set_weight(&self, disk: &str, path: &str, weight: u32) -> Result<(), String> {
-        let group = self.disk(disk)?;
+        let group = self.disk(disk)?.group;
         let id = path_id(&group, path)?;
-        group.set_weight(id, weight).map_err(|e| e.to_string())
+        group.set_weight(id, weight).map_err(|e| e.to_string())?;
+        tracing::info!(disk, path, weight, "weight set");
+        Ok(())
     }
 
     /// Chooses how paths are chosen.
     pub(crate) fn set_selector(&self, disk: &str, selector: SelectorKind) -> Result<(), String> {
-        self.disk(disk)?.set_selector(selector);
+        self.disk(disk)?.group.set_selector(selector);
         Ok(())
     }
 
     /// Serves a disk on a socket; answers with the socket's path.
     pub(crate) fn create_vhost(&self, config: &VhostConfig) -> Result<PathBuf, String> {
-        let mut state = self.lock();
-        let group = state.disks.get(&config.disk).cloned().ok_or_else(|| no_disk(&config.disk))?;
+        let _alone = lock(&self.changing);
+        let group = self.disk(&config.disk)?.group;
         let socket = self.socket_dir.join(&config.socket);
-        if state.vhosts.contains_key(&socket) {
-            return Err(format!("{} is served already", socket.display()));
+        if lock(&self.state).vhosts.contains_key(&socket) {
+            return Err(format!("{} is served already; expected another socket", socket.display()));
         }
-        let server = Server::start(ServerConfig {
+        let mut server = ServerConfig {
             num_queues: config.queues,
             queue_size: config.queue_size,
             read_only: config.read_only,
-            serial: config.serial.clone().unwrap_or_else(|| config.disk.chars().take(20).collect()),
             ..ServerConfig::new(&config.disk, &socket, group, self.stack.hosts())
-        })
-        .map_err(|e| e.to_string())?;
+        };
+        if let Some(serial) = &config.serial {
+            server.serial.clone_from(serial);
+        }
+        let server = Server::start(server).map_err(|e| e.to_string())?;
         tracing::info!(disk = %config.disk, socket = %socket.display(), queues = config.queues, "vhost-user-blk socket");
-        state.vhosts.insert(socket.clone(), Vhost { disk: config.disk.clone(), queues: config.queues, server });
+        let vhost = Vhost { config: config.clone(), server: Mutex::new(Some(server)) };
+        lock(&self.state).vhosts.insert(socket.clone(), Arc::new(vhost));
         Ok(socket)
     }
 
     /// Ends a vhost socket: its rings are drained first.
     pub(crate) fn delete_vhost(&self, socket: &Path) -> Result<(), String> {
+        let _alone = lock(&self.changing);
         let socket = self.socket_dir.join(socket);
-        let vhost = self.lock().vhosts.remove(&socket);
-        let mut vhost = vhost.ok_or_else(|| format!("no vhost socket {}", socket.display()))?;
-        vhost.server.stop().map_err(|e| e.to_string())?;
+        let vhost = lock(&self.state).vhosts.remove(&socket);
+        let vhost =
+            vhost.ok_or_else(|| format!("no vhost socket {}; vhost_list shows those there are", socket.display()))?;
+        vhost.stop()?;
         tracing::info!(socket = %socket.display(), "vhost socket deleted");
         Ok(())
     }
 
     /// Disks as RPC shows them.
     pub(crate) fn disks(&self) -> Value {
-        self.lock().disks.iter().map(|(name, group)| disk_value(name, group)).collect()
+        let disks = lock(&self.state).disks.clone();
+        disks.iter().map(|(name, disk)| show::disk(name, disk)).collect()
     }
 
     /// vhost sockets as RPC shows them.
     pub(crate) fn vhosts(&self) -> Value {
-        let state = self.lock();
-        let one = |(socket, v): (&PathBuf, &Vhost)| json!({ "socket": socket, "disk": v.disk, "queues": v.queues, "connected": v.server.connected() });
-        state.vhosts.iter().map(one).collect()
+        let vhosts = lock(&self.state).vhosts.clone();
+        vhosts.iter().map(|(socket, vhost)| show::vhost(socket, vhost)).collect()
     }
 
     /// Statistics per path of one disk or of all.
     pub(crate) fn statistics(&self, disk: Option<&str>) -> Result<Value, String> {
-        let state = self.lock();
-        if let Some(name) = disk.filter(|n| !state.disks.contains_key(*n)) {
-            return Err(no_disk(name));
-        }
-        let wanted = state.disks.iter().filter(|(name, _)| disk.is_none_or(|d| d == name.as_str()));
-        Ok(wanted.map(|(name, group)| (name.clone(), paths_value(group))).collect::<serde_json::Map<_, _>>().into())
+        let disks = match disk {
+            Some(name) => BTreeMap::from([(name.to_owned(), self.disk(name)?)]),
+            None => lock(&self.state).disks.clone(),
+        };
+        Ok(disks.iter().map(|(name, disk)| (name.clone(), show::paths(disk))).collect::<serde_json::Map<_, _>>().into())
     }
 
     /// How busy the reactors are.
@@ -188,27 +242,60 @@ impl Daemon {
         self.shutdown.notified().await;
     }
 
-    /// Drains everything; says whether all of it ended in time.
-    pub(crate) fn stop(&self) -> bool {
-        let state = std::mem::take(&mut *self.lock());
-        for (socket, mut vhost) in state.vhosts {
-            match vhost.server.stop() {
-                Ok(()) => tracing::debug!(socket = %socket.display(), "drained"),
-                Err(error) => tracing::error!(socket = %socket.display(), %error, "not drained"),
+    /// Drains everything, all sockets at once; says what did not end in time.
+    pub(crate) fn stop(&self) -> Vec<String> {
+        // What is being made is finished first, and then ended with the rest; nobody makes more.
+        let alone = self.alone_within(DRAIN_LIMIT);
+        let state = std::mem::take(&mut *lock(&self.state));
+        let mut faults: Vec<String> = thread::scope(|scope| {
+            let stops: Vec<_> = state.vhosts.values().map(|vhost| scope.spawn(|| vhost.stop())).collect();
+            let ended =
+                stops.into_iter().map(|s| s.join().unwrap_or_else(|_| Err("a vhost socket's end panicked".into())));
+            ended.filter_map(Result::err).collect()
+        });
+        for disk in state.disks.values() {
+            disk.group.close();
+        }
+        if alone.is_none() {
+            faults.push("a change by RPC does not end".into());
+        }
+        if !self.stack.stop(DRAIN_LIMIT) {
+            faults.push(format!("reactors still have work in flight after {} ms", DRAIN_LIMIT.as_millis()));
+        }
+        faults
+    }
+
+    /// Waits for a change under way, which may be stuck in the operating system or with somebody else's back-end.
+    fn alone_within(&self, limit: Duration) -> Option<MutexGuard<'_, ()>> {
+        let until = Instant::now() + limit;
+        loop {
+            match self.changing.try_lock() {
+                Ok(guard) => return Some(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= until => return None,
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
             }
         }
-        for group in state.disks.values() {
-            group.close();
-        }
-        self.stack.stop(std::time::Duration::from_secs(5))
     }
 
-    fn disk(&self, name: &str) -> Result<Arc<Group>, String> {
-        self.lock().disks.get(name).cloned().ok_or_else(|| no_disk(name))
+    fn disk(&self, name: &str) -> Result<Disk, String> {
+        lock(&self.state).disks.get(name).cloned().ok_or_else(|| no_disk(name))
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|p| p.into_inner())
+/// No critical section leaves a half-made state behind, so that a poisoned lock is still sound.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|p| p.into_inner())
+}
+
+fn refuse_clash(disk: &str, paths: &[PathConfig], new: &PathConfig) -> Result<(), String> {
+    match paths.iter().find(|p| p.clashes(new)) {
+        Some(other) => Err(format!(
+            "disk \"{disk}\" has path {} ({}) already; expected another URI, under a name of its own",
+            other.label(),
+            other.uri
+        )),
+        None => Ok(()),
     }
 }
 
@@ -226,29 +313,4 @@ fn path_id(group: &Group, name: &str) -> Result<polypath::multipath::PathId, Str
         let names: Vec<_> = all.iter().map(|p| p.name.as_str()).collect();
         format!("no path is called \"{name}\"; there are: {}", names.join(", "))
     })
-}
-
-fn disk_value(name: &str, group: &Arc<Group>) -> Value {
-    let (state, geometry) = match group.state() {
-        DeviceState::Live(info) => ("live".to_owned(), Some(info.geometry)),
-        DeviceState::Starting => ("starting".to_owned(), None),
-        DeviceState::Down { reason, .. } => (format!("down: {reason}"), None),
-        DeviceState::Gone { reason } => (format!("gone: {reason}"), None),
-    };
-    json!({
-        "name": name, "state": state, "selector": group.selector().to_string(),
-        "block_size": geometry.map(|g| g.block_size), "blocks": geometry.map(|g| g.blocks), "paths": paths_value(group),
-    })
-}
-
-fn paths_value(group: &Group) -> Value {
-    let one = |p: polypath::multipath::PathStatistics| {
-        json!({
-            "name": p.name, "state": p.state.to_string(), "access": p.access.map(|a| format!("{a:?}").to_lowercase()),
-            "weight": p.weight, "ios": p.ios, "bytes": p.bytes, "errors": p.errors, "in_flight": p.in_flight, "redriven": p.redriven, "suspects": p.suspects,
-            "failures": p.failures, "recoveries": p.recoveries, "mean_latency_us": p.latency.as_secs_f64() * 1e6,
-            "why": p.why,
-        })
-    };
-    group.statistics().into_iter().map(one).collect()
 }

@@ -1,7 +1,8 @@
 //! The Polypath daemon: disks with many paths, handed to virtual machines over vhost-user-blk, steered over JSON-RPC.
 //!
 //! `polypathd -c FILE.toml`, or quickly: `polypathd -S DIR -m MASK -r SOCKET` and the rest by RPC. SIGTERM and SIGINT drain:
-//! rings stop taking requests, what is in flight completes, sockets and sessions close, then the process ends.
+//! rings stop taking requests, what is in flight completes, sockets and sessions close, then the process ends. A second signal
+//! ends it at once.
 //!
 //! Threads: one per reactor for the data; this one (a single-threaded tokio runtime) for RPC and signals. Read `daemon.rs` first.
 #![forbid(unsafe_code)]
@@ -9,15 +10,21 @@
 mod config;
 mod daemon;
 mod rpc;
+mod show;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use config::{Config, Overrides};
 use daemon::Daemon;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long what is left on the control thread's runtime may take at the end.
+const RUNTIME_LIMIT: Duration = Duration::from_secs(1);
 
 /// Multipath storage daemon in user space.
 #[derive(Parser, Debug)]
@@ -44,7 +51,8 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("POLYPATH_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -65,7 +73,10 @@ fn run(args: Args) -> Result<()> {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("control thread")?;
-    runtime.block_on(serve(config))
+    let result = runtime.block_on(serve(config));
+    // A change by RPC that hangs must not keep the process.
+    runtime.shutdown_timeout(RUNTIME_LIMIT);
+    result
 }
 
 async fn serve(config: Config) -> Result<()> {
@@ -85,7 +96,21 @@ async fn serve(config: Config) -> Result<()> {
     };
     tracing::info!(why, "draining");
     drop(rpc);
-    let drained = tokio::task::spawn_blocking(move || daemon.stop()).await.context("draining")?;
-    tracing::info!(drained, "ended");
-    Ok(())
+    let draining = tokio::task::spawn_blocking(move || daemon.stop());
+    let faults = tokio::select! {
+        ended = draining => ended.context("draining")?,
+        _ = term.recv() => end_at_once("SIGTERM"),
+        _ = int.recv() => end_at_once("SIGINT"),
+    };
+    if faults.is_empty() {
+        tracing::info!("drained and ended");
+        return Ok(());
+    }
+    bail!("not drained: {}", faults.join("; "))
+}
+
+/// Somebody does not want to wait for what is in flight.
+fn end_at_once(signal: &str) -> ! {
+    tracing::warn!(signal, "signalled again while draining: ending at once");
+    std::process::exit(1)
 }

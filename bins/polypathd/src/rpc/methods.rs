@@ -1,7 +1,9 @@
 //! What can be called. Parameters are objects; unknown members are refused by name.
 
 use super::RpcError;
-use crate::config::{DiskConfig, FencingName, NO_PATH_TIMEOUT_MS, PathConfig, QUEUE_SIZE, VhostConfig, WEIGHT};
+use crate::config::{
+    DiskConfig, FencingName, NO_PATH_TIMEOUT_MS, PathConfig, QUEUE_SIZE, VhostConfig, WEIGHT, check_rings,
+};
 use crate::daemon::Daemon;
 use polypath::DiskUri;
 use serde::Deserialize;
@@ -15,27 +17,29 @@ type Method = fn(&Daemon, Value) -> Answer;
 
 /// Every method with its parameters, as `rpc_methods` lists them.
 const METHODS: &[(&str, &str, Method)] = &[
-    ("version", "", |_, _| Ok(json!({ "version": env!("CARGO_PKG_VERSION") }))),
-    ("rpc_methods", "", |_, _| Ok(METHODS.iter().map(|m| json!({ "method": m.0, "params": m.1 })).collect())),
+    ("version", "", |_, p| bare(p, || json!({ "version": env!("CARGO_PKG_VERSION") }))),
+    ("rpc_methods", "", |_, p| bare(p, || METHODS.iter().map(|m| json!({ "method": m.0, "params": m.1 })).collect())),
     (
         "disk_create",
         "name, paths: [URI | {uri, name?, weight?}], selector?, no_path_timeout_ms?, fencing?",
         disk_create,
     ),
-    ("disk_list", "", |d, _| Ok(d.disks())),
+    ("disk_list", "", |d, p| bare(p, || d.disks())),
     ("disk_delete", "name", disk_delete),
     ("path_add", "disk, uri, name?, weight?", path_add),
     ("path_remove", "disk, path", path_remove),
     ("path_set_weight", "disk, path, weight", path_set_weight),
     ("selector_set", "disk, selector", selector_set),
     ("vhost_create", "disk, socket, queues?, queue_size?, read_only?, serial?", vhost_create),
-    ("vhost_list", "", |d, _| Ok(d.vhosts())),
+    ("vhost_list", "", |d, p| bare(p, || d.vhosts())),
     ("vhost_delete", "socket", vhost_delete),
     ("statistics", "disk?", statistics),
-    ("reactor_statistics", "", |d, _| Ok(d.reactors())),
-    ("shutdown", "", |d, _| {
-        d.request_shutdown();
-        Ok(Value::Bool(true))
+    ("reactor_statistics", "", |d, p| bare(p, || d.reactors())),
+    ("shutdown", "", |d, p| {
+        bare(p, || {
+            d.request_shutdown();
+            Value::Bool(true)
+        })
     }),
 ];
 
@@ -50,6 +54,10 @@ pub(super) fn call(daemon: &Daemon, method: &str, params: Value) -> Answer {
         }
     }
 }
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -137,6 +145,12 @@ struct Statistics {
     disk: Option<String>,
 }
 
+/// A method without parameters.
+fn bare(params: Value, answer: impl FnOnce() -> Value) -> Answer {
+    let Nothing {} = read(params)?;
+    Ok(answer())
+}
+
 fn disk_create(daemon: &Daemon, params: Value) -> Answer {
     let p: DiskCreate = read(params)?;
     if p.name.is_empty() || p.paths.is_empty() {
@@ -198,14 +212,7 @@ fn selector_set(daemon: &Daemon, params: Value) -> Answer {
 fn vhost_create(daemon: &Daemon, params: Value) -> Answer {
     let p: VhostCreate = read(params)?;
     let (queues, queue_size) = (p.queues.unwrap_or(1), p.queue_size.unwrap_or(QUEUE_SIZE));
-    if !(1..=256).contains(&queues) {
-        return Err(RpcError::parameters(format!("queues is {queues}; expected 1 to 256")));
-    }
-    if !queue_size.is_power_of_two() || !(2..=1024).contains(&queue_size) {
-        return Err(RpcError::parameters(format!(
-            "queue_size is {queue_size}; expected a power of two from 2 to 1024"
-        )));
-    }
+    check_rings(queues, queue_size).map_err(|(key, problem)| RpcError::parameters(format!("{key} {problem}")))?;
     let config =
         VhostConfig { disk: p.disk, socket: p.socket, queues, queue_size, read_only: p.read_only, serial: p.serial };
     let socket = daemon.create_vhost(&config).map_err(RpcError::failed)?;
@@ -225,6 +232,9 @@ fn statistics(daemon: &Daemon, params: Value) -> Answer {
 
 fn path_config(key: &str, uri: &str, name: Option<String>, weight: Option<u32>) -> Result<PathConfig, RpcError> {
     let uri: DiskUri = parse(key, uri)?;
+    if name.as_ref().is_some_and(String::is_empty) {
+        return Err(RpcError::parameters(format!("{key}: name is empty; expected a name, or none")));
+    }
     match weight.unwrap_or(WEIGHT) {
         0 => Err(RpcError::parameters(format!("{key}: weight is 0; expected 1 or more"))),
         weight => Ok(PathConfig { uri, name, weight }),
@@ -232,6 +242,9 @@ fn path_config(key: &str, uri: &str, name: Option<String>, weight: Option<u32>) 
 }
 
 fn read<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
+    if !params.is_object() {
+        return Err(RpcError::parameters("parameters are not an object; expected members by name"));
+    }
     serde_path_to_error::deserialize(params).map_err(|e| {
         let path = e.path().to_string();
         RpcError::parameters(if path == "." { e.inner().to_string() } else { format!("{path}: {}", e.inner()) })

@@ -1,6 +1,7 @@
 //! JSON-RPC 2.0 over a UNIX socket: concatenated objects without framing, batches, notifications.
 //!
 //! A connection that sends what is not JSON, or more than [`LIMIT`] bytes without a complete value, gets one error and is closed.
+//! At most [`CONNECTIONS`] are served at a time; more wait in line. A client that takes no answers for [`ANSWER_LIMIT`] is let go of.
 
 mod methods;
 
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -17,7 +19,11 @@ use tokio::sync::Semaphore;
 /// Longest request in bytes.
 const LIMIT: usize = 1 << 20;
 /// Most connections at a time.
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 256;
+/// Longest wait for a client to take an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Pause after the operating system refused a connection: descriptors that are out now may be back then.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What went wrong with a call; becomes the `error` member of its response.
 #[derive(Debug)]
@@ -63,12 +69,19 @@ impl Server {
         Ok(Server { listener, path: path.to_owned(), daemon })
     }
 
-    /// Serves until the socket fails.
+    /// Serves for ever. A connection that cannot be accepted costs nobody else.
     pub(crate) async fn serve(&self) -> Result<()> {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let place = places.clone().acquire_owned().await.context("connection limit")?;
-            let (stream, _) = self.listener.accept().await.context("accept")?;
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "an RPC connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
             let daemon = self.daemon.clone();
             tokio::spawn(async move {
                 if let Err(error) = talk(stream, &daemon).await {
@@ -94,22 +107,31 @@ async fn talk(mut stream: UnixStream, daemon: &Arc<Daemon>) -> Result<()> {
         let (values, used, broken) = split(&buffer);
         for value in values {
             if let Some(answer) = answer(value, daemon).await {
-                stream.write_all(answer.to_string().as_bytes()).await?;
-                stream.write_all(b"\n").await?;
+                say(&mut stream, &answer).await?;
             }
         }
         buffer.drain(..used);
-        let broken =
-            broken.or_else(|| (buffer.len() >= LIMIT).then(|| format!("request is longer than {LIMIT} bytes")));
-        if let Some(problem) = broken {
-            let answer = error(&Value::Null, &RpcError { code: -32700, message: problem });
-            stream.write_all(answer.to_string().as_bytes()).await?;
-            return Ok(());
+        let too_long =
+            || (buffer.len() >= LIMIT).then(|| format!("longer than {LIMIT} bytes; expected a shorter request"));
+        let problem = match broken {
+            Some(message) => Some(RpcError { code: -32700, message }),
+            None => too_long().map(|message| RpcError { code: -32600, message }),
+        };
+        if let Some(problem) = problem {
+            return say(&mut stream, &error(&Value::Null, &problem)).await;
         }
-        if stream.read_buf(&mut buffer).await? == 0 {
+        // Never more than the limit in memory, however much the client has written.
+        let room = (LIMIT - buffer.len()) as u64;
+        if (&mut stream).take(room).read_buf(&mut buffer).await? == 0 {
             return Ok(());
         }
     }
+}
+
+async fn say(stream: &mut UnixStream, answer: &Value) -> Result<()> {
+    let text = format!("{answer}\n");
+    let taken = tokio::time::timeout(ANSWER_LIMIT, stream.write_all(text.as_bytes())).await;
+    taken.context("the client takes no answer")?.context("answering")
 }
 
 /// The complete values at the start of `buffer`, how many bytes they take, and what is broken after them.
