@@ -12,8 +12,8 @@ use polypath_memory::Arena;
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 /// A disk, shared by clones: use it from as many tasks and threads as you like.
@@ -31,7 +31,7 @@ struct Inner {
     name: String,
     device: Arc<dyn Device>,
     /// The device is ours to close.
-    owned: bool,
+    keep: Mutex<Option<Arc<Keep>>>,
     info: Arc<DeviceInfo>,
     blocks: Arc<AtomicU64>,
     lanes: Vec<Arc<Lane>>,
@@ -43,7 +43,7 @@ struct Inner {
 
 pub(crate) struct Parts {
     pub(crate) device: Arc<dyn Device>,
-    pub(crate) owned: bool,
+    pub(crate) keep: Option<Arc<Keep>>,
     pub(crate) info: Arc<DeviceInfo>,
     pub(crate) blocks: Arc<AtomicU64>,
     pub(crate) lanes: Vec<Arc<Lane>>,
@@ -69,9 +69,10 @@ impl Disk {
     }
 
     pub(crate) fn new(parts: Parts) -> Disk {
-        let Parts { device, owned, info, blocks, lanes, pollers, arena, stack } = parts;
+        let Parts { device, keep, info, blocks, lanes, pollers, arena, stack } = parts;
         let name = device.name().to_owned();
-        Disk(Arc::new(Inner { name, device, owned, info, blocks, lanes, pollers, arena, stack }))
+        let keep = Mutex::new(keep);
+        Disk(Arc::new(Inner { name, device, keep, info, blocks, lanes, pollers, arena, stack }))
     }
 
     /// Its name: the URI, or the name of the group.
@@ -234,14 +235,22 @@ impl std::fmt::Debug for Disk {
     }
 }
 
+/// A device of our own. It is closed when the disk and all of its pollers have let go, which they do once they have submitted what
+/// they had taken: an operation that nobody waits for any more is carried out all the same.
+pub(crate) struct Keep(pub(crate) Arc<dyn Device>);
+
+impl Drop for Keep {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 impl Inner {
     fn close(&self) {
         for lane in &self.lanes {
             lane.close();
         }
-        if self.owned {
-            self.device.close();
-        }
+        self.keep.lock().unwrap_or_else(|p| p.into_inner()).take();
     }
 }
 

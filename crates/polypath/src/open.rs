@@ -1,6 +1,6 @@
 //! Opening a disk: policies, a thread that may block, and a future that waits for it.
 
-use crate::disk::{Disk, Parts};
+use crate::disk::{Disk, Keep, Parts};
 use crate::error::Error;
 use crate::group::{GroupSpec, wait_group_live};
 use crate::lane::Lane;
@@ -205,14 +205,16 @@ fn attach(
     let blocks = Arc::new(AtomicU64::new(info.geometry.blocks));
     let (pollers, depth) = (Tally::new(), depth.min(info.max_depth.max(1)));
     let (tell, told) = mpsc::channel();
+    let keep = owned.then(|| Arc::new(Keep(device.clone())));
     let hosts = stack.hosts();
     for host in hosts.iter().take(info.max_queues.max(1).into()) {
         let (lane, rx) = Lane::new(host.clone(), depth.into());
         let counted = [pollers.enter(), stack.pollers().enter()];
         let (device, info, blocks, tell) = (device.clone(), info.clone(), blocks.clone(), tell.clone());
+        let keep = keep.clone();
         host.spawn(Box::new(move |cx| {
             let made = open_lane(cx, &device, depth).map(|(queue, row)| {
-                let setup = Setup { queue, lane: lane.clone(), rx, device, info, blocks, row, depth, counted };
+                let setup = Setup { queue, lane: lane.clone(), rx, device, keep, info, blocks, row, depth, counted };
                 (lane, DiskPoller::new(setup))
             });
             let (answer, poller): (_, Box<dyn Poller>) = match made {
@@ -244,7 +246,7 @@ fn attach(
         return Err(Error::Gone { name: device.name().into(), reason: "its reactors have ended, or are stuck".into() });
     }
     let (device, stack) = (device.clone(), stack.clone());
-    Ok(Disk::new(Parts { device, owned, info, blocks, lanes, pollers, arena, stack }))
+    Ok(Disk::new(Parts { device, keep, info, blocks, lanes, pollers, arena, stack }))
 }
 
 type Opened = (Box<dyn polypath_block::IoQueue>, polypath_block::SegRow);

@@ -1,5 +1,6 @@
 //! The reactor's side of a disk: takes submissions out of the lane, owns the queue, completes the cells.
 
+use crate::disk::Keep;
 use crate::lane::Lane;
 use crate::op::{Request, Submission, Ticket};
 use crate::tally::Guard;
@@ -38,6 +39,8 @@ pub(crate) struct DiskPoller {
     /// The front of the backlog waits for the queue until then.
     waits_until: Option<Time>,
     closed: bool,
+    /// The device, as long as something is still to be submitted.
+    keep: Option<Arc<Keep>>,
     _counted: [Guard; 2],
 }
 
@@ -66,6 +69,7 @@ pub(crate) struct Setup {
     pub(crate) lane: Arc<Lane>,
     pub(crate) rx: Receiver<Submission>,
     pub(crate) device: Arc<dyn Device>,
+    pub(crate) keep: Option<Arc<Keep>>,
     pub(crate) info: Arc<DeviceInfo>,
     pub(crate) blocks: Arc<AtomicU64>,
     pub(crate) row: SegRow,
@@ -92,6 +96,7 @@ impl DiskPoller {
             wakers: Vec::with_capacity(depth),
             waits_until: None,
             closed: false,
+            keep: setup.keep,
             _counted: setup.counted,
         }
     }
@@ -246,7 +251,13 @@ impl DiskPoller {
 
     /// May it end now? Only once everything has completed.
     fn wind_up(&mut self, cx: &mut Cx<'_>) -> bool {
-        if !self.lane.is_closing() || !self.is_empty() {
+        if !self.lane.is_closing() {
+            return false;
+        }
+        if self.backlog.is_empty() && self.lane.queued() == 0 && !self.lane.has_line() {
+            self.keep = None;
+        }
+        if !self.is_empty() {
             return false;
         }
         if !self.closed {

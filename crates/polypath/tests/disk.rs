@@ -317,3 +317,26 @@ fn operations_wait_for_a_queue_that_is_being_connected_and_fail_when_the_device_
     until("an idle reactor", || start.elapsed() > Duration::from_millis(50));
     assert!(reactor.statistics().turns - busy < 50_000, "a lost device must not keep the reactor spinning");
 }
+
+#[test]
+fn writes_nobody_waits_for_reach_a_group_that_is_let_go() {
+    let stack = stack(1);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let uri = format!("file://{}?bs=4096", file.path().display());
+    for round in 1..=20u8 {
+        let disk =
+            block_on(Disk::builder().uris([format!("{uri}&direct=off"), uri.clone()]).stack(&stack).open()).unwrap();
+        for n in 0..32 {
+            let mut buffer = disk.buffer(4096).unwrap();
+            buffer.fill(round);
+            let mut write = pin!(disk.write(n * 4096, buffer));
+            let (waker, _) = counting();
+            let _ = write.as_mut().poll(&mut Context::from_waker(&waker));
+        }
+        // The last clone: what is under way goes on.
+        drop(disk);
+        let written = || std::fs::read(file.path()).unwrap()[..32 * 4096].iter().all(|&b| b == round);
+        until("the last of the writes", written);
+    }
+}
