@@ -23,6 +23,19 @@ pub enum MemoryError {
         /// Size of the file.
         size: u64,
     },
+    /// More address space than strangers may have of this process.
+    #[error("{len} bytes more would be more than the {limit} bytes of foreign memory this process maps at a time")]
+    TooMuch {
+        /// Length in bytes.
+        len: u64,
+        /// Most bytes mapped at a time.
+        limit: u64,
+    },
+    /// A file of a kind whose pages may take as long as somebody else likes.
+    #[error(
+        "memory on a FUSE file system is not taken: its server could stop every disk of this process; use a memfd or hugetlbfs"
+    )]
+    Fuse,
     /// More regions than the registry holds.
     #[error("all {limit} memory regions are in use; detach a disk or a guest first")]
     TooMany {

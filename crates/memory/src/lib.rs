@@ -23,6 +23,7 @@ mod view;
 
 pub use arena::{Arena, Chunk};
 pub use error::MemoryError;
-pub use region::{Pages, Region};
+pub use region::{FOREIGN_LIMIT, Pages, Region};
+pub use sigbus::losses;
 pub use table::{Backing, BadSegment, Table, refresh, with};
 pub use view::{CopyCount, OutOfWindow, View, Window, copy_count, count_copy};

@@ -10,6 +10,14 @@ use rustix::mm::{self, MapFlags, ProtFlags};
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Most bytes of foreign memory mapped at a time, by all guests together. A file is as long as its owner says, whatever memory
+/// there is: without a bound, one front-end could use up the address space (128 TiB) that everything else here needs.
+pub const FOREIGN_LIMIT: u64 = 64 << 40;
+static FOREIGN: AtomicU64 = AtomicU64::new(0);
+/// `FUSE_SUPER_MAGIC`, linux/magic.h.
+const FUSE: u64 = 0x6573_5546;
 
 /// Size of the huge pages asked for, in bytes.
 const HUGE: u64 = 2 << 20;
@@ -38,6 +46,28 @@ pub(crate) struct Mapping {
     /// The file behind it, and where the region begins in that.
     pub(crate) file: Option<(Arc<OwnedFd>, u64)>,
     watch: Option<sigbus::Watch>,
+    /// Counts it out of [`FOREIGN`].
+    _share: Option<Share>,
+}
+
+/// Bytes counted in [`FOREIGN`].
+struct Share(u64);
+
+impl Share {
+    fn take(len: u64) -> Result<Share, MemoryError> {
+        let share = Share(len);
+        // Counted first, so that two at a time cannot both find room; dropped again if there is none.
+        if FOREIGN.fetch_add(len, Ordering::Relaxed).saturating_add(len) > FOREIGN_LIMIT {
+            return Err(MemoryError::TooMuch { len, limit: FOREIGN_LIMIT });
+        }
+        Ok(share)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        FOREIGN.fetch_sub(self.0, Ordering::Relaxed);
+    }
 }
 
 // SAFETY: a mapping is plain shared memory; all access to it goes through volatile or atomic operations of `View` and `Window`,
@@ -49,6 +79,10 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     pub(crate) fn len(&self) -> u64 {
         self.len
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.watch.as_ref().is_some_and(sigbus::Watch::is_lost)
     }
 
     /// Address of `offset .. offset + len`, if inside the region.
@@ -94,21 +128,17 @@ impl Region {
         }
         let mut fallback = None;
         if huge {
-            match Self::memfd(
-                len.next_multiple_of(HUGE),
-                MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
-                MapFlags::POPULATE,
-            ) {
+            match Self::memfd(len.next_multiple_of(HUGE), MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB) {
                 Ok(mapping) => return Ok(Region { mapping, pages: Pages::Huge, fallback: None }),
                 Err(error) => {
                     let pages = len.div_ceil(HUGE);
                     fallback = Some(format!(
-                        "no {pages} huge pages of 2 MiB ({error}); ordinary pages are used. To have them: sysctl vm.nr_hugepages=N"
+                        "no {pages} huge pages of 2 MiB ({error}); ordinary pages are used. To have them: sysctl vm.nr_hugepages={pages} (and as many as are in use)"
                     ));
                 }
             }
         }
-        let mapping = Self::memfd(len.next_multiple_of(PAGE), MemfdFlags::empty(), MapFlags::empty())?;
+        let mapping = Self::memfd(len.next_multiple_of(PAGE), MemfdFlags::empty())?;
         Ok(Region { mapping, pages: Pages::Ordinary, fallback })
     }
 
@@ -118,7 +148,8 @@ impl Region {
     /// the region, and only the region can be reached.
     ///
     /// # Errors
-    /// [`MemoryError::Shape`] or [`MemoryError::TooShort`] for a region that does not fit its file.
+    /// [`MemoryError::Shape`] or [`MemoryError::TooShort`] for a region that does not fit its file, [`MemoryError::Fuse`] and
+    /// [`MemoryError::TooMuch`] for what would endanger others.
     pub fn from_fd(fd: OwnedFd, offset: u64, len: u64) -> Result<Region, MemoryError> {
         let end = match offset.checked_add(len) {
             Some(end) if len > 0 && end <= 1 << 52 => end,
@@ -136,22 +167,43 @@ impl Region {
         if kind == fs::FileType::RegularFile && size < end {
             return Err(MemoryError::TooShort { needed: end, size });
         }
+        if fs::fstatfs(&fd).is_ok_and(|s| s.f_type as u64 == FUSE) {
+            return Err(MemoryError::Fuse);
+        }
         let page = u64::try_from(stat.st_blksize).unwrap_or(PAGE).max(PAGE);
         let page = if page.is_power_of_two() { page } else { PAGE };
         let map_from = offset / page * page;
         let map_len = (end - map_from).next_multiple_of(page);
-        let map = map_shared(fd.as_fd(), map_from, map_len, MapFlags::NORESERVE)?;
-        let mapping = register(map, map_len, offset - map_from, len, Some((Arc::new(fd), offset)))?;
+        let hint = " (memory limit, or a file that cannot be mapped shared and writable)";
+        let share = Share::take(map_len)?;
+        let map = map_shared(fd.as_fd(), map_from, map_len, MapFlags::NORESERVE, hint)?;
+        let mapping = register(map, map_len, offset - map_from, len, Some((Arc::new(fd), offset)), Some(share))?;
         Ok(Region { mapping, pages: Pages::Foreign(page), fallback: None })
     }
 
-    fn memfd(len: u64, flags: MemfdFlags, map: MapFlags) -> Result<Arc<Mapping>, MemoryError> {
-        let hint = if flags.contains(MemfdFlags::HUGETLB) { " (are huge pages reserved?)" } else { "" };
-        let fd = fs::memfd_create("polypath", MemfdFlags::CLOEXEC | flags)
+    fn memfd(len: u64, flags: MemfdFlags) -> Result<Arc<Mapping>, MemoryError> {
+        let huge = flags.contains(MemfdFlags::HUGETLB);
+        let hint = if huge { " (are huge pages reserved?)" } else { "" };
+        let fd = fs::memfd_create("polypath", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags)
             .map_err(|e| system("memfd_create", len, e.into(), hint))?;
         fs::ftruncate(&fd, len).map_err(|e| system("ftruncate", len, e.into(), hint))?;
-        let address = map_shared(fd.as_fd(), 0, len, map)?;
-        register(address, len, 0, len, Some((Arc::new(fd), 0)))
+        // Whoever is given the descriptor must not be able to take the memory away under us.
+        fs::fcntl_add_seals(&fd, fs::SealFlags::SHRINK | fs::SealFlags::GROW)
+            .map_err(|e| system("sealing a memfd", len, e.into(), ""))?;
+        let address = map_shared(fd.as_fd(), 0, len, MapFlags::empty(), hint)?;
+        let mapping = register(address, len, 0, len, Some((Arc::new(fd), 0)), None)?;
+        if huge {
+            // Reserved they are, but a cgroup or a NUMA policy may still have a say: better now than at the first touch.
+            // SAFETY: exactly the new mapping; its pages are touched, none is changed.
+            match unsafe { mm::madvise(address.as_ptr().cast(), len as usize, mm::Advice::LinuxPopulateWrite) } {
+                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+                Err(error) => {
+                    table::unregister(mapping.id);
+                    return Err(system("populating huge pages", len, error.into(), hint));
+                }
+            }
+        }
+        Ok(mapping)
     }
 
     /// Its name in segments.
@@ -210,12 +262,14 @@ fn register(
     skip: u64,
     len: u64,
     file: Option<(Arc<OwnedFd>, u64)>,
+    share: Option<Share>,
 ) -> Result<Arc<Mapping>, MemoryError> {
     table::register(|id| {
         // SAFETY: skip + len <= map_len by the callers' arithmetic, so the result lies inside the mapping.
         let base = unsafe { map_base.add(skip as usize) };
-        let watch = sigbus::Watch::new(map_base.as_ptr() as usize, map_len as usize);
-        Arc::new(Mapping { id, base, len, map_base, map_len: map_len as usize, file, watch })
+        // Only what strangers can take away; see the module.
+        let watch = share.as_ref().and_then(|_| sigbus::Watch::new(map_base.as_ptr() as usize, map_len as usize));
+        Arc::new(Mapping { id, base, len, map_base, map_len: map_len as usize, file, watch, _share: share })
     })
     .inspect_err(|_| {
         // SAFETY: the mapping was just made and nobody else knows of it.
@@ -223,7 +277,13 @@ fn register(
     })
 }
 
-fn map_shared(fd: BorrowedFd<'_>, offset: u64, len: u64, flags: MapFlags) -> Result<NonNull<u8>, MemoryError> {
+fn map_shared(
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    len: u64,
+    flags: MapFlags,
+    hint: &'static str,
+) -> Result<NonNull<u8>, MemoryError> {
     // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
     let address = unsafe {
         mm::mmap(
@@ -235,12 +295,86 @@ fn map_shared(fd: BorrowedFd<'_>, offset: u64, len: u64, flags: MapFlags) -> Res
             offset,
         )
     }
-    .map_err(|e| {
-        system("mmap", len, e.into(), " (memory limit, or a file that cannot be mapped shared and writable)")
-    })?;
+    .map_err(|e| system("mmap", len, e.into(), hint))?;
     NonNull::new(address.cast()).ok_or_else(|| system("mmap", len, io::Error::other("null address"), ""))
 }
 
 fn system(call: &'static str, len: u64, source: io::Error, hint: &'static str) -> MemoryError {
     MemoryError::System { call, len, source, hint }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::with;
+    use polypath_block::Segment;
+
+    /// More than any machine has in huge pages, so that the way round is always taken.
+    #[test]
+    fn without_huge_pages_the_fall_back_says_what_and_how_to_mend_it() {
+        let region = Region::allocate(1 << 40, true).unwrap();
+        assert_eq!(region.pages(), Pages::Ordinary);
+        let said = region.fallback().expect("a fall back has a message");
+        for part in ["524288 huge pages of 2 MiB", "ordinary pages are used", "sysctl vm.nr_hugepages=524288"] {
+            assert!(said.contains(part), "{part:?} is missing in {said:?}");
+        }
+        let window = region.window((1 << 40) - 8, 8).unwrap();
+        window.copy_in(0, b"the end.").unwrap();
+        let plain = Region::allocate(4096, false).unwrap();
+        assert_eq!((plain.pages(), plain.fallback()), (Pages::Ordinary, None), "nothing was wanted, nothing is said");
+    }
+
+    /// With huge pages in the machine: they are used, and a foreign region at an offset that is no multiple of a huge page (as
+    /// QEMU has behind its VGA hole) can be mapped and reached.
+    #[test]
+    fn huge_pages_are_used_where_there_are_any() {
+        let region = Region::allocate(3 << 20, true).unwrap();
+        if region.pages() == Pages::Ordinary {
+            let said = region.fallback().expect("a fall back has a message");
+            println!("skipped: {said}");
+            assert!(said.contains("no 2 huge pages of 2 MiB"), "{said}");
+            return;
+        }
+        assert_eq!((region.pages(), region.len(), region.fallback()), (Pages::Huge, 4 << 20, None));
+        region.window(0xc_0000, 4).unwrap().copy_in(0, b"lowe").unwrap();
+        region.window((4 << 20) - 4, 4).unwrap().copy_in(0, b"last").unwrap();
+        let fd = || region.fd().unwrap().try_clone_to_owned().unwrap();
+        let low = Region::from_fd(fd(), 0xc_0000, 0x1000).unwrap();
+        let high = Region::from_fd(fd(), 0x10_0000, 3 << 20).unwrap();
+        assert_eq!((low.pages(), low.len()), (Pages::Foreign(2 << 20), 0x1000));
+        let mut bytes = [0; 4];
+        low.window(0, 4).unwrap().copy_out(0, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"lowe");
+        assert!(low.window(0x1000, 1).is_none(), "what is mapped besides cannot be reached");
+        with(|t| {
+            let view = t.view(Segment { offset: (3 << 20) - 4, region: high.id(), len: 4 }).unwrap();
+            view.copy_out(&mut bytes);
+        });
+        assert_eq!(&bytes, b"last");
+    }
+
+    #[test]
+    fn our_own_memory_cannot_be_cut_by_whoever_has_its_descriptor() {
+        let region = Region::allocate(8192, false).unwrap();
+        let theirs = region.fd().unwrap().try_clone_to_owned().unwrap();
+        assert_eq!(fs::ftruncate(&theirs, 0), Err(rustix::io::Errno::PERM));
+        assert_eq!(fs::ftruncate(&theirs, 1 << 20), Err(rustix::io::Errno::PERM));
+    }
+
+    #[test]
+    fn strangers_cannot_use_up_the_address_space() {
+        let fd = fs::memfd_create("endless", MemfdFlags::CLOEXEC).unwrap();
+        fs::ftruncate(&fd, 1 << 51).unwrap();
+        let map = |len| Region::from_fd(fd.try_clone().unwrap(), 0, len);
+        let most = map(FOREIGN_LIMIT - (1 << 40)).unwrap();
+        assert!(matches!(map(2 << 40), Err(MemoryError::TooMuch { .. })));
+        drop(most);
+        // Threads of other tests may have seen it, and let go of it when they end or look again.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while let Err(error) = map(2 << 40) {
+            assert!(std::time::Instant::now() < until, "not counted out again: {error}");
+            with(|_| ());
+            std::thread::yield_now();
+        }
+    }
 }

@@ -1,18 +1,30 @@
 //! A guest's memory file may shrink under us: the next access then raises SIGBUS, which would end the whole process.
 //!
-//! The handler below puts zero pages over the mapping that faulted, so that a hostile front-end costs only its own data.
-//! Faults outside watched mappings go to whoever handled the signal before.
+//! The handler below puts zero pages over the mapping that faulted, so that a hostile front-end costs only its own data, and
+//! remembers that the mapping is lost: whoever serves that guest must stop, or zeroes would reach its disk.
+//! Only foreign memory is watched. Faults elsewhere, and memory that the hardware lost, go to whoever handled the signal
+//! before: to end there is better than to go on with zeroes in place of data.
 
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 const SLOTS: usize = 4096;
 static BASES: [AtomicUsize; SLOTS] = [const { AtomicUsize::new(0) }; SLOTS];
 static LENS: [AtomicUsize; SLOTS] = [const { AtomicUsize::new(0) }; SLOTS];
+static LOST: [AtomicBool; SLOTS] = [const { AtomicBool::new(false) }; SLOTS];
 static REPAIRED: AtomicU64 = AtomicU64::new(0);
 static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
 static INSTALL: Once = Once::new();
+
+/// `si_code` of an access that the file does not reach (sigaction(2)).
+const BUS_ADRERR: libc::c_int = 2;
+
+/// How many mappings have lost their file so far. One relaxed load: ask each turn, and [`crate::Window::is_lost`] when it changes.
+#[inline]
+pub fn losses() -> u64 {
+    REPAIRED.load(Ordering::Relaxed)
+}
 
 /// A mapping that the handler knows. Forgotten on drop, which must come before `munmap`.
 pub(crate) struct Watch(usize);
@@ -23,12 +35,18 @@ impl Watch {
         INSTALL.call_once(install);
         for slot in 0..SLOTS {
             if BASES[slot].compare_exchange(0, base, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                LOST[slot].store(false, Ordering::Relaxed);
                 LENS[slot].store(len, Ordering::Release);
                 return Some(Watch(slot));
             }
         }
         tracing::warn!("more than {SLOTS} memory mappings: this one is not protected against a shrinking file");
         None
+    }
+
+    /// Has the mapping been replaced by zero pages?
+    pub(crate) fn is_lost(&self) -> bool {
+        LOST[self.0].load(Ordering::Relaxed)
     }
 }
 
@@ -59,10 +77,15 @@ fn install() {
 
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands a valid siginfo to an SA_SIGINFO handler.
-    let address = unsafe { (*info).si_addr() } as usize;
+    let (address, code) = unsafe { ((*info).si_addr() as usize, (*info).si_code) };
+    if code != BUS_ADRERR {
+        return chain(signal, info, context);
+    }
     for slot in 0..SLOTS {
         let (base, len) = (BASES[slot].load(Ordering::Acquire), LENS[slot].load(Ordering::Acquire));
-        if base != 0 && address >= base && address - base < len {
+        // Read again: base and length must be of one mapping, not of two that followed each other in this place.
+        let same = BASES[slot].load(Ordering::Acquire) == base;
+        if base != 0 && same && address >= base && address - base < len {
             // SAFETY: base/len are a live mapping of ours (a Watch is dropped before munmap); replacing its pages by zero
             // pages keeps every pointer into it valid.
             let mapped = unsafe {
@@ -76,7 +99,8 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
                 )
             };
             if mapped as usize == base {
-                REPAIRED.fetch_add(1, Ordering::Relaxed);
+                LOST[slot].store(true, Ordering::Relaxed);
+                REPAIRED.fetch_add(1, Ordering::Release);
                 return;
             }
         }
@@ -122,5 +146,8 @@ mod tests {
         window.copy_out(4096, &mut bytes).unwrap();
         assert_eq!(bytes, [0; 16], "zero pages stand in for what the file lost");
         assert!(REPAIRED.load(Ordering::Relaxed) > before);
+        assert!(window.is_lost() && losses() > before);
+        let other = Region::allocate(4096, false).unwrap();
+        assert!(!other.window(0, 1).unwrap().is_lost());
     }
 }

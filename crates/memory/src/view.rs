@@ -145,6 +145,11 @@ impl Window {
         self.len == 0
     }
 
+    /// Has the file behind it been cut short, so that zero pages stand in for its bytes? See [`crate::losses`].
+    pub fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
+    }
+
     /// The region it belongs to.
     pub fn region(&self) -> polypath_block::RegionId {
         self.mapping.id

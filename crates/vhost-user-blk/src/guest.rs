@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 /// Most regions one front-end may have mapped.
 pub(crate) const MAX_REGIONS: usize = 256;
+/// Most bytes of memory one guest may have; a quarter of what all may have together.
+const MAX_BYTES: u64 = polypath_memory::FOREIGN_LIMIT / 4;
 
 /// Why a region cannot be part of a guest's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -29,6 +31,9 @@ pub enum MapError {
     /// There are too many.
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
+    /// They are too large.
+    #[error("more than {MAX_BYTES} bytes of memory in one guest")]
+    TooLarge,
 }
 
 /// One mapped region.
@@ -69,6 +74,9 @@ impl GuestMemory {
         if self.entries.len() >= MAX_REGIONS {
             return Err(MapError::TooMany);
         }
+        if self.entries.iter().map(|e| e.len).sum::<u64>().saturating_add(len) > MAX_BYTES {
+            return Err(MapError::TooLarge);
+        }
         if self.entries.iter().any(|e| guest_addr < e.guest_addr + e.len && e.guest_addr < guest_addr + len) {
             return Err(MapError::Overlap { guest_addr, len });
         }
@@ -93,6 +101,17 @@ impl GuestMemory {
             let offset = user_addr.checked_sub(e.user_addr)?;
             if offset < e.len { e.owner.window(offset, len) } else { None }
         })
+    }
+
+    /// Has some of it been cut off behind the guest's back? Then what is read of it are zeroes.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.entries.iter().any(|e| e.window.is_lost())
+    }
+
+    /// Holders of the mappings. Whoever keeps them while the memory is let go of is the one who unmaps it: that takes long for
+    /// a large guest, and should not be a reactor that serves others.
+    pub(crate) fn mappings(&self) -> Vec<Window> {
+        self.entries.iter().map(|e| e.window.clone()).collect()
     }
 
     /// Number of regions.

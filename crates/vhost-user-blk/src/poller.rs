@@ -94,6 +94,8 @@ struct Active {
     broken: bool,
     /// The reactor slept with the guest's notifications on.
     armed: bool,
+    /// How many mappings of this process had lost their file when ours were last looked at.
+    losses: u64,
 }
 
 /// Gives turns to one vring. See the crate's head for the whole path.
@@ -258,6 +260,7 @@ impl VringPoller {
             down_since: None,
             broken: false,
             armed: false,
+            losses: 0,
         });
         self.counters.set_running(true);
         Ok(base)
@@ -306,6 +309,7 @@ impl Poller for VringPoller {
             let env =
                 Env { media: &self.media, config: &self.config, counters: &self.counters, gone: self.device_gone };
             active.after_sleep(&env);
+            active.look_for_losses(&env);
             if !active.pending.is_empty() {
                 busy |= active.retry(cx, queue.as_mut(), &env);
             }
@@ -587,6 +591,18 @@ impl Active {
             && let Err(error) = err.ring()
         {
             tracing::warn!(vring = %env.config.name, %error, "the front-end cannot be told");
+        }
+    }
+
+    /// A guest whose memory has turned to zeroes gets no further: its writes would carry them to the disk.
+    #[inline]
+    fn look_for_losses(&mut self, env: &Env<'_>) {
+        let losses = polypath_memory::losses();
+        if losses != self.losses {
+            self.losses = losses;
+            if !self.broken && self.ring.memory().is_lost() {
+                self.break_ring(RingError::MemoryLost, env);
+            }
         }
     }
 

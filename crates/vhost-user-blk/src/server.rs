@@ -435,8 +435,11 @@ impl Control<'_> {
             Ok(()) => tracing::info!(disk = %name, "front-end disconnected"),
             Err(reason) => tracing::warn!(disk = %name, %reason, "connection to the front-end closed"),
         }
+        let mappings = session.mappings();
         let undrained = self.drain(session.end());
         self.shared.settle();
+        // The last holder unmaps: this thread, not a reactor.
+        drop(mappings);
         undrained
     }
 

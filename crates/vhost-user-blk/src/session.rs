@@ -13,7 +13,7 @@ use crate::socket::{Event, Socket, SocketError, send_at_once};
 use crate::vring::{RingError, RingSpec, Vring};
 use crate::wire::{self, RegionDesc, Request, VringAddr, protocol_feature};
 use polypath_block::Poller;
-use polypath_memory::{MemoryError, Region};
+use polypath_memory::{MemoryError, Region, Window};
 use rustix::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -103,7 +103,7 @@ pub(crate) struct Session<'a> {
     write_through: Arc<AtomicBool>,
     writeback: bool,
     channel: Option<OwnedFd>,
-    version: u64,
+    version: Option<u64>,
 }
 
 impl<'a> Session<'a> {
@@ -118,7 +118,8 @@ impl<'a> Session<'a> {
             write_through: Arc::new(AtomicBool::new(true)),
             writeback: true,
             channel: None,
-            version: server.config.device.version(),
+            // No version yet: the disk may have grown since the last front-end's time, so the first look looks.
+            version: None,
         }
     }
 
@@ -243,10 +244,10 @@ impl<'a> Session<'a> {
     fn follow_growth(&mut self) -> bool {
         let device = &self.server.config.device;
         let version = device.version();
-        if version == self.version {
+        if self.version == Some(version) {
             return false;
         }
-        self.version = version;
+        self.version = Some(version);
         let Some(now) = device.state().info().map(|info| info.geometry) else { return false };
         let told = self.shape.geometry;
         if now.blocks == told.blocks || now.block_size != told.block_size {
@@ -306,11 +307,12 @@ impl<'a> Session<'a> {
     /// Stops the rings, drains, lets go of the old memory, and starts those rings again that still lie in memory.
     fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), Refusal> {
         self.stop_all()?;
-        let had_some = self.memory.regions() > 0;
+        let mappings = self.memory.mappings();
         self.memory = Arc::new(memory);
-        if had_some {
-            // Unmapped before it is acknowledged.
+        if !mappings.is_empty() {
+            // Unmapped before it is acknowledged, and by this thread.
             self.server.settle();
+            drop(mappings);
         }
         for index in 0..self.vrings.len() as u32 {
             match self.try_start(index) {
@@ -505,6 +507,11 @@ impl<'a> Session<'a> {
     fn command(&self, index: u32, poller: &RunningPoller, command: Command) -> Result<(), Refusal> {
         let answer = self.server.ask(&poller.outbox, command);
         answer.map(drop).map_err(|source| Refusal::Command { index, source })
+    }
+
+    /// Holders of the guest's memory: see [`GuestMemory::mappings`].
+    pub(crate) fn mappings(&self) -> Vec<Window> {
+        self.memory.mappings()
     }
 
     /// Ends all pollers, without waiting: an answer, or its sender's end, follows at each receiver.

@@ -105,6 +105,9 @@ pub enum RingError {
         /// What is wrong.
         problem: &'static str,
     },
+    /// The front-end cut the file behind the guest's memory: zero pages stand in for data, and must not reach the disk.
+    #[error("the file behind the guest's memory was cut short")]
+    MemoryLost,
     /// There is no byte of guest memory to put the status in.
     #[error("descriptor chain {head} has no writable status byte in guest memory")]
     NoStatus {

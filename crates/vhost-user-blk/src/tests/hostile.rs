@@ -192,3 +192,32 @@ fn random_rings_never_panic() {
         assert!(s.completions <= s.requests && s.requests - s.completions <= 1, "seed {seed}: {s:?}");
     }
 }
+
+/// The front-end truncates the file of one region, but not the one that holds the ring: requests whose data was there must not
+/// go on to write zeroes.
+#[test]
+fn memory_that_is_cut_away_stops_the_ring() {
+    let mut rig = rig();
+    let gpa = 0x400_0000;
+    let file = rustix::fs::memfd_create("cut", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 0x10000).unwrap();
+    let region = Arc::new(polypath_memory::Region::from_fd(file.try_clone().unwrap(), 0, 0x10000).unwrap());
+    let memory = rig.memory.with(gpa, 0x7f00_0000_0000, region).unwrap();
+    rig.command(Command::SetMemory(Arc::new(memory))).unwrap();
+    let pieces = [
+        Piece { addr: DATA_GPA, len: 16, write: false },
+        Piece { addr: gpa, len: 512, write: false },
+        Piece { addr: STATUS, len: 1, write: true },
+    ];
+    rig.ram.write(DATA_GPA, &header(1, 0));
+    assert!(rig.run_pieces(&pieces).is_some());
+    assert_eq!(rig.ram.read(STATUS, 1), [0], "a write from memory that is there");
+    rustix::fs::ftruncate(&file, 0).unwrap();
+    // One that was taken before anybody noticed may still complete; no more after that.
+    rig.run_pieces(&pieces);
+    rig.turns(2);
+    assert_eq!(rig.counters.read().ring_errors, 1);
+    let before = rig.device.log().len();
+    assert!(rig.run_pieces(&pieces).is_none(), "nothing more is taken");
+    assert_eq!(rig.device.log().len(), before);
+}
