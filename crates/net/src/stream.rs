@@ -127,6 +127,24 @@ impl TcpStream {
         let n = from.copy_to(&mut copy, FALLBACK);
         self.send_message(&[libc::iovec { iov_base: copy.as_mut_ptr().cast(), iov_len: n }])
     }
+
+    /// As [`TcpStream::send_copy`], the other way: bytes that the kernel cannot put into memory whose file was cut are taken
+    /// through a buffer of ours. The kernel keeps what it could not put down, so that none is lost.
+    #[cold]
+    fn receive_copy(&mut self, into: &mut Scatter<'_>) -> io::Result<Received> {
+        let mut copy = vec![0; into.len().min(FALLBACK)];
+        self.counters.syscalls += 1;
+        match rustix::net::recv(self.fd()?, &mut copy[..], rustix::net::RecvFlags::DONTWAIT) {
+            Ok((0, _)) => Ok(Received::End),
+            Ok((n, _)) => {
+                self.counters.bytes_in += n as u64;
+                into.place(&copy[..n]);
+                Ok(Received::Bytes(n))
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(Received::Nothing),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 impl Transport for TcpStream {
@@ -174,6 +192,7 @@ impl Transport for TcpStream {
                         self.counters.empty_receives += 1;
                         Ok(Received::Nothing)
                     }
+                    _ if error.raw_os_error() == Some(libc::EFAULT) => self.receive_copy(into),
                     _ => Err(error),
                 }
             }

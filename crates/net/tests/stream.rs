@@ -126,6 +126,42 @@ fn more_pieces_than_one_call_takes_are_bounded() {
     assert_eq!((&a, &b), (b"abc", b"defg"));
 }
 
+/// A guest may cut the file behind its memory at any time. That costs its data, not the stream, which others' requests share.
+#[test]
+fn memory_that_is_cut_away_costs_the_stream_nothing() {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    let (mut client, mut server) = pair();
+    let file = memfd_create("cut", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, 1 << 16).unwrap();
+    let region = Region::from_fd(file.try_clone().unwrap(), 0, 1 << 16).unwrap();
+    ftruncate(&file, 0).unwrap();
+    let (mut out, mut into) = (IoList::new(), IoList::new());
+    let data: Vec<u8> = (0..8192u32).map(|i| i as u8).collect();
+    let mut sent = 0;
+    let (mut got, mut last) = (0usize, [0; 4096]);
+    patiently("all bytes", || {
+        if sent < data.len() {
+            let mut gather = out.gather();
+            gather.bytes(&data[sent..]);
+            sent += client.send(&gather).unwrap();
+        }
+        let n = with(|table| {
+            let mut scatter = into.scatter();
+            if got < 4096 {
+                let lost = Segment { offset: got as u64, region: region.id(), len: 4096 - got as u32 };
+                scatter.view(table.view(lost).unwrap());
+            }
+            scatter.bytes(&mut last[got.saturating_sub(4096)..]);
+            server.receive(&mut scatter).expect("the stream lives on")
+        });
+        if let Received::Bytes(n) = n {
+            got += n;
+        }
+        (got == data.len()).then_some(())
+    });
+    assert_eq!(last, data[4096..], "what follows arrives whole and in place");
+}
+
 #[test]
 fn an_end_and_a_reset_are_told_apart() {
     let (client, mut server) = pair();

@@ -20,6 +20,27 @@ struct Whole {
     status: Status,
 }
 
+/// Vectors of one request's parts. blkio keeps a pointer to them while a part waits for room in the ring, so that they must
+/// stay as they are, where they are, until the request is complete. Reused from request to request.
+#[derive(Default)]
+struct Vectors {
+    lists: Vec<Vec<libc::iovec>>,
+    used: usize,
+}
+
+impl Vectors {
+    /// An empty list for one part. Lists handed out before do not move.
+    fn next(&mut self) -> &mut Vec<libc::iovec> {
+        if self.used == self.lists.len() {
+            self.lists.push(Vec::with_capacity(16));
+        }
+        let list = &mut self.lists[self.used];
+        self.used += 1;
+        list.clear();
+        list
+    }
+}
+
 pub(crate) struct ClientQueue {
     queue: Blkioq,
     shared: Arc<Shared>,
@@ -27,7 +48,8 @@ pub(crate) struct ClientQueue {
     limits: Limits,
     wholes: Slots<Whole>,
     mapped: Vec<(RegionId, memory::Backing)>,
-    iovecs: Vec<libc::iovec>,
+    /// One for each place in `wholes`.
+    vectors: Box<[Vectors]>,
     ready: Vec<(u64, Status)>,
     fd: Option<(i32, u64)>,
     armed: bool,
@@ -46,7 +68,7 @@ impl ClientQueue {
             limits,
             wholes: Slots::new(depth),
             mapped: Vec::with_capacity(8),
-            iovecs: Vec::with_capacity(256),
+            vectors: (0..depth).map(|_| Vectors::default()).collect(),
             ready: Vec::with_capacity(depth.into()),
             fd,
             armed: false,
@@ -87,15 +109,17 @@ impl ClientQueue {
         let (start, len, id) = (part.lba * bs, u64::from(part.blocks) * bs, key.as_u32() as usize);
         match part.op {
             Op::Read | Op::Write => {
-                self.iovecs.clear();
                 for segment in cx.segs.pieces(part.segs, u64::from(part.skip), len) {
                     self.map(segment.region)?;
+                }
+                let list = self.vectors[usize::from(key.index())].next();
+                for segment in cx.segs.pieces(part.segs, u64::from(part.skip), len) {
                     let (base, len) =
                         memory::with(|t| t.view(segment).map(|v| v.raw())).map_err(|_| Code::BadMemory)?;
-                    self.iovecs.push(libc::iovec { iov_base: base.cast(), iov_len: len });
+                    list.push(libc::iovec { iov_base: base.cast(), iov_len: len });
                 }
-                let (vec, count) = (self.iovecs.as_ptr().cast(), self.iovecs.len() as u32);
-                match (part.op, self.iovecs.as_slice()) {
+                let (vec, count) = (list.as_ptr().cast(), list.len() as u32);
+                match (part.op, list.as_slice()) {
                     (Op::Read, [one]) => {
                         self.queue.read(start, one.iov_base.cast(), one.iov_len, id, ReqFlags::empty());
                     }
@@ -181,6 +205,7 @@ impl IoQueue for ClientQueue {
         // One part more than there are, so that the whole does not end while it is still being handed out.
         let whole = Whole { tag: io.tag, parts: 1, status: Status::OK };
         let Ok(key) = self.wholes.insert(whole) else { return Err(Refused { io, why: RefusedWhy::Full }) };
+        self.vectors[usize::from(key.index())].used = 0;
         let mut parts = Splitter::new(io, &limits, geometry.block_size);
         let mut outcome = Status::OK;
         while let Some(part) = parts.next_part(cx.segs) {
@@ -251,4 +276,27 @@ fn drain(fd: i32) {
     let mut count = [0u8; 8];
     // SAFETY: the eventfd belongs to the queue that asks, and the buffer is eight bytes long.
     let _ = unsafe { libc::read(fd, count.as_mut_ptr().cast(), count.len()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What blkio may still point to must neither move nor change when other parts come.
+    #[test]
+    fn vectors_stay_in_place_until_their_request_is_complete() {
+        let mut vectors = Vectors::default();
+        let mut given = Vec::new();
+        for n in 0..100usize {
+            let list = vectors.next();
+            list.extend((0..n).map(|len| libc::iovec { iov_base: std::ptr::null_mut(), iov_len: len }));
+            given.push((list.as_ptr(), list.len()));
+        }
+        for (n, list) in vectors.lists.iter().enumerate() {
+            assert_eq!((list.as_ptr(), list.len()), given[n]);
+            assert!(list.iter().enumerate().all(|(at, v)| v.iov_len == at));
+        }
+        vectors.used = 0;
+        assert_eq!(vectors.next().as_ptr(), given[0].0, "used again, without an allocation");
+    }
 }
