@@ -145,6 +145,39 @@ fn weights_are_kept_and_statistics_show_the_paths_that_were_used() -> Result<()>
 }
 
 #[test]
+fn single_queue_sockets_are_spread_over_the_reactors() -> Result<()> {
+    let Some(lab) = Lab::enter("blkio", "daemon_reactors", &[]) else { return Ok(()) };
+    if thread::available_parallelism()?.get() < 2 {
+        // Both reactors could not be pinned; nothing is left to test on one core.
+        return Ok(());
+    }
+    let rpc = lab.path("rpc.sock");
+    let dir = lab.path("").display().to_string();
+    let arguments = ["-S", &dir, "-m", "0x3", "-r", &rpc.display().to_string()].map(str::to_owned);
+    let daemon = Daemon::start_with(&arguments, lab.log("polypathd"), rpc, lab.path("vm0.sock"))?;
+    let busy = |daemon: &Daemon| -> Result<Vec<u64>> {
+        let all = daemon.rpc("reactor_statistics", &json!({}))?;
+        let all = all.as_array().context("a list of reactors")?;
+        Ok(all.iter().filter_map(|r| r["busy_turns"].as_u64()).collect())
+    };
+    for i in 0..2 {
+        let (name, socket) = (format!("vm{i}"), lab.path(&format!("vm{i}.sock")));
+        daemon.rpc("disk_create", &json!({ "name": name, "paths": ["ram://16MiB"] }))?;
+        daemon.rpc("vhost_create", &json!({ "disk": name, "socket": format!("vm{i}.sock") }))?;
+        let before = busy(&daemon)?;
+        ensure!(before.len() == 2, "two reactors were asked for: {before:?}");
+        let load = BlkioLoad::start(BlkioOptions { blocks: 1024, ..BlkioOptions::new(&socket, 0xdae3_0010 + i) });
+        load.wait_for_more(2_000, LIMIT)?;
+        load.stop()?.check()?;
+        let after = busy(&daemon)?;
+        let grown: Vec<u64> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+        let (own, other) = (grown[i as usize], grown[1 - i as usize]);
+        ensure!(own > 20 && own > 4 * other, "disk {i} kept the reactors busy for {grown:?} turns");
+    }
+    daemon.stop()
+}
+
+#[test]
 fn the_log_tells_why_a_path_was_left_and_why_it_came_back() -> Result<()> {
     let Some(lab) = Lab::enter("blkio", "daemon_log", &[]) else { return Ok(()) };
     let target = Target::start(&lab, 2, 64)?;

@@ -10,6 +10,7 @@ use polypath::{GroupSpec, PathSpec, Stack, StackConfig};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ pub(crate) struct Daemon {
     changing: Mutex<()>,
     /// Held for a moment.
     state: Mutex<State>,
+    /// Rings that were given a reactor so far: sockets take turns, or the first reactor would have the first ring of each.
+    placed: AtomicUsize,
     shutdown: Notify,
 }
 
@@ -77,6 +80,7 @@ impl Daemon {
             socket_dir: dir.clone(),
             changing: Mutex::new(()),
             state: Mutex::new(State::default()),
+            placed: AtomicUsize::new(0),
             shutdown: Notify::new(),
         };
         for disk in &config.disks {
@@ -172,11 +176,14 @@ impl Daemon {
         if lock(&self.state).vhosts.contains_key(&socket) {
             return Err(format!("{} is served already; expected another socket", socket.display()));
         }
+        let mut hosts = self.stack.hosts();
+        let turn = self.placed.fetch_add(usize::from(config.queues), Ordering::Relaxed) % hosts.len();
+        hosts.rotate_left(turn);
         let mut server = ServerConfig {
             num_queues: config.queues,
             queue_size: config.queue_size,
             read_only: config.read_only,
-            ..ServerConfig::new(&config.disk, &socket, group, self.stack.hosts())
+            ..ServerConfig::new(&config.disk, &socket, group, hosts)
         };
         if let Some(serial) = &config.serial {
             server.serial.clone_from(serial);
