@@ -53,13 +53,21 @@ impl Bell {
     /// Rings. A counter or pipe that is full already says what there is to say.
     pub(crate) fn ring(&self) -> Result<(), Errno> {
         let one = 1u64.to_ne_bytes();
-        let result = match self.kind {
+        if self.kind == Kind::Pipe {
             // Offset -1: the current position, as write(2) would.
-            Kind::Pipe => pwritev2(&self.fd, &[IoSlice::new(&one)], u64::MAX, ReadWriteFlags::NOWAIT),
-            // Eventfds do not know NOWAIT for writes. One that is full when looked at is left alone.
-            Kind::Event if !is_ready(&self.fd, PollFlags::OUT) => return Ok(()),
-            Kind::Event => write(&self.fd, &one),
-        };
+            match pwritev2(&self.fd, &[IoSlice::new(&one)], u64::MAX, ReadWriteFlags::NOWAIT) {
+                // Linux before 6.5.
+                Err(Errno::OPNOTSUPP) => {}
+                Ok(_) | Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        // Eventfds do not know NOWAIT for writes. One that is full when looked at is left alone. What remains is a front-end
+        // process that makes its descriptor blocking and fills it in between, on purpose.
+        if !is_ready(&self.fd, PollFlags::OUT) {
+            return Ok(());
+        }
+        let result = write(&self.fd, &one);
         match result {
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
             Err(error) => Err(error),
