@@ -255,7 +255,7 @@ impl Link {
                 connection.data_moved(placed as u32);
             }
             let input = &rx[..n - placed];
-            let mut inbound = Inbound { connection, holdings, segs, table, crc: rx_crc };
+            let mut inbound = Inbound { connection, holdings, segs, table, crc: rx_crc, checked };
             inbound.take(input)?;
             Ok((room, n))
         })
@@ -408,6 +408,8 @@ struct Inbound<'a> {
     segs: &'a SegTable,
     table: &'a Table,
     crc: &'a mut u32,
+    /// Data digests are in use. Before the first data this is settled.
+    checked: bool,
 }
 
 impl Inbound<'_> {
@@ -439,7 +441,7 @@ impl Inbound<'_> {
     /// Copies data to where they belong. Memory that is gone costs its command, not the connection.
     #[inline]
     fn place(&mut self, slot: u16, offset: u32, data: &[u8]) {
-        if self.connection.negotiated().is_some_and(|n| n.rx.data_digest) {
+        if self.checked {
             *self.crc = digest(*self.crc, data);
         }
         let h = &mut self.holdings[usize::from(slot)];

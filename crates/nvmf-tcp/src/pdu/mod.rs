@@ -149,7 +149,18 @@ impl PduType {
     /// The type of this code, if there is one.
     #[inline]
     pub fn from_code(code: u8) -> Option<Self> {
-        PduType::ALL.into_iter().find(|t| *t as u8 == code)
+        Some(match code {
+            0x00 => PduType::IcReq,
+            0x01 => PduType::IcResp,
+            0x02 => PduType::H2cTermReq,
+            0x03 => PduType::C2hTermReq,
+            0x04 => PduType::CapsuleCmd,
+            0x05 => PduType::CapsuleResp,
+            0x06 => PduType::H2cData,
+            0x07 => PduType::C2hData,
+            0x09 => PduType::R2t,
+            _ => return None,
+        })
     }
 
     /// Who sends it.

@@ -4,9 +4,7 @@ use super::receive::{Receiver, Stage};
 use super::slots::{MAX_DEPTH, Phase, SlotTable, Way};
 use super::transmit::{DigestDue, Kind, Pdu, Ring, Transmit};
 use super::{DataPlan, Event, Outcome, ProtocolError};
-use crate::pdu::{
-    ADMIN_IN_CAPSULE, CapsuleCmd, Direction, Framing, H2cData, IcReq, MAX_ENCODED_HEAD, TERM_MAX_LEN, TermReq,
-};
+use crate::pdu::{ADMIN_IN_CAPSULE, CapsuleCmd, Direction, Framing, H2cData, IcReq, TERM_MAX_LEN, TermReq};
 use polypath_nvme::sqe::admin;
 use polypath_nvme::{Cqe, SglDescriptor, Sqe, StatusField};
 use std::collections::VecDeque;
@@ -146,10 +144,12 @@ impl HostConnection {
         if self.state != State::Idle {
             return;
         }
-        let mut head = [0; MAX_ENCODED_HEAD];
-        let encoded = self.config.request.encode(&mut head);
-        debug_assert_eq!(encoded, Ok(head.len()));
-        self.ring.push(Pdu::new(Kind::Initialize, 0, head, head.len()));
+        let request = self.config.request;
+        self.ring.push(Pdu::new(Kind::Initialize, 0), |head| {
+            let encoded = request.encode(head);
+            debug_assert_eq!(encoded, Ok(head.len()));
+            encoded.unwrap_or(0)
+        });
         self.state = State::Initializing;
         self.receiver.stage = Stage::Head;
     }
@@ -169,18 +169,19 @@ impl HostConnection {
         let (way, len, exact) = self.route(sqe, data);
         let slot = self.slots.take(way, len, exact).ok_or(SubmitError::Full)?;
         let in_capsule = if way == Way::InCapsule { len } else { 0 };
-        let mut sqe = *sqe;
-        sqe.set_cid(self.slots.cid(slot));
-        sqe.set_sgl(match way {
+        let mut cmd = CapsuleCmd { sqe: *sqe, data_len: in_capsule };
+        cmd.sqe.set_cid(self.slots.cid(slot));
+        cmd.sqe.set_sgl(match way {
             Way::InCapsule => SglDescriptor::InCapsule { offset: 0, length: len },
             _ => SglDescriptor::Transport { length: len },
         });
-        let mut head = [0; MAX_ENCODED_HEAD];
-        let cmd = CapsuleCmd { sqe, data_len: in_capsule };
-        let encoded = cmd.encode(&self.negotiated.tx, &mut head);
-        debug_assert!(encoded.is_ok(), "in-capsule data are bounded, the head always fits");
-        let pdu = Pdu::new(Kind::Capsule, slot, head, encoded.unwrap_or(0));
-        self.ring.push(pdu.with_data(0, in_capsule, self.negotiated.tx.data_digest));
+        let framing = &self.negotiated.tx;
+        let pdu = Pdu::new(Kind::Capsule, slot).with_data(0, in_capsule, framing.data_digest);
+        self.ring.push(pdu, |head| {
+            let encoded = cmd.encode(framing, head);
+            debug_assert!(encoded.is_ok(), "in-capsule data are bounded, the head always fits");
+            encoded.unwrap_or(0)
+        });
         self.slots.get_mut(slot).tx_pending = 1;
         Ok(slot)
     }
@@ -264,11 +265,13 @@ impl HostConnection {
             if last {
                 self.grants.pop_front();
             }
-            let mut head = [0; MAX_ENCODED_HEAD];
-            let encoded = pdu.encode(&self.negotiated.tx, &mut head);
-            debug_assert!(encoded.is_ok(), "MAXH2CDATA and the command bound the length");
-            let out = Pdu::new(Kind::Data { last }, slot, head, encoded.unwrap_or(0));
-            self.ring.push(out.with_data(pdu.offset, length, self.negotiated.tx.data_digest));
+            let framing = &self.negotiated.tx;
+            let out = Pdu::new(Kind::Data { last }, slot).with_data(pdu.offset, length, framing.data_digest);
+            self.ring.push(out, |head| {
+                let encoded = pdu.encode(framing, head);
+                debug_assert!(encoded.is_ok(), "MAXH2CDATA and the command bound the length");
+                encoded.unwrap_or(0)
+            });
             self.slots.get_mut(slot).tx_pending += 1;
         }
     }

@@ -173,9 +173,9 @@ impl HostConnection {
 
     /// The command that a PDU names. It must be in flight, and its capsule must have left (or be leaving).
     #[inline]
-    fn command(&self, kind: PduType, cid: u16) -> Result<(u16, Slot), ProtocolError> {
+    fn command(&self, kind: PduType, cid: u16) -> Result<(u16, &Slot), ProtocolError> {
         let index = self.slots.find(cid).ok_or(ProtocolError::UnknownCommand { kind, cid })?;
-        let slot = *self.slots.get(index);
+        let slot = self.slots.get(index);
         if !slot.capsule_sent && self.ring.capsule_is_untouched(index) {
             return Err(ProtocolError::Premature { kind, cid });
         }
@@ -188,7 +188,7 @@ impl HostConnection {
         if slot.way != Way::ToHost || slot.last {
             return Err(ProtocolError::Unexpected { kind, cid });
         }
-        check_range(kind, cid, &slot, pdu.offset, pdu.length)?;
+        check_range(kind, cid, slot, pdu.offset, pdu.length)?;
         if pdu.success && self.config.sq_flow_control {
             return Err(ProtocolError::SuccessNotAllowed(cid));
         }
@@ -315,7 +315,7 @@ impl HostConnection {
         if slot.way != Way::ToController {
             return Err(ProtocolError::Unexpected { kind, cid });
         }
-        check_range(kind, cid, &slot, pdu.offset, pdu.length)?;
+        check_range(kind, cid, slot, pdu.offset, pdu.length)?;
         let limit = self.config.request.max_r2t_z + 1;
         if u32::from(slot.r2ts) >= limit {
             return Err(ProtocolError::R2tLimit { cid, limit });

@@ -72,9 +72,9 @@ pub(super) struct Pdu {
 }
 
 impl Pdu {
-    /// A PDU whose head of `head_len` octets is at the front of `head`.
+    /// A PDU without a head, which [`Ring::push`] has written where it will lie.
     #[inline]
-    pub(super) fn new(kind: Kind, slot: u16, head: [u8; MAX_ENCODED_HEAD], head_len: usize) -> Self {
+    pub(super) fn new(kind: Kind, slot: u16) -> Self {
         Pdu {
             kind,
             slot,
@@ -82,8 +82,8 @@ impl Pdu {
             data_offset: 0,
             data_len: 0,
             digest: DataDigest::None,
-            head_len: head_len as u8,
-            head,
+            head_len: 0,
+            head: [0; MAX_ENCODED_HEAD],
         }
     }
 
@@ -152,15 +152,19 @@ impl Ring {
         self.pdus.len() - self.data_pdus < self.capacity - H2C_QUOTA
     }
 
+    /// Appends `pdu`; `encode` writes its head in place and returns its length.
     #[inline]
-    pub(super) fn push(&mut self, mut pdu: Pdu) {
+    pub(super) fn push(&mut self, pdu: Pdu, encode: impl FnOnce(&mut [u8; MAX_ENCODED_HEAD]) -> usize) {
         debug_assert!(self.pdus.len() < self.capacity);
-        pdu.token = self.next_token;
-        self.next_token += 1;
         if matches!(pdu.kind, Kind::Data { .. }) {
             self.data_pdus += 1;
         }
         self.pdus.push_back(pdu);
+        if let Some(pdu) = self.pdus.back_mut() {
+            pdu.token = self.next_token;
+            pdu.head_len = encode(&mut pdu.head) as u8;
+        }
+        self.next_token += 1;
     }
 
     /// Whether an H2CData PDU finds room.
@@ -315,7 +319,11 @@ impl<'a> Iterator for Transmit<'a> {
             }
             match self.stage {
                 0 => {
-                    self.stage = 1;
+                    if pdu.data_len == 0 {
+                        self.at += 1;
+                    } else {
+                        self.stage = 1;
+                    }
                     if let Some(from) = self.rest(u64::from(pdu.head_len)) {
                         return Some(Chunk::Bytes(&pdu.head()[from as usize..]));
                     }
