@@ -6,7 +6,8 @@ use crate::office::{Office, lock};
 use crate::proxy;
 use crate::queue::SharedQueue;
 use polypath_block::{Cx, Device, DeviceState, Health, Host, IoQueue, OpenError, QueueConfig};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 /// A device whose queues are shared once it grants no more.
@@ -21,14 +22,25 @@ pub(crate) struct Sharing {
     pub(crate) inner: Arc<dyn Device>,
     hosts: Vec<Arc<dyn Host>>,
     offices: Mutex<Vec<Weak<Office>>>,
+    /// Threads that are opening a queue and have not shown its office yet.
+    opening: AtomicU32,
 }
+
+/// Looks for a queue before it is said that there is none to share: one may be given back between two looks.
+const LOOKS: u32 = 3;
 
 impl SharedDevice {
     /// Wraps `inner`, whose queues are opened on the reactors `hosts`. On other threads queues are shared within the thread only.
     pub fn new(inner: Arc<dyn Device>, hosts: Vec<Arc<dyn Host>>) -> Arc<SharedDevice> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Arc::new(SharedDevice(Arc::new(Sharing { id, inner, hosts, offices: Mutex::default() })))
+        Arc::new(SharedDevice(Arc::new(Sharing {
+            id,
+            inner,
+            hosts,
+            offices: Mutex::default(),
+            opening: AtomicU32::new(0),
+        })))
     }
 
     /// The device that it wraps.
@@ -51,17 +63,26 @@ impl Device for SharedDevice {
     }
 
     fn open_queue(&self, config: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
-        let queue = match self.0.own(config.depth) {
-            Ok(port) => SharedQueue::over(self.0.clone(), config.depth, port),
-            Err(OpenError::NoQueue { name, granted }) => match self.0.here(config.depth) {
-                Some(port) => SharedQueue::over(self.0.clone(), config.depth, port),
+        let (sharing, depth) = (&self.0, config.depth);
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let none = match sharing.own(depth) {
+                Ok(port) => return Ok(Box::new(SharedQueue::over(sharing.clone(), depth, port))),
+                Err(none @ OpenError::NoQueue { .. }) => none,
+                Err(error) => return Err(error),
+            };
+            if let Some(port) = sharing.here(depth) {
+                return Ok(Box::new(SharedQueue::over(sharing.clone(), depth, port)));
+            }
+            if sharing.is_open_somewhere() {
                 // On another reactor: which one this is, its first turn tells.
-                None if self.0.has_offices() => SharedQueue::seeking(self.0.clone(), config.depth),
-                None => return Err(OpenError::NoQueue { name, granted }),
-            },
-            Err(error) => return Err(error),
-        };
-        Ok(Box::new(queue))
+                return Ok(Box::new(SharedQueue::seeking(sharing.clone(), depth)));
+            }
+            if looks == LOOKS {
+                return Err(none);
+            }
+        }
     }
 
     fn close(&self) {
@@ -78,6 +99,13 @@ impl std::fmt::Debug for SharedDevice {
 impl Sharing {
     /// A queue of the device's own, on this thread.
     pub(crate) fn own(&self, depth: u16) -> Result<Port, OpenError> {
+        self.opening.fetch_add(1, Ordering::SeqCst);
+        let opened = self.open_hub(depth);
+        self.opening.fetch_sub(1, Ordering::SeqCst);
+        Ok(opened?.join(depth))
+    }
+
+    fn open_hub(&self, depth: u16) -> Result<Rc<Hub>, OpenError> {
         let inner = self.inner.open_queue(QueueConfig { depth })?;
         let system = |e: std::io::Error| OpenError::System {
             name: self.inner.name().to_owned(),
@@ -88,7 +116,7 @@ impl Sharing {
         offices.retain(|o| o.strong_count() > 0);
         offices.push(Arc::downgrade(&office));
         drop(offices);
-        Ok(Hub::new(self.id, office, inner, depth).join(depth))
+        Ok(Hub::new(self.id, office, inner, depth))
     }
 
     /// A share of a queue of this thread.
@@ -119,7 +147,8 @@ impl Sharing {
         }
     }
 
-    fn has_offices(&self) -> bool {
-        lock(&self.offices).iter().any(|o| o.strong_count() > 0)
+    /// Is a queue open, or about to be? In this order: whoever opens one shows its office before he is done with opening.
+    fn is_open_somewhere(&self) -> bool {
+        self.opening.load(Ordering::SeqCst) > 0 || lock(&self.offices).iter().any(|o| o.strong_count() > 0)
     }
 }

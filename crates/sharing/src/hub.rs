@@ -25,8 +25,9 @@ thread_local! {
 
 /// See the module.
 pub(crate) struct Hub {
-    pub(crate) office: Arc<Office>,
     core: RefCell<Core>,
+    /// After the queue: as long as the device's queue is taken, somebody is seen to have it.
+    pub(crate) office: Arc<Office>,
 }
 
 struct Core {

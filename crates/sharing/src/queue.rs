@@ -65,6 +65,14 @@ impl SharedQueue {
             }
         };
         self.pause = if found.is_some() { SEEK_FIRST } else { (self.pause * 2).min(SEEK_MOST) };
+        // The first looks may just be early: an owner that has had no turn yet cannot be found.
+        if self.pause == SEEK_MOST && !std::mem::replace(&mut self.told, true) {
+            tracing::warn!(
+                device,
+                reactor = cx.reactor,
+                "the device grants no more I/O queues and none of them can be shared; looking again"
+            );
+        }
         self.way = found.unwrap_or(Way::Seeking { at: cx.now.after(self.pause) });
     }
 

@@ -249,3 +249,17 @@ fn without_any_queue_to_share_it_says_so() {
     assert!(matches!(error, Some(OpenError::NoQueue { granted: 0, .. })), "{error:?}");
     let _: Arc<dyn Device> = shared;
 }
+
+#[test]
+fn whoever_opens_at_the_same_time_gets_a_share() {
+    let reactors = Reactors::start(2);
+    let arena = Arena::new(8 << 20, false).unwrap();
+    for _ in 0..200 {
+        let shared = SharedDevice::new(Stingy::new(DISK, 1), reactors.hosts());
+        let spawn = |n: usize| Worker::spawn(&reactors.handles[n % 2], &shared, &arena, n as u64 * 64, 2, 1);
+        let workers: Vec<_> = (0..4).map(spawn).collect();
+        progress("all four", &workers, 2);
+        stop(&reactors, &workers);
+    }
+    reactors.end();
+}
