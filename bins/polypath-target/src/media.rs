@@ -7,7 +7,7 @@ use crate::config::{Backing, ConfigError};
 use polypath_block::Segment;
 use polypath_memory::{Region, Window};
 use polypath_nvme::StatusField;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, MemfdFlags};
 use std::fs::File;
 use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
@@ -46,7 +46,7 @@ impl Medium {
             Backing::Null(bytes) => Ok((Medium::Null, *bytes)),
             Backing::Ram(bytes) => {
                 let fail = |e: String| ConfigError::new(format!("ram://{bytes}"), e);
-                let region = Region::allocate(*bytes, false).map_err(|e| fail(e.to_string()))?;
+                let region = memory(*bytes).map_err(fail)?;
                 let window = region.window(0, region.len()).ok_or_else(|| fail("cannot be mapped".into()))?;
                 let stripes = (threads > 1).then(|| (0..STRIPES).map(|_| AtomicBool::new(false)).collect::<Arc<[_]>>());
                 Ok((Medium::Ram(Ram { region, window, stripes }), *bytes))
@@ -160,7 +160,7 @@ impl Medium {
 
 impl Ram {
     /// The same memory, longer: the file behind it grows and is mapped once more. A write that still goes through the old mapping is
-    /// seen in the new one.
+    /// seen in the new one, so a disk may grow under I/O.
     fn grown(&self, bytes: u64) -> Result<Ram, String> {
         let fd = self.region.fd().ok_or("memory without a file behind it cannot grow")?;
         let fd = fd.try_clone_to_owned().map_err(|e| e.to_string())?;
@@ -196,6 +196,13 @@ impl Ram {
         }
         Ok(())
     }
+}
+
+/// Memory of a file of its own that may grow: regions that `memory` allocates itself are sealed against that.
+fn memory(bytes: u64) -> Result<Region, String> {
+    let fd = rustix::fs::memfd_create("polypath-target", MemfdFlags::CLOEXEC).map_err(|e| e.to_string())?;
+    rustix::fs::ftruncate(&fd, bytes).map_err(|e| e.to_string())?;
+    Region::from_fd(fd, 0, bytes).map_err(|e| e.to_string())
 }
 
 fn punch(file: impl rustix::fd::AsFd, offset: u64, len: u64) -> bool {

@@ -95,6 +95,7 @@ async fn serve(config: Config) -> Result<()> {
         }
     };
     tracing::info!(why, "draining");
+    let calls = rpc.calls();
     drop(rpc);
     let draining = tokio::task::spawn_blocking(move || daemon.stop());
     let faults = tokio::select! {
@@ -102,6 +103,7 @@ async fn serve(config: Config) -> Result<()> {
         _ = term.recv() => end_at_once("SIGTERM"),
         _ = int.recv() => end_at_once("SIGINT"),
     };
+    calls.answered(RUNTIME_LIMIT).await;
     if faults.is_empty() {
         tracing::info!("drained and ended");
         return Ok(());

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 
 /// Longest request in bytes.
 const LIMIT: usize = 1 << 20;
@@ -49,6 +49,20 @@ pub(crate) struct Server {
     listener: UnixListener,
     path: PathBuf,
     daemon: Arc<Daemon>,
+    calls: Calls,
+}
+
+/// Calls under way: from their request to the answer that was handed to the operating system.
+#[derive(Clone, Default)]
+pub(crate) struct Calls(Arc<RwLock<()>>);
+
+impl Calls {
+    /// Waits until each has its answer, at most `limit`: the one that asked for the end among them.
+    pub(crate) async fn answered(&self, limit: Duration) {
+        if tokio::time::timeout(limit, self.0.write()).await.is_err() {
+            tracing::warn!("ending with RPC calls that have no answer yet");
+        }
+    }
 }
 
 impl Server {
@@ -66,7 +80,12 @@ impl Server {
         let listener = UnixListener::bind(path).with_context(|| format!("RPC socket {}", path.display()))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
             .with_context(|| format!("permissions of {}", path.display()))?;
-        Ok(Server { listener, path: path.to_owned(), daemon })
+        Ok(Server { listener, path: path.to_owned(), daemon, calls: Calls::default() })
+    }
+
+    /// What is under way.
+    pub(crate) fn calls(&self) -> Calls {
+        self.calls.clone()
     }
 
     /// Serves for ever. A connection that cannot be accepted costs nobody else.
@@ -82,9 +101,9 @@ impl Server {
                     continue;
                 }
             };
-            let daemon = self.daemon.clone();
+            let (daemon, calls) = (self.daemon.clone(), self.calls.clone());
             tokio::spawn(async move {
-                if let Err(error) = talk(stream, &daemon).await {
+                if let Err(error) = talk(stream, &daemon, &calls).await {
                     tracing::debug!(%error, "RPC connection ended");
                 }
                 drop(place);
@@ -101,11 +120,12 @@ impl Drop for Server {
     }
 }
 
-async fn talk(mut stream: UnixStream, daemon: &Arc<Daemon>) -> Result<()> {
+async fn talk(mut stream: UnixStream, daemon: &Arc<Daemon>, calls: &Calls) -> Result<()> {
     let mut buffer = Vec::with_capacity(4096);
     loop {
         let (values, used, broken) = split(&buffer);
         for value in values {
+            let _under_way = calls.0.read().await;
             if let Some(answer) = answer(value, daemon).await {
                 say(&mut stream, &answer).await?;
             }
