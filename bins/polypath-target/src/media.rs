@@ -7,7 +7,7 @@ use crate::config::{Backing, ConfigError};
 use polypath_block::Segment;
 use polypath_memory::{Region, Window};
 use polypath_nvme::StatusField;
-use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::fs::FallocateFlags;
 use std::fs::File;
 use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
@@ -46,7 +46,7 @@ impl Medium {
             Backing::Null(bytes) => Ok((Medium::Null, *bytes)),
             Backing::Ram(bytes) => {
                 let fail = |e: String| ConfigError::new(format!("ram://{bytes}"), e);
-                let region = memory(*bytes).map_err(fail)?;
+                let region = Region::allocate(*bytes, false).map_err(|e| fail(e.to_string()))?;
                 let window = region.window(0, region.len()).ok_or_else(|| fail("cannot be mapped".into()))?;
                 let stripes = (threads > 1).then(|| (0..STRIPES).map(|_| AtomicBool::new(false)).collect::<Arc<[_]>>());
                 Ok((Medium::Ram(Ram { region, window, stripes }), *bytes))
@@ -196,13 +196,6 @@ impl Ram {
         }
         Ok(())
     }
-}
-
-/// Memory of a file of its own that may grow: regions that `memory` allocates itself are sealed against that.
-fn memory(bytes: u64) -> Result<Region, String> {
-    let fd = rustix::fs::memfd_create("polypath-target", MemfdFlags::CLOEXEC).map_err(|e| e.to_string())?;
-    rustix::fs::ftruncate(&fd, bytes).map_err(|e| e.to_string())?;
-    Region::from_fd(fd, 0, bytes).map_err(|e| e.to_string())
 }
 
 fn punch(file: impl rustix::fd::AsFd, offset: u64, len: u64) -> bool {
