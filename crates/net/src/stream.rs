@@ -14,6 +14,9 @@ use std::time::Duration;
 /// Most bytes that are copied at a time when the kernel cannot read memory by itself.
 const FALLBACK: usize = 64 << 10;
 
+/// So often in a row must the kernel have sent something again before the way is called cut: one may be lost.
+const RETRANSMITS: u8 = 2;
+
 /// A non-blocking TCP stream with `TCP_NODELAY`.
 #[derive(Debug)]
 pub struct TcpStream {
@@ -219,6 +222,19 @@ impl Transport for TcpStream {
             let write = sending || !self.connected;
             waits.interests.push(Interest { fd: fd.as_fd().as_raw_fd(), id: self.id, read: self.connected, write });
         }
+    }
+
+    fn unacknowledged(&self) -> Option<Duration> {
+        let fd = self.socket.as_ref()?.as_raw_fd();
+        // SAFETY: all-zero is a valid tcp_info.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes into `info`, which is as large; less leaves zeroes, which mean nothing.
+        let told = unsafe {
+            libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut len) == 0
+        };
+        let cut = told && info.tcpi_unacked > 0 && info.tcpi_retransmits >= RETRANSMITS;
+        cut.then(|| Duration::from_millis(info.tcpi_last_ack_recv.into()))
     }
 
     fn counters(&self) -> Counters {

@@ -4,6 +4,7 @@ use crate::list::{Gather, Scatter};
 use polypath_block::Waits;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// What a receive brought.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +56,13 @@ pub trait Transport {
 
     /// Names what must wake a sleeping owner: bytes that came, an end, and room to send if `sending` (or while connecting).
     fn arm(&self, waits: &mut Waits, sending: bool);
+
+    /// For how long the peer's host has acknowledged nothing, although data were sent and sent again: the way to it is cut. `None`
+    /// while there is no sign of that. A peer that is only slow, or reads nothing, does not count: its host acknowledges all the
+    /// same. May cost a system call; for rare moments.
+    fn unacknowledged(&self) -> Option<Duration> {
+        None
+    }
 
     /// What it has cost so far.
     fn counters(&self) -> Counters;

@@ -202,3 +202,58 @@ fn names_resolve_or_say_why_not() {
     assert_eq!(polypath_net::resolve("127.0.0.1", 4420).unwrap(), ["127.0.0.1:4420".parse().unwrap()]);
     assert!(polypath_net::resolve("does-not-exist.invalid", 4420).is_err());
 }
+
+/// From now on the kernel drops whatever comes to `socket`, as if the way were cut.
+fn cut(socket: &impl std::os::fd::AsRawFd) {
+    let mut drop_all = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut drop_all };
+    let len = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the kernel reads one `sock_fprog` and the one instruction it names.
+    let done = unsafe {
+        let value = (&raw const program).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, len)
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn a_cut_way_is_told_from_a_peer_that_does_not_read() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stream = TcpDialer::default().dial(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    let start = std::time::Instant::now();
+    while !stream.poll_connected().unwrap() {}
+    let mut list = IoList::new();
+    let data = [7; 64 << 10];
+    let mut send = |stream: &mut dyn Transport, len: usize| {
+        let mut gather = list.gather();
+        gather.bytes(&data[..len]);
+        stream.send(&gather).unwrap()
+    };
+    // Until its window is shut, and on: its host answers every probe of it.
+    while start.elapsed() < Duration::from_secs(2) {
+        send(&mut *stream, data.len());
+        assert_eq!(stream.unacknowledged(), None, "nobody reads, but all is acknowledged");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut rest = peer.try_clone().unwrap();
+    rest.set_nonblocking(true).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let drained = std::time::Instant::now();
+    while drained.elapsed() < Duration::from_millis(300) {
+        let _ = std::io::Read::read(&mut rest, &mut buffer);
+    }
+    cut(&peer);
+    assert!(send(&mut *stream, 100) > 0);
+    let before = std::time::Instant::now();
+    let span = loop {
+        if let Some(span) = stream.unacknowledged() {
+            break span;
+        }
+        assert!(before.elapsed() < Duration::from_secs(10), "a cut way must be noticed");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(span >= Duration::from_millis(300), "only {span:?}");
+    stream.abort();
+    assert_eq!(stream.unacknowledged(), None);
+}

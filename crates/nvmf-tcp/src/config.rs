@@ -56,7 +56,9 @@ pub struct ControllerConfig {
     /// ready and says so in CAP.TO gets that time on top.
     pub connect_timeout: Duration,
     /// Silence on a connection with commands outstanding after which the way is suspected and probed by a Keep Alive; when that is
-    /// not answered for as long again, the way is lost (`silence_timeout_ms`, 1000).
+    /// not answered for as long again, the way is lost (`silence_timeout_ms`, 1000). A connection on which the target's host does not
+    /// even acknowledge what was sent is lost after the same time, whatever the controller answers elsewhere; one that is
+    /// acknowledged and silent may have a slow medium behind it, and only `io_timeout` judges that.
     pub silence_timeout: Duration,
     /// Longest time for one I/O command; then it is aborted, and when that does not help, the way is left (`io_timeout_ms`, 10000).
     pub io_timeout: Duration,

@@ -14,6 +14,7 @@ use polypath_nvme::{Cqe, Sqe};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Bytes an I/O queue receives in one call.
 pub(crate) const RX_IO: usize = 256 << 10;
@@ -149,6 +150,11 @@ impl Link {
 
     pub(crate) fn counters(&self) -> Counters {
         self.stream.counters()
+    }
+
+    /// As [`Transport::unacknowledged`].
+    pub(crate) fn unacknowledged(&self) -> Option<Duration> {
+        self.stream.unacknowledged()
     }
 
     /// The wire's name of the command in `slot`.

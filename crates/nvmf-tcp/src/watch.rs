@@ -130,8 +130,24 @@ impl NvmeQueue {
                 self.watch.probed = Some(now);
                 self.shared.ask_probe();
             }
+            if silent >= self.watch.silence && self.is_cut() {
+                return;
+            }
         }
         self.check_commands(now, done);
+    }
+
+    /// Is this connection cut although the controller may answer on others? Only its host's silence says so: a command that takes
+    /// long is no sign, and aborting one to see would punish a slow medium. Then the way is lost.
+    fn is_cut(&mut self) -> bool {
+        let silence = self.watch.silence;
+        let cut = self.link.as_ref().and_then(Link::unacknowledged).filter(|&span| span >= silence);
+        if let Some(span) = cut {
+            let reason =
+                format!("the connection is cut: the target's host acknowledged nothing for {} ms", span.as_millis());
+            self.broken = Some(Broken { code: Code::PathTimeout, reason });
+        }
+        cut.is_some()
     }
 
     fn check_commands(&mut self, now: Time, done: &mut Done) {

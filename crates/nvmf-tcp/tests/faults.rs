@@ -3,12 +3,14 @@
 mod common;
 
 use common::*;
-use polypath_block::{Code, Device, DeviceState, Fate, Health, Io, Proof, Scope};
+use polypath_block::{Code, Device, DeviceState, Done, Fate, Health, Io, Proof, QueueConfig, Scope, Waits};
+use polypath_net::{Counters, Dialer, Gather, Received, Scatter, TcpDialer, Transport};
+use polypath_nvmf_tcp::{Controller, ControllerConfig};
 use polypath_target::{Command, TargetHandle};
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A keep-alive timeout of 200 ms and a quiesce time of 50 ms make a fence of 450 ms.
@@ -110,6 +112,82 @@ fn silence_is_noticed_in_its_time() {
     rig.wait_ready();
     assert_eq!(rig.wait_completion(2).proof, FENCE);
     assert_eq!(rig.run(Io::read(3, 0, 8, span)).status.code, Code::Ok);
+}
+
+/// Dials as usual; on command the connections of I/O queues are cut, and the kernel may say so.
+#[derive(Default)]
+struct Cutter {
+    dialled: AtomicUsize,
+    cut: Arc<AtomicBool>,
+    kernel_knows: Arc<AtomicBool>,
+}
+
+struct Cuttable {
+    inner: Box<dyn Transport>,
+    cut: Arc<AtomicBool>,
+    kernel_knows: Arc<AtomicBool>,
+}
+
+impl Dialer for Cutter {
+    fn dial(&self, address: SocketAddr) -> io::Result<Box<dyn Transport>> {
+        let inner = TcpDialer::default().dial(address)?;
+        Ok(match self.dialled.fetch_add(1, Ordering::SeqCst) {
+            1 => Box::new(Cuttable { inner, cut: self.cut.clone(), kernel_knows: self.kernel_knows.clone() }),
+            _ => inner,
+        })
+    }
+}
+
+impl Transport for Cuttable {
+    fn poll_connected(&mut self) -> io::Result<bool> {
+        self.inner.poll_connected()
+    }
+    fn receive(&mut self, into: &mut Scatter<'_>) -> io::Result<Received> {
+        if self.cut.load(Ordering::SeqCst) { Ok(Received::Nothing) } else { self.inner.receive(into) }
+    }
+    fn send(&mut self, from: &Gather<'_>) -> io::Result<usize> {
+        self.inner.send(from)
+    }
+    fn arm(&self, waits: &mut Waits, sending: bool) {
+        self.inner.arm(waits, sending);
+    }
+    fn unacknowledged(&self) -> Option<Duration> {
+        self.kernel_knows.load(Ordering::SeqCst).then_some(Duration::from_secs(1))
+    }
+    fn counters(&self) -> Counters {
+        self.inner.counters()
+    }
+    fn abort(&mut self) {
+        self.inner.abort();
+    }
+}
+
+#[test]
+fn an_io_connection_that_is_cut_alone_is_left_and_a_slow_one_is_not() {
+    let target = start(target_config(&["ram://1MiB"]));
+    let dialer = Arc::new(Cutter::default());
+    let uri = World::uri(&target, &format!("{SHORT}&io_timeout_ms=20000"));
+    let config =
+        ControllerConfig { dialer: dialer.clone(), ..ControllerConfig::from_uri(&uri.parse().unwrap()).unwrap() };
+    let world = World::new();
+    let device = Controller::start(config, world.host.clone()).device();
+    let queue = device.open_queue(QueueConfig { depth: 8 }).unwrap();
+    let mut rig = Rig { world, device, queue, done: Done::default(), completions: vec![], suspects: vec![] };
+    rig.wait_ready();
+    let (span, _) = rig.world.memory(4096, 5);
+    dialer.cut.store(true, Ordering::SeqCst);
+    rig.submit(Io::read(1, 0, 8, span));
+    let start = now();
+    rig.wait("a silence of many times its limit", |_| (now().since(start) > Duration::from_millis(1500)).then_some(()));
+    assert_eq!((rig.completions.len(), rig.queue.health()), (0, Health::Stalled), "it may be the medium");
+    assert_eq!(rig.device.controller().statistics().losses, 0);
+    dialer.kernel_knows.store(true, Ordering::SeqCst);
+    let start = now();
+    assert_eq!(rig.wait_completion(1).status.code, Code::PathTimeout);
+    assert!(now().since(start) < Duration::from_secs(1));
+    assert_eq!(rig.device.controller().statistics().aborts, 0);
+    rig.wait_ready();
+    assert_eq!(rig.run(Io::read(2, 0, 8, span)).status.code, Code::Ok);
 }
 
 #[test]
