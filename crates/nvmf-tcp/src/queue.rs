@@ -150,7 +150,7 @@ impl NvmeQueue {
         }
         match self.shared.stage() {
             Stage::Live(association) => {
-                match association.namespace(self.ns) {
+                match self.shared.namespace(&association, self.ns) {
                     Ok((nsid, namespace)) => self.take_namespace(nsid, namespace),
                     Err(_) => self.namespace = None,
                 }

@@ -153,6 +153,24 @@ impl std::fmt::Display for NoNamespace {
     }
 }
 
+/// The trouble with a namespace that is not the one that was seen `first`.
+fn another(nsid: u32, first: &Identity, now: &Identity) -> Option<(Code, String)> {
+    let changed = match first.compare(now) {
+        Verdict::Same => false,
+        Verdict::Different => true,
+        Verdict::Unknown => first.identifiers != now.identifiers,
+    };
+    let list = |identity: &Identity| match identity.identifiers.as_slice() {
+        [] => "nothing".to_owned(),
+        some => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+    };
+    changed.then(|| {
+        let reason =
+            format!("namespace {nsid} is another one: it was {} and is {}; it is not used", list(first), list(now));
+        (Code::PathIdentity, reason)
+    })
+}
+
 /// Where the controller stands.
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
@@ -226,6 +244,8 @@ pub(crate) struct Shared {
     version: AtomicU64,
     stage: Mutex<Stage>,
     pinned: Mutex<BTreeMap<u32, Identity>>,
+    /// What "the only namespace" was when first asked for.
+    only: Mutex<Option<Identity>>,
     desks: Mutex<Vec<Weak<QueueDesk>>>,
     qids: Mutex<Vec<bool>>,
     closing: AtomicBool,
@@ -248,6 +268,7 @@ impl Shared {
             version: AtomicU64::new(1),
             stage: Mutex::new(Stage::Starting),
             pinned: Mutex::new(BTreeMap::new()),
+            only: Mutex::new(None),
             desks: Mutex::new(Vec::new()),
             qids: Mutex::new(qids),
             closing: AtomicBool::new(false),
@@ -322,23 +343,9 @@ impl Shared {
                     pinned.insert(*nsid, namespace.info.identity.clone());
                 }
                 Some(first) => {
-                    let changed = match first.compare(&namespace.info.identity) {
-                        Verdict::Same => false,
-                        Verdict::Different => true,
-                        Verdict::Unknown => first.identifiers != namespace.info.identity.identifiers,
-                    };
-                    if changed {
-                        let list = |identity: &Identity| match identity.identifiers.as_slice() {
-                            [] => "nothing".to_owned(),
-                            some => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-                        };
-                        let reason = format!(
-                            "namespace {nsid} is another one: it was {} and is {}; it is not used",
-                            list(first),
-                            list(&namespace.info.identity)
-                        );
-                        tracing::error!(path = %self.config.name, "{reason}");
-                        namespace.trouble = Some((Code::PathIdentity, reason));
+                    if let Some(trouble) = another(*nsid, first, &namespace.info.identity) {
+                        tracing::error!(path = %self.config.name, "{}", trouble.1);
+                        namespace.trouble = Some(trouble);
                     }
                 }
             }
@@ -348,13 +355,31 @@ impl Shared {
         self.announce();
     }
 
+    /// The namespace `ns` of `association`, or the only one. Which one that is was settled when it was first seen: should it give way
+    /// to another one, whoever uses it must not go on with that.
+    pub(crate) fn namespace(
+        &self,
+        association: &Association,
+        ns: Option<u32>,
+    ) -> Result<(u32, Namespace), NoNamespace> {
+        let (nsid, mut namespace) = association.namespace(ns)?;
+        if ns.is_none() {
+            let mut only = lock(&self.only);
+            let first = only.get_or_insert_with(|| namespace.info.identity.clone());
+            if namespace.trouble.is_none() {
+                namespace.trouble = another(nsid, first, &namespace.info.identity);
+            }
+        }
+        Ok((nsid, namespace))
+    }
+
     /// The device state that the namespace `ns` has now.
     pub(crate) fn device_state(&self, ns: Option<u32>) -> DeviceState {
         match self.stage() {
             Stage::Starting => DeviceState::Starting,
             Stage::Down { cause, reason } => DeviceState::Down { cause, reason },
             Stage::Gone { reason } => DeviceState::Gone { reason },
-            Stage::Live(association) => match association.namespace(ns) {
+            Stage::Live(association) => match self.namespace(&association, ns) {
                 Ok((_, Namespace { trouble: Some((cause, reason)), .. })) => DeviceState::Down { cause, reason },
                 Ok((_, Namespace { info, .. })) => DeviceState::Live(info),
                 // Which one is meant will not become clearer by itself.
@@ -479,5 +504,66 @@ impl Shared {
 
     pub(crate) fn take_aborts(&self) -> Vec<AbortOrder> {
         std::mem::take(&mut lock(&self.aborts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polypath_block::{Access, CacheDomain, Geometry, Identifier, Limits, MakePoller};
+    use polypath_nvme::keepalive::{Assumed, Reported};
+    use polypath_nvme::nqn::Nqn;
+    use std::time::Duration;
+
+    struct Nowhere;
+
+    impl Host for Nowhere {
+        fn spawn(&self, _: MakePoller) {}
+        fn wake(&self) {}
+        fn reactor(&self) -> u16 {
+            0
+        }
+    }
+
+    fn namespace(nguid: u8) -> Namespace {
+        let identity =
+            Identity { identifiers: vec![Identifier::Nguid([nguid; 16])], cache_domain: CacheDomain("d".into()) };
+        let info = DeviceInfo {
+            geometry: Geometry { block_size: 512, blocks: 8 },
+            limits: Limits::UNLIMITED,
+            identity,
+            access: Access::Optimized,
+            max_queues: 1,
+            max_depth: 1,
+        };
+        Namespace { info: Arc::new(info), ana_group: 0, trouble: None }
+    }
+
+    #[test]
+    fn the_only_namespace_does_not_become_another_one() {
+        let reported = Reported { kato_ms: 1000, kas: 1, traffic_based: false, cqt_ms: 0 };
+        let fence = AssociationFence::new(reported, Assumed { without_keep_alive_ms: 1, quiesce_ms: 1 });
+        let address = "127.0.0.1:1".parse().unwrap();
+        let shape = Shape { generation: 1, address, cntlid: 1, queues: 1, depth: 1, in_capsule: 0, fence };
+        let config = ControllerConfig {
+            keep_alive: Duration::from_secs(1),
+            ..ControllerConfig::new("h", 1, Nqn::new("nqn.x").unwrap())
+        };
+        let shared = Shared::new(config, Arc::new(Nowhere));
+        let association = Arc::new(Association::new(shape));
+        shared.set_stage(Stage::Live(association.clone()));
+        let show = |all: &[(u32, u8)]| {
+            shared.set_namespaces(&association, all.iter().map(|&(nsid, id)| (nsid, namespace(id))).collect());
+            match shared.device_state(None) {
+                DeviceState::Live(_) => None,
+                DeviceState::Down { cause, .. } => Some(cause),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(show(&[(1, 7)]), None);
+        assert_eq!(show(&[(2, 8)]), Some(Code::PathIdentity), "another disk in its place");
+        assert!(matches!(shared.device_state(Some(2)), DeviceState::Live(_)), "which is fine for whoever asks for it");
+        assert_eq!(show(&[]), Some(Code::PathNoAccess));
+        assert_eq!(show(&[(5, 7)]), None, "the same disk by another number");
     }
 }
