@@ -376,7 +376,8 @@ impl Device for Group {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        for record in &control.paths {
+        for record in &mut control.paths {
+            record.closing = true;
             record.shared.device.close();
         }
         self.version.fetch_add(1, Ordering::AcqRel);

@@ -88,6 +88,8 @@ pub(crate) struct PathRecord {
     identity: Option<Identity>,
     verified: bool,
     gone: bool,
+    /// Its group was closed: its end is no incident.
+    pub(crate) closing: bool,
     ever_up: bool,
     domain: Option<u8>,
     failures: u64,
@@ -112,6 +114,7 @@ impl PathRecord {
             identity: None,
             verified: false,
             gone: false,
+            closing: false,
             ever_up: false,
             domain: None,
             failures: 0,
@@ -160,6 +163,10 @@ impl PathRecord {
                     "path is silent with requests outstanding: used only when nothing better is left"
                 );
                 EventKind::PathStalled
+            }
+            PathState::Down if self.closing => {
+                tracing::debug!(group, path, "path closed with its group");
+                return None;
             }
             PathState::Down => {
                 self.failures += u64::from(self.ever_up);
@@ -481,7 +488,7 @@ impl Control {
 
     fn leave_domain(&mut self, at: usize, now: Time, domains: &Domains) {
         let Some(index) = self.paths[at].domain.take() else { return };
-        if domains.leave(index) {
+        if domains.leave(index) && !self.paths[at].closing {
             let domain = self.domain_names[usize::from(index)].0.clone();
             tracing::error!(
                 group = %self.name, domain,
