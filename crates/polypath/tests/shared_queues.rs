@@ -206,7 +206,10 @@ fn four_queues_over_two_reactors_share_the_one_that_is_granted() {
     wait("a path that is down", || device.state().info().is_none());
     target.open_listener(0).unwrap();
     progress("four jobs after an outage", &told, 50);
-    assert!(told.iter().all(|t| t.lost.load(Ordering::SeqCst) > 0), "nobody noticed the losses");
+    // Any one job may have had its answers just before each loss; that all had them four times is no loss at all.
+    let lost: Vec<_> = told.iter().map(|t| t.lost.load(Ordering::SeqCst)).collect();
+    println!("requests lost with the path, by job: {lost:?}");
+    assert!(lost.iter().sum::<usize>() > 0, "nobody noticed the losses");
     end(&stack, &*device, &told);
     target.stop();
 }
