@@ -64,7 +64,8 @@ pub enum EventKind {
         /// Blocks it shows now.
         blocks: u64,
     },
-    /// Requests of a path were sent again on others. One event an incident, reactor and proof.
+    /// Requests of a path were sent again on others. One event an incident, reactor and proof, told when the incident has been quiet
+    /// for a moment; its time is that of the last request.
     Redriven {
         /// Requests.
         count: u64,
