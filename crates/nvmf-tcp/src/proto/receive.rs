@@ -305,6 +305,8 @@ impl HostConnection {
         if really {
             self.grants.retain(|g| g.slot != index);
             self.slots.get_mut(index).tx_pending -= dropped;
+            // Nothing may be left to be sent whose end would start them.
+            self.pump();
         }
         waiting || dropped > 0
     }

@@ -343,6 +343,28 @@ fn write_in_the_capsule_and_by_r2t() {
 }
 
 #[test]
+fn data_that_are_dropped_make_room_for_those_that_wait() {
+    let mut s = Shell::ready(HostConfig { in_capsule_bytes: 0, ..HostConfig::new(2) }, grant(false, false, 0, 4096));
+    let len = 40 * 4096;
+    let cids = [0, 1].map(|_| {
+        let slot = s.conn.submit(&Sqe::write(0, 1, 0, 319, false), write(len)).unwrap();
+        s.conn.cid(slot).unwrap()
+    });
+    s.send_all();
+    for (cid, tag) in cids.into_iter().zip(1..) {
+        s.feed(&r2t(&PLAIN, cid, tag, 0, len)).unwrap();
+    }
+    assert!(parse_sent(&s.pending(), &PLAIN).iter().all(|(_, head, _)| head[8..10] == cids[0].to_le_bytes()));
+    s.feed(&response(&PLAIN, cids[0], StatusField::WRITE_FAULT)).unwrap();
+    assert_eq!(s.completed().1, StatusField::WRITE_FAULT);
+    let sent = parse_sent(&s.send_all(), &PLAIN);
+    assert_eq!(sent.len(), 40, "nothing but the other command's data is left, and nobody else would start them");
+    assert!(sent.iter().all(|(_, head, _)| head[8..10] == cids[1].to_le_bytes()));
+    s.feed(&response(&PLAIN, cids[1], OK)).unwrap();
+    assert_eq!(s.completed().1, OK);
+}
+
+#[test]
 fn r2t_of_many_small_pdus_passes_the_quota() {
     let mut s = Shell::ready(HostConfig::new(1), grant(false, false, 0, 4096));
     let len = 1 << 20;
