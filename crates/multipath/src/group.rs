@@ -275,12 +275,8 @@ impl Group {
         }
     }
 
-    pub(crate) fn tell(&self, id: PathId, kind: EventKind) {
-        self.tell_of(self.time(), id, kind);
-    }
-
     /// Tells of something that happened at `when`.
-    pub(crate) fn tell_of(&self, when: Time, id: PathId, kind: EventKind) {
+    pub(crate) fn tell(&self, when: Time, id: PathId, kind: EventKind) {
         let mut control = self.lock();
         if let Some(at) = control.find(id) {
             control.tell(when, Some(at), kind);

@@ -3,7 +3,7 @@
 //! **Knows:** non-blocking TCP sockets, lists of memory to send from and to receive into (headers of the protocol beside
 //! [`polypath_memory::View`]s of a guest's or a program's buffers), CRC-32C, what system calls and bytes each stream cost.
 //!
-//! **Refuses to know:** any protocol, time (deadlines belong to whoever polls), threads. It never blocks, except [`resolve`],
+//! **Refuses to know:** any protocol, time (deadlines belong to whoever polls), threads. It never blocks, except [`resolve()`],
 //! which says so.
 //!
 //! **Threading:** a stream belongs to the thread that polls it.

@@ -99,7 +99,7 @@ impl Incident {
                 group = %group.name(), path = %path.name, %proof, count, changes,
                 "requests of the path were sent again on others"
             );
-            group.tell_of(self.last, path.id, EventKind::Redriven { count, changes, proof });
+            group.tell(self.last, path.id, EventKind::Redriven { count, changes, proof });
         }
         *self = Incident::default();
     }
