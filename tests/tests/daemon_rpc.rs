@@ -266,6 +266,29 @@ fn disks_and_sockets_come_and_go_by_rpc_and_by_the_command_line_client() -> Resu
 }
 
 #[test]
+fn one_disk_under_two_names_is_told_and_served_once() -> Result<()> {
+    let dir = TempDir::new()?;
+    let daemon = quick(dir.path())?;
+    let rpc = |method: &str, params: Value| -> Result<Value> {
+        let call = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
+        exchange(&daemon, &call)?.pop().context("an answer")
+    };
+    let uri = "ram://4MiB?uuid=4a0c6a0e-0000-4000-8000-000000000001";
+    for (disk, path) in [("a", "left"), ("b", "right")] {
+        let answer = rpc("disk_create", json!({ "name": disk, "paths": [{ "uri": uri, "name": path }] }))?;
+        ensure!(answer["result"]["name"] == disk, "{answer}");
+    }
+    let list = rpc("disk_list", json!({}))?;
+    ensure!(list["result"][0]["same_as"] == "b" && list["result"][1]["same_as"] == "a", "{list}");
+    let first = rpc("vhost_create", json!({ "disk": "a", "socket": "a.sock" }))?;
+    ensure!(first["result"]["socket"].is_string(), "{first}");
+    let second = rpc("vhost_create", json!({ "disk": "b", "socket": "b.sock" }))?;
+    let message = second["error"]["message"].as_str().unwrap_or("");
+    ensure!(message.contains("disk \"a\"") && message.contains("add the paths"), "{second}");
+    Ok(())
+}
+
+#[test]
 fn stale_sockets_are_replaced_and_living_ones_are_not() -> Result<()> {
     let dir = TempDir::new()?;
     let file = dir.path().join("daemon.toml");

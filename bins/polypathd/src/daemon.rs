@@ -3,7 +3,7 @@
 use crate::config::{Config, DiskConfig, PathConfig, VhostConfig};
 use crate::show;
 use anyhow::{Context, Result, ensure};
-use polypath::block::Device;
+use polypath::block::{Device, Verdict};
 use polypath::multipath::{Group, SelectorKind};
 use polypath::vhost_user_blk::{Server, ServerConfig};
 use polypath::{GroupSpec, PathSpec, Stack, StackConfig};
@@ -176,6 +176,14 @@ impl Daemon {
         if lock(&self.state).vhosts.contains_key(&socket) {
             return Err(format!("{} is served already; expected another socket", socket.display()));
         }
+        if let Some(twin) =
+            self.twin(&config.disk, |disk| lock(&self.state).vhosts.values().any(|v| v.config.disk == disk))
+        {
+            return Err(format!(
+                "disk \"{}\" is the disk \"{twin}\", which is served already: two groups cannot fence each other's writes; add the paths to \"{twin}\" instead",
+                config.disk
+            ));
+        }
         let mut hosts = self.stack.hosts();
         let turn = self.placed.fetch_add(usize::from(config.queues), Ordering::Relaxed) % hosts.len();
         hosts.rotate_left(turn);
@@ -210,7 +218,16 @@ impl Daemon {
     /// Disks as RPC shows them.
     pub(crate) fn disks(&self) -> Value {
         let disks = lock(&self.state).disks.clone();
-        disks.iter().map(|(name, disk)| show::disk(name, disk)).collect()
+        disks.iter().map(|(name, disk)| show::disk(name, disk, self.twin(name, |_| true))).collect()
+    }
+
+    /// Another disk among those that are `wanted` that proves to be the same as `name`, if both have answered.
+    fn twin(&self, name: &str, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        let disks = lock(&self.state).disks.clone();
+        let identity = |d: &Disk| d.group.state().info().map(|i| i.identity.clone());
+        let own = disks.get(name).and_then(identity)?;
+        let same = |other: &Disk| identity(other).is_some_and(|i| own.compare(&i) == Verdict::Same);
+        disks.iter().find(|(n, d)| *n != name && wanted(n) && same(d)).map(|(n, _)| n.clone())
     }
 
     /// vhost sockets as RPC shows them.

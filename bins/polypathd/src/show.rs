@@ -8,8 +8,8 @@ use polypath::vhost_user_blk::VringStatistics;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// One disk: what it is, how it is set up, and its paths.
-pub(crate) fn disk(name: &str, disk: &Disk) -> Value {
+/// One disk: what it is, how it is set up, which other disk it proves to be, and its paths.
+pub(crate) fn disk(name: &str, disk: &Disk, same_as: Option<String>) -> Value {
     let (state, why, info) = match disk.group.state() {
         DeviceState::Live(info) => ("live", None, Some(info)),
         DeviceState::Starting => ("starting", None, None),
@@ -24,7 +24,7 @@ pub(crate) fn disk(name: &str, disk: &Disk) -> Value {
         "block_size": geometry.map(|g| g.block_size), "blocks": geometry.map(|g| g.blocks), "bytes": geometry.map(|g| g.bytes()),
         "read_only": info.as_ref().map(|i| i.limits.read_only),
         "identity": info.as_ref().map(|i| i.identity.identifiers.iter().map(|id| format!("{id:?}")).collect::<Vec<_>>()),
-        "paths": paths(disk),
+        "same_as": same_as, "paths": paths(disk),
     })
 }
 
