@@ -42,6 +42,8 @@ pub(crate) struct Start {
     pub(crate) err: Option<Arc<Bell>>,
     /// Does the guest expect completed writes to be durable (shared, as it may change while the ring runs)?
     pub(crate) write_through: Arc<AtomicBool>,
+    /// Requests were in flight when a back-end before us was killed, and nobody knows which: the ring must not run.
+    pub(crate) orphaned: bool,
 }
 
 /// The answer to a command: the next available index, or why it could not be done.

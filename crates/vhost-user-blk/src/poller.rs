@@ -241,7 +241,7 @@ impl VringPoller {
         if self.active.is_some() {
             return Err("the ring runs already".into());
         }
-        let Start { ring, kick, call, err, write_through } = start;
+        let Start { ring, kick, call, err, write_through, orphaned } = start;
         let size = ring.size();
         let rows = cx.segs.reserve(size.into(), self.config.width).map_err(|e| e.to_string())?;
         let base = ring.base();
@@ -258,11 +258,24 @@ impl VringPoller {
             in_flight: 0,
             pending: VecDeque::with_capacity(slots),
             down_since: None,
-            broken: false,
+            broken: orphaned,
             armed: false,
             losses: 0,
         });
         self.counters.set_running(true);
+        if orphaned {
+            tracing::error!(
+                vring = %self.config.name,
+                "a back-end was killed with this ring's requests in flight, and which of them were done is not known; \
+                 nothing is taken from it until the guest sets it up anew: reset the guest"
+            );
+            self.counters.add(Count::RingErrors, 1);
+            if let Some(err) = self.active.as_ref().and_then(|a| a.err.as_ref())
+                && let Err(error) = err.ring()
+            {
+                tracing::warn!(vring = %self.config.name, %error, "the front-end cannot be told");
+            }
+        }
         Ok(base)
     }
 

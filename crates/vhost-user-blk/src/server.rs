@@ -173,6 +173,8 @@ pub enum ServerError {
 pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
     pub(crate) counters: Vec<Arc<Counters>>,
+    /// Per vring: the socket was left by a back-end that was killed, and the vring has not been seen without old requests yet.
+    pub(crate) heir: Vec<AtomicBool>,
     stopping: AtomicBool,
     connected: AtomicBool,
     shape: Mutex<Option<Shape>>,
@@ -268,11 +270,12 @@ impl Server {
         config.check()?;
         let path = config.socket_path.clone();
         let system = |call, source: std::io::Error| ServerError::System { call, path: path.clone(), source };
-        let (listener, identity) = make_socket(&path, config.socket_mode)?;
+        let (listener, identity, heir) = make_socket(&path, config.socket_mode)?;
         let stop =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| system("eventfd", e.into()))?;
         let shared = Arc::new(Shared {
             counters: (0..config.num_queues).map(|_| Arc::default()).collect(),
+            heir: (0..config.num_queues).map(|_| AtomicBool::new(heir)).collect(),
             stopping: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             shape: Mutex::new(None),
@@ -477,25 +480,28 @@ impl Control<'_> {
     }
 }
 
-/// A listening socket at `path` that nobody can reach before it has its permissions; also device and inode of its file.
-fn make_socket(path: &Path, mode: u32) -> Result<(UnixListener, (u64, u64)), ServerError> {
+/// A listening socket at `path` that nobody can reach before it has its permissions; also device and inode of its file, and whether a
+/// killed process had left one there.
+fn make_socket(path: &Path, mode: u32) -> Result<(UnixListener, (u64, u64), bool), ServerError> {
     let system = |call| move |e: Errno| ServerError::System { call, path: path.to_owned(), source: e.into() };
     let address = SocketAddrUnix::new(path).map_err(system("address"))?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let make = || socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(system("socket"));
     let socket = make()?;
+    let mut heir = false;
     match bind(&socket, &address) {
         Ok(()) => {}
         Err(Errno::ADDRINUSE) => {
             clear_stale(path, &make()?, &address)?;
             bind(&socket, &address).map_err(system("bind"))?;
+            heir = true;
         }
         Err(error) => return Err(system("bind")(error)),
     }
     chmod(path, Mode::from_raw_mode(mode)).map_err(system("chmod"))?;
     let stat = lstat(path).map_err(system("lstat"))?;
     listen(&socket, 8).map_err(system("listen"))?;
-    Ok((UnixListener::from(socket), (stat.st_dev, stat.st_ino)))
+    Ok((UnixListener::from(socket), (stat.st_dev, stat.st_ino), heir))
 }
 
 /// Removes a socket that nobody answers on.

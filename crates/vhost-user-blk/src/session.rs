@@ -408,6 +408,7 @@ impl<'a> Session<'a> {
         let indirect = self.features & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0;
         let memory = self.memory.clone();
         let write_through = self.write_through.clone();
+        let server = self.server;
         let vring = self.vring(index)?;
         let (size, base) = (vring.num, vring.base);
         let Some(addr) = vring.addr.filter(|_| vring.started && size > 0 && (vring.enabled || always)) else {
@@ -420,11 +421,16 @@ impl<'a> Session<'a> {
         let area = |at, len| memory.user_window(at, len).ok_or(Refusal::Address { index });
         let (desc, avail, used) = (area(addr.desc, d)?, area(addr.avail, a)?, area(addr.used, u)?);
         let spec = RingSpec { size, desc, avail, used, base, event_idx, indirect };
-        let ring = Vring::new(spec, memory).map_err(|source| Refusal::Ring { index, source })?;
+        let mut ring = Vring::new(spec, memory).map_err(|source| Refusal::Ring { index, source })?;
+        // Front-ends go on at the used index after their back-end died. Requests complete in any order, so what is available from
+        // there on need not be what was in flight: to run it might write memory that the guest has given to something else.
+        let heir = &server.heir[index as usize];
+        let orphaned = base != 0 && ring.waiting() != Ok(0) && heir.load(Ordering::Relaxed);
         let (kick, call, err) = (vring.kick.clone(), vring.call.clone(), vring.err.clone());
-        let start = Start { ring, kick, call, err, write_through };
+        let start = Start { ring, kick, call, err, write_through, orphaned };
         self.ensure_poller(index, size)?;
         self.tell(index, Command::Start(Box::new(start)))?;
+        heir.store(orphaned, Ordering::Relaxed);
         self.vring(index)?.running = true;
         tracing::debug!(disk = %self.server.config.name, index, size, base, event_idx, "vring started");
         Ok(())

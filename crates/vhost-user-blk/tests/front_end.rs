@@ -21,6 +21,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
@@ -319,6 +320,54 @@ fn front_ends_wait_for_a_device_that_is_not_there_yet() {
     assert!(!readable(&stream, 1));
     device.change(|s| s.live = true);
     assert!(readable(&stream, 10));
+}
+
+#[test]
+fn what_a_killed_back_end_may_have_had_in_flight_is_not_run_again() {
+    let device = ram();
+    let mut served = serve(device.clone(), |_| ());
+    let path = path(&served);
+    let config = || ServerConfig::new("heir", &path, device.clone(), served.pool.hosts());
+    served.server.stop().unwrap();
+    for killed in [true, false] {
+        if killed {
+            // What a process that was killed leaves behind.
+            drop(UnixListener::bind(&path).unwrap());
+        }
+        let mut server = Server::start(config()).unwrap();
+        // The survivor's ring: one is done, one waits, and the front-end goes on at the used index.
+        let ram = GuestRam::new(&[(client::META, 0x10_0000), (client::DATA, 0x40_0000)]);
+        let mut client = Client::negotiate(&path, ALL, ram);
+        client.queues.push(Queue {
+            driver: Driver::new(&client.ram, client::META, 16, true),
+            kick: EventFd::new(0).unwrap(),
+            call: EventFd::new(EFD_NONBLOCK).unwrap(),
+        });
+        client.add(0, 0, OUT, 7, 512);
+        client.add(0, 1, OUT, 8, 512);
+        client.publish(0);
+        client.queues[0].driver.used.store_u16(2, 1, Ordering::Release).unwrap();
+        client.start_queue(0, 1);
+        let counters = || server.statistics()[0].clone();
+        if killed {
+            eventually("the ring is refused", || counters().ring_errors == 1);
+            // Stopping and starting it is no way around.
+            let base = client.stop_queue(0);
+            assert_eq!(base, 1);
+            client.start_queue(0, base);
+            eventually("it is refused again", || counters().ring_errors == 2);
+            assert_eq!(counters().requests, 0);
+        } else {
+            eventually("after an orderly end it goes on", || counters().requests == 1);
+        }
+        drop(client);
+        eventually("the survivor is gone", || !server.connected());
+        // A guest that was reset begins at nought.
+        let mut client = Client::connect(&path, ALL, 1, 16);
+        assert_eq!(client.run(0, OUT, 9, &mut [3; 512]), 0);
+        drop(client);
+        server.stop().unwrap();
+    }
 }
 
 #[test]

@@ -133,8 +133,14 @@ fn memory_is_added_while_the_ring_runs() {
 #[test]
 fn without_a_kick_descriptor_the_ring_is_polled() {
     let mut rig = Rig::stopped(ram(), 16, false, false);
-    let start =
-        Start { ring: rig.ring(0), kick: None, call: None, err: None, write_through: rig.write_through.clone() };
+    let start = Start {
+        ring: rig.ring(0),
+        kick: None,
+        call: None,
+        err: None,
+        write_through: rig.write_through.clone(),
+        orphaned: false,
+    };
     rig.command(Command::Start(Box::new(start))).unwrap();
     let mut waits = Waits::default();
     assert_eq!(rig.arm(&mut waits), Armed::Busy);

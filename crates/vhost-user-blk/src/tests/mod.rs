@@ -129,6 +129,7 @@ impl Rig {
             call: Some(Arc::new(Bell::new(dup(&self.call)).unwrap())),
             err: Some(Arc::new(Bell::new(dup(&self.err)).unwrap())),
             write_through: self.write_through.clone(),
+            orphaned: false,
         };
         let answer = self.outbox.send(Command::Start(Box::new(start))).unwrap();
         self.turn();
