@@ -47,7 +47,7 @@ pub struct TargetConfig {
     pub max_h2c_data: u32,
     /// Most bytes one R2T asks for; 0 asks for all of a command at once (default 0).
     pub r2t_bytes: u32,
-    /// Largest transfer of one command in bytes, a power of two from 4096 to 1 MiB (default 131072).
+    /// Largest transfer of one command in bytes, a power of two from 8192 to 1 MiB (default 131072).
     pub mdts_bytes: u32,
     /// Data alignment that hosts must keep in PDUs to us (CPDA), in dwords, zero-based (default 0; Linux takes only 0).
     pub cpda: u8,
@@ -267,7 +267,8 @@ impl TargetConfig {
         range("queue_depth", self.queue_depth.into(), 2, 1024)?;
         range("in_capsule", self.in_capsule.into(), 0, 65_536)?;
         range("max_h2c_data", self.max_h2c_data.into(), 4096, 1 << 20)?;
-        range("mdts_bytes", self.mdts_bytes.into(), 4096, 1 << 20)?;
+        // MDTS counts in powers of two pages and says "no limit" with 0: a single page cannot be told to a host.
+        range("mdts_bytes", self.mdts_bytes.into(), 8192, 1 << 20)?;
         range("cpda", self.cpda.into(), 0, 31)?;
         range("kas_ms", self.kas_ms.into(), 0, 6_553_500)?;
         range("max_connections", self.max_connections as u64, 1, 65_536)?;
@@ -420,7 +421,7 @@ mod tests {
             let error = plan(uri).unwrap_err().to_string();
             assert!(error.contains(word), "{uri}: {error}");
         }
-        for text in ["kas_ms = 150\n", "mdts_bytes = 5000\n", "threads = 0\n", "colour = 1\n"] {
+        for text in ["kas_ms = 150\n", "mdts_bytes = 4096\n", "mdts_bytes = 9000\n", "threads = 0\n", "colour = 1\n"] {
             let listener = format!("{text}[[listeners]]\naddress = \"127.0.0.1:0\"\n");
             assert!(TargetConfig::from_toml(&listener).is_err(), "{text}");
         }

@@ -7,8 +7,8 @@ use crate::slices::Slices;
 use crate::verify::{Outcome, Statistics, Ticket, Verifier, VerifyError};
 use crate::workload::{Request, Workload};
 use polypath_block::{
-    Armed, Cx, Device, Done, Health, Io, IoQueue, OpenError, Poller, QueueConfig, RefusedWhy, SegRow, Status, Time,
-    Turn, Waits,
+    Armed, Cx, Device, Done, Health, Io, IoQueue, OpenError, Poller, QueueConfig, RefusedWhy, Scope, SegRow, Status,
+    Time, Turn, Waits,
 };
 use polypath_memory::Chunk;
 use std::sync::Arc;
@@ -110,6 +110,8 @@ pub(super) struct Job {
     cpu_begin: Duration,
     wait_begin: Option<Duration>,
     gap: Gap,
+    /// The gap that was under way at the end has ended.
+    gap_ended: bool,
     sweep_at: u64,
     result: JobResult,
     tell: Option<Sender<Result<JobResult, OpenError>>>,
@@ -152,6 +154,7 @@ impl Job {
             cpu_begin: Duration::ZERO,
             wait_begin: None,
             gap: Gap::default(),
+            gap_ended: false,
             sweep_at: 0,
             result: JobResult::default(),
             tell: Some(tell),
@@ -193,6 +196,10 @@ impl Job {
             self.phase = Phase::Draining;
             self.measuring = false;
             self.result.longest_gap = self.gap.longest(cx.now);
+            if self.spec.shares_gap && self.gap.outstanding() > 0 {
+                // What the other jobs still want is theirs to tell; this far it was a gap of all.
+                self.spec.control.gap.completed(self.gap.since(), cx.now);
+            }
             if self.spec.counts_cpu {
                 self.result.cpu = Some(cpu::thread_time().saturating_sub(self.cpu_begin));
                 let waited = self.wait_begin.zip(cpu::thread_wait());
@@ -214,6 +221,10 @@ impl Job {
             self.gap.completed(cx.now, n as u64);
             self.result.slices.completed(cx.now, n as u64);
             self.gap.submitted(cx.now, n as u64);
+        } else if n > 0 && self.phase == Phase::Draining && !self.gap_ended {
+            // A gap that was under way when the time was up lasts until something completes, however long after.
+            self.result.longest_gap = self.gap.longest(cx.now);
+            self.gap_ended = true;
         }
         for completion in &done.completions {
             self.complete(cx.now, completion.tag as u16, completion.status);
@@ -236,10 +247,17 @@ impl Job {
             } else {
                 self.result.writes += 1;
             }
+        } else if self.phase == Phase::Draining {
+            // Too late to count in the rate; leaving out the slowest would make every latency look better than it was.
+            self.result.latencies.record(now.since(slot.started));
         }
         // Errors count whenever they happen: an error during the ramp is an error.
         if !status.is_ok() {
             self.result.errors += 1;
+            if self.phase == Phase::Sweeping && status.scope() != Scope::Io {
+                // No way to the disk: each of the blocks that are left would wait for one in turn.
+                self.sweep_at = u64::MAX;
+            }
             if self.result.error_samples.len() < SAMPLES {
                 let what = if slot.read { "read" } else { "write" };
                 self.result.error_samples.push(format!("{what} of {} blocks at {}: {status}", slot.blocks, slot.lba));
@@ -392,8 +410,10 @@ impl Poller for Job {
             busy |= self.refill(cx);
         }
         if matches!(self.phase, Phase::Draining | Phase::Sweeping) {
+            // Nothing is to be done while the last ones are out, for seconds if they wait for a fence.
+            let phase = self.phase;
             self.next_phase(cx);
-            busy = true;
+            busy |= phase != self.phase;
         }
         if busy { Turn::Busy } else { Turn::Idle }
     }

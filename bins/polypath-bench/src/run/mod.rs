@@ -173,6 +173,8 @@ pub fn run(config: &RunConfig, mut progress: impl FnMut(&Progress)) -> anyhow::R
     let arena = stack.arena()?;
     let started = start_jobs(&stack, &disk, config, &arena);
     let outcome = started.and_then(|jobs| collect(&jobs, &disk, config, &mut progress));
+    // As they are at the end of the run; later all are closed.
+    let paths = disk.group.as_ref().map(|group| group.statistics()).unwrap_or_default();
     disk.device.close();
     let ended = Instant::now();
     // Connections say goodbye; a target that does not answer is not waited for.
@@ -180,7 +182,7 @@ pub fn run(config: &RunConfig, mut progress: impl FnMut(&Progress)) -> anyhow::R
         std::thread::sleep(Duration::from_millis(1));
     }
     let (results, times, gap) = outcome?;
-    Ok(report::build(config, &stack, &disk, &arena, results, &times, gap))
+    Ok(report::build(config, &stack, &disk, &arena, results, &times, (gap, &paths)))
 }
 
 /// The disk, and how its paths are watched.

@@ -7,6 +7,7 @@ use crate::run::job::JobResult;
 use crate::verify::Statistics;
 use polypath::reactor::ReactorStatistics;
 use polypath::{Arena, Stack, memory::Pages};
+use polypath_multipath::PathStatistics;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -176,7 +177,7 @@ pub(super) fn build(
     arena: &Arena,
     results: Vec<JobResult>,
     times: &Times,
-    shared_gap: Duration,
+    (shared_gap, known): (Duration, &[PathStatistics]),
 ) -> RunReport {
     let seconds = times.end.since(times.begin).as_secs_f64();
     let mut all = JobResult::default();
@@ -241,12 +242,16 @@ pub(super) fn build(
         paths: Vec::new(),
         reactors: stack.statistics().into_iter().map(reactor).collect(),
     };
-    report.paths = paths(&report, disk, seconds);
+    report.paths = paths(&report, disk, seconds, known);
+    if disk.group.is_some() {
+        // The multipath disk keeps them from its users.
+        report.suspects = report.paths.iter().map(|path| path.suspects).sum();
+    }
     report
 }
 
-fn paths(report: &RunReport, disk: &Disk, seconds: f64) -> Vec<PathReport> {
-    let Some(group) = &disk.group else {
+fn paths(report: &RunReport, disk: &Disk, seconds: f64, statistics: &[PathStatistics]) -> Vec<PathReport> {
+    if disk.group.is_none() {
         return vec![PathReport {
             name: report.disk.clone(),
             state: None,
@@ -263,8 +268,7 @@ fn paths(report: &RunReport, disk: &Disk, seconds: f64) -> Vec<PathReport> {
             failures: 0,
             recoveries: 0,
         }];
-    };
-    let statistics = group.statistics();
+    }
     let one = |watch: &std::sync::Arc<super::Watch>| {
         let seen = watch.seen();
         let known = statistics.iter().find(|s| s.name == watch.name());

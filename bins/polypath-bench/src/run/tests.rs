@@ -123,6 +123,11 @@ fn several_paths_share_the_work() {
     let [a, b] = &report.paths[..] else { panic!("two paths: {report:?}") };
     assert!(a.ios.abs_diff(b.ios) < a.ios / 10 + 32, "round-robin: {} and {}", a.ios, b.ios);
     assert!((a.ios + b.ios).abs_diff(report.ios) <= 64, "{} + {} of {}", a.ios, b.ios, report.ios);
+    assert_eq!(
+        [&a.state, &b.state],
+        [&Some("usable".into()), &Some("usable".into())],
+        "as they were before the disk was closed"
+    );
     assert!(a.lat_us.p50 > 0.0 && a.mib_s > 0.0 && a.longest_gap_ms > 0.0, "{a:?}");
 }
 
@@ -150,5 +155,27 @@ fn what_does_not_suit_the_disk_is_named() {
     match run(&read_only, |_| ()) {
         Ok(report) => assert!(report.errors > 0 && !report.error_samples.is_empty() && !report.is_good()),
         Err(error) => assert!(error.to_string().contains("readonly"), "{error}"),
+    }
+}
+
+#[test]
+fn what_is_late_counts_though_the_time_is_up() {
+    use polypath_target::{Command, ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig};
+    let nqn = "nqn.2026-01.org.example:late";
+    let target = Target::start(TargetConfig {
+        listeners: vec![ListenerConfig::new("127.0.0.1:0")],
+        subsystems: vec![SubsystemConfig::new(nqn, vec![NamespaceConfig::new("null://1GiB")])],
+        ..TargetConfig::default()
+    })
+    .unwrap();
+    target.control(&Command { ms: Some(600), op: Some("read".into()), ..Command::new("delay") }).unwrap();
+    let uri = format!("nvme-tcp://{}/{nqn}?ns=1", target.addresses()[0]);
+    for jobs in [1, 2] {
+        let report = run(&RunConfig { qd: 1, jobs, ..quick(&[&uri]) }, |_| ()).unwrap();
+        assert_eq!((report.ios, report.errors), (0, 0), "none completed in the time measured: {report:?}");
+        assert!(report.lat_us.max >= 590_000.0, "the slowest request: {:?}", report.lat_us);
+        // With one job until it completed, with several until the time was up.
+        let least = if jobs == 1 { 550.0 } else { 140.0 };
+        assert!(report.longest_gap_ms >= least, "{jobs} jobs: {} ms", report.longest_gap_ms);
     }
 }
