@@ -14,7 +14,7 @@
 //!
 //! # The way of a request that crosses
 //! `Client::submit` (asking reactor) takes a slot, copies the segments and the request into the rings → `kick` rings the owner's bell →
-//! `Proxy::poll` (owning reactor) writes the segments to the row of that slot and submits to the [hub](hub) as one of its ports → the
+//! `Proxy::poll` (owning reactor) writes the segments to the row of that slot and submits to the hub as one of its ports → the
 //! completion, with its proof, crosses back and rings the asker's bell. Nothing on the way locks or allocates.
 //!
 //! Both bells are [`polypath_net::Bell`]s: a flag looked at each turn, a system call only when the other side sleeps, and no
