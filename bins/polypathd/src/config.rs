@@ -126,7 +126,9 @@ impl Config {
             .map_err(|e| at.error(e.span().map(|s| s.start), None, e.message()))
             .and_then(|de| {
             serde_path_to_error::deserialize::<_, RawConfig>(de).map_err(|e| {
-                let key = e.path().to_string();
+                // A value with its place in the file is a table to serde; its inner key is nobody's business.
+                let path = e.path().to_string();
+                let key = path.split(".$__serde_spanned").next().unwrap_or_default().to_owned();
                 at.error(e.inner().span().map(|s| s.start), Some(&key), e.inner().message())
             })
         })?;
@@ -254,7 +256,10 @@ struct RawDisk {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table [[disk.path]] with uri, name and weight; a list of URIs is called \"paths\""
+)]
 struct RawPath {
     uri: Spanned<String>,
     name: Option<Spanned<String>>,
@@ -448,7 +453,13 @@ queues = 2
 
     #[test]
     fn errors_name_file_line_key_and_what_was_expected() {
-        let cases: [(&str, &str, &[&str]); 13] = [
+        let cases: [(&str, &str, &[&str]); 15] = [
+            (
+                "paths = [\"ram://64MiB\"]\n\n[[disk.path]]\nuri = ",
+                "path = [\"ram://64MiB\"]\nuri = ",
+                &["polypath.toml:10", "disk[0].path[0]", "a table [[disk.path]]", "called \"paths\""],
+            ),
+            ("queues = 2", "queues = \"2\"", &["polypath.toml:19", "key \"vhost[0].queues\"", "u16"]),
             (
                 "paths = [\"ram://64MiB\"]",
                 "paths = [\"ram://64MiB\", \"ram://64MiB\"]",

@@ -196,6 +196,7 @@ impl Daemon {
         if let Some(serial) = &config.serial {
             server.serial.clone_from(serial);
         }
+        make_folder(&socket)?;
         let server = Server::start(server).map_err(|e| e.to_string())?;
         tracing::info!(disk = %config.disk, socket = %socket.display(), queues = config.queues, "vhost-user-blk socket");
         let vhost = Vhost { config: config.clone(), server: Mutex::new(Some(server)) };
@@ -336,5 +337,13 @@ fn path_id(group: &Group, name: &str) -> Result<polypath::multipath::PathId, Str
     all.iter().find(|p| p.name == name).map(|p| p.id).ok_or_else(|| {
         let names: Vec<_> = all.iter().map(|p| p.name.as_str()).collect();
         format!("no path is called \"{name}\"; there are: {}", names.join(", "))
+    })
+}
+
+/// Makes the folder that a socket goes to, as /run is empty after every boot.
+pub(crate) fn make_folder(socket: &Path) -> Result<(), String> {
+    let Some(folder) = socket.parent().filter(|f| !f.as_os_str().is_empty()) else { return Ok(()) };
+    std::fs::create_dir_all(folder).map_err(|e| {
+        format!("the folder {} of the socket cannot be made: {e}; choose another with -S or -r", folder.display())
     })
 }

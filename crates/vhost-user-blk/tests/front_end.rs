@@ -348,7 +348,7 @@ fn what_a_killed_back_end_may_have_had_in_flight_is_not_run_again() {
         client.publish(0);
         client.queues[0].driver.used.store_u16(2, 1, Ordering::Release).unwrap();
         client.start_queue(0, 1);
-        let counters = || server.statistics()[0].clone();
+        let counters = || server.statistics()[0];
         if killed {
             eventually("the ring is refused", || counters().ring_errors == 1);
             // Stopping and starting it is no way around.

@@ -77,6 +77,7 @@ impl Server {
             }
             std::fs::remove_file(path).with_context(|| format!("removing the stale RPC socket {}", path.display()))?;
         }
+        crate::daemon::make_folder(path).map_err(anyhow::Error::msg)?;
         let listener = UnixListener::bind(path).with_context(|| format!("RPC socket {}", path.display()))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
             .with_context(|| format!("permissions of {}", path.display()))?;
