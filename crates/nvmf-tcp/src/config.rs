@@ -52,7 +52,7 @@ pub struct ControllerConfig {
     /// Keep-alive timeout told to the controller (`keep_alive_ms`, 5000). Zero switches keep alive off, and then a lost write can
     /// only be fenced by `fence`.
     pub keep_alive: Duration,
-    /// Longest time from the dial to a controller that is up (`connect_timeout_ms`, 3000); a controller that needs longer to get
+    /// Longest time for each step from the dial to a controller that is up (`connect_timeout_ms`, 3000); one that needs longer to get
     /// ready and says so in CAP.TO gets that time on top.
     pub connect_timeout: Duration,
     /// Silence on a connection with commands outstanding after which the way is suspected and probed by a Keep Alive; when that is

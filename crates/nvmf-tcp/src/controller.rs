@@ -1,6 +1,6 @@
 //! A controller behind one address: the poller of its admin queue, from the first dial to the end.
 
-use crate::admin::{Admin, Fault, Handle, Task, poll_once, sleep, sleep_until};
+use crate::admin::{Admin, Data, Fault, Handle, Task, command, poll_once, sleep, sleep_until};
 use crate::attach;
 use crate::config::ControllerConfig;
 use crate::device::NvmeDevice;
@@ -11,8 +11,11 @@ use crate::proto::MAX_DEPTH;
 use crate::shared::{Association, Shape, Shared, Stage, lock};
 use crate::watch::SLACK;
 use polypath_block::{Armed, Code, Cx, Host, Poller, Time, Turn, Waits};
-use polypath_nvme::keepalive::Assumed;
+use polypath_nvme::Sqe;
+use polypath_nvme::bringup::Ready;
+use polypath_nvme::keepalive::{Assumed, send_interval_ms};
 use polypath_nvme::log::DiscoveryEntry;
+
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -338,6 +341,39 @@ async fn attach_to(
     let kato_ms = config.kato_ms();
     let cntlid = attach::connect(admin, config, address, kato_ms).await?;
     let ready = attach::bring_up(admin, config).await?;
+    // On a slow way the rest may take longer than the keep-alive timeout, which has been running since Connect.
+    let rest = get_to_know(admin, shared, address, generation, cntlid, ready);
+    match select(rest, keep_alive_meanwhile(admin, kato_ms)).await {
+        Some(result) => result,
+        None => Err(Fault::new(Code::PathTimeout, "keep alive ended")),
+    }
+}
+
+/// A Keep Alive every half timeout, whatever becomes of it: what is wrong with the way shows in the command that is waited for.
+/// Never ends.
+async fn keep_alive_meanwhile(admin: &Handle, kato_ms: u32) {
+    if kato_ms == 0 {
+        return std::future::pending().await;
+    }
+    loop {
+        sleep(admin, Duration::from_millis(send_interval_ms(kato_ms))).await;
+        if let Err(fault) = command(admin, Sqe::keep_alive(0), Data::None, None).await {
+            tracing::debug!(reason = %fault.reason, "a Keep Alive during bring-up was not answered");
+        }
+    }
+}
+
+/// Identifies the controller and its namespaces, asks for queues and events.
+async fn get_to_know(
+    admin: &Handle,
+    shared: &Arc<Shared>,
+    address: SocketAddr,
+    generation: u64,
+    cntlid: u16,
+    ready: Ready,
+) -> Result<Living, Fault> {
+    let config = &shared.config;
+    let kato_ms = config.kato_ms();
     let identify = attach::identify_controller(admin, config, cntlid).await?;
     attach::configure_events(admin, config, &identify).await?;
     let discovery = config.is_discovery();

@@ -466,3 +466,15 @@ fn every_request_completes_exactly_once_through_a_hundred_losses() {
     }
     assert!(suspects > 0, "no write was ever lost half-way: the test proves nothing");
 }
+
+#[test]
+fn a_way_slower_than_its_keep_alive_comes_up() {
+    let target = start(target_config(&["ram://1MiB"]));
+    // Every command takes 150 ms: enabling the controller takes less than the keep-alive timeout, all of coming up takes more.
+    target.latency(0, 150_000).unwrap();
+    let mut rig =
+        Rig::new(&World::uri(&target, "keep_alive_ms=1200&silence_timeout_ms=2000&connect_timeout_ms=2000"), 8);
+    rig.wait_ready();
+    let (span, _) = rig.world.memory(4096, 1);
+    assert_eq!(rig.run(Io::read(1, 0, 8, span)).status.code, Code::Ok);
+}
