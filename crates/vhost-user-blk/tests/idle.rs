@@ -29,9 +29,12 @@ fn quiet_disks_take_no_turns_and_gone_guests_no_memory() {
     for q in 0..4 {
         assert_eq!(client.run(q, FLUSH, 0, &mut []), 0);
     }
-    // Let it come to rest, then watch: nothing rings, so that this is simply the passing of half a second.
+    // Let it come to rest, then watch: nothing rings, so that this is simply the passing of a second. A call may come after the
+    // used ring has told of the last completion: that one is taken first.
     let handle = served.pool.handles()[0].clone();
-    assert!(!readable(&client.queues[0].call, 1));
+    while readable(&client.queues[0].call, 1) {
+        client.queues[0].call.read().unwrap();
+    }
     let turns = handle.statistics().turns;
     assert!(!readable(&client.queues[0].call, 1));
     let turned = handle.statistics().turns - turns;
