@@ -18,6 +18,16 @@ pub enum Need {
 }
 
 impl Need {
+    /// What a QEMU guest that makes and checks a file system cannot do without.
+    pub const FILE_SYSTEM_GUEST: [Need; 6] = [
+        Need::Program("qemu-system-x86_64"),
+        Need::Program("busybox"),
+        Need::Program("modprobe"),
+        Need::Program("mke2fs"),
+        Need::Program("e2fsck"),
+        Need::GuestKernel,
+    ];
+
     fn missing(self) -> Option<String> {
         match self {
             Need::Program(name) => find_program(name)

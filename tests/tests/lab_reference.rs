@@ -8,14 +8,7 @@ use polypath_tests::bring_up::initialize_connection;
 use polypath_tests::peers::{InitiatorGuest, NvmetGuest, StorageDaemon, vhost_blk_guest};
 use polypath_tests::{Lab, Need};
 
-const GUEST: [Need; 6] = [
-    Need::Program("qemu-system-x86_64"),
-    Need::Program("busybox"),
-    Need::Program("modprobe"),
-    Need::Program("mke2fs"),
-    Need::Program("e2fsck"),
-    Need::GuestKernel,
-];
+const GUEST: [Need; 6] = Need::FILE_SYSTEM_GUEST;
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]

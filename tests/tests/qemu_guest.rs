@@ -6,14 +6,7 @@ use polypath_tests::peers::vhost_blk_guest;
 use polypath_tests::products::{Daemon, Target};
 use polypath_tests::{Lab, Need};
 
-const NEEDS: [Need; 6] = [
-    Need::Program("qemu-system-x86_64"),
-    Need::Program("busybox"),
-    Need::Program("modprobe"),
-    Need::Program("mke2fs"),
-    Need::Program("e2fsck"),
-    Need::GuestKernel,
-];
+const NEEDS: [Need; 6] = Need::FILE_SYSTEM_GUEST;
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]

@@ -422,8 +422,7 @@ impl Shared {
             *taken = false;
         }
         self.queues_open.fetch_sub(1, Ordering::SeqCst);
-        self.call();
-        self.host.wake();
+        self.call_and_wake();
     }
 
     pub(crate) fn queues_open(&self) -> u32 {
@@ -465,8 +464,7 @@ impl Shared {
 
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        self.call();
-        self.host.wake();
+        self.call_and_wake();
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -476,8 +474,7 @@ impl Shared {
     /// A queue has heard nothing for a while: is the controller still there?
     pub(crate) fn ask_probe(&self) {
         self.probe.store(true, Ordering::SeqCst);
-        self.call();
-        self.host.wake();
+        self.call_and_wake();
     }
 
     pub(crate) fn take_probe(&self) -> bool {
@@ -487,8 +484,7 @@ impl Shared {
     /// A command came back with an ANA status: the log has changed.
     pub(crate) fn ask_ana(&self) {
         if !self.look_at_ana.swap(true, Ordering::SeqCst) {
-            self.call();
-            self.host.wake();
+            self.call_and_wake();
         }
     }
 
@@ -498,8 +494,7 @@ impl Shared {
 
     pub(crate) fn ask_abort(&self, order: AbortOrder) {
         lock(&self.aborts).push(order);
-        self.call();
-        self.host.wake();
+        self.call_and_wake();
     }
 
     pub(crate) fn take_aborts(&self) -> Vec<AbortOrder> {
