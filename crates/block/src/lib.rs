@@ -1,8 +1,8 @@
 //! The contract every floor of Polypath speaks: what an I/O is, what a queue promises, what a device tells about itself.
 //!
 //! **Knows:** requests ([`Io`]), memory references ([`Segment`], [`SegTable`]), outcomes ([`Status`], [`Scope`], [`Suspect`]),
-//! the data-plane trait ([`IoQueue`]), the control-plane trait ([`Device`]), proofs of quiet ([`Fence`]), limits and
-//! splitting, identities, and the URI that names any disk.
+//! the data-plane traits ([`IoQueue`], and [`ControllerQueue`] for controllers with several units), the control-plane trait
+//! ([`Device`]), proofs of quiet ([`Fence`]), limits and splitting, identities, and the URI that names any disk.
 //!
 //! **Refuses to know:** sockets, clocks, threads, allocators of DMA memory, any protocol. It imports no other crate of the workspace.
 //!
@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod contract;
+mod controller;
 mod device;
 mod fence;
 mod identity;
@@ -33,6 +34,7 @@ mod status;
 mod time;
 mod uri;
 
+pub use controller::{ControllerQueue, QueueFence, QueueSource, Unit, UnitId};
 pub use device::{Access, Device, DeviceInfo, DeviceState, Geometry, OpenError, QueueConfig};
 pub use fence::{Fence, FenceState, FenceTerms, Proof};
 pub use identity::{CacheDomain, Identifier, Identity, Verdict};

@@ -237,4 +237,7 @@ pub trait Host: Send + Sync {
     fn wake(&self);
     /// Number of the reactor.
     fn reactor(&self) -> u16;
+    /// The clock that turns are told by, read now: for what happens outside a turn, such as the close of a socket whose
+    /// owner is dropped. Never for the data path.
+    fn now(&self) -> Time;
 }

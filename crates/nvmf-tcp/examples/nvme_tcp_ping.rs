@@ -5,7 +5,7 @@
 use polypath_block::{Cx, Device, Done, Health, Host, Io, MakePoller, Poller, QueueConfig, SegTable, Time, Turn};
 use polypath_memory::Arena;
 use std::error::Error;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A reactor of the least kind: pollers get a turn whenever the main loop says so.
@@ -20,6 +20,14 @@ impl Host for Inline {
     fn reactor(&self) -> u16 {
         0
     }
+    fn now(&self) -> Time {
+        now()
+    }
+}
+
+fn now() -> Time {
+    static START: OnceLock<Instant> = OnceLock::new();
+    Time::from_nanos(START.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1_000_000_000)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -35,7 +43,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut pollers: Vec<Box<dyn Poller>> = Vec::new();
     let mut done = Done::with_capacity(usize::from(depth));
     let start = Instant::now();
-    let now = || Time::from_nanos(start.elapsed().as_nanos() as u64 + 1_000_000_000);
     let mut turn = |queue: &mut Box<dyn polypath_block::IoQueue>, segs: &mut SegTable, done: &mut Done, now: Time| {
         let mut cx = Cx { now, segs, reactor: 0 };
         for make in host.0.lock().expect("no panics").drain(..) {

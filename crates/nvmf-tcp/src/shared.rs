@@ -518,6 +518,9 @@ mod tests {
         fn reactor(&self) -> u16 {
             0
         }
+        fn now(&self) -> Time {
+            Time::ZERO
+        }
     }
 
     fn namespace(nguid: u8) -> Namespace {

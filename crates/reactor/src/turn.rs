@@ -131,6 +131,10 @@ impl Host for ReactorHandle {
     fn reactor(&self) -> u16 {
         self.0.id
     }
+
+    fn now(&self) -> Time {
+        now()
+    }
 }
 
 impl std::fmt::Debug for ReactorHandle {

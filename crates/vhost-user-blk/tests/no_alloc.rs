@@ -58,6 +58,9 @@ impl Host for Here {
     fn reactor(&self) -> u16 {
         0
     }
+    fn now(&self) -> polypath_block::Time {
+        polypath_block::Time::ZERO
+    }
 }
 
 /// The front-end's part, on a thread of its own since it waits for acknowledgements.

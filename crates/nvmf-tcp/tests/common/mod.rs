@@ -27,6 +27,9 @@ impl Host for Inline {
     fn reactor(&self) -> u16 {
         0
     }
+    fn now(&self) -> Time {
+        now()
+    }
 }
 
 pub fn now() -> Time {

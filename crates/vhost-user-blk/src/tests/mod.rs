@@ -37,6 +37,9 @@ impl Host for NoHost {
     fn reactor(&self) -> u16 {
         0
     }
+    fn now(&self) -> polypath_block::Time {
+        polypath_block::Time::ZERO
+    }
 }
 
 /// Guest memory of every test: two regions that touch and one apart; rings at the start of the first.
