@@ -17,6 +17,9 @@ pub enum Identifier {
     ScsiName(String),
     /// T10 vendor identification (type 1). Some targets hand the same one out on every host: it never aggregates by itself.
     T10Vendor(Vec<u8>),
+    /// Where it is, for a disk that gives no identifier at all: for NVMe the subsystem NQN, serial number and NSID. It tells that
+    /// another disk answers on a path; it never aggregates.
+    Place(String),
 }
 
 impl Identifier {
@@ -28,7 +31,7 @@ impl Identifier {
             Identifier::Eui64(b) => nonzero(b),
             Identifier::Naa(b) => nonzero(b),
             Identifier::ScsiName(s) => !s.is_empty(),
-            Identifier::T10Vendor(_) => false,
+            Identifier::T10Vendor(_) | Identifier::Place(_) => false,
         }
     }
 
@@ -50,6 +53,7 @@ impl fmt::Display for Identifier {
             Identifier::Naa(b) => hex(f, "naa", b),
             Identifier::T10Vendor(b) => hex(f, "t10", b),
             Identifier::ScsiName(s) => write!(f, "name.{s}"),
+            Identifier::Place(s) => write!(f, "place.{s}"),
         }
     }
 }

@@ -50,6 +50,12 @@ impl Bell {
         self.rung.load(Ordering::Relaxed) && self.rung.swap(false, Ordering::SeqCst)
     }
 
+    /// Has it rung since the last answer? As [`Bell::answer`], and it stays rung.
+    #[inline]
+    pub fn is_rung(&self) -> bool {
+        self.rung.load(Ordering::Relaxed)
+    }
+
     /// Names the descriptor that ends a sleep; [`Armed::Busy`] when it has rung already. The owner must call
     /// [`Bell::rise`] when it is awake again.
     pub fn arm(&self, waits: &mut Waits) -> Armed {

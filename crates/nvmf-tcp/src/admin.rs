@@ -3,6 +3,7 @@
 //! The poller sets the time, moves bytes, and polls one future with a waker that does nothing. A future that waits for a time
 //! notes it in [`Admin::deadline`], so that the reactor can sleep exactly that long.
 
+use crate::association::OpenSocket;
 use crate::link::{Broken, Link, Transfer};
 use polypath_block::{Code, SegRow, SegTable, SlotKey, Slots, Time};
 use polypath_memory::{Arena, Chunk, MemoryError};
@@ -54,6 +55,8 @@ pub(crate) struct Admin {
     /// No answer is called late before this time: our own thread has been away.
     forgive_until: Time,
     link: Option<Link>,
+    /// Tells the fence of the association that `link` is closed.
+    socket: Option<OpenSocket>,
     broken: Option<Fault>,
     tickets: Slots<Ticket>,
     arena: Arena,
@@ -90,6 +93,7 @@ impl Admin {
             settled: false,
             forgive_until: Time::ZERO,
             link: None,
+            socket: None,
             broken: None,
             tickets: Slots::new(ADMIN_DEPTH),
             arena,
@@ -107,11 +111,18 @@ impl Admin {
         self.broken = None;
     }
 
+    /// The connection belongs to an association from now on.
+    pub(crate) fn set_socket(&mut self, socket: Option<OpenSocket>) {
+        self.socket = socket;
+    }
+
     /// Closes the connection abortively, if there is one, and forgets the commands on it.
     pub(crate) fn close(&mut self) {
         if let Some(mut link) = self.link.take() {
             link.abort();
         }
+        // After the link.
+        self.socket = None;
         let keys: Vec<SlotKey> = self.tickets.iter().map(|(key, _)| key).collect();
         keys.into_iter().for_each(|key| drop(self.tickets.remove(key)));
     }

@@ -1,12 +1,12 @@
 //! From an address to a controller that is up and known: the admin commands of one association, in order.
 
 use crate::admin::{ADMIN_DATA, ADMIN_DEPTH, Data, Fault, Handle, command, demand, sleep_until};
+use crate::association::Namespace;
 use crate::config::ControllerConfig;
 use crate::link::{Link, RX_ADMIN};
-use crate::namespace::{ControllerView, describe};
+use crate::namespace::{ControllerView, describe, with_access};
 use crate::pdu::IcReq;
 use crate::proto::HostConfig;
-use crate::shared::Namespace;
 use polypath_block::{Code, Time};
 use polypath_nvme::bringup::{self, Bringup, Ready, RegOp, Request};
 use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, ConnectResponse, cattr};
@@ -254,32 +254,46 @@ pub(crate) struct Found {
     pub(crate) namespaces: BTreeMap<u32, Namespace>,
     /// All that are active, as far as they were listed.
     pub(crate) listed: Vec<u32>,
+    /// Every question was answered. If not, what was known before stands in for the answers, and it is to be asked again.
+    pub(crate) whole: bool,
 }
 
-/// Every active namespace, or only the one that is wanted.
+/// Every active namespace, or only the one that is wanted. `known` is what was found before over this association: a refusal does not
+/// make it untrue.
 pub(crate) async fn namespaces(
     admin: &Handle,
     config: &ControllerConfig,
     view: &ControllerView,
     ana: Option<&AnaLog>,
+    known: Option<&BTreeMap<u32, Namespace>>,
 ) -> Result<Found, Fault> {
-    let listed = active_namespaces(admin, config, view).await?;
-    let mut namespaces = BTreeMap::new();
-    for &nsid in &listed {
+    let listed = active_namespaces(admin, config, view, known.is_some()).await?;
+    let mut found = Found { namespaces: BTreeMap::new(), listed, whole: true };
+    for &nsid in &found.listed {
         if config.ns.is_some_and(|wanted| wanted != nsid) {
             continue;
         }
-        if let Some(namespace) = one_namespace(admin, config, view, ana, nsid).await? {
-            namespaces.insert(nsid, namespace);
+        let before = known.and_then(|known| known.get(&nsid));
+        match one_namespace(admin, config, view, ana, nsid, before.is_some()).await? {
+            One::Active(namespace) => drop(found.namespaces.insert(nsid, *namespace)),
+            One::Inactive => {}
+            One::Refused(reason) => {
+                tracing::warn!(path = %config.name, nsid, %reason, "a namespace cannot be looked at now; asking again");
+                found.whole = false;
+                if let Some(before) = before {
+                    found.namespaces.insert(nsid, with_access(before.clone(), ana, nsid));
+                }
+            }
         }
     }
-    Ok(Found { namespaces, listed })
+    Ok(found)
 }
 
 async fn active_namespaces(
     admin: &Handle,
     config: &ControllerConfig,
     view: &ControllerView,
+    listed_before: bool,
 ) -> Result<Vec<u32>, Fault> {
     let mut all: Vec<u32> = Vec::new();
     loop {
@@ -287,9 +301,13 @@ async fn active_namespaces(
         let sqe = Sqe::identify(0, cns::ACTIVE_NAMESPACES, above, 0);
         let answer = command(admin, sqe, Data::In(identify::LEN as u32), Some(config.connect_timeout)).await?;
         if !answer.cqe.status.is_success() {
+            let status = answer.cqe.status;
+            if listed_before || above > 0 {
+                // A list that fails is not an empty one.
+                return Err(Fault::new(Code::PathProtocol, format!("the list of namespaces was refused: {status}")));
+            }
             // Controllers of 1.0 have no list; then each identifier is asked for.
             let most = view.identify.nn.min(MOST_NAMESPACES as u32);
-            let status = answer.cqe.status;
             tracing::warn!(path = %config.name, %status, "no list of active namespaces; looking at 1 to {most}");
             return Ok((1..=most).chain(config.ns.filter(|&wanted| wanted > most)).collect());
         }
@@ -309,40 +327,55 @@ async fn active_namespaces(
     }
 }
 
+/// What came of looking at one namespace.
+enum One {
+    Active(Box<Namespace>),
+    /// The controller says that it is not there.
+    Inactive,
+    /// The controller does not say, for this reason.
+    Refused(String),
+}
+
 async fn one_namespace(
     admin: &Handle,
     config: &ControllerConfig,
     view: &ControllerView,
     ana: Option<&AnaLog>,
     nsid: u32,
-) -> Result<Option<Namespace>, Fault> {
+    known: bool,
+) -> Result<One, Fault> {
     let limit = Some(config.connect_timeout);
     let data = Data::In(identify::LEN as u32);
     let answer = command(admin, Sqe::identify(0, cns::NAMESPACE, nsid, 0), data, limit).await?;
     if !answer.cqe.status.is_success() {
-        // It went between the list and now; should it come back, an event says so.
-        tracing::warn!(path = %config.name, nsid, status = %answer.cqe.status, "an active namespace cannot be identified");
-        return Ok(None);
+        return Ok(One::Refused(format!("Identify Namespace: {}", answer.cqe.status)));
     }
-    let namespace = IdentifyNamespace::parse(&answer.data)?;
-    if !namespace.is_active() {
-        return Ok(None);
-    }
-    let answer = command(admin, Sqe::identify(0, cns::NAMESPACE_DESCRIPTORS, nsid, 0), data, limit).await?;
-    let ids = if answer.cqe.status.is_success() {
-        // One namespace with a bad list must not cost the others their path.
-        NamespaceIds::parse(&answer.data).unwrap_or_else(|error| {
-            tracing::warn!(path = %config.name, nsid, %error, "identification descriptors are left out");
-            NamespaceIds::default()
-        })
-    } else if answer.cqe.status.is(StatusField::INVALID_FIELD) {
-        // Controllers before 1.3 do not know the list; NGUID and EUI-64 are in Identify Namespace.
-        NamespaceIds::default()
-    } else {
-        tracing::warn!(path = %config.name, nsid, status = %answer.cqe.status, "no identification descriptors");
-        NamespaceIds::default()
+    let namespace = match IdentifyNamespace::parse(&answer.data) {
+        Ok(namespace) if namespace.is_active() => namespace,
+        Ok(_) => return Ok(One::Inactive),
+        Err(error) => return Ok(One::Refused(error.to_string())),
     };
-    Ok(Some(describe(view, nsid, &namespace, &ids, ana)))
+    let answer = command(admin, Sqe::identify(0, cns::NAMESPACE_DESCRIPTORS, nsid, 0), data, limit).await?;
+    let status = answer.cqe.status;
+    let ids = if status.is_success() {
+        NamespaceIds::parse(&answer.data).map_err(|error| error.to_string())
+    } else if status.is(StatusField::INVALID_FIELD) && !known {
+        // Controllers before 1.3 do not know the list; NGUID and EUI-64 are in Identify Namespace.
+        Ok(NamespaceIds::default())
+    } else {
+        Err(status.to_string())
+    };
+    let ids = match ids {
+        Ok(ids) => ids,
+        // Without its identifiers it would look like another namespace.
+        Err(reason) if known => return Ok(One::Refused(format!("identification descriptors: {reason}"))),
+        Err(reason) => {
+            // One namespace with a bad list must not cost the others their path.
+            tracing::warn!(path = %config.name, nsid, %reason, "no identification descriptors");
+            NamespaceIds::default()
+        }
+    };
+    Ok(One::Active(Box::new(describe(view, nsid, &namespace, &ids, ana))))
 }
 
 #[cfg(test)]

@@ -2,8 +2,11 @@
 
 use crate::config::ControllerConfig;
 use crate::controller::Controller;
-use crate::queue::NvmeQueue;
-use polypath_block::{Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, UriError};
+use crate::queue::{NamespaceQueue, QueuePair};
+use crate::shared::NamespacePin;
+use polypath_block::{
+    ControllerQueue, Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, QueueSource, UnitId, UriError,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,6 +23,25 @@ pub fn open(uri: &DiskUri, host: Arc<dyn Host>) -> Result<Arc<NvmeDevice>, UriEr
     Ok(Controller::start(config, host).device())
 }
 
+impl Controller {
+    /// The namespaces that are active now, by identifier. Empty while the controller is not up.
+    pub fn namespaces(self: &Arc<Self>) -> Vec<Arc<NvmeDevice>> {
+        let live = self.shared.live();
+        let ids = live.map(|association| association.namespaces().into_keys().collect::<Vec<_>>()).unwrap_or_default();
+        ids.into_iter().map(|nsid| self.namespace(nsid)).collect()
+    }
+
+    /// The namespace `nsid`, whether it is there yet or not.
+    pub fn namespace(self: &Arc<Self>, nsid: u32) -> Arc<NvmeDevice> {
+        NvmeDevice::new(self.clone(), Some(nsid), false)
+    }
+
+    /// The namespace that the configuration names, or the only one. Closing this device closes the controller.
+    pub fn device(self: &Arc<Self>) -> Arc<NvmeDevice> {
+        NvmeDevice::new(self.clone(), self.shared.config.ns, true)
+    }
+}
+
 /// One namespace behind one controller.
 pub struct NvmeDevice {
     controller: Arc<Controller>,
@@ -28,6 +50,7 @@ pub struct NvmeDevice {
     /// Closing it closes the controller.
     whole: bool,
     closed: AtomicBool,
+    _pin: Option<NamespacePin>,
 }
 
 impl NvmeDevice {
@@ -37,7 +60,8 @@ impl NvmeDevice {
             Some(nsid) if !whole => format!("{}#ns{nsid}", base.split('?').next().unwrap_or(base)),
             _ => base.clone(),
         };
-        Arc::new(NvmeDevice { controller, ns, name, whole, closed: AtomicBool::new(false) })
+        let _pin = ns.map(|nsid| controller.shared.pin(nsid));
+        Arc::new(NvmeDevice { controller, ns, name, whole, closed: AtomicBool::new(false), _pin })
     }
 
     /// Its controller.
@@ -47,11 +71,27 @@ impl NvmeDevice {
 
     /// Its namespace identifier: the configured one, or the only one once it is known.
     pub fn nsid(&self) -> Option<u32> {
-        self.ns.or_else(|| Some(self.controller.shared.live()?.namespace(None).ok()?.0))
+        let shared = &self.controller.shared;
+        self.ns.or_else(|| Some(shared.namespace(&*shared.live()?, None).ok()?.0))
+    }
+
+    /// How queues of its controller name it.
+    pub fn unit(&self) -> UnitId {
+        self.ns.map_or(UnitId::ONLY, |nsid| UnitId(nsid.into()))
     }
 
     fn closed_reason(&self) -> Option<String> {
         self.closed.load(Ordering::SeqCst).then(|| "it was closed".to_owned())
+    }
+}
+
+impl QueueSource for Controller {
+    fn name(&self) -> &str {
+        &self.shared.config.name
+    }
+
+    fn open_controller_queue(&self, config: QueueConfig) -> Result<Box<dyn ControllerQueue>, OpenError> {
+        Ok(Box::new(QueuePair::open(self.shared.clone(), config)?))
     }
 }
 
@@ -75,7 +115,7 @@ impl Device for NvmeDevice {
         if let Some(reason) = self.closed_reason() {
             return Err(OpenError::Gone { name: self.name.clone(), reason });
         }
-        Ok(Box::new(NvmeQueue::open(self.controller.shared.clone(), self.ns, config)?))
+        Ok(Box::new(NamespaceQueue::open(self.controller.shared.clone(), self.unit(), config)?))
     }
 
     fn close(&self) {

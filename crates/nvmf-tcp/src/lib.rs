@@ -11,11 +11,13 @@
 //! **Threading:** the admin queue is a poller on one named reactor; an I/O queue belongs to the reactor it was opened on. They
 //! share a few atomics and rings of a bell; nothing on the data path locks or allocates.
 //!
-//! **Unsafe**: forbidden. Read [`proto`] first, then `link.rs`, `queue.rs`, `loss.rs`, and `controller.rs` for the admin side.
+//! **Unsafe**: forbidden. Read [`proto`] first, then `link.rs`, `queue/mod.rs`, and `life.rs` for the admin side.
 #![forbid(unsafe_code)]
 
 mod admin;
+mod association;
 mod attach;
+mod clock;
 mod command;
 mod config;
 mod controller;
@@ -24,17 +26,16 @@ mod discovery;
 mod fence;
 #[doc(hidden)]
 pub mod fuzzing;
+mod life;
 mod link;
 mod live;
-mod loss;
 mod namespace;
 pub mod pdu;
+mod poller;
 pub mod proto;
 mod queue;
-mod request;
 mod shared;
 pub mod status;
-mod watch;
 
 pub use config::{ControllerConfig, OPTIONS, host_identity};
 pub use controller::{Controller, ControllerStatistics};

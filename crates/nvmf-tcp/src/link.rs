@@ -66,6 +66,8 @@ struct Holding {
     skip: u32,
     /// Received data could not be placed: the memory is gone.
     bad: bool,
+    /// The controller has said that it aborted this very command.
+    aborted: bool,
 }
 
 /// A finished command.
@@ -80,9 +82,10 @@ pub(crate) struct Finished {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ended {
     pub(crate) user: u64,
-    pub(crate) slot: u16,
     pub(crate) outcome: Outcome,
     pub(crate) bad_memory: bool,
+    /// The controller had said that it aborted the command.
+    pub(crate) aborted: bool,
 }
 
 /// A private copy of data whose digest was taken.
@@ -171,7 +174,7 @@ impl Link {
             Transfer::Out { span, skip, len } => (DataPlan::ToController { len, exact: true }, span, skip),
         };
         let slot = self.connection.submit(sqe, plan).ok()?;
-        self.holdings[usize::from(slot)] = Holding { user, span, skip, bad: false };
+        self.holdings[usize::from(slot)] = Holding { user, span, skip, bad: false, aborted: false };
         Some(slot)
     }
 
@@ -179,6 +182,25 @@ impl Link {
     pub(crate) fn slots_of(&self, user: u64) -> Vec<u16> {
         let slots = self.holdings.iter().zip(0u16..).filter(|(h, slot)| h.user == user && self.cid(*slot).is_some());
         slots.map(|(_, slot)| slot).collect()
+    }
+
+    /// An Abort of the command in `slot` goes out: its identifier stays taken until [`Link::abort_answered`].
+    pub(crate) fn abort_sent(&mut self, slot: u16) {
+        self.connection.retain(slot);
+    }
+
+    /// The Abort of the command that was `cid` in `slot` was answered. If the controller did abort it and it is still there, that
+    /// is remembered for as long as the command lives.
+    pub(crate) fn abort_answered(&mut self, slot: u16, cid: u16, aborted: bool) {
+        if self.connection.cid(slot) == Some(cid) {
+            self.holdings[usize::from(slot)].aborted |= aborted;
+        }
+        self.connection.let_go(slot);
+    }
+
+    /// Has everything of the command in `slot` left that ever will?
+    pub(crate) fn has_left(&self, slot: u16) -> bool {
+        self.connection.has_left(slot)
     }
 
     /// Takes back a command of which nothing has left.
@@ -398,8 +420,8 @@ impl Link {
     /// After [`Link::abort`]: what became of each command that was not reported finished.
     pub(crate) fn next_outcome(&mut self) -> Option<Ended> {
         let (slot, outcome) = self.connection.poll_outcome()?;
-        let Holding { user, bad, .. } = self.holdings[usize::from(slot)];
-        Some(Ended { user, slot, outcome, bad_memory: bad })
+        let Holding { user, bad, aborted, .. } = self.holdings[usize::from(slot)];
+        Some(Ended { user, outcome, bad_memory: bad, aborted })
     }
 }
 

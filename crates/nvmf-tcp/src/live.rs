@@ -1,27 +1,30 @@
 //! What the admin poller does while an association is up: keep alive, events, orders of the queues.
 
-use crate::admin::{Data, Fault, Handle, Task, command, poll_once, race, sleep, sleep_until};
+use crate::admin::{Data, Fault, Handle, Task, command, poll_once, race, sleep_until};
+use crate::association::Association;
 use crate::attach;
-use crate::namespace::{ControllerView, access_of};
-use crate::shared::{AbortAnswer, Association, Shared};
+use crate::namespace::{ControllerView, with_access};
+use crate::shared::{AbortAnswer, AbortOrder, Shared};
 use polypath_block::{Access, Code, Time};
 use polypath_nvme::Sqe;
 use polypath_nvme::keepalive::send_interval_ms;
 use polypath_nvme::log::{AsyncEvent, EventKind, lid};
 use polypath_nvme::sqe::NSID_ALL;
+use std::cell::Cell;
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-/// How often the ANA log is read again while some namespace is changing its state.
+/// How often the ANA log is read again while some namespace is changing its state, and the first pause after news were refused.
 const TRANSITION: Duration = Duration::from_secs(1);
+/// Longest pause after news were refused.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Shortest time between two events, and between two looks at the ANA log that queues ask for.
 const BREATH: Duration = Duration::from_millis(20);
-/// How often the controller is asked for news before its refusal ends the association.
-const TRIES: u32 = 3;
 
 /// What the tasks of one association share.
 #[derive(Clone)]
@@ -30,6 +33,24 @@ pub(crate) struct Living {
     pub(crate) shared: Arc<Shared>,
     pub(crate) association: Arc<Association>,
     pub(crate) view: Arc<ControllerView>,
+    pub(crate) news: Rc<Cell<News>>,
+}
+
+bitflags::bitflags! {
+    /// What is to be read from the controller anew. One task reads, one thing after the other, so that an older answer never
+    /// replaces a newer one.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub(crate) struct News: u8 {
+        const NAMESPACES = 1;
+        const ANA = 2;
+        const DISCOVERY = 4;
+    }
+}
+
+impl Living {
+    fn want(&self, news: News) {
+        self.news.set(self.news.get() | news);
+    }
 }
 
 /// Runs until the association ends; says why.
@@ -40,7 +61,8 @@ pub(crate) async fn live(living: Living) -> Fault {
         Box::pin(watch(living.clone())),
         Box::pin(keep_alive(living.clone())),
         Box::pin(ended(events(living.clone()))),
-        Box::pin(ended(orders(living))),
+        Box::pin(ended(read_news(living.clone()))),
+        Box::pin(ended(aborts(living))),
     ];
     let fault = race(tasks).await;
     admin.borrow_mut().settled = false;
@@ -136,13 +158,10 @@ async fn events(l: Living) -> Result<(), Fault> {
             EventKind::NamespacesChanged => {
                 // Reading the list clears the event; what changed is found by looking at all.
                 clear_event(&l, lid::CHANGED_NAMESPACES, 4096).await?;
-                patiently(&l, "namespaces", async || rescan(&l).await).await?;
+                l.want(News::NAMESPACES);
             }
-            EventKind::AnaChanged => patiently(&l, "ANA log", async || refresh_ana(&l).await).await?,
-            EventKind::DiscoveryChanged => {
-                let read = async || crate::discovery::refresh(&l.admin, &l.shared).await;
-                patiently(&l, "discovery log", read).await?;
-            }
+            EventKind::AnaChanged => l.want(News::ANA),
+            EventKind::DiscoveryChanged => l.want(News::DISCOVERY),
             _ => clear_event(&l, event.log_page, 512).await?,
         }
         // A storm of events must not keep us, nor every queue that is told of each, from everything else.
@@ -156,69 +175,103 @@ async fn clear_event(l: &Living, page: u8, len: u32) -> Result<(), Fault> {
     command(&l.admin, log, Data::In(len), Some(l.shared.config.connect_timeout)).await.map(drop)
 }
 
-/// Does `work`, a few times if the controller refuses or says nonsense: I/O that runs well must not suffer from the first refusal of
-/// a command that only asks for news.
-async fn patiently(l: &Living, what: &str, work: impl AsyncFn() -> Result<(), Fault>) -> Result<(), Fault> {
-    for _ in 1..TRIES {
-        match work().await {
-            Err(fault) if fault.code == Code::PathProtocol && l.admin.borrow().fault().is_none() => {
-                let (path, reason) = (&l.shared.config.name, &fault.reason);
-                tracing::warn!(%path, %reason, "the {what} cannot be read now; trying again");
-            }
-            end => return end,
-        }
-        sleep(&l.admin, TRANSITION).await;
-    }
-    work().await
-}
-
-async fn rescan(l: &Living) -> Result<(), Fault> {
-    let config = &l.shared.config;
-    let ana = attach::ana_log(&l.admin, config, &l.view).await?;
-    let found = attach::namespaces(&l.admin, config, &l.view, ana.as_ref()).await?;
-    l.association.set_listed(found.listed);
-    l.shared.set_namespaces(&l.association, found.namespaces);
-    Ok(())
-}
-
-async fn refresh_ana(l: &Living) -> Result<(), Fault> {
-    let Some(log) = attach::ana_log(&l.admin, &l.shared.config, &l.view).await? else { return Ok(()) };
-    let mut found = l.association.namespaces();
-    for (nsid, namespace) in &mut found {
-        let access = access_of(Some(&log), namespace.ana_group, *nsid);
-        if access != namespace.info.access {
-            let (was, path) = (namespace.info.access, &l.shared.config.name);
-            tracing::info!(%path, nsid, ?was, ?access, "access over this path has changed");
-            let mut info = (*namespace.info).clone();
-            info.access = access;
-            namespace.info = Arc::new(info);
-        }
-    }
-    l.shared.set_namespaces(&l.association, found);
-    Ok(())
-}
-
-/// Aborts, and looks at the ANA log, that queues ask for.
-async fn orders(l: Living) -> Result<(), Fault> {
-    let mut looked = Time::ZERO;
+/// Reads what events, queues and earlier refusals ask for. A refusal, or an answer that makes no sense, is no reason to leave a way
+/// over which I/O runs well: what was known stays known, and it is asked again, less and less often.
+async fn read_news(l: Living) -> Result<(), Fault> {
+    let (mut read, mut pause) = (Time::ZERO, TRANSITION);
+    let (mut refused, mut again) = (News::empty(), Time::NEVER);
     loop {
         // A transition that ends without an event must not last for ever.
         let changing = l.association.namespaces().values().any(|n| n.info.access == Access::Change);
-        let again = if changing { l.admin.borrow().now.after(TRANSITION) } else { Time::NEVER };
-        let due = poll_fn(|_| match l.shared.has_orders() {
-            true => Poll::Ready(false),
-            false if l.admin.borrow_mut().reached(again) => Poll::Ready(true),
-            false => Poll::Pending,
+        let look = if changing { l.admin.borrow().now.after(TRANSITION) } else { Time::NEVER };
+        poll_fn(|_| {
+            if l.shared.take_ana() {
+                l.want(News::ANA);
+            }
+            let mut admin = l.admin.borrow_mut();
+            let due = admin.reached(again) | admin.reached(look);
+            if due || !l.news.get().is_empty() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
         // Commands that come back with an ANA status, one after the other, each ask for the log.
-        if l.shared.take_ana() || due {
-            sleep_until(&l.admin, looked.after(BREATH)).await;
-            looked = l.admin.borrow().now;
-            patiently(&l, "ANA log", async || refresh_ana(&l).await).await?;
+        sleep_until(&l.admin, read.after(BREATH)).await;
+        read = l.admin.borrow().now;
+        let mut wanted = l.news.take();
+        wanted.set(News::ANA, wanted.contains(News::ANA) || read >= look);
+        if read >= again {
+            (wanted, again) = (wanted | refused, Time::NEVER);
         }
+        let left = read_once(&l, wanted).await?;
+        refused = (refused - wanted) | left;
+        if refused.is_empty() {
+            (pause, again) = (TRANSITION, Time::NEVER);
+        } else if again == Time::NEVER {
+            again = l.admin.borrow().now.after(pause);
+            pause = (pause * 2).min(PATIENCE);
+        }
+    }
+}
+
+/// Reads what is wanted, once; returns what was refused.
+async fn read_once(l: &Living, wanted: News) -> Result<News, Fault> {
+    let mut refused = News::empty();
+    if wanted.contains(News::DISCOVERY) {
+        let read = crate::discovery::refresh(&l.admin, &l.shared).await.map(|()| true);
+        refused.set(News::DISCOVERY, !is_whole(l, "discovery log", read)?);
+    }
+    if wanted.contains(News::NAMESPACES) {
+        // With them comes the ANA log.
+        refused.set(News::NAMESPACES, !is_whole(l, "list of namespaces", rescan(l).await)?);
+    } else if wanted.contains(News::ANA) {
+        refused.set(News::ANA, !is_whole(l, "ANA log", refresh_ana(l).await)?);
+    }
+    Ok(refused)
+}
+
+/// Was everything answered? What ends the association is an error.
+fn is_whole(l: &Living, what: &str, read: Result<bool, Fault>) -> Result<bool, Fault> {
+    match read {
+        Err(fault) if fault.code == Code::PathProtocol && l.admin.borrow().fault().is_none() => {
+            let (path, reason) = (&l.shared.config.name, &fault.reason);
+            tracing::warn!(%path, %reason, "the {what} cannot be read now; what was known stays, asking again");
+            Ok(false)
+        }
+        read => read,
+    }
+}
+
+async fn rescan(l: &Living) -> Result<bool, Fault> {
+    let config = &l.shared.config;
+    let ana = attach::ana_log(&l.admin, config, &l.view).await?;
+    let known = l.association.namespaces();
+    let found = attach::namespaces(&l.admin, config, &l.view, ana.as_ref(), Some(&known)).await?;
+    l.association.set_listed(found.listed);
+    l.shared.set_namespaces(&l.association, found.namespaces);
+    Ok(found.whole)
+}
+
+async fn refresh_ana(l: &Living) -> Result<bool, Fault> {
+    let Some(log) = attach::ana_log(&l.admin, &l.shared.config, &l.view).await? else { return Ok(true) };
+    let mut found = l.association.namespaces();
+    for (nsid, namespace) in &mut found {
+        let was = namespace.info.access;
+        *namespace = with_access(namespace.clone(), Some(&log), *nsid);
+        let (access, path) = (namespace.info.access, &l.shared.config.name);
+        if access != was {
+            tracing::info!(%path, nsid, ?was, ?access, "access over this path has changed");
+        }
+    }
+    l.shared.set_namespaces(&l.association, found);
+    Ok(true)
+}
+
+/// Aborts that queues ask for.
+async fn aborts(l: Living) -> Result<(), Fault> {
+    loop {
+        poll_fn(|_| if l.shared.has_aborts() { Poll::Ready(()) } else { Poll::Pending }).await;
         for order in l.shared.take_aborts() {
             if order.generation != l.association.generation {
+                // Its connection is gone, and whoever gave the order with it.
                 continue;
             }
             l.shared.counts.aborts.fetch_add(1, Ordering::Relaxed);
@@ -229,7 +282,8 @@ async fn orders(l: Living) -> Result<(), Fault> {
             let aborted = answer.cqe.status.is_success() && answer.cqe.dw0() & 1 == 0;
             let (path, qid, cid) = (&l.shared.config.name, order.qid, order.cid);
             tracing::warn!(%path, qid, cid, aborted, "a command took too long and was to be aborted");
-            order.queue.answer(AbortAnswer { generation: order.generation, slot: order.slot, cid, aborted });
+            let AbortOrder { connection, slot, queue, .. } = order;
+            queue.answer(AbortAnswer { connection, slot, cid, aborted });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From Identify data to what the contract calls a device.
 
-use crate::shared::Namespace;
+use crate::association::Namespace;
 use polypath_block::{Access, CacheDomain, Code, DeviceInfo, Geometry, Identifier, Identity, Limits};
 use polypath_nvme::identify::{IdentifyController, IdentifyNamespace, NamespaceIds, oncs};
 use polypath_nvme::log::{AnaLog, AnaState};
@@ -33,16 +33,28 @@ pub(crate) fn access(state: AnaState) -> Access {
     }
 }
 
-/// Access to a namespace by the ANA log: by its group, or by the list of namespaces where the group is not known.
+/// Access to a namespace by the ANA log: by the group that lists it, or by the group it named itself where no group does. The list wins
+/// because it is of now: a namespace may have moved to another group since it was identified, and not every controller tells.
 /// A namespace that the log does not know cannot be used for now.
 pub(crate) fn access_of(log: Option<&AnaLog>, group: u32, nsid: u32) -> Access {
     match log {
         None => Access::Optimized,
-        Some(log) => match log.group_state(group).or_else(|| log.namespace_state(nsid)) {
+        Some(log) => match log.namespace_state(nsid).or_else(|| log.group_state(group)) {
             Some(state) => access(state),
             None => Access::Inaccessible,
         },
     }
+}
+
+/// The same namespace with the access that `log` gives now.
+pub(crate) fn with_access(mut namespace: Namespace, log: Option<&AnaLog>, nsid: u32) -> Namespace {
+    let access = access_of(log, namespace.ana_group, nsid);
+    if access != namespace.info.access {
+        let mut info = (*namespace.info).clone();
+        info.access = access;
+        namespace.info = Arc::new(info);
+    }
+    namespace
 }
 
 /// The namespace as a device. What it cannot be used for is said in `trouble`, not hidden.
@@ -76,7 +88,7 @@ pub(crate) fn describe(
     let info = DeviceInfo {
         geometry,
         limits: limits(view, ns, geometry.block_size.max(512)),
-        identity: identity(view, ns, ids),
+        identity: identity(view, nsid, ns, ids),
         access: access_of(ana, ns.anagrpid, nsid),
         max_queues: view.queues,
         max_depth: view.depth,
@@ -109,13 +121,17 @@ fn limits(view: &ControllerView, ns: &IdentifyNamespace, block_size: u32) -> Lim
     }
 }
 
-fn identity(view: &ControllerView, ns: &IdentifyNamespace, ids: &NamespaceIds) -> Identity {
+fn identity(view: &ControllerView, nsid: u32, ns: &IdentifyNamespace, ids: &NamespaceIds) -> Identity {
     let some16 = |id: [u8; 16]| id.iter().any(|&b| b != 0).then_some(id);
     let some8 = |id: [u8; 8]| id.iter().any(|&b| b != 0).then_some(id);
     let mut identifiers = Vec::new();
     identifiers.extend(ids.nguid.or_else(|| some16(ns.nguid)).map(Identifier::Nguid));
     identifiers.extend(ids.eui64.or_else(|| some8(ns.eui64)).map(Identifier::Eui64));
     identifiers.extend(ids.uuid.map(Identifier::Uuid));
+    if identifiers.is_empty() {
+        // Nothing that makes two paths one disk; enough to notice that another one answers here.
+        identifiers.push(Identifier::Place(format!("{} {} {nsid}", view.subnqn, view.identify.serial())));
+    }
     let cache_domain = CacheDomain(format!("nvme:{}:{}", view.subnqn, view.identify.serial()));
     Identity { identifiers, cache_domain }
 }
@@ -153,6 +169,23 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_without_identifiers_is_known_by_its_place() {
+        let nameless = IdentifyNamespace { nguid: [0; 16], ..namespace() };
+        let of = |view: &ControllerView, nsid| {
+            describe(view, nsid, &nameless, &NamespaceIds::default(), None).info.identity.clone()
+        };
+        let first = of(&view(), 1);
+        let trouble = |later: &Identity| crate::association::another(1, &first, later).is_some();
+        assert!(!trouble(&of(&view(), 1)), "the same place");
+        let mut other = view();
+        other.identify.set_names("ANOTHER", "model", "fw");
+        assert!(trouble(&of(&other, 1)), "another serial number");
+        assert!(trouble(&of(&ControllerView { subnqn: "nqn.t".into(), ..view() }, 1)), "another subsystem");
+        assert!(trouble(&of(&view(), 2)), "another number");
+        assert_eq!(first.compare(&first), polypath_block::Verdict::Unknown, "a place makes no two paths one disk");
+    }
+
+    #[test]
     fn what_cannot_be_used_says_why() {
         let none = NamespaceIds::default();
         let trouble =
@@ -170,14 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn ana_by_group_then_by_namespace() {
+    fn a_namespace_that_moved_to_another_ana_group_is_judged_by_the_log() {
         let group = |id, state, nsids: &[u32]| AnaGroup { id, change_count: 0, state, nsids: nsids.to_vec() };
         let log = AnaLog {
             change_count: 1,
             groups: vec![group(1, AnaState::Optimized, &[1]), group(2, AnaState::Change, &[5, 6])],
         };
-        assert_eq!(access_of(Some(&log), 1, 9), Access::Optimized);
-        assert_eq!(access_of(Some(&log), 2, 1), Access::Change);
+        assert_eq!(access_of(Some(&log), 1, 9), Access::Optimized, "listed nowhere: by the group it named");
+        assert_eq!(access_of(Some(&log), 2, 1), Access::Optimized, "group 1 lists it, whatever it named itself once");
         assert_eq!(access_of(Some(&log), 0, 6), Access::Change);
         assert_eq!(access_of(Some(&log), 7, 9), Access::Inaccessible);
         assert_eq!(access_of(None, 7, 9), Access::Optimized);

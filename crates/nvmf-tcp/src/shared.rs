@@ -2,174 +2,14 @@
 //!
 //! Queues look at it when their bell has rung, which costs one relaxed load a turn otherwise.
 
+use crate::association::{Association, Namespace, NoNamespace, Pinned, another, lock};
 use crate::config::ControllerConfig;
-use crate::fence::AssociationFence;
-use polypath_block::{Code, DeviceInfo, DeviceState, Host, Identity, OpenError, Time, Verdict};
+use polypath_block::{Code, DeviceState, Host, Identity, OpenError};
 use polypath_net::Bell;
 use polypath_nvme::log::DiscoveryEntry;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// One namespace as it is seen now.
-#[derive(Clone, Debug)]
-pub(crate) struct Namespace {
-    pub(crate) info: Arc<DeviceInfo>,
-    /// ANA group, 0 without ANA.
-    pub(crate) ana_group: u32,
-    /// Why it cannot be used although it is there.
-    pub(crate) trouble: Option<(Code, String)>,
-}
-
-/// One admin connection with everything that belongs to it, from Connect to loss. Never comes back: a reconnect makes a new one.
-#[derive(Debug)]
-pub(crate) struct Association {
-    pub(crate) generation: u64,
-    pub(crate) address: SocketAddr,
-    pub(crate) cntlid: u16,
-    /// I/O queues granted.
-    pub(crate) queues: u16,
-    /// Commands an I/O queue holds, as the controller and the configuration allow.
-    pub(crate) depth: u16,
-    /// Data bytes an I/O capsule may carry.
-    pub(crate) in_capsule: u32,
-    pub(crate) fence: AssociationFence,
-    namespaces: Mutex<BTreeMap<u32, Namespace>>,
-    /// Active namespaces, those that nobody asked for included.
-    listed: Mutex<Vec<u32>>,
-    lost: AtomicBool,
-    loss: Mutex<Option<(Code, String)>>,
-}
-
-/// What an association is made from.
-pub(crate) struct Shape {
-    pub(crate) generation: u64,
-    pub(crate) address: SocketAddr,
-    pub(crate) cntlid: u16,
-    pub(crate) queues: u16,
-    pub(crate) depth: u16,
-    pub(crate) in_capsule: u32,
-    pub(crate) fence: AssociationFence,
-}
-
-impl Association {
-    pub(crate) fn new(shape: Shape) -> Self {
-        let Shape { generation, address, cntlid, queues, depth, in_capsule, fence } = shape;
-        Association {
-            generation,
-            address,
-            cntlid,
-            queues,
-            depth,
-            in_capsule,
-            fence,
-            namespaces: Mutex::new(BTreeMap::new()),
-            listed: Mutex::new(Vec::new()),
-            lost: AtomicBool::new(false),
-            loss: Mutex::new(None),
-        }
-    }
-
-    #[inline]
-    pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::SeqCst)
-    }
-
-    /// Counts a socket that is about to be opened; `false` when the association is lost and none may be.
-    pub(crate) fn open_socket(&self, now: Time) -> bool {
-        self.fence.opened();
-        if self.is_lost() {
-            self.fence.closed(now);
-            return false;
-        }
-        true
-    }
-
-    /// Why it was lost.
-    pub(crate) fn loss(&self) -> (Code, String) {
-        lock(&self.loss).clone().unwrap_or((Code::PathLost, "the connection was closed".into()))
-    }
-
-    pub(crate) fn namespaces(&self) -> BTreeMap<u32, Namespace> {
-        lock(&self.namespaces).clone()
-    }
-
-    pub(crate) fn set_listed(&self, listed: Vec<u32>) {
-        *lock(&self.listed) = listed;
-    }
-
-    /// The namespace `ns`, or the only one.
-    pub(crate) fn namespace(&self, ns: Option<u32>) -> Result<(u32, Namespace), NoNamespace> {
-        let all = lock(&self.namespaces);
-        match ns {
-            Some(nsid) => match all.get(&nsid) {
-                Some(n) => Ok((nsid, n.clone())),
-                None => Err(NoNamespace::Missing { nsid, active: lock(&self.listed).clone() }),
-            },
-            None if all.len() == 1 => {
-                let (nsid, n) = all.first_key_value().expect("there is one");
-                Ok((*nsid, n.clone()))
-            }
-            None => Err(NoNamespace::Ambiguous { active: all.keys().copied().collect() }),
-        }
-    }
-}
-
-/// Namespaces that a message names.
-const SHOWN: usize = 16;
-
-/// Why there is no namespace to speak of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum NoNamespace {
-    Missing { nsid: u32, active: Vec<u32> },
-    Ambiguous { active: Vec<u32> },
-}
-
-impl std::fmt::Display for NoNamespace {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let list = |active: &[u32]| match active {
-            [] => "none".to_owned(),
-            some => {
-                let more = if some.len() > SHOWN { format!(" and {} more", some.len() - SHOWN) } else { String::new() };
-                some.iter().take(SHOWN).map(u32::to_string).collect::<Vec<_>>().join(", ") + &more
-            }
-        };
-        match self {
-            NoNamespace::Missing { nsid, active } => {
-                write!(f, "namespace {nsid} is not active; active namespaces: {}", list(active))
-            }
-            NoNamespace::Ambiguous { active } if active.is_empty() => {
-                f.write_str("the controller shows no active namespace to this host")
-            }
-            NoNamespace::Ambiguous { active } => {
-                write!(f, "there are {} namespaces, say which: add ns=N with one of {}", active.len(), list(active))
-            }
-        }
-    }
-}
-
-/// The trouble with a namespace that is not the one that was seen `first`.
-fn another(nsid: u32, first: &Identity, now: &Identity) -> Option<(Code, String)> {
-    let changed = match first.compare(now) {
-        Verdict::Same => false,
-        Verdict::Different => true,
-        Verdict::Unknown => first.identifiers != now.identifiers,
-    };
-    let list = |identity: &Identity| match identity.identifiers.as_slice() {
-        [] => "nothing".to_owned(),
-        some => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-    };
-    changed.then(|| {
-        let reason =
-            format!("namespace {nsid} is another one: it was {} and is {}; it is not used", list(first), list(now));
-        (Code::PathIdentity, reason)
-    })
-}
+use std::sync::{Arc, Mutex, Weak};
 
 /// Where the controller stands.
 #[derive(Clone, Debug)]
@@ -192,22 +32,26 @@ pub(crate) struct Counts {
     pub(crate) aborts: AtomicU64,
 }
 
-/// What a queue asks of the admin poller.
+/// A queue's order to the admin poller: have this command aborted. Until it is answered, or the connection has ended, the command's
+/// identifier is not given again.
 #[derive(Debug)]
 pub(crate) struct AbortOrder {
+    /// Of the association.
     pub(crate) generation: u64,
     pub(crate) qid: u16,
     pub(crate) cid: u16,
-    /// Where the answer goes.
-    pub(crate) queue: Arc<QueueDesk>,
     /// The queue's slot of the command.
     pub(crate) slot: u16,
+    /// The queue's connection that the command was sent over.
+    pub(crate) connection: u64,
+    /// Where the answer goes.
+    pub(crate) queue: Arc<QueueMailbox>,
 }
 
 /// The answer to an [`AbortOrder`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AbortAnswer {
-    pub(crate) generation: u64,
+    pub(crate) connection: u64,
     pub(crate) slot: u16,
     pub(crate) cid: u16,
     /// The controller says that it did abort the command.
@@ -216,14 +60,14 @@ pub(crate) struct AbortAnswer {
 
 /// The part of a queue that other threads reach.
 #[derive(Debug)]
-pub(crate) struct QueueDesk {
+pub(crate) struct QueueMailbox {
     pub(crate) bell: Bell,
     answers: Mutex<Vec<AbortAnswer>>,
 }
 
-impl QueueDesk {
+impl QueueMailbox {
     pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(QueueDesk { bell: Bell::new()?, answers: Mutex::new(Vec::new()) })
+        Ok(QueueMailbox { bell: Bell::new()?, answers: Mutex::default() })
     }
 
     pub(crate) fn answer(&self, answer: AbortAnswer) {
@@ -236,6 +80,32 @@ impl QueueDesk {
     }
 }
 
+/// Somebody uses a namespace: who it was when he first saw it is held against what it shows later. Forgotten with its last user, so
+/// that another namespace may take the number of one that nobody uses.
+pub(crate) struct NamespacePin {
+    shared: Arc<Shared>,
+    nsid: u32,
+}
+
+impl Drop for NamespacePin {
+    fn drop(&mut self) {
+        let mut pinned = lock(&self.shared.pinned);
+        if let Some(pin) = pinned.get_mut(&self.nsid) {
+            pin.users -= 1;
+            if pin.users == 0 {
+                pinned.remove(&self.nsid);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct PinnedNamespace {
+    users: u32,
+    /// Not seen yet: nobody.
+    identity: Option<Identity>,
+}
+
 /// See the module.
 pub(crate) struct Shared {
     pub(crate) config: ControllerConfig,
@@ -243,10 +113,10 @@ pub(crate) struct Shared {
     pub(crate) counts: Counts,
     version: AtomicU64,
     stage: Mutex<Stage>,
-    pinned: Mutex<BTreeMap<u32, Identity>>,
-    /// What "the only namespace" was when first asked for.
-    only: Mutex<Option<Identity>>,
-    desks: Mutex<Vec<Weak<QueueDesk>>>,
+    pinned: Mutex<BTreeMap<u32, PinnedNamespace>>,
+    /// What "the only namespace" was when it was first seen.
+    only: Mutex<Option<Pinned>>,
+    mailboxes: Mutex<Vec<Weak<QueueMailbox>>>,
     qids: Mutex<Vec<bool>>,
     closing: AtomicBool,
     probe: AtomicBool,
@@ -269,7 +139,7 @@ impl Shared {
             stage: Mutex::new(Stage::Starting),
             pinned: Mutex::new(BTreeMap::new()),
             only: Mutex::new(None),
-            desks: Mutex::new(Vec::new()),
+            mailboxes: Mutex::new(Vec::new()),
             qids: Mutex::new(qids),
             closing: AtomicBool::new(false),
             probe: AtomicBool::new(false),
@@ -306,9 +176,9 @@ impl Shared {
     /// Something that devices or queues show has changed.
     pub(crate) fn announce(&self) {
         self.version.fetch_add(1, Ordering::SeqCst);
-        lock(&self.desks).retain(|desk| match desk.upgrade() {
-            Some(desk) => {
-                desk.bell.ring();
+        lock(&self.mailboxes).retain(|mailbox| match mailbox.upgrade() {
+            Some(mailbox) => {
+                mailbox.bell.ring();
                 true
             }
             None => false,
@@ -318,13 +188,9 @@ impl Shared {
 
     /// The association is of no use any more: everybody closes his sockets. The first reason stands.
     pub(crate) fn lose(&self, association: &Association, cause: Code, reason: String) {
-        let mut loss = lock(&association.loss);
-        if loss.is_some() {
+        if !association.lose(cause, &reason) {
             return;
         }
-        *loss = Some((cause, reason.clone()));
-        drop(loss);
-        association.lost.store(true, Ordering::SeqCst);
         let mut stage = lock(&self.stage);
         if matches!(&*stage, Stage::Live(live) if live.generation == association.generation) {
             *stage = Stage::Down { cause, reason };
@@ -334,41 +200,55 @@ impl Shared {
         self.announce();
     }
 
+    /// Notes a user of the namespace `nsid`.
+    pub(crate) fn pin(self: &Arc<Self>, nsid: u32) -> NamespacePin {
+        let shown = self.live().and_then(|association| association.namespace(nsid).ok());
+        let mut pinned = lock(&self.pinned);
+        let pin = pinned.entry(nsid).or_default();
+        pin.users += 1;
+        if pin.identity.is_none() {
+            pin.identity = shown.map(|namespace| namespace.info.identity.clone());
+        }
+        drop(pinned);
+        NamespacePin { shared: self.clone(), nsid }
+    }
+
     /// Replaces what is known of the namespaces; identities are held against those seen first.
     pub(crate) fn set_namespaces(&self, association: &Association, mut found: BTreeMap<u32, Namespace>) {
         let mut pinned = lock(&self.pinned);
         for (nsid, namespace) in &mut found {
-            match pinned.get(nsid) {
-                None => {
-                    pinned.insert(*nsid, namespace.info.identity.clone());
-                }
-                Some(first) => {
-                    if let Some(trouble) = another(*nsid, first, &namespace.info.identity) {
-                        tracing::error!(path = %self.config.name, "{}", trouble.1);
-                        namespace.trouble = Some(trouble);
-                    }
-                }
+            let Some(pin) = pinned.get_mut(nsid) else { continue };
+            let first = pin.identity.get_or_insert_with(|| namespace.info.identity.clone());
+            if let Some(trouble) = another(*nsid, first, &namespace.info.identity) {
+                tracing::error!(path = %self.config.name, "{}", trouble.1);
+                namespace.trouble = Some(trouble);
             }
         }
         drop(pinned);
-        *lock(&association.namespaces) = found;
+        if let (Some((nsid, namespace)), 1) = (found.first_key_value(), found.len()) {
+            let pin = || Pinned { nsid: *nsid, identity: namespace.info.identity.clone() };
+            lock(&self.only).get_or_insert_with(pin);
+        }
+        association.set_namespaces(found);
         self.announce();
     }
 
-    /// The namespace `ns` of `association`, or the only one. Which one that is was settled when it was first seen: should it give way
-    /// to another one, whoever uses it must not go on with that.
+    /// The namespace `ns` of `association`, or the only one. Which one that is was settled when it was first seen: others that come
+    /// do not matter, and should it give way to another one, whoever uses it must not go on with that.
     pub(crate) fn namespace(
         &self,
         association: &Association,
         ns: Option<u32>,
     ) -> Result<(u32, Namespace), NoNamespace> {
-        let (nsid, mut namespace) = association.namespace(ns)?;
-        if ns.is_none() {
-            let mut only = lock(&self.only);
-            let first = only.get_or_insert_with(|| namespace.info.identity.clone());
-            if namespace.trouble.is_none() {
-                namespace.trouble = another(nsid, first, &namespace.info.identity);
-            }
+        if let Some(nsid) = ns {
+            return Ok((nsid, association.namespace(nsid)?));
+        }
+        let only = lock(&self.only);
+        let (nsid, mut namespace) = association.only_namespace(only.as_ref())?;
+        if let Some(first) = &*only
+            && namespace.trouble.is_none()
+        {
+            namespace.trouble = another(nsid, &first.identity, &namespace.info.identity);
         }
         Ok((nsid, namespace))
     }
@@ -395,15 +275,15 @@ impl Shared {
         }
     }
 
-    /// A queue identifier and a desk for a new queue.
-    pub(crate) fn register_queue(&self) -> Result<(u16, Arc<QueueDesk>), OpenError> {
+    /// A queue identifier and a mailbox for a new queue.
+    pub(crate) fn register_queue(&self) -> Result<(u16, Arc<QueueMailbox>), OpenError> {
         let name = || self.config.name.clone();
         let granted = match self.stage() {
             Stage::Gone { reason } => return Err(OpenError::Gone { name: name(), reason }),
             Stage::Live(association) => association.queues.min(self.config.queues),
             _ => self.config.queues,
         };
-        let desk = QueueDesk::new().map(Arc::new).map_err(|e| OpenError::System {
+        let mailbox = QueueMailbox::new().map(Arc::new).map_err(|e| OpenError::System {
             name: name(),
             reason: format!("no eventfd for a queue: {e}; raise the limit of open files"),
         })?;
@@ -412,9 +292,9 @@ impl Shared {
         let Some(at) = free else { return Err(OpenError::NoQueue { name: name(), granted }) };
         qids[at] = true;
         drop(qids);
-        lock(&self.desks).push(Arc::downgrade(&desk));
+        lock(&self.mailboxes).push(Arc::downgrade(&mailbox));
         self.queues_open.fetch_add(1, Ordering::SeqCst);
-        Ok((at as u16 + 1, desk))
+        Ok((at as u16 + 1, mailbox))
     }
 
     pub(crate) fn release_queue(&self, qid: u16) {
@@ -429,8 +309,8 @@ impl Shared {
         self.queues_open.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn has_orders(&self) -> bool {
-        self.look_at_ana.load(Ordering::Relaxed) || !lock(&self.aborts).is_empty()
+    pub(crate) fn has_aborts(&self) -> bool {
+        !lock(&self.aborts).is_empty()
     }
 
     pub(crate) fn discovered(&self) -> Vec<DiscoveryEntry> {
@@ -505,7 +385,9 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polypath_block::{Access, CacheDomain, Geometry, Identifier, Limits, MakePoller};
+    use crate::association::Shape;
+    use crate::fence::AssociationFence;
+    use polypath_block::{Access, CacheDomain, DeviceInfo, Geometry, Identifier, Limits, MakePoller, Time};
     use polypath_nvme::keepalive::{Assumed, Reported};
     use polypath_nvme::nqn::Nqn;
     use std::time::Duration;
@@ -537,8 +419,13 @@ mod tests {
         Namespace { info: Arc::new(info), ana_group: 0, trouble: None }
     }
 
-    #[test]
-    fn the_only_namespace_does_not_become_another_one() {
+    /// Shows namespaces (identifier, NGUID) one set after the other; what becomes of "the only one"?
+    fn show_in_turn() -> impl FnMut(&[(u32, u8)]) -> DeviceState {
+        rig().1
+    }
+
+    #[allow(clippy::type_complexity, reason = "one closure, and what it closes over")]
+    fn rig() -> (Arc<Shared>, impl FnMut(&[(u32, u8)]) -> DeviceState) {
         let reported = Reported { kato_ms: 1000, kas: 1, traffic_based: false, cqt_ms: 0 };
         let fence = AssociationFence::new(reported, Assumed { without_keep_alive_ms: 1, quiesce_ms: 1 });
         let address = "127.0.0.1:1".parse().unwrap();
@@ -547,21 +434,63 @@ mod tests {
             keep_alive: Duration::from_secs(1),
             ..ControllerConfig::new("h", 1, Nqn::new("nqn.x").unwrap())
         };
-        let shared = Shared::new(config, Arc::new(Nowhere));
+        let shared = Arc::new(Shared::new(config, Arc::new(Nowhere)));
+        let shown = shared.clone();
         let association = Arc::new(Association::new(shape));
         shared.set_stage(Stage::Live(association.clone()));
-        let show = |all: &[(u32, u8)]| {
-            shared.set_namespaces(&association, all.iter().map(|&(nsid, id)| (nsid, namespace(id))).collect());
-            match shared.device_state(None) {
-                DeviceState::Live(_) => None,
-                DeviceState::Down { cause, .. } => Some(cause),
-                other => panic!("{other:?}"),
-            }
+        let show = move |all: &[(u32, u8)]| {
+            shown.set_namespaces(&association, all.iter().map(|&(nsid, id)| (nsid, namespace(id))).collect());
+            shown.device_state(None)
         };
-        assert_eq!(show(&[(1, 7)]), None);
-        assert_eq!(show(&[(2, 8)]), Some(Code::PathIdentity), "another disk in its place");
-        assert!(matches!(shared.device_state(Some(2)), DeviceState::Live(_)), "which is fine for whoever asks for it");
-        assert_eq!(show(&[]), Some(Code::PathNoAccess));
-        assert_eq!(show(&[(5, 7)]), None, "the same disk by another number");
+        (shared, show)
+    }
+
+    fn cause(state: DeviceState) -> Option<Code> {
+        match state {
+            DeviceState::Live(_) => None,
+            DeviceState::Down { cause, .. } => Some(cause),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_only_namespace_does_not_become_another_one() {
+        let mut show = show_in_turn();
+        assert_eq!(cause(show(&[(1, 7)])), None);
+        assert_eq!(cause(show(&[(2, 8)])), Some(Code::PathIdentity), "another disk in its place");
+        assert_eq!(cause(show(&[])), Some(Code::PathNoAccess));
+        assert_eq!(cause(show(&[(5, 7)])), None, "the same disk by another number");
+    }
+
+    #[test]
+    fn a_second_namespace_does_not_kill_a_live_disk() {
+        let mut show = show_in_turn();
+        assert_eq!(cause(show(&[(3, 7)])), None);
+        let live = |state: DeviceState| state.info().map(|i| i.identity.identifiers[0].clone());
+        assert_eq!(live(show(&[(1, 9), (3, 7)])), Some(Identifier::Nguid([7; 16])), "it is known which one is meant");
+        assert_eq!(live(show(&[(3, 9), (4, 7)])), Some(Identifier::Nguid([7; 16])), "also under another number");
+        assert_eq!(cause(show(&[(1, 9), (2, 8)])), Some(Code::PathNoAccess), "gone, and it may come back");
+        assert_eq!(cause(show(&[(3, 7)])), None);
+    }
+
+    #[test]
+    fn a_number_that_nobody_uses_may_become_another_namespace() {
+        let (shared, mut show) = rig();
+        let pin = shared.pin(1);
+        show(&[(1, 7), (2, 9)]);
+        show(&[(1, 8), (2, 10)]);
+        assert_eq!(cause(shared.device_state(Some(1))), Some(Code::PathIdentity));
+        assert_eq!(cause(shared.device_state(Some(2))), None, "nobody has used it");
+        drop(pin);
+        let _pin = shared.pin(1);
+        show(&[(1, 8), (2, 10)]);
+        assert_eq!(cause(shared.device_state(Some(1))), None, "who came later knows no other");
+    }
+
+    #[test]
+    fn which_of_two_is_meant_must_be_said() {
+        let mut show = show_in_turn();
+        let DeviceState::Gone { reason } = show(&[(1, 7), (2, 8)]) else { panic!("nobody knows which one is meant") };
+        assert!(reason.contains("ns=N"), "{reason}");
     }
 }

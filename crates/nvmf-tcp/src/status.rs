@@ -26,7 +26,9 @@ pub fn map(status: StatusField) -> Status {
         // A controller that is not enabled (any more), or that gave us up: what nvmet answers after a fatal status.
         s if s.is(S::COMMAND_SEQUENCE_ERROR) || s.is(S::KEEP_ALIVE_EXPIRED) => Code::PathLost,
         s if s.is(S::TRANSIENT_TRANSPORT_ERROR) || s.is(S::DATA_TRANSFER_ERROR) => Code::PathLost,
-        s if s.is(S::ABORT_REQUESTED) || s.is(S::ABORTED_PREEMPT) => Code::Aborted,
+        // Who asked? Not whoever waits for the answer: at best we did, because it did not come.
+        s if s.is(S::ABORT_REQUESTED) => Code::PathLost,
+        s if s.is(S::ABORTED_PREEMPT) => Code::Aborted,
         // "Try again later": on this way, or better at once on another.
         s if is_transient(s) && !s.dnr() => Code::PathBusy,
         // The namespace is not (or no longer) behind this controller. Another one may still have it.
@@ -91,7 +93,8 @@ mod tests {
             (S::HOST_ID_INCONSISTENT, Code::Invalid),
             (S::DATA_TRANSFER_ERROR, Code::PathLost),
             (S::TRANSIENT_TRANSPORT_ERROR, Code::PathLost),
-            (S::ABORT_REQUESTED, Code::Aborted),
+            (S::ABORT_REQUESTED, Code::PathLost),
+            (S::ABORTED_PREEMPT, Code::Aborted),
             (S::NAMESPACE_NOT_READY, Code::PathBusy),
             (S::NAMESPACE_NOT_READY.with_dnr(), Code::Medium),
             (S::COMMAND_INTERRUPTED, Code::PathBusy),

@@ -362,7 +362,7 @@ impl HostConnection {
             self.cursor += 1;
             let slot = *self.slots.get(index);
             let outcome = match slot.phase {
-                Phase::Free | Phase::Done => continue,
+                Phase::Free | Phase::Done | Phase::Retained => continue,
                 Phase::Draining => Outcome::Finished(slot.result),
                 Phase::Active if slot.untouched => Outcome::NotSent,
                 Phase::Active => Outcome::Unknown,
@@ -398,9 +398,36 @@ impl HostConnection {
         self.slots.depth()
     }
 
-    /// The identifier of the command in a slot, for Abort; `None` when the slot is free.
+    /// The identifier of the command in a slot, for Abort; `None` when there is none.
     pub fn cid(&self, slot: u16) -> Option<u16> {
-        let known = usize::from(slot) < self.slots.depth() && self.slots.get(slot).phase != Phase::Free;
-        known.then(|| self.slots.cid(slot))
+        let known = usize::from(slot) < self.slots.depth();
+        let taken = known && !matches!(self.slots.get(slot).phase, Phase::Free | Phase::Retained);
+        taken.then(|| self.slots.cid(slot))
+    }
+
+    /// Keeps the identifier of the command in `slot` from being given to another one before [`HostConnection::let_go`], even
+    /// when the command is over: an Abort that names it is under way. The slot is out of use meanwhile.
+    pub fn retain(&mut self, slot: u16) {
+        if self.cid(slot).is_some() {
+            self.slots.retain(slot);
+        }
+    }
+
+    /// Ends [`HostConnection::retain`]: nobody speaks of the identifier any more.
+    pub fn let_go(&mut self, slot: u16) {
+        if usize::from(slot) < self.slots.depth() {
+            self.slots.let_go(slot);
+        }
+    }
+
+    /// Has every octet of the command in `slot` left, as far as the controller has asked for them, and can it ask for no more?
+    /// `true` as well when there is no command.
+    pub fn has_left(&self, slot: u16) -> bool {
+        if self.cid(slot).is_none() {
+            return true;
+        }
+        let slot = self.slots.get(slot);
+        let asked = slot.way != Way::ToController || (slot.moved == slot.len && slot.r2ts == 0);
+        slot.capsule_sent && slot.tx_pending == 0 && asked
     }
 }

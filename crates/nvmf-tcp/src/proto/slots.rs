@@ -29,6 +29,8 @@ pub(super) enum Phase {
     Draining,
     /// Its event waits to be fetched.
     Done,
+    /// Over, but its identifier may not be given again yet.
+    Retained,
 }
 
 /// One command.
@@ -38,6 +40,8 @@ pub(super) struct Slot {
     pub(super) generation: u8,
     pub(super) way: Way,
     pub(super) exact: bool,
+    /// The identifier is still spoken of elsewhere (an Abort is under way): it outlives the command.
+    pub(super) retained: bool,
     /// The whole capsule has been sent.
     pub(super) capsule_sent: bool,
     /// The last C2HData has arrived.
@@ -61,6 +65,8 @@ pub(super) struct Slot {
 pub(super) struct SlotTable {
     slots: Box<[Slot]>,
     free: Vec<u16>,
+    /// Slots whose command is over and whose identifier is retained.
+    retained: usize,
 }
 
 impl SlotTable {
@@ -70,6 +76,7 @@ impl SlotTable {
             generation: 0,
             way: Way::None,
             exact: false,
+            retained: false,
             capsule_sent: false,
             last: false,
             digest_failed: false,
@@ -80,7 +87,7 @@ impl SlotTable {
             moved: 0,
             result: Cqe::new(0, polypath_nvme::StatusField::SUCCESS),
         };
-        SlotTable { slots: vec![empty; usize::from(depth)].into(), free: (0..depth).rev().collect() }
+        SlotTable { slots: vec![empty; usize::from(depth)].into(), free: (0..depth).rev().collect(), retained: 0 }
     }
 
     pub(super) fn depth(&self) -> usize {
@@ -88,7 +95,7 @@ impl SlotTable {
     }
 
     pub(super) fn in_use(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() - self.retained
     }
 
     pub(super) fn has_free(&self) -> bool {
@@ -106,6 +113,7 @@ impl SlotTable {
             generation,
             way,
             exact,
+            retained: false,
             capsule_sent: false,
             last: false,
             digest_failed: false,
@@ -119,14 +127,36 @@ impl SlotTable {
         Some(index)
     }
 
-    /// Gives a slot back under a new generation.
+    /// Gives a slot back under a new generation; later, if its identifier is retained.
     #[inline]
     pub(super) fn release(&mut self, index: u16) {
         let slot = &mut self.slots[usize::from(index)];
-        debug_assert_ne!(slot.phase, Phase::Free);
+        debug_assert!(!matches!(slot.phase, Phase::Free | Phase::Retained));
+        if slot.retained {
+            slot.phase = Phase::Retained;
+            self.retained += 1;
+            return;
+        }
         slot.phase = Phase::Free;
         slot.generation = (slot.generation + 1) % GENERATIONS;
         self.free.push(index);
+    }
+
+    /// Keeps the identifier of the command in a slot from being given again before [`SlotTable::let_go`], even when the command
+    /// is over.
+    pub(super) fn retain(&mut self, index: u16) {
+        self.slots[usize::from(index)].retained = true;
+    }
+
+    /// Ends [`SlotTable::retain`].
+    pub(super) fn let_go(&mut self, index: u16) {
+        let slot = &mut self.slots[usize::from(index)];
+        slot.retained = false;
+        if slot.phase == Phase::Retained {
+            slot.phase = Phase::Done;
+            self.retained -= 1;
+            self.release(index);
+        }
     }
 
     /// The identifier of the command in a slot.
@@ -173,6 +203,24 @@ mod tests {
         assert_eq!(t.find(0x3ff), None);
         t.take(Way::None, 0, false).unwrap();
         assert_eq!((t.take(Way::None, 0, false), t.in_use(), t.has_free()), (None, 2, false));
+    }
+
+    #[test]
+    fn a_retained_identifier_is_not_given_again() {
+        let mut t = SlotTable::new(1);
+        let a = t.take(Way::None, 0, false).unwrap();
+        let old = t.cid(a);
+        t.retain(a);
+        t.release(a);
+        assert_eq!((t.in_use(), t.has_free(), t.find(old)), (0, false, None), "over, and its slot is not free");
+        assert_eq!(t.take(Way::None, 0, false), None);
+        t.let_go(a);
+        assert_eq!(t.take(Way::None, 0, false), Some(a));
+        assert_ne!(t.cid(a), old);
+        t.retain(a);
+        t.let_go(a);
+        t.release(a);
+        assert!(t.has_free(), "let go before it was over");
     }
 
     #[test]

@@ -1,0 +1,319 @@
+//! The requests of one queue, and what the end of their commands means for them.
+//!
+//! A request is cut into commands (parts) where it is larger than the controller takes. It completes once, when no part of it is
+//! outstanding; it succeeds only when all of it was sent and all parts succeeded.
+
+use super::fenced::FencedChanges;
+use crate::association::Association;
+use crate::link::{Ended, Finished};
+use crate::proto::Outcome;
+use crate::status;
+use polypath_block::{
+    Code, Completion, Done, Io, Proof, Scope, SegTable, SlotKey, Slots, Splitter, Status, Time, Unit,
+};
+use polypath_nvme::StatusField;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// One accepted request.
+#[derive(Debug)]
+struct Request {
+    io: Io,
+    unit: Unit,
+    /// What was not made into commands yet. Dropped only when it is empty, or with an error: see [`Request::fail`].
+    rest: Option<Splitter>,
+    /// Commands outstanding.
+    parts: u32,
+    /// The first error, or success.
+    status: Status,
+    /// Some command of it was answered.
+    answered: bool,
+    /// When it was taken, or a command of it last finished: the time limit is that of commands, and a large request has many.
+    since: Time,
+    /// Since when it is being aborted.
+    aborting: Option<Time>,
+    lost: Lost,
+}
+
+/// What is known of the commands of a request that were on the way when their connection was lost.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Lost {
+    /// There was none.
+    None,
+    /// The controller had aborted all of them.
+    Aborted,
+    /// Some may still be carried out.
+    Unproven,
+}
+
+impl Request {
+    /// It does not succeed any more, and nothing more of it is sent. The first error stands.
+    fn fail(&mut self, status: Status) {
+        debug_assert!(!status.is_ok());
+        if self.status.is_ok() {
+            self.status = status;
+        }
+        self.rest = None;
+    }
+
+    fn is_over(&self) -> bool {
+        self.parts == 0 && self.rest.is_none()
+    }
+
+    /// Why it is quiet when no part of it is outstanding.
+    fn proof(&self) -> Proof {
+        if self.answered { Proof::Answered } else { Proof::NeverSent }
+    }
+}
+
+/// See the module.
+pub(super) struct Requests {
+    slots: Slots<Request>,
+    /// Those with something that was not sent yet, in the order they came.
+    backlog: VecDeque<SlotKey>,
+    /// Finished before they left, to be handed out by the next poll.
+    early: Vec<Completion>,
+}
+
+/// What the end of a command has brought about.
+pub(super) struct Ending {
+    /// What the command's status means.
+    pub(super) code: Code,
+    /// The request has completed: what it was, and of which unit.
+    pub(super) completed: Option<(Unit, Io)>,
+}
+
+impl Requests {
+    pub(super) fn new(capacity: u16) -> Self {
+        Requests {
+            slots: Slots::new(capacity),
+            backlog: VecDeque::with_capacity(usize::from(capacity) * 2),
+            early: Vec::with_capacity(usize::from(capacity)),
+        }
+    }
+
+    /// Accepted and not finished.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len().into()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.slots.is_full() || self.early.len() == self.early.capacity()
+    }
+
+    /// Is nothing open, and nothing to be handed out?
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty() && self.early.is_empty()
+    }
+
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    pub(super) fn has_early(&self) -> bool {
+        !self.early.is_empty()
+    }
+
+    pub(super) fn drain_early(&mut self, done: &mut Done) {
+        done.completions.append(&mut self.early);
+    }
+
+    /// A request that ends before anything of it left.
+    pub(super) fn refuse(&mut self, tag: u64, status: Status) {
+        self.early.push(Completion { tag, status, proof: Proof::NeverSent });
+    }
+
+    /// Takes a request. `rest`: what is to be made into commands by [`Requests::next_part`]; `None` when the caller sends it whole, as
+    /// its only part. `None` when there is no room.
+    #[inline]
+    pub(super) fn insert(&mut self, unit: Unit, io: Io, now: Time) -> Option<SlotKey> {
+        let request = Request {
+            io,
+            unit,
+            rest: None,
+            parts: 1,
+            status: Status::OK,
+            answered: false,
+            since: now,
+            aborting: None,
+            lost: Lost::None,
+        };
+        self.slots.insert(request).ok()
+    }
+
+    /// The request `key` was not sent as a whole: it waits, to be cut by `splitter`.
+    pub(super) fn queue(&mut self, key: SlotKey, splitter: Splitter) {
+        if let Some(request) = self.slots.get_mut(key) {
+            request.parts = 0;
+            request.rest = Some(splitter);
+            self.backlog.push_back(key);
+        }
+    }
+
+    /// The next command to be made of what waits. [`Requests::part_sent`] follows if it was; otherwise the same comes again.
+    pub(super) fn next_part(&mut self, segs: &SegTable) -> Option<(SlotKey, Unit, Io)> {
+        while let Some(&key) = self.backlog.front() {
+            let Some(request) = self.slots.get_mut(key).filter(|r| r.rest.is_some()) else {
+                self.backlog.pop_front();
+                continue;
+            };
+            let part = request.rest.as_mut().and_then(|rest| { *rest }.next_part(segs));
+            match part {
+                Some(Ok(part)) => return Some((key, request.unit, part)),
+                Some(Err(status)) => request.fail(status),
+                None => request.rest = None,
+            }
+            self.backlog.pop_front();
+            self.end_early(key);
+        }
+        None
+    }
+
+    /// The part that [`Requests::next_part`] gave last is on its way.
+    pub(super) fn part_sent(&mut self, key: SlotKey, segs: &SegTable) {
+        let Some(request) = self.slots.get_mut(key) else { return };
+        request.parts += 1;
+        if let Some(rest) = &mut request.rest {
+            rest.next_part(segs);
+            if { *rest }.next_part(segs).is_none() {
+                request.rest = None;
+            }
+        }
+    }
+
+    /// A command has finished: the request completes when it was the last.
+    #[inline]
+    pub(super) fn finish(&mut self, finished: &Finished, now: Time, done: &mut Done) -> Option<Ending> {
+        let key = SlotKey::from_u32(finished.user as u32);
+        let request = self.slots.get_mut(key)?;
+        request.parts -= 1;
+        request.answered = true;
+        let mut status = status::map(finished.cqe.status);
+        if finished.bad_memory && status.is_ok() {
+            status = Code::BadMemory.into();
+        }
+        let code = status.code;
+        if !status.is_ok() {
+            if request.aborting.is_some() && finished.cqe.status.is(StatusField::ABORT_REQUESTED) {
+                // We asked for it because the answer did not come: that is about the way, as is an abort that nobody asked for.
+                status.code = Code::PathTimeout;
+            }
+            request.fail(status);
+        }
+        if !request.is_over() {
+            if request.aborting.is_none() {
+                request.since = now;
+            }
+            return Some(Ending { code, completed: None });
+        }
+        let request = self.slots.remove(key)?;
+        done.complete(request.io.tag, request.status);
+        Some(Ending { code, completed: Some((request.unit, request.io)) })
+    }
+
+    /// Requests with a command outstanding for `limit` or longer, and since when each is being aborted.
+    pub(super) fn late(&self, now: Time, limit: std::time::Duration) -> Vec<(SlotKey, Option<Time>)> {
+        let late = self.slots.iter().filter(|(_, r)| r.parts > 0 && now.since(r.since) >= limit);
+        late.map(|(key, r)| (key, r.aborting)).collect()
+    }
+
+    /// The request takes too long: what has not left will not, and it does not succeed any more.
+    pub(super) fn abort(&mut self, key: SlotKey, now: Time) {
+        if let Some(request) = self.slots.get_mut(key) {
+            request.aborting = Some(now);
+            if request.rest.is_some() {
+                request.fail(Code::PathTimeout.into());
+            }
+        }
+    }
+
+    /// The requests of a unit that cannot be used any more.
+    pub(super) fn of_unit(&self, unit: Unit) -> Vec<SlotKey> {
+        self.slots.iter().filter(|(_, r)| r.unit == unit).map(|(key, _)| key).collect()
+    }
+
+    /// The request does not succeed any more, whatever is answered.
+    pub(super) fn fail(&mut self, key: SlotKey, code: Code) {
+        if let Some(request) = self.slots.get_mut(key) {
+            request.fail(code.into());
+        }
+    }
+
+    /// A command of the request was taken back before any octet of it left.
+    pub(super) fn part_withdrawn(&mut self, key: SlotKey, code: Code) {
+        if let Some(request) = self.slots.get_mut(key) {
+            request.parts -= 1;
+            request.fail(code.into());
+        }
+    }
+
+    /// Completes the request if nothing of it is outstanding any more.
+    pub(super) fn end_if_over(&mut self, key: SlotKey, done: &mut Done) {
+        if self.slots.get(key).is_some_and(Request::is_over)
+            && let Some(request) = self.slots.remove(key)
+        {
+            done.complete_with(request.io.tag, request.status, request.proof());
+        }
+    }
+
+    /// A command was on its connection when that ended.
+    pub(super) fn part_lost(&mut self, ended: &Ended, now: Time, done: &mut Done) {
+        if let Outcome::Finished(cqe) = ended.outcome {
+            self.finish(&Finished { user: ended.user, cqe, bad_memory: ended.bad_memory }, now, done);
+        } else if let Some(request) = self.slots.get_mut(SlotKey::from_u32(ended.user as u32)) {
+            request.parts -= 1;
+            if ended.outcome == Outcome::Unknown {
+                let lost = if ended.aborted { Lost::Aborted } else { Lost::Unproven };
+                request.lost = request.lost.max(lost);
+            }
+        }
+    }
+
+    /// The connection is closed and all its commands are accounted for: what is quiet completes, changes that may still be carried
+    /// out become suspect and wait for the fence of `association`.
+    pub(super) fn lose_all(
+        &mut self,
+        association: &Arc<Association>,
+        code: Code,
+        fenced: &mut FencedChanges,
+        done: &mut Done,
+    ) {
+        self.backlog.clear();
+        // A request whose memory is gone has done no harm to the others: for them the way is lost.
+        let code = if Status::new(code).scope() == Scope::Path { code } else { Code::PathLost };
+        let keys: Vec<SlotKey> = self.slots.iter().map(|(key, _)| key).collect();
+        for request in keys.into_iter().filter_map(|key| self.slots.remove(key)) {
+            let (tag, changes) = (request.io.tag, request.io.op.changes_medium());
+            let status = if request.status.is_ok() { code.into() } else { request.status };
+            let proof = match request.lost {
+                Lost::Unproven if changes => {
+                    fenced.add(tag, code, association, done);
+                    continue;
+                }
+                Lost::Aborted if changes => Proof::Aborted,
+                Lost::None => request.proof(),
+                _ => Proof::SocketClosed,
+            };
+            done.complete_with(tag, status, proof);
+        }
+    }
+
+    /// Forgets everything: the reactor ends under its queue. True when something was open.
+    pub(super) fn abandon(&mut self) -> bool {
+        let keys: Vec<SlotKey> = self.slots.iter().map(|(key, _)| key).collect();
+        let any = !keys.is_empty();
+        for key in keys {
+            self.slots.remove(key);
+        }
+        any
+    }
+
+    fn end_early(&mut self, key: SlotKey) {
+        if self.slots.get(key).is_some_and(Request::is_over)
+            && let Some(request) = self.slots.remove(key)
+        {
+            let (tag, status, proof) = (request.io.tag, request.status, request.proof());
+            self.early.push(Completion { tag, status, proof });
+        }
+    }
+}
