@@ -1,7 +1,9 @@
-//! NVMe/TCP controllers, shared among the URIs that differ in nothing but the namespace.
+//! NVMe/TCP controllers, shared among the URIs that differ in nothing but the namespace: one association, and one I/O queue per
+//! reactor, for all of them.
 
-use polypath_block::{Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, UriError};
+use polypath_block::{Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, UnitId, UriError};
 use polypath_nvmf_tcp::{Controller, ControllerConfig, NvmeDevice};
+use polypath_sharing::{SharedController, SharedDevice};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
@@ -12,17 +14,26 @@ pub(crate) struct Controllers {
 }
 
 /// A controller for as long as one of its namespaces is in use.
-struct InUse(Arc<Controller>);
+struct InUse {
+    controller: Arc<Controller>,
+    queues: Arc<SharedController>,
+}
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.0.close();
+        self.controller.close();
     }
 }
 
 impl Controllers {
-    /// The namespace that `uri` names, over a controller that is there already or a new one whose admin queue is on `host`.
-    pub(crate) fn open(&self, uri: &DiskUri, host: Arc<dyn Host>) -> Result<Arc<dyn Device>, UriError> {
+    /// The namespace that `uri` names, over a controller that is there already or a new one whose admin queue is on `host`. Its queues
+    /// are opened on `hosts`.
+    pub(crate) fn open(
+        &self,
+        uri: &DiskUri,
+        host: Arc<dyn Host>,
+        hosts: Vec<Arc<dyn Host>>,
+    ) -> Result<Arc<SharedDevice>, UriError> {
         let mut config = ControllerConfig::from_uri(uri)?;
         if config.is_discovery() {
             let problem = "it is a discovery controller, which has no disks; expected the NQN of an NVM subsystem";
@@ -30,7 +41,8 @@ impl Controllers {
         }
         let Some(nsid) = config.ns else {
             // Which namespace that is turns out later: nobody can share it.
-            return Ok(Controller::start(config, host).device());
+            let controller = Controller::start(config, host);
+            return Ok(SharedController::new(controller.clone(), hosts).device(controller.device(), UnitId::ONLY));
         };
         // The controller looks after all namespaces, and is named after none.
         config.ns = None;
@@ -40,18 +52,22 @@ impl Controllers {
         shared.retain(|(_, c)| c.strong_count() > 0);
         let found = shared.iter().find(|(k, _)| *k == key).and_then(|(_, c)| c.upgrade());
         let in_use = found.unwrap_or_else(|| {
-            let in_use = Arc::new(InUse(Controller::start(config, host)));
+            let controller = Controller::start(config, host);
+            let queues = SharedController::new(controller.clone(), hosts);
+            let in_use = Arc::new(InUse { controller, queues });
             shared.push((key, Arc::downgrade(&in_use)));
             in_use
         });
         drop(shared);
-        let device = in_use.0.namespace(nsid);
-        Ok(Arc::new(Namespace {
+        let (device, queues) = (in_use.controller.namespace(nsid), in_use.queues.clone());
+        let unit = device.unit();
+        let namespace = Namespace {
             name: uri.to_string(),
             device,
             in_use: Mutex::new(Some(in_use)),
             closed: AtomicBool::new(false),
-        }))
+        };
+        Ok(queues.device(Arc::new(namespace), unit))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(String, Weak<InUse>)>> {

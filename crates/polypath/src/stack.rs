@@ -6,7 +6,6 @@ use crate::tally::Tally;
 use polypath_block::{Device, DeviceInfo, DeviceState, DiskUri, Host, Scheme};
 use polypath_memory::Arena;
 use polypath_reactor::{CpuList, IdlePolicy, Pool, PoolConfig, ReactorHandle, ReactorStatistics};
-use polypath_sharing::SharedDevice;
 use polypath_vhost_user_client::{ClientConfig, VhostUserDisk};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
@@ -143,10 +142,7 @@ impl Stack {
         match uri.scheme {
             Scheme::Null | Scheme::Ram | Scheme::File => Ok(polypath_local::open(uri)?),
             // A controller may grant fewer queues than there are reactors, vrings and jobs.
-            Scheme::NvmeTcp => {
-                let device = self.0.controllers.open(uri, self.next_host())?;
-                Ok(SharedDevice::new(device, self.hosts()))
-            }
+            Scheme::NvmeTcp => Ok(self.0.controllers.open(uri, self.next_host(), self.hosts())?),
             Scheme::VhostUserBlk => Ok(VhostUserDisk::connect(&ClientConfig::from_uri(uri)?)?),
             scheme => Err(Error::Unsupported { uri: uri.to_string(), scheme: scheme.as_str() }),
         }

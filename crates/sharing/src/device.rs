@@ -1,92 +1,86 @@
-//! The device that never runs out of queues.
+//! Devices that never run out of queues.
 
-use crate::hub::{Hub, Port};
 use crate::link::{self, Client};
-use crate::office::{Office, lock};
+use crate::mailbox::{OwnerMailbox, lock};
+use crate::owner::{Share, ShareOwner};
 use crate::proxy;
 use crate::queue::SharedQueue;
-use polypath_block::{Cx, Device, DeviceState, Health, Host, IoQueue, OpenError, QueueConfig};
+use crate::single::SingleUnit;
+use polypath_block::{Cx, Device, DeviceState, Health, Host, IoQueue, OpenError, QueueConfig, QueueSource, UnitId};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-/// A device whose queues are shared once it grants no more.
-///
-/// Everything but `open_queue` is the wrapped device's own. `open_queue` gives its own queue as long as there is one, and one that
-/// shares another after that. It says [`OpenError::NoQueue`] only when there is nothing to share: no queue of *this* device is open.
-pub struct SharedDevice(Arc<Sharing>);
+/// A controller of which every reactor has one queue at most, whatever the number of units and users.
+pub struct SharedController(Arc<Sharing>);
 
-/// What the device and its queues know in common.
-pub(crate) struct Sharing {
-    id: u64,
-    pub(crate) inner: Arc<dyn Device>,
-    hosts: Vec<Arc<dyn Host>>,
-    offices: Mutex<Vec<Weak<Office>>>,
-    /// Threads that are opening a queue and have not shown its office yet.
-    opening: AtomicU32,
-}
-
-/// Looks for a queue before it is said that there is none to share: one may be given back between two looks.
-const LOOKS: u32 = 3;
-
-impl SharedDevice {
-    /// Wraps `inner`, whose queues are opened on the reactors `hosts`. On other threads queues are shared within the thread only.
-    pub fn new(inner: Arc<dyn Device>, hosts: Vec<Arc<dyn Host>>) -> Arc<SharedDevice> {
+impl SharedController {
+    /// Shares the queues of `source`, which are opened on the reactors `hosts`. On other threads queues are shared within the thread
+    /// only.
+    pub fn new(source: Arc<dyn QueueSource>, hosts: Vec<Arc<dyn Host>>) -> Arc<SharedController> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Arc::new(SharedDevice(Arc::new(Sharing {
-            id,
-            inner,
-            hosts,
-            offices: Mutex::default(),
-            opening: AtomicU32::new(0),
-        })))
+        Arc::new(SharedController(Arc::new(Sharing { id, source, hosts, owners: Mutex::default() })))
+    }
+
+    /// `device`, which is `unit` of this controller, over the controller's shared queues.
+    pub fn device(&self, device: Arc<dyn Device>, unit: UnitId) -> Arc<SharedDevice> {
+        Arc::new(SharedDevice { device, unit, sharing: self.0.clone() })
+    }
+}
+
+impl std::fmt::Debug for SharedController {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedController").field("name", &self.0.source.name()).finish_non_exhaustive()
+    }
+}
+
+/// A device whose queues are shares of its controller's.
+///
+/// Everything but `open_queue` is the wrapped device's own. `open_queue` gives a queue that finds its place in its first turn: at the
+/// controller's queue of its reactor, which is opened if there is none yet; at that of another reactor where the controller grants no
+/// more. While there is none at all it is [`Health::Down`], and looks again now and then.
+pub struct SharedDevice {
+    device: Arc<dyn Device>,
+    unit: UnitId,
+    sharing: Arc<Sharing>,
+}
+
+impl SharedDevice {
+    /// Wraps a device that has its queues for itself.
+    pub fn new(device: Arc<dyn Device>, hosts: Vec<Arc<dyn Host>>) -> Arc<SharedDevice> {
+        SharedController::new(Arc::new(SingleUnit(device.clone())), hosts).device(device, UnitId::ONLY)
     }
 
     /// The device that it wraps.
     pub fn inner(&self) -> &Arc<dyn Device> {
-        &self.0.inner
+        &self.device
     }
 }
 
 impl Device for SharedDevice {
     fn name(&self) -> &str {
-        self.0.inner.name()
+        self.device.name()
     }
 
     fn state(&self) -> DeviceState {
-        self.0.inner.state()
+        self.device.state()
     }
 
     fn version(&self) -> u64 {
-        self.0.inner.version()
+        self.device.version()
     }
 
     fn open_queue(&self, config: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
-        let (sharing, depth) = (&self.0, config.depth);
-        let mut looks = 0;
-        loop {
-            looks += 1;
-            let none = match sharing.own(depth) {
-                Ok(port) => return Ok(Box::new(SharedQueue::over(sharing.clone(), depth, port))),
-                Err(none @ OpenError::NoQueue { .. }) => none,
-                Err(error) => return Err(error),
-            };
-            if let Some(port) = sharing.here(depth) {
-                return Ok(Box::new(SharedQueue::over(sharing.clone(), depth, port)));
-            }
-            if sharing.is_open_somewhere() {
-                // On another reactor: which one this is, its first turn tells.
-                return Ok(Box::new(SharedQueue::seeking(sharing.clone(), depth)));
-            }
-            if looks == LOOKS {
-                return Err(none);
-            }
+        if let DeviceState::Gone { reason } = self.device.state() {
+            return Err(OpenError::Gone { name: self.device.name().to_owned(), reason });
         }
+        let QueueConfig { depth } = config;
+        Ok(Box::new(SharedQueue::new(self.sharing.clone(), self.device.clone(), self.unit, depth)))
     }
 
     fn close(&self) {
-        self.0.inner.close();
+        self.device.close();
     }
 }
 
@@ -96,59 +90,59 @@ impl std::fmt::Debug for SharedDevice {
     }
 }
 
+/// What the controller's shared queues know in common.
+pub(crate) struct Sharing {
+    id: u64,
+    source: Arc<dyn QueueSource>,
+    hosts: Vec<Arc<dyn Host>>,
+    owners: Mutex<Vec<Weak<OwnerMailbox>>>,
+}
+
 impl Sharing {
-    /// A queue of the device's own, on this thread.
-    pub(crate) fn own(&self, depth: u16) -> Result<Port, OpenError> {
-        self.opening.fetch_add(1, Ordering::SeqCst);
-        let opened = self.open_hub(depth);
-        self.opening.fetch_sub(1, Ordering::SeqCst);
-        Ok(opened?.join(depth))
+    /// A share of the queue of this reactor.
+    pub(crate) fn here(&self, reactor: u16, unit: UnitId, depth: u16) -> Option<Result<Share, OpenError>> {
+        Some(ShareOwner::find(self.id, reactor)?.join(unit, depth))
     }
 
-    fn open_hub(&self, depth: u16) -> Result<Rc<Hub>, OpenError> {
-        let inner = self.inner.open_queue(QueueConfig { depth })?;
+    /// A share of a queue that is opened for it.
+    pub(crate) fn own(&self, reactor: u16, unit: UnitId, depth: u16) -> Result<Share, OpenError> {
+        self.open(reactor, depth)?.join(unit, depth)
+    }
+
+    fn open(&self, reactor: u16, depth: u16) -> Result<Rc<ShareOwner>, OpenError> {
+        let inner = self.source.open_controller_queue(QueueConfig { depth })?;
         let system = |e: std::io::Error| OpenError::System {
-            name: self.inner.name().to_owned(),
+            name: self.source.name().to_owned(),
             reason: format!("no eventfd for a queue: {e}; raise the limit of open files"),
         };
-        let office = Office::new(self.inner.name()).map_err(system)?;
-        let mut offices = lock(&self.offices);
-        offices.retain(|o| o.strong_count() > 0);
-        offices.push(Arc::downgrade(&office));
-        drop(offices);
-        Ok(Hub::new(self.id, office, inner, depth))
+        let mailbox = OwnerMailbox::new(self.source.name(), reactor, inner.heir()).map_err(system)?;
+        let mut owners = lock(&self.owners);
+        owners.retain(|o| o.strong_count() > 0);
+        owners.push(Arc::downgrade(&mailbox));
+        drop(owners);
+        Ok(ShareOwner::new(self.id, mailbox, inner, depth))
     }
 
-    /// A share of a queue of this thread.
-    pub(crate) fn here(&self, depth: u16) -> Option<Port> {
-        Some(Hub::find(self.id)?.join(depth))
-    }
-
-    /// A share of a queue of another reactor.
-    pub(crate) fn elsewhere(&self, cx: &Cx<'_>, depth: u16) -> Option<(Client, u16)> {
-        let offices = lock(&self.offices);
-        let others = offices.iter().filter_map(Weak::upgrade).filter(|o| !o.is_closed() && o.is_reachable());
-        let hosted = others.filter_map(|office| {
-            let reactor = office.reactor().filter(|r| *r != cx.reactor)?;
-            let host = self.hosts.iter().find(|h| h.reactor() == reactor)?;
-            Some((office, host))
+    /// A share of a queue of another reactor, and which.
+    pub(crate) fn elsewhere(&self, cx: &Cx<'_>, unit: UnitId, depth: u16) -> Option<(Client, u16)> {
+        let owners = lock(&self.owners);
+        let others = owners.iter().filter_map(Weak::upgrade).filter(|o| !o.is_closed() && o.is_reachable());
+        let hosted = others.filter(|o| o.reactor != cx.reactor).filter_map(|owner| {
+            let host = self.hosts.iter().find(|h| h.reactor() == owner.reactor)?;
+            Some((owner, host))
         });
-        let (office, host) = hosted.min_by_key(|(o, _)| (o.health() == Health::Down, o.ports()))?;
-        drop(offices);
-        match link::pair(&office, depth) {
+        let (owner, host) = hosted.min_by_key(|(o, _)| (o.health() == Health::Down, o.shares()))?;
+        drop(owners);
+        match link::pair(&owner, unit, depth) {
             Ok((client, served)) => {
-                office.apply(served, &**host, proxy::spawn);
+                owner.apply(served, &**host, proxy::spawn);
                 Some((client, host.reactor()))
             }
             Err(error) => {
-                tracing::error!(device = self.inner.name(), %error, "no eventfd for a shared queue; raise the limit of open files");
+                let controller = self.source.name();
+                tracing::error!(controller, %error, "no eventfd for a shared queue; raise the limit of open files");
                 None
             }
         }
-    }
-
-    /// Is a queue open, or about to be? In this order: whoever opens one shows its office before he is done with opening.
-    fn is_open_somewhere(&self) -> bool {
-        self.opening.load(Ordering::SeqCst) > 0 || lock(&self.offices).iter().any(|o| o.strong_count() > 0)
     }
 }

@@ -3,10 +3,10 @@
 //! The asking side numbers its requests by slots, and each slot has a row in the owner's segment table. All rings hold what can be
 //! open at a time, so that nothing on the way back ever waits.
 
-use crate::office::{Office, health_from_u8, health_to_u8};
+use crate::mailbox::{OwnerMailbox, health_from_u8, health_to_u8};
 use polypath_block::{
-    Armed, Code, Completion, Cx, Done, Health, Io, Proof, Refused, RefusedWhy, SegSpan, Segment, SlotKey, Slots,
-    Status, Suspect, Time, Waits,
+    Armed, Code, Completion, Cx, Done, Fate, FenceState, Health, Io, Proof, QueueFence, Refused, RefusedWhy, SegSpan,
+    Segment, SlotKey, Slots, Status, Suspect, Time, UnitId, Waits,
 };
 use polypath_net::Bell;
 use rtrb::{Consumer, Producer, RingBuffer};
@@ -25,6 +25,8 @@ pub(crate) const WIDE_ROWS: u32 = 4;
 const OPEN_DEPTHS: u16 = 2;
 /// Segments in the ring for each request of the depth. A ring without room is a full queue.
 const SEGMENTS_A_REQUEST: usize = 16;
+/// Pause between two questions to the heir of a queue that has not quite ended.
+const ASK_AGAIN: Duration = Duration::from_millis(1);
 /// How long to wait for the owner's reactor to take the link in.
 const JOIN_LIMIT: Duration = Duration::from_secs(1);
 
@@ -62,6 +64,8 @@ pub(crate) struct Served {
     pub(crate) requests: Consumer<Message>,
     pub(crate) segments: Consumer<Segment>,
     replies: Producer<Reply>,
+    /// What the user asks for.
+    pub(crate) unit: UnitId,
     pub(crate) depth: u16,
     /// Requests open at a time.
     pub(crate) open: u16,
@@ -88,6 +92,10 @@ pub(crate) struct Client {
     health: Health,
     /// The owner has ended without a word.
     orphaned: bool,
+    /// Who can tell then when changes are quiet.
+    heir: Option<Arc<dyn QueueFence>>,
+    /// When to ask next.
+    ask: Time,
 }
 
 #[derive(Clone, Copy)]
@@ -95,10 +103,11 @@ struct Open {
     tag: u64,
     wide: Option<u8>,
     suspect: bool,
+    changes: bool,
 }
 
-/// Both ends of a link to the hub of `office`.
-pub(crate) fn pair(office: &Office, depth: u16) -> io::Result<(Client, Served)> {
+/// Both ends of a link to the owner of `mailbox`.
+pub(crate) fn pair(mailbox: &OwnerMailbox, unit: UnitId, depth: u16) -> io::Result<(Client, Served)> {
     let depth = depth.clamp(1, 8192);
     let open = depth * OPEN_DEPTHS;
     let wire = Arc::new(Wire {
@@ -112,11 +121,18 @@ pub(crate) fn pair(office: &Office, depth: u16) -> io::Result<(Client, Served)> 
     let (segments_in, segments_out) = RingBuffer::new((usize::from(depth) * SEGMENTS_A_REQUEST).max(WIDE as usize));
     // A suspect and a completion for each.
     let (replies_in, replies_out) = RingBuffer::new(usize::from(open) * 2);
-    let served =
-        Served { wire: wire.clone(), requests: requests_out, segments: segments_out, replies: replies_in, depth, open };
+    let served = Served {
+        wire: wire.clone(),
+        requests: requests_out,
+        segments: segments_out,
+        replies: replies_in,
+        unit,
+        depth,
+        open,
+    };
     let client = Client {
         wire,
-        owner: office.bell.clone(),
+        owner: mailbox.bell.clone(),
         requests: requests_in,
         segments: segments_in,
         replies: replies_out,
@@ -131,6 +147,8 @@ pub(crate) fn pair(office: &Office, depth: u16) -> io::Result<(Client, Served)> 
         joined: false,
         health: Health::Down,
         orphaned: false,
+        heir: mailbox.heir.clone(),
+        ask: Time::ZERO,
     };
     Ok((client, served))
 }
@@ -206,7 +224,8 @@ impl Client {
         let (head, tail) = segs.split_at(first.len());
         first.copy_from_slice(head);
         second.copy_from_slice(tail);
-        let Ok(key) = self.open.insert(Open { tag: io.tag, wide, suspect: false }) else {
+        let Ok(key) = self.open.insert(Open { tag: io.tag, wide, suspect: false, changes: io.op.changes_medium() })
+        else {
             return refuse(RefusedWhy::Full);
         };
         let span = SegSpan { start: 0, count: segs.len() as u32 };
@@ -244,6 +263,9 @@ impl Client {
         if abandoned && !self.orphaned {
             self.orphan(done);
         }
+        if self.orphaned && cx.now >= self.ask {
+            self.ask_heir(cx.now, done);
+        }
         self.health = if self.orphaned { Health::Down } else { self.shown() };
         if !self.joined {
             self.look_for_owner(cx.now);
@@ -278,17 +300,44 @@ impl Client {
         }
     }
 
-    /// The owner's reactor has ended under its queues, and their connections with it. What was open has an unknown outcome.
+    /// The owner's reactor has ended under its queues, and their connections with it. What was open has an unknown outcome: changes are
+    /// suspect until the heir of the queue knows them quiet.
     #[cold]
     fn orphan(&mut self, done: &mut Done) {
         self.orphaned = true;
+        let Some(heir) = &self.heir else { return };
+        let fence = heir.terms();
+        for (_, open) in self.open.iter_mut().filter(|(_, open)| open.changes && !open.suspect) {
+            open.suspect = true;
+            done.suspects.push(Suspect { tag: open.tag, fate: Fate::Unknown, cause: Code::PathLost, fence });
+        }
+    }
+
+    /// Completes what is quiet by now.
+    #[cold]
+    fn ask_heir(&mut self, now: Time, done: &mut Done) {
+        let state = self.heir.as_ref().map(|heir| heir.state(now));
         let keys: Vec<SlotKey> = self.open.iter().map(|(key, _)| key).collect();
         for key in keys {
+            let changes = self.open.get(key).is_some_and(|open| open.changes);
+            let (status, proof) = match state {
+                // Nobody can tell.
+                None => (Status::new(Code::OutcomeUnknown), Proof::None),
+                Some(FenceState::Quiet(proof)) if changes => (Code::PathLost.into(), proof),
+                Some(_) if changes => continue,
+                // The sockets went with the queue.
+                Some(_) => (Code::PathLost.into(), Proof::SocketClosed),
+            };
             if let Some(open) = self.open.remove(key) {
-                done.complete_with(open.tag, Status::new(Code::OutcomeUnknown), Proof::None);
+                done.complete_with(open.tag, status, proof);
             }
         }
         self.in_flight = 0;
+        self.ask = match state {
+            _ if self.open.is_empty() => Time::NEVER,
+            Some(FenceState::Pending { by }) => by,
+            _ => now.after(ASK_AGAIN),
+        };
     }
 
     pub(crate) fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
@@ -298,6 +347,9 @@ impl Client {
         // The other side pushes first and rings then: one of both looks sees it.
         if !self.replies.is_empty() || (!self.orphaned && self.shown() != self.health) {
             return Armed::Busy;
+        }
+        if self.orphaned && !self.open.is_empty() {
+            waits.until(self.ask);
         }
         if !self.orphaned && !self.joined {
             waits.until(self.since.unwrap_or(cx.now).after(JOIN_LIMIT));

@@ -1,8 +1,8 @@
-//! The poller on the owner's reactor that stands for the users on others: one for each hub that has any.
+//! The poller on the owner's reactor that stands for the users on others: one for each owner that has any.
 
-use crate::hub::{Hub, Port};
 use crate::link::{Message, NARROW, Reply, Served, WIDE, WIDE_ROWS};
-use crate::office::Office;
+use crate::mailbox::OwnerMailbox;
+use crate::owner::{Share, ShareOwner};
 use polypath_block::{
     Armed, Code, Completion, Cx, Done, Host, Io, Poller, Proof, RefusedWhy, SegRow, SegSpan, SlotKey, Turn, Waits,
 };
@@ -12,27 +12,27 @@ use std::sync::Arc;
 /// See the module.
 struct Proxy {
     name: String,
-    hub: Rc<Hub>,
+    owner: Rc<ShareOwner>,
     lines: Vec<Line>,
 }
 
 /// One user on another reactor.
 struct Line {
     link: Served,
-    port: Port,
+    share: Share,
     /// One row for each request it may have open, and a few wide ones.
     narrow: SegRow,
     wide: SegRow,
     done: Done,
 }
 
-/// Asks the reactor that owns the hub for a proxy.
-pub(crate) fn spawn(office: Arc<Office>, host: &dyn Host) {
-    host.spawn(Box::new(move |_| match Hub::of_office(office.id) {
-        Some(hub) => Box::new(Proxy { name: format!("crossing to {}", office.name), hub, lines: Vec::new() }),
+/// Asks the reactor that owns the queue for a proxy.
+pub(crate) fn spawn(mailbox: Arc<OwnerMailbox>, host: &dyn Host) {
+    host.spawn(Box::new(move |_| match ShareOwner::of_mailbox(mailbox.id) {
+        Some(owner) => Box::new(Proxy { name: format!("crossing to {}", mailbox.name), owner, lines: Vec::new() }),
         None => {
             // It has gone meanwhile, or that reactor only has its number in common.
-            office.refuse_links();
+            mailbox.refuse_links();
             Box::new(Nobody)
         }
     }));
@@ -41,8 +41,8 @@ pub(crate) fn spawn(office: Arc<Office>, host: &dyn Host) {
 impl Proxy {
     #[cold]
     fn take_in(&mut self, cx: &mut Cx<'_>) {
-        for link in self.hub.office.take_links() {
-            if link.is_gone() || self.hub.office.is_closed() {
+        for link in self.owner.mailbox.take_links() {
+            if link.is_gone() || self.owner.mailbox.is_closed() {
                 continue;
             }
             let open = u32::from(link.open);
@@ -52,16 +52,24 @@ impl Proxy {
                 (Ok(narrow), Ok(wide)) => (narrow, wide),
                 (one, other) => {
                     if let Err(error) = one.as_ref().and(other.as_ref()) {
-                        tracing::error!(device = %self.hub.office.name, %error, "a queue cannot be shared with another reactor");
+                        tracing::error!(controller = %self.owner.mailbox.name, %error, "a queue cannot be shared with another reactor");
                     }
                     one.into_iter().chain(other).for_each(|row| cx.segs.release(row));
                     continue;
                 }
             };
-            let port = self.hub.join(link.depth);
+            let share = match self.owner.join(link.unit, link.depth) {
+                Ok(share) => share,
+                Err(error) => {
+                    tracing::error!(%error, "a queue cannot be shared with another reactor");
+                    cx.segs.release(narrow);
+                    cx.segs.release(wide);
+                    continue;
+                }
+            };
             link.join();
             let done = Done::with_capacity(usize::from(link.open));
-            self.lines.push(Line { link, port, narrow, wide, done });
+            self.lines.push(Line { link, share, narrow, wide, done });
         }
     }
 }
@@ -79,7 +87,7 @@ impl Line {
                 None => self.narrow.span(SlotKey::from_u32(io.tag as u32).index().into(), io.segs.count),
             };
             let segs = if self.copy_segments(cx, row) { row } else { SegSpan::EMPTY };
-            if let Err(refused) = self.port.submit(cx, Io { segs, ..io }) {
+            if let Err(refused) = self.share.submit(cx, Io { segs, ..io }) {
                 let code = if refused.why == RefusedWhy::Full { Code::PathBusy } else { Code::PathLost };
                 self.done.completions.push(Completion { tag: io.tag, status: code.into(), proof: Proof::NeverSent });
             }
@@ -122,19 +130,19 @@ impl Line {
         if !self.link.is_gone() || !self.link.requests.is_empty() || !self.done.is_empty() {
             return false;
         }
-        self.port.close(cx);
-        self.port.is_drained()
+        self.share.close(cx);
+        self.share.is_drained()
     }
 }
 
 impl Poller for Proxy {
     fn poll(&mut self, cx: &mut Cx<'_>) -> Turn {
-        let bell = &self.hub.office.bell;
+        let bell = &self.owner.mailbox.bell;
         bell.rise();
         let mut busy = false;
         if bell.answer() {
             busy = true;
-            if self.hub.office.has_links() {
+            if self.owner.mailbox.has_links() {
                 self.take_in(cx);
             }
         }
@@ -143,14 +151,14 @@ impl Poller for Proxy {
             received |= line.receive(cx);
         }
         if received {
-            self.hub.kick(cx);
+            self.owner.kick(cx);
         }
         let mut ended = false;
         for line in &mut self.lines {
-            line.port.poll(cx, &mut line.done);
+            line.share.poll(cx, &mut line.done);
             let sent = line.send_back();
             busy |= sent;
-            if line.link.show(line.port.health(), line.port.is_surplus()) | sent {
+            if line.link.show(line.share.health(), line.share.is_surplus()) | sent {
                 line.link.ring();
             }
             ended |= line.link.is_gone();
@@ -158,18 +166,18 @@ impl Poller for Proxy {
         if ended {
             self.forget_ended(cx);
         }
-        if self.lines.is_empty() && self.hub.office.dismiss_proxy() {
+        if self.lines.is_empty() && self.owner.mailbox.dismiss_proxy() {
             return Turn::Finished;
         }
         if busy || received { Turn::Busy } else { Turn::Idle }
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
-        if self.lines.is_empty() || self.hub.office.bell.arm(waits) == Armed::Busy {
+        if self.lines.is_empty() || self.owner.mailbox.bell.arm(waits) == Armed::Busy {
             return Armed::Busy;
         }
         for line in &mut self.lines {
-            if !line.link.requests.is_empty() || !line.done.is_empty() || line.port.arm(cx, waits) == Armed::Busy {
+            if !line.link.requests.is_empty() || !line.done.is_empty() || line.share.arm(cx, waits) == Armed::Busy {
                 return Armed::Busy;
             }
         }
@@ -200,9 +208,9 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         // Lines are left only when the reactor ends under us.
-        for Line { link, port, .. } in self.lines.drain(..) {
-            self.hub.keep(link);
-            drop(port);
+        for Line { link, share, .. } in self.lines.drain(..) {
+            self.owner.keep(link);
+            drop(share);
         }
     }
 }

@@ -1,13 +1,15 @@
-//! A queue that is the device's own, or a share of one, and changes from one to the other when it must.
+//! A queue of one device: a share of its controller's queue on this reactor or on another one, and another share when it must.
 
 use crate::device::Sharing;
-use crate::hub::Port;
 use crate::link::Client;
-use polypath_block::{Armed, Cx, Done, Health, Io, IoQueue, OpenError, Refused, RefusedWhy, Time, Waits};
+use crate::owner::Share;
+use polypath_block::{
+    Armed, Cx, Device, Done, Health, Io, IoQueue, OpenError, Refused, RefusedWhy, Time, UnitId, Waits,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Pause between two looks for a queue to share, the first and the longest: each look asks the device for one of its own, too.
+/// Pause between two looks for a queue to share, the first and the longest: each look asks the controller for one, too.
 const SEEK_FIRST: Duration = Duration::from_millis(20);
 const SEEK_MOST: Duration = Duration::from_secs(1);
 /// Ways that were left and still have something open; with more, no new one is taken.
@@ -18,7 +20,7 @@ enum Way {
     /// Nowhere yet.
     Seeking { at: Time },
     /// To a queue of this reactor.
-    Port(Port),
+    Share(Share),
     /// To a queue of another one.
     Link(Box<Client>),
 }
@@ -26,6 +28,9 @@ enum Way {
 /// See the module.
 pub(crate) struct SharedQueue {
     sharing: Arc<Sharing>,
+    /// For its name, and because whoever has a queue keeps the device.
+    device: Arc<dyn Device>,
+    unit: UnitId,
     depth: u16,
     way: Way,
     /// Ways that were given up, until nothing of them is open: their fences go on.
@@ -37,26 +42,28 @@ pub(crate) struct SharedQueue {
 }
 
 impl SharedQueue {
-    pub(crate) fn over(sharing: Arc<Sharing>, depth: u16, port: Port) -> Self {
-        SharedQueue::new(sharing, depth, Way::Port(port))
-    }
-
     /// Finds a queue in its first turn.
-    pub(crate) fn seeking(sharing: Arc<Sharing>, depth: u16) -> Self {
-        SharedQueue::new(sharing, depth, Way::Seeking { at: Time::ZERO })
-    }
-
-    fn new(sharing: Arc<Sharing>, depth: u16, way: Way) -> Self {
-        let leaving = Vec::with_capacity(MOST_LEAVING);
-        SharedQueue { sharing, depth, way, leaving, closed: false, pause: SEEK_FIRST, told: false }
+    pub(crate) fn new(sharing: Arc<Sharing>, device: Arc<dyn Device>, unit: UnitId, depth: u16) -> Self {
+        SharedQueue {
+            sharing,
+            device,
+            unit,
+            depth,
+            way: Way::Seeking { at: Time::ZERO },
+            leaving: Vec::with_capacity(MOST_LEAVING),
+            closed: false,
+            pause: SEEK_FIRST,
+            told: false,
+        }
     }
 
     #[cold]
     fn seek(&mut self, cx: &Cx<'_>) {
-        let device = self.sharing.inner.name();
-        let found = match self.sharing.own(self.depth) {
-            Ok(port) => Some(Way::Port(port)),
-            Err(OpenError::NoQueue { .. }) => self.share(cx),
+        let (sharing, unit, depth, device) = (&self.sharing, self.unit, self.depth, self.device.name());
+        let here = sharing.here(cx.reactor, unit, depth).unwrap_or_else(|| sharing.own(cx.reactor, unit, depth));
+        let found = match here {
+            Ok(share) => Some(Way::Share(share)),
+            Err(OpenError::NoQueue { .. }) => self.cross(cx),
             Err(error) => {
                 if !std::mem::replace(&mut self.told, true) {
                     tracing::warn!(device, reactor = cx.reactor, %error, "no I/O queue; looking again now and then");
@@ -65,25 +72,21 @@ impl SharedQueue {
             }
         };
         self.pause = if found.is_some() { SEEK_FIRST } else { (self.pause * 2).min(SEEK_MOST) };
-        // The first looks may just be early: an owner that has had no turn yet cannot be found.
+        // The first looks may just be early: somebody else may be opening the queue that is to be shared.
         if self.pause == SEEK_MOST && !std::mem::replace(&mut self.told, true) {
             tracing::warn!(
                 device,
                 reactor = cx.reactor,
-                "the device grants no more I/O queues and none of them can be shared; looking again"
+                "the controller grants no more I/O queues and none of them can be shared; looking again"
             );
         }
         self.way = found.unwrap_or(Way::Seeking { at: cx.now.after(self.pause) });
     }
 
-    fn share(&self, cx: &Cx<'_>) -> Option<Way> {
-        let (device, reactor) = (self.sharing.inner.name(), cx.reactor);
-        if let Some(port) = self.sharing.here(self.depth) {
-            tracing::info!(device, reactor, "shares an I/O queue of its own reactor: the device grants no more");
-            return Some(Way::Port(port));
-        }
-        let (client, owner) = self.sharing.elsewhere(cx, self.depth)?;
-        tracing::info!(device, reactor, owner, "shares an I/O queue of another reactor: the device grants no more");
+    fn cross(&self, cx: &Cx<'_>) -> Option<Way> {
+        let (device, reactor) = (self.device.name(), cx.reactor);
+        let (client, owner) = self.sharing.elsewhere(cx, self.unit, self.depth)?;
+        tracing::info!(device, reactor, owner, "shares an I/O queue of another reactor: the controller grants no more");
         Some(Way::Link(Box::new(client)))
     }
 
@@ -91,7 +94,7 @@ impl SharedQueue {
     #[cold]
     fn change_way(&mut self, cx: &mut Cx<'_>) {
         // A link that ends tells so at once; what it led to needs a moment to be gone.
-        let at = if matches!(self.way, Way::Port(_)) { cx.now } else { cx.now.after(SEEK_FIRST) };
+        let at = if matches!(self.way, Way::Share(_)) { cx.now } else { cx.now.after(SEEK_FIRST) };
         let mut left = std::mem::replace(&mut self.way, Way::Seeking { at });
         left.close(cx);
         self.leaving.push(left);
@@ -109,7 +112,7 @@ impl Way {
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
         match self {
             Way::Seeking { .. } => {}
-            Way::Port(port) => port.poll(cx, done),
+            Way::Share(share) => share.poll(cx, done),
             Way::Link(client) => client.poll(cx, done),
         }
     }
@@ -120,7 +123,7 @@ impl Way {
                 waits.until(*at);
                 Armed::Sleep
             }
-            Way::Port(port) => port.arm(cx, waits),
+            Way::Share(share) => share.arm(cx, waits),
             Way::Link(client) => client.arm(cx, waits),
         }
     }
@@ -129,7 +132,7 @@ impl Way {
     fn is_over(&self) -> bool {
         match self {
             Way::Seeking { .. } => false,
-            Way::Port(port) => port.is_surplus(),
+            Way::Share(share) => share.is_surplus(),
             Way::Link(client) => client.is_ended(),
         }
     }
@@ -137,7 +140,7 @@ impl Way {
     fn close(&mut self, cx: &mut Cx<'_>) {
         match self {
             Way::Seeking { .. } => {}
-            Way::Port(port) => port.close(cx),
+            Way::Share(share) => share.close(cx),
             Way::Link(client) => client.close(),
         }
     }
@@ -145,7 +148,7 @@ impl Way {
     fn is_drained(&self) -> bool {
         match self {
             Way::Seeking { .. } => true,
-            Way::Port(port) => port.is_drained(),
+            Way::Share(share) => share.is_drained(),
             Way::Link(client) => client.is_drained(),
         }
     }
@@ -157,7 +160,7 @@ impl IoQueue for SharedQueue {
         match &mut self.way {
             _ if self.closed => Err(Refused { io, why: RefusedWhy::Gone }),
             Way::Seeking { .. } => Err(Refused { io, why: RefusedWhy::Gone }),
-            Way::Port(port) => port.submit(cx, io),
+            Way::Share(share) => share.submit(cx, io),
             Way::Link(client) => client.submit(cx, io),
         }
     }
@@ -166,7 +169,7 @@ impl IoQueue for SharedQueue {
     fn kick(&mut self, cx: &mut Cx<'_>) {
         match &mut self.way {
             Way::Seeking { .. } => {}
-            Way::Port(port) => port.kick(cx),
+            Way::Share(share) => share.kick(cx),
             Way::Link(client) => client.kick(),
         }
     }
@@ -204,7 +207,7 @@ impl IoQueue for SharedQueue {
         match &self.way {
             _ if self.closed => Health::Down,
             Way::Seeking { .. } => Health::Down,
-            Way::Port(port) => port.health(),
+            Way::Share(share) => share.health(),
             Way::Link(client) => client.health(),
         }
     }

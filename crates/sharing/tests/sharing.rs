@@ -4,12 +4,11 @@ mod common;
 
 use common::{Reactors, Stingy, Worker, now, progress, stop, wait};
 use polypath_block::{
-    Code, Cx, Device, Done, Health, Io, OpenError, Proof, QueueConfig, RefusedWhy, SegTable, contract,
+    Armed, Code, Cx, Device, Done, Health, Io, Proof, QueueConfig, RefusedWhy, SegTable, Time, Waits, contract,
 };
 use polypath_local::testing::RealRig;
 use polypath_memory::Arena;
 use polypath_sharing::SharedDevice;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const DISK: &str = "ram://8MiB?bs=4096";
@@ -18,7 +17,10 @@ const DISK: &str = "ram://8MiB?bs=4096";
 fn a_share_on_the_same_reactor_keeps_the_contract() {
     for uri in [DISK, "ram://8MiB"] {
         let shared = SharedDevice::new(Stingy::new(uri, 1), Vec::new());
-        let first = shared.open_queue(QueueConfig { depth: 4 }).unwrap();
+        let mut first = shared.open_queue(QueueConfig { depth: 4 }).unwrap();
+        // Its first turn takes the only queue there is.
+        let (mut segs, mut done) = (SegTable::new(64), Done::default());
+        first.poll(&mut Cx { now: now(), segs: &mut segs, reactor: 0 }, &mut done);
         contract::check(&mut RealRig::new(shared.clone(), true));
         contract::check(&mut RealRig::new(shared.clone(), true).misaligned());
         drop(first);
@@ -117,13 +119,13 @@ fn a_way_that_goes_down_is_told_and_comes_back() {
 
 #[test]
 fn a_surplus_queue_is_left_for_another_ones() {
-    let reactors = Reactors::start(2);
+    let reactors = Reactors::start(4);
     let arena = Arena::new(4 << 20, false).unwrap();
     let stingy = Stingy::new(DISK, 4);
     let shared = SharedDevice::new(stingy.clone(), reactors.hosts());
     let workers: Vec<_> = (0..4)
         .map(|n| {
-            let told = Worker::spawn(&reactors.handles[n % 2], &shared, &arena, n as u64 * 64, 8, 1);
+            let told = Worker::spawn(&reactors.handles[n], &shared, &arena, n as u64 * 64, 8, 1);
             wait("a queue", || told.ready.load(Ordering::SeqCst));
             told
         })
@@ -243,11 +245,28 @@ fn an_owner_that_ends_without_a_word_leaves_no_request_open() {
 }
 
 #[test]
-fn without_any_queue_to_share_it_says_so() {
-    let shared = SharedDevice::new(Stingy::new(DISK, 0), Vec::new());
-    let error = shared.open_queue(QueueConfig { depth: 4 }).err();
-    assert!(matches!(error, Some(OpenError::NoQueue { granted: 0, .. })), "{error:?}");
-    let _: Arc<dyn Device> = shared;
+fn without_any_queue_to_share_it_is_down_and_looks_again() {
+    let stingy = Stingy::new(DISK, 0);
+    let shared = SharedDevice::new(stingy.clone(), Vec::new());
+    let mut queue = shared.open_queue(QueueConfig { depth: 4 }).unwrap();
+    let (mut segs, mut done, mut waits) = (SegTable::new(64), Done::default(), Waits::default());
+    for s in 1..5 {
+        let mut cx = Cx { now: Time::from_millis(s * 1000), segs: &mut segs, reactor: 0 };
+        queue.poll(&mut cx, &mut done);
+        assert_eq!(queue.health(), Health::Down);
+        assert_eq!(queue.submit(&mut cx, Io::flush(1)).unwrap_err().why, RefusedWhy::Gone);
+        waits.clear();
+        assert_eq!(queue.arm(&mut cx, &mut waits), Armed::Sleep);
+        assert!(waits.deadline.is_some_and(|at| at.since(cx.now).as_millis() <= 1000), "it looks again: {waits:?}");
+    }
+    stingy.orders.granted.store(1, Ordering::SeqCst);
+    let mut cx = Cx { now: Time::from_millis(9000), segs: &mut segs, reactor: 0 };
+    queue.poll(&mut cx, &mut done);
+    queue.poll(&mut cx, &mut done);
+    assert_eq!(queue.health(), Health::Ready);
+    queue.close(&mut cx);
+    queue.poll(&mut cx, &mut done);
+    assert!(queue.is_drained());
 }
 
 #[test]

@@ -1,27 +1,27 @@
-//! The part of a hub that other threads reach. Control plane: nothing here is touched by a request.
+//! The part of a share owner that other threads reach. Control plane: nothing here is touched by a request.
 
 use crate::link::Served;
-use polypath_block::{Health, Host};
+use polypath_block::{Health, Host, QueueFence};
 use polypath_net::Bell;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-
-/// No turn has told yet whose reactor it is.
-const UNKNOWN: u32 = u32::MAX;
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// See the module.
-pub(crate) struct Office {
+pub(crate) struct OwnerMailbox {
     /// Unique in the process.
     pub(crate) id: u64,
     /// Name of the device, for logs.
     pub(crate) name: String,
-    reactor: AtomicU32,
-    ports: AtomicU32,
+    /// Number of the reactor that owns the queue.
+    pub(crate) reactor: u16,
+    /// Who can tell when what the queue had sent is quiet, should its reactor end under it.
+    pub(crate) heir: Option<Arc<dyn QueueFence>>,
+    shares: AtomicU32,
     health: AtomicU8,
     closed: AtomicBool,
     /// Rings when a crossing queue has sent something, or wants to be taken in.
@@ -40,14 +40,15 @@ struct Inbox {
     proxied: bool,
 }
 
-impl Office {
-    pub(crate) fn new(name: &str) -> io::Result<Arc<Office>> {
+impl OwnerMailbox {
+    pub(crate) fn new(name: &str, reactor: u16, heir: Option<Arc<dyn QueueFence>>) -> io::Result<Arc<OwnerMailbox>> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Ok(Arc::new(Office {
+        Ok(Arc::new(OwnerMailbox {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: name.to_owned(),
-            reactor: AtomicU32::new(UNKNOWN),
-            ports: AtomicU32::new(0),
+            reactor,
+            heir,
+            shares: AtomicU32::new(0),
             health: AtomicU8::new(health_to_u8(Health::Down)),
             closed: AtomicBool::new(false),
             bell: Arc::new(Bell::new()?),
@@ -57,24 +58,12 @@ impl Office {
         }))
     }
 
-    /// Number of the reactor that owns the hub, once it has had a turn.
-    pub(crate) fn reactor(&self) -> Option<u16> {
-        u16::try_from(self.reactor.load(Ordering::Acquire)).ok()
+    pub(crate) fn shares(&self) -> u32 {
+        self.shares.load(Ordering::Relaxed)
     }
 
-    #[inline]
-    pub(crate) fn set_reactor(&self, reactor: u16) {
-        if self.reactor.load(Ordering::Relaxed) != u32::from(reactor) {
-            self.reactor.store(reactor.into(), Ordering::Release);
-        }
-    }
-
-    pub(crate) fn ports(&self) -> u32 {
-        self.ports.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_ports(&self, ports: u32) {
-        self.ports.store(ports, Ordering::Relaxed);
+    pub(crate) fn set_shares(&self, shares: u32) {
+        self.shares.store(shares, Ordering::Relaxed);
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -98,7 +87,7 @@ impl Office {
     }
 
     /// Leaves a link for the proxy; makes one on `host` with `make` if there is none.
-    pub(crate) fn apply(self: &Arc<Self>, link: Served, host: &dyn Host, make: fn(Arc<Office>, &dyn Host)) {
+    pub(crate) fn apply(self: &Arc<Self>, link: Served, host: &dyn Host, make: fn(Arc<OwnerMailbox>, &dyn Host)) {
         let mut inbox = lock(&self.inbox);
         inbox.links.retain(|l| !l.is_gone());
         inbox.links.push(link);
@@ -139,7 +128,7 @@ impl Office {
         inbox.links.clear();
     }
 
-    /// Can queues of other reactors share the hub's?
+    /// Can queues of other reactors share the owner's?
     pub(crate) fn is_reachable(&self) -> bool {
         !self.unreachable.load(Ordering::Acquire)
     }

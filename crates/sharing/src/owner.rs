@@ -1,0 +1,452 @@
+//! One queue pair of the controller with several users on its reactor.
+//!
+//! Each user has a [`Share`]: a unit of the controller, a bound of its own, a line of requests that wait for room, a box of outcomes.
+//! A user is never told "full" because of what others do: within its depth a request waits in the share's line, and lines are served
+//! in turn, one request each, whatever unit they are for.
+
+use crate::link::Served;
+use crate::mailbox::OwnerMailbox;
+use polypath_block::{
+    Armed, Code, Completion, ControllerQueue, Cx, Done, Health, Io, OpenError, Proof, Refused, RefusedWhy, SlotKey,
+    Slots, Suspect, Unit, UnitId, Waits,
+};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+/// Requests known at a time as a multiple of the depth: those that wait for a fence have left the queue's own table.
+const KNOWN_DEPTHS: usize = 8;
+/// The least depth that is multiplied: queues hold more than they are asked to.
+const LEAST_DEPTH: usize = 128;
+
+/// An owner on this thread: of which controller, on which reactor.
+type Entry = (u64, u16, Weak<ShareOwner>);
+
+thread_local! {
+    static OWNERS: RefCell<Vec<Entry>> = const { RefCell::new(Vec::new()) };
+}
+
+/// See the module.
+pub(crate) struct ShareOwner {
+    core: RefCell<Core>,
+    /// After the queue: as long as the controller's queue is taken, somebody is seen to have it.
+    pub(crate) mailbox: Arc<OwnerMailbox>,
+}
+
+struct Core {
+    inner: Box<dyn ControllerQueue>,
+    known: Slots<Known>,
+    shares: Vec<Option<ShareState>>,
+    next_uid: u32,
+    open: u32,
+    /// Requests in the lines of all shares.
+    waiting: usize,
+    /// Whose line is served next.
+    turn: usize,
+    /// Grows each time the queue is polled: once a turn, however many shares there are.
+    round: u64,
+    done: Done,
+    /// Nobody uses it, or it is surplus: it is closed as soon as nothing waits.
+    closing: bool,
+    closed: bool,
+    surplus: bool,
+    /// Ends of links whose proxy was dropped by a reactor that ended. Last, so that they go after the queue: who learns from their
+    /// end that nobody answers may count on the queue being gone.
+    orphans: Vec<Served>,
+}
+
+/// Whose a request is.
+#[derive(Clone, Copy)]
+struct Known {
+    share: usize,
+    uid: u32,
+    tag: u64,
+    suspect: bool,
+}
+
+/// What the owner keeps of a share.
+struct ShareState {
+    uid: u32,
+    unit: Unit,
+    depth: usize,
+    /// Accepted, neither finished nor suspect.
+    in_flight: usize,
+    suspects: usize,
+    line: VecDeque<Io>,
+    outcomes: Done,
+    closed: bool,
+    /// Its user has gone with requests open: it goes when they have completed.
+    abandoned: bool,
+    round: u64,
+}
+
+/// One user of an owner's queue.
+pub(crate) struct Share {
+    owner: Rc<ShareOwner>,
+    index: usize,
+    uid: u32,
+}
+
+impl ShareOwner {
+    /// Owns `inner`, a queue of `controller`, on this thread.
+    pub(crate) fn new(
+        controller: u64,
+        mailbox: Arc<OwnerMailbox>,
+        inner: Box<dyn ControllerQueue>,
+        depth: u16,
+    ) -> Rc<ShareOwner> {
+        let known = (usize::from(depth).max(LEAST_DEPTH) * KNOWN_DEPTHS).min(usize::from(u16::MAX));
+        let core = Core {
+            inner,
+            known: Slots::new(known as u16),
+            shares: Vec::new(),
+            next_uid: 0,
+            open: 0,
+            waiting: 0,
+            turn: 0,
+            round: 0,
+            done: Done::with_capacity(known),
+            closing: false,
+            closed: false,
+            surplus: false,
+            orphans: Vec::new(),
+        };
+        let entry = (controller, mailbox.reactor);
+        let owner = Rc::new(ShareOwner { mailbox, core: RefCell::new(core) });
+        OWNERS.with_borrow_mut(|owners| {
+            owners.retain(|(.., weak)| weak.strong_count() > 0);
+            owners.push((entry.0, entry.1, Rc::downgrade(&owner)));
+        });
+        owner
+    }
+
+    /// The owner of a queue of `controller` on `reactor` that takes users: one that works, if there is one.
+    pub(crate) fn find(controller: u64, reactor: u16) -> Option<Rc<ShareOwner>> {
+        OWNERS.with_borrow(|owners| {
+            let ours = owners.iter().filter(|(c, r, _)| (*c, *r) == (controller, reactor));
+            let open = ours.filter_map(|(.., weak)| weak.upgrade()).filter(|owner| !owner.mailbox.is_closed());
+            open.min_by_key(|owner| (owner.mailbox.health() == Health::Down, owner.mailbox.shares()))
+        })
+    }
+
+    /// The owner on this thread that `mailbox` belongs to.
+    pub(crate) fn of_mailbox(mailbox: u64) -> Option<Rc<ShareOwner>> {
+        OWNERS.with_borrow(|owners| {
+            owners.iter().filter_map(|(.., weak)| weak.upgrade()).find(|owner| owner.mailbox.id == mailbox)
+        })
+    }
+
+    /// A new user of `unit` that may have `depth` requests in flight.
+    pub(crate) fn join(self: &Rc<Self>, unit: UnitId, depth: u16) -> Result<Share, OpenError> {
+        let mut core = self.core.borrow_mut();
+        let unit = core.inner.open_unit(unit)?;
+        let depth = usize::from(depth.max(1));
+        core.next_uid += 1;
+        let state = ShareState {
+            uid: core.next_uid,
+            unit,
+            depth,
+            in_flight: 0,
+            suspects: 0,
+            line: VecDeque::with_capacity(depth),
+            outcomes: Done::with_capacity(depth * 2),
+            closed: false,
+            abandoned: false,
+            // Its first turn polls the queue.
+            round: core.round,
+        };
+        let (uid, free) = (state.uid, core.shares.iter().position(Option::is_none));
+        let index = free.unwrap_or(core.shares.len());
+        if index == core.shares.len() {
+            core.shares.push(None);
+        }
+        core.shares[index] = Some(state);
+        core.open += 1;
+        self.mailbox.set_shares(core.open);
+        drop(core);
+        Ok(Share { owner: self.clone(), index, uid })
+    }
+
+    pub(crate) fn kick(&self, cx: &mut Cx<'_>) {
+        self.core.borrow_mut().inner.kick(cx);
+    }
+
+    /// Keeps the end of a link for as long as the queue lives.
+    pub(crate) fn keep(&self, link: Served) {
+        self.core.borrow_mut().orphans.push(link);
+    }
+
+    fn share_closed(&self, core: &mut Core) {
+        core.open -= 1;
+        self.mailbox.set_shares(core.open);
+        if core.open == 0 {
+            core.closing = true;
+            self.mailbox.close();
+        }
+    }
+
+    /// One turn of the queue.
+    fn turn(&self, core: &mut Core, cx: &mut Cx<'_>) {
+        let mut done = std::mem::take(&mut core.done);
+        core.inner.poll(cx, &mut done);
+        for suspect in done.suspects.drain(..) {
+            core.suspected(suspect);
+        }
+        for completion in done.completions.drain(..) {
+            core.completed(completion);
+        }
+        core.done = done;
+        if core.waiting > 0 {
+            core.serve_lines(cx);
+        }
+        if !core.surplus && core.inner.is_surplus() {
+            tracing::warn!(
+                controller = %self.mailbox.name, reactor = cx.reactor, users = core.open,
+                "the controller grants fewer queues than before: this one is given up and its users share another"
+            );
+            core.surplus = true;
+            core.closing = true;
+            self.mailbox.close();
+            core.fail_lines();
+        }
+        core.close_when_idle(cx);
+        self.mailbox.set_health(core.best_health());
+    }
+}
+
+impl Core {
+    fn share(&mut self, index: usize, uid: u32) -> Option<&mut ShareState> {
+        self.shares.get_mut(index)?.as_mut().filter(|s| s.uid == uid)
+    }
+
+    fn health(&self, unit: Unit) -> Health {
+        if self.closing { Health::Down } else { self.inner.health(unit) }
+    }
+
+    /// How the queue feels to whoever looks for one to share: as its best unit does.
+    fn best_health(&self) -> Health {
+        let mut best = Health::Down;
+        for share in self.shares.iter().flatten() {
+            match self.health(share.unit) {
+                Health::Ready => return Health::Ready,
+                Health::Stalled => best = Health::Stalled,
+                Health::Down => {}
+            }
+        }
+        best
+    }
+
+    fn hand_over(&mut self, cx: &mut Cx<'_>, share: usize, uid: u32, unit: Unit, io: Io) -> Result<(), RefusedWhy> {
+        let known = Known { share, uid, tag: io.tag, suspect: false };
+        let Ok(key) = self.known.insert(known) else { return Err(RefusedWhy::Full) };
+        self.inner.submit(cx, unit, Io { tag: key.as_u32().into(), ..io }).map_err(|refused| {
+            self.known.remove(key);
+            refused.why
+        })
+    }
+
+    fn suspected(&mut self, suspect: Suspect) {
+        let Some(known) = self.known.get_mut(SlotKey::from_u32(suspect.tag as u32)) else { return };
+        known.suspect = true;
+        let Known { share, uid, tag, .. } = *known;
+        if let Some(state) = self.share(share, uid) {
+            state.in_flight -= 1;
+            state.suspects += 1;
+            if !state.abandoned {
+                state.outcomes.suspects.push(Suspect { tag, ..suspect });
+            }
+        }
+    }
+
+    fn completed(&mut self, completion: Completion) {
+        let Some(known) = self.known.remove(SlotKey::from_u32(completion.tag as u32)) else { return };
+        let Known { share, uid, tag, suspect } = known;
+        let Some(state) = self.share(share, uid) else { return };
+        if suspect {
+            state.suspects -= 1;
+        } else {
+            state.in_flight -= 1;
+        }
+        if !state.abandoned {
+            state.outcomes.completions.push(Completion { tag, ..completion });
+        } else {
+            self.forget_when_over(share);
+        }
+    }
+
+    /// An abandoned share goes with its last request: until then its unit is open.
+    fn forget_when_over(&mut self, index: usize) {
+        let over = |s: &ShareState| s.abandoned && s.in_flight == 0 && s.suspects == 0;
+        if let Some(unit) = self.shares[index].as_ref().filter(|s| over(s)).map(|s| s.unit) {
+            self.shares[index] = None;
+            self.inner.close_unit(unit);
+        }
+    }
+
+    /// Submits what waits, one request of each line in turn, until the queue is full.
+    fn serve_lines(&mut self, cx: &mut Cx<'_>) {
+        let mut any = false;
+        while self.waiting > 0 {
+            self.turn = (self.turn + 1) % self.shares.len().max(1);
+            let index = self.turn;
+            let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { continue };
+            let (uid, unit) = (state.uid, state.unit);
+            let Some(&io) = state.line.front() else { continue };
+            match self.hand_over(cx, index, uid, unit, io) {
+                Ok(()) => {
+                    any = true;
+                    self.waiting -= 1;
+                    if let Some(state) = self.share(index, uid) {
+                        state.line.pop_front();
+                    }
+                }
+                // The same line begins next time.
+                Err(RefusedWhy::Full) => {
+                    self.turn = (index + self.shares.len() - 1) % self.shares.len();
+                    break;
+                }
+                Err(RefusedWhy::Gone) => self.fail_line(index),
+            }
+        }
+        if any {
+            self.inner.kick(cx);
+        }
+    }
+
+    /// The way to one unit is down: what waits for it was never sent.
+    fn fail_line(&mut self, index: usize) {
+        let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { return };
+        self.waiting -= state.line.len();
+        for io in state.line.drain(..) {
+            state.in_flight -= 1;
+            state.outcomes.complete_with(io.tag, Code::PathLost.into(), Proof::NeverSent);
+        }
+    }
+
+    /// The way is down for all.
+    fn fail_lines(&mut self) {
+        for index in 0..self.shares.len() {
+            self.fail_line(index);
+        }
+    }
+
+    fn close_when_idle(&mut self, cx: &mut Cx<'_>) {
+        if self.closing && !self.closed && self.waiting == 0 {
+            self.closed = true;
+            self.inner.close(cx);
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // Empty, unless a reactor ends under its queues: the queue below knows how to end then, and our table must not object first.
+        let keys: Vec<SlotKey> = self.known.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.known.remove(key);
+        }
+    }
+}
+
+impl Share {
+    pub(crate) fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
+        let core = &mut *self.owner.core.borrow_mut();
+        let refuse = |why| Err(Refused { io, why });
+        let (closing, idle) = (core.closing, core.waiting == 0);
+        let Some(state) = core.share(self.index, self.uid) else { return refuse(RefusedWhy::Gone) };
+        if closing || state.closed {
+            return refuse(RefusedWhy::Gone);
+        }
+        if state.in_flight >= state.depth {
+            return refuse(RefusedWhy::Full);
+        }
+        let unit = state.unit;
+        let handed = if idle { core.hand_over(cx, self.index, self.uid, unit, io) } else { Err(RefusedWhy::Full) };
+        if handed == Err(RefusedWhy::Gone) {
+            return refuse(RefusedWhy::Gone);
+        }
+        if let Some(state) = core.share(self.index, self.uid) {
+            state.in_flight += 1;
+            if handed.is_err() {
+                state.line.push_back(io);
+                core.waiting += 1;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn kick(&mut self, cx: &mut Cx<'_>) {
+        self.owner.kick(cx);
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
+        let core = &mut *self.owner.core.borrow_mut();
+        let round = core.round;
+        let Some(state) = core.share(self.index, self.uid) else { return };
+        if state.round == round {
+            // It has had a turn since the queue was polled last: this is a new turn.
+            state.round += 1;
+            core.round += 1;
+            self.owner.turn(core, cx);
+        } else {
+            state.round = round;
+        }
+        if let Some(state) = core.share(self.index, self.uid) {
+            done.suspects.append(&mut state.outcomes.suspects);
+            done.completions.append(&mut state.outcomes.completions);
+        }
+    }
+
+    pub(crate) fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        let core = &mut *self.owner.core.borrow_mut();
+        if core.share(self.index, self.uid).is_some_and(|s| !s.outcomes.is_empty()) {
+            return Armed::Busy;
+        }
+        core.inner.arm(cx, waits)
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let core = self.owner.core.borrow();
+        let state = core.shares.get(self.index).and_then(Option::as_ref).filter(|s| s.uid == self.uid);
+        state.map_or(Health::Down, |s| core.health(s.unit))
+    }
+
+    /// The queue has no place at the controller any more.
+    pub(crate) fn is_surplus(&self) -> bool {
+        self.owner.core.borrow().surplus
+    }
+
+    pub(crate) fn close(&mut self, cx: &mut Cx<'_>) {
+        let core = &mut *self.owner.core.borrow_mut();
+        let Some(state) = core.share(self.index, self.uid).filter(|s| !s.closed) else { return };
+        state.closed = true;
+        self.owner.share_closed(core);
+        core.close_when_idle(cx);
+    }
+
+    /// Nothing of this share is open; where nobody else uses the queue, it has drained as well.
+    pub(crate) fn is_drained(&self) -> bool {
+        let core = &*self.owner.core.borrow();
+        let Some(Some(state)) = core.shares.get(self.index) else { return true };
+        let own = state.in_flight == 0 && state.suspects == 0 && state.outcomes.is_empty();
+        own && state.closed && (!core.closing || (core.closed && core.inner.is_drained()))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let core = &mut *self.owner.core.borrow_mut();
+        let Some(state) = core.share(self.index, self.uid) else { return };
+        let (closed, line) = (state.closed, state.line.len());
+        state.line.clear();
+        state.outcomes.clear();
+        state.in_flight -= line;
+        state.abandoned = true;
+        core.waiting -= line;
+        core.forget_when_over(self.index);
+        if !closed {
+            self.owner.share_closed(core);
+        }
+    }
+}
