@@ -41,12 +41,12 @@ wire_struct! {
         cntlid: u16 = 16,
         /// Subsystem NQN, NUL-terminated.
         subnqn: [u8; 256] = 256,
-        /// Host NQN, NUL-terminated.
+        /// Host NQN, NUL-terminated; some hosts leave it empty.
         hostnqn: [u8; 256] = 512,
     }
 }
 
-/// What Connect carries, checked.
+/// What a host sends with Connect. A host always says who it is; what a target reads is a [`ConnectRequest`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectData {
     /// Host identifier.
@@ -103,29 +103,6 @@ impl ConnectData {
     /// Octets on the wire.
     pub const LEN: usize = ConnectDataRaw::LEN;
 
-    /// Reads and checks the data.
-    ///
-    /// # Errors
-    /// [`ParseError`] when there are too few octets or a name is not one. A target answers the latter
-    /// with Connect Invalid Parameters; [`ConnectData::invalid_parameter`] says which.
-    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let raw = ConnectDataRaw::parse(bytes)?;
-        Ok(ConnectData {
-            host_id: HostId::from_bytes(raw.hostid),
-            cntlid: raw.cntlid,
-            subnqn: Nqn::from_field(&raw.subnqn, "Connect SUBNQN")?,
-            hostnqn: Nqn::from_field(&raw.hostnqn, "Connect HOSTNQN")?,
-        })
-    }
-
-    /// The field that a failed [`ConnectData::parse`] found wrong.
-    pub fn invalid_parameter(error: &ParseError) -> InvalidParameter {
-        match error {
-            ParseError::Text { what: "Connect HOSTNQN", .. } => InvalidParameter::HOSTNQN,
-            _ => InvalidParameter::SUBNQN,
-        }
-    }
-
     /// The octets.
     pub fn to_bytes(&self) -> [u8; 1024] {
         ConnectDataRaw {
@@ -135,6 +112,53 @@ impl ConnectData {
             hostnqn: self.hostnqn.to_field(),
         }
         .to_bytes()
+    }
+}
+
+/// What a target reads from Connect, checked.
+///
+/// A target is more lenient than a host: Linux's and SPDK's take an empty HOSTNQN for a host that has no name of its own, and
+/// `spdk_nvme_perf` sends one. Any other text must be a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectRequest {
+    /// Host identifier.
+    pub host_id: HostId,
+    /// Controller identifier.
+    pub cntlid: u16,
+    /// Which subsystem.
+    pub subnqn: Nqn,
+    /// Who asks; `None` when the field is empty.
+    pub hostnqn: Option<Nqn>,
+}
+
+impl ConnectRequest {
+    /// Octets on the wire.
+    pub const LEN: usize = ConnectDataRaw::LEN;
+
+    /// Reads and checks the data.
+    ///
+    /// # Errors
+    /// [`ParseError`] when there are too few octets or a name is not one. A target answers the latter
+    /// with Connect Invalid Parameters; [`ConnectRequest::invalid_parameter`] says which.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let raw = ConnectDataRaw::parse(bytes)?;
+        let subnqn = Nqn::from_field(&raw.subnqn, "Connect SUBNQN")?;
+        let named = raw.hostnqn[0] != 0;
+        let hostnqn = named.then(|| Nqn::from_field(&raw.hostnqn, "Connect HOSTNQN")).transpose()?;
+        Ok(ConnectRequest { host_id: HostId::from_bytes(raw.hostid), cntlid: raw.cntlid, subnqn, hostnqn })
+    }
+
+    /// The field that a failed [`ConnectRequest::parse`] found wrong.
+    pub fn invalid_parameter(error: &ParseError) -> InvalidParameter {
+        match error {
+            ParseError::Text { what: "Connect HOSTNQN", .. } => InvalidParameter::HOSTNQN,
+            _ => InvalidParameter::SUBNQN,
+        }
+    }
+
+    /// The host's name; empty when it gave none.
+    pub fn hostnqn(&self) -> &str {
+        self.hostnqn.as_ref().map_or("", Nqn::as_str)
     }
 }
 
@@ -208,9 +232,11 @@ mod tests {
         assert_eq!(&b[16..18], &[0xff, 0xff]);
         assert_eq!(&b[256..260], b"nqn.");
         assert_eq!(&b[512..516], b"nqn.");
-        assert_eq!(ConnectData::parse(&b), Ok(data));
+        let ConnectData { host_id, cntlid, subnqn, hostnqn } = data;
+        let request = ConnectRequest { host_id, cntlid, subnqn, hostnqn: Some(hostnqn) };
+        assert_eq!(ConnectRequest::parse(&b), Ok(request));
         for n in (0..1024).step_by(7) {
-            assert!(ConnectData::parse(&b[..n]).is_err());
+            assert!(ConnectRequest::parse(&b[..n]).is_err());
         }
     }
 
@@ -219,13 +245,39 @@ mod tests {
         let mut b = [0u8; 1024];
         b[256..512].fill(b'a');
         b[512..516].copy_from_slice(b"nqn.");
-        let e = ConnectData::parse(&b).unwrap_err();
-        assert_eq!(ConnectData::invalid_parameter(&e), InvalidParameter::SUBNQN);
+        let e = ConnectRequest::parse(&b).unwrap_err();
+        assert_eq!(ConnectRequest::invalid_parameter(&e), InvalidParameter::SUBNQN);
         b[256..512].fill(0);
         b[256] = b'x';
         b[512..768].fill(b'a');
-        let e = ConnectData::parse(&b).unwrap_err();
-        assert_eq!(ConnectData::invalid_parameter(&e).field(), "HOSTNQN");
+        let e = ConnectRequest::parse(&b).unwrap_err();
+        assert_eq!(ConnectRequest::invalid_parameter(&e).field(), "HOSTNQN");
+    }
+
+    #[test]
+    fn a_target_reads_an_empty_host_name_and_nothing_else_that_is_none() {
+        let name = Nqn::new("nqn.2024-01.org.example:disk").unwrap();
+        let data = ConnectData { host_id: HostId::default(), cntlid: 1, subnqn: name.clone(), hostnqn: name };
+        let with = |text: &[u8]| {
+            let mut b = data.to_bytes();
+            b[512..768].fill(0);
+            b[512..][..text.len()].copy_from_slice(text);
+            ConnectRequest::parse(&b)
+        };
+        let unnamed = with(b"").unwrap();
+        assert_eq!((unnamed.hostnqn(), &unnamed.hostnqn, &unnamed.subnqn), ("", &None, &data.subnqn));
+        assert_eq!(with(b"nqn.x").unwrap().hostnqn(), "nqn.x");
+        for nonsense in [&b" "[..], b"a b", b"\x01", b"\xff\xfe", &[b'a'; 224], &[b'a'; 256]] {
+            let error = with(nonsense).unwrap_err();
+            assert_eq!(ConnectRequest::invalid_parameter(&error), InvalidParameter::HOSTNQN, "{nonsense:?}");
+        }
+        // A subsystem always has a name.
+        let mut b = data.to_bytes();
+        b[256..512].fill(0);
+        assert_eq!(
+            ConnectRequest::invalid_parameter(&ConnectRequest::parse(&b).unwrap_err()),
+            InvalidParameter::SUBNQN
+        );
     }
 
     #[test]

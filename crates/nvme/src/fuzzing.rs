@@ -1,6 +1,6 @@
 //! Bodies of the fuzz targets, here so that `cargo test` replays the committed corpus. Not an interface.
 
-use crate::fabrics::{ConnectData, ConnectResponse};
+use crate::fabrics::{ConnectData, ConnectRequest, ConnectResponse};
 use crate::identify::{IdentifyController, IdentifyNamespace, NamespaceIds, active_namespaces};
 use crate::log::{AnaLog, AsyncEvent, ChangedNamespaces, DiscoveryLog, ErrorLogEntry, SmartLog};
 use crate::{Cqe, Sqe};
@@ -68,7 +68,11 @@ pub fn entries(data: &[u8]) {
         let event = AsyncEvent::from_dw0(cqe.dw0());
         assert_eq!(AsyncEvent::from_dw0(event.to_dw0()), event);
     }
-    if let Ok(connect) = ConnectData::parse(data) {
-        assert_eq!(ConnectData::parse(&connect.to_bytes()), Ok(connect));
+    if let Ok(connect) = ConnectRequest::parse(data)
+        && let Some(hostnqn) = connect.hostnqn.clone()
+    {
+        let ConnectRequest { host_id, cntlid, subnqn, .. } = connect.clone();
+        let sent = ConnectData { host_id, cntlid, subnqn, hostnqn }.to_bytes();
+        assert_eq!(ConnectRequest::parse(&sent), Ok(connect));
     }
 }

@@ -3,7 +3,7 @@
 //! a few lines here take them apart by their length fields, so that this test rests on no code of the transport.
 #![forbid(unsafe_code)]
 
-use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, ConnectResponse, cattr, fctype};
+use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, ConnectRequest, ConnectResponse, cattr, fctype};
 use polypath_nvme::features::{AsyncEventConfig, NumberOfQueues, fid};
 use polypath_nvme::identify::{
     ControllerType, IdentifyController, IdentifyNamespace, NamespaceIds, active_namespaces, cns,
@@ -192,7 +192,8 @@ fn connect_says_who_asks_for_what() {
         if (e.sqe.opcode(), e.sqe.fctype()) != (admin::FABRICS, fctype::CONNECT) {
             continue;
         }
-        let data = ConnectData::parse(&e.sent).unwrap();
+        let ConnectRequest { host_id, cntlid, subnqn, hostnqn } = ConnectRequest::parse(&e.sent).unwrap();
+        let data = ConnectData { host_id, cntlid, subnqn, hostnqn: hostnqn.unwrap() };
         assert_eq!(data.to_bytes()[..], e.sent, "{name}");
         assert_eq!(data.host_id.to_string(), HOST_UUID, "{name}");
         assert_eq!(data.hostnqn.as_str(), format!("nqn.2014-08.org.nvmexpress:uuid:{HOST_UUID}"), "{name}");

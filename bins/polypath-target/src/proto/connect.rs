@@ -3,7 +3,7 @@
 use super::{Conn, Ending, Env};
 use crate::shared::{Controller, ControllerInner, lock};
 use polypath_block::Slots;
-use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, ConnectResponse, InvalidParameter, cattr, fctype};
+use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectRequest, ConnectResponse, InvalidParameter, cattr, fctype};
 use polypath_nvme::properties::Register;
 use polypath_nvme::{Cqe, Sqe, StatusField};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -61,10 +61,10 @@ impl Conn {
         if sqe.connect_recfmt() != 0 {
             return Err(Refused(StatusField::CONNECT_INCOMPATIBLE_FORMAT.with_dnr()));
         }
-        if data.len() < ConnectData::LEN {
+        if data.len() < ConnectRequest::LEN {
             return Err(Refused(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr()));
         }
-        let connect = ConnectData::parse(data).map_err(|e| Invalid(ConnectData::invalid_parameter(&e)))?;
+        let connect = ConnectRequest::parse(data).map_err(|e| Invalid(ConnectRequest::invalid_parameter(&e)))?;
         let shared = env.shared;
         let subsystem = shared
             .subsystems
@@ -108,7 +108,7 @@ impl Conn {
         &self,
         env: &Env<'_>,
         subsystem: usize,
-        connect: &ConnectData,
+        connect: &ConnectRequest,
         kato_ms: u32,
     ) -> Result<Arc<Controller>, ConnectResponse> {
         if connect.cntlid != CNTLID_DYNAMIC {
@@ -120,7 +120,7 @@ impl Conn {
             id,
             subsystem,
             listener: self.info.listener,
-            hostnqn: connect.hostnqn.as_str().to_owned(),
+            hostnqn: connect.hostnqn().to_owned(),
             hostid: *connect.host_id.as_bytes(),
             admin: (self.info.thread, self.info.id),
             dead: AtomicBool::new(false),
@@ -149,14 +149,14 @@ impl Conn {
         &self,
         env: &Env<'_>,
         subsystem: usize,
-        connect: &ConnectData,
+        connect: &ConnectRequest,
         qid: u16,
     ) -> Result<Arc<Controller>, ConnectResponse> {
         use ConnectResponse::{InvalidParameter as Invalid, Refused};
         let sub = &env.shared.subsystems[subsystem];
         let found = lock(&sub.controllers).get(&connect.cntlid).cloned();
         let controller = found.ok_or(Invalid(InvalidParameter::CNTLID))?;
-        if controller.hostnqn != connect.hostnqn.as_str() {
+        if controller.hostnqn != connect.hostnqn() {
             return Err(Invalid(InvalidParameter::HOSTNQN));
         }
         if controller.hostid != *connect.host_id.as_bytes() {

@@ -4,7 +4,7 @@ use super::out::drain;
 use super::*;
 use crate::config::{ListenerConfig, NamespaceConfig, SubsystemConfig, TargetConfig};
 use crate::faults::{Kind, Ops, Scope};
-use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, cattr};
+use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, ConnectResponse, InvalidParameter, cattr};
 use polypath_nvme::nqn::{HostId, Nqn};
 use polypath_nvme::properties::Register;
 use std::sync::atomic::AtomicU32;
@@ -44,10 +44,18 @@ fn capsule(sqe: Sqe, data: &[u8]) -> Vec<u8> {
 }
 
 fn connect(qid: u16, cntlid: u16, attributes: u8) -> Vec<u8> {
+    connect_as("nqn.host", qid, cntlid, attributes)
+}
+
+/// Connect of a host with any HOSTNQN, one that no [`Nqn`] can be included.
+fn connect_as(hostnqn: &str, qid: u16, cntlid: u16, attributes: u8) -> Vec<u8> {
     let nqn = |n| Nqn::new(n).unwrap();
     let data = ConnectData { host_id: HostId::from_bytes([3; 16]), cntlid, subnqn: nqn(NQN), hostnqn: nqn("nqn.host") };
+    let mut data = data.to_bytes();
+    data[512..768].fill(0);
+    data[512..][..hostnqn.len()].copy_from_slice(hostnqn.as_bytes());
     let sqe = Sqe::connect(1, qid, 7, attributes, 0).with_sgl(SglDescriptor::InCapsule { offset: 0, length: 1024 });
-    capsule(sqe, &data.to_bytes())
+    capsule(sqe, &data)
 }
 
 fn bare(sqe: Sqe) -> Vec<u8> {
@@ -318,4 +326,33 @@ fn connect_errors_and_order() {
     let mut c = conn(8);
     c.receive(&e, &[icreq(3), bare(Sqe::keep_alive(1))[..8].to_vec()].concat());
     assert_eq!(c.ending, Some(Ending::AfterFlush), "digests were agreed, none is there");
+}
+
+#[test]
+fn a_host_without_a_name_is_served_and_is_not_another_one() {
+    let shared = shared(|_| {});
+    let e = env(&shared, 0);
+    let (mut admin, mut io) = (conn(1), conn(2));
+    // What the last PDU that left says of a Connect.
+    let answer = |c: &mut Conn| {
+        let (_, _, fields) = pdus(&drain(&mut c.out)).pop().expect("Connect is answered");
+        ConnectResponse::from_cqe(&Cqe::from_bytes(&fields.try_into().expect("a response carries an entry")))
+    };
+    admin.receive(&e, &[icreq(0), connect_as("", 0, CNTLID_DYNAMIC, 0)].concat());
+    let ConnectResponse::Connected { cntlid, .. } = answer(&mut admin) else { panic!("refused") };
+    admin.receive(&e, &bare(Sqe::property_set(2, Register::Cc, 0x0046_0001)));
+    io.receive(&e, &[icreq(0), connect_as("", 1, cntlid, 0)].concat());
+    assert_eq!(answer(&mut io), ConnectResponse::Connected { cntlid, authentication: 0 });
+    io.receive(&e, &capsule(write(5, 0, 1, true), &[7; 512]));
+    assert_eq!(wire::u16_at(&pdus(&drain(&mut io.out))[0].2, 14), 0, "the write succeeded");
+    // Who did not give a name has not given everybody's: the queues of one controller agree on it.
+    let wrong = ConnectResponse::InvalidParameter(InvalidParameter::HOSTNQN);
+    let mut other = conn(3);
+    other.receive(&e, &[icreq(0), connect_as("nqn.host", 2, cntlid, 0)].concat());
+    assert_eq!(answer(&mut other), wrong);
+    // Empty is one thing, nonsense another.
+    let mut nonsense = conn(4);
+    nonsense.receive(&e, &[icreq(0), connect_as("nqn.a b", 0, CNTLID_DYNAMIC, 0)].concat());
+    assert_eq!(answer(&mut nonsense), wrong);
+    finish(&shared, [admin, io, other, nonsense]);
 }
