@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectResponse, InvalidParameter};
 use polypath_nvme::identify::{IdentifyController, IdentifyNamespace, NamespaceIds};
-use polypath_nvme::log::{AnaLog, AsyncEvent, DiscoveryLog, EventKind};
+use polypath_nvme::log::{AnaLog, AsyncEvent, DiscoveryLog, EventKind, SmartLog};
 use polypath_nvme::nqn::DISCOVERY_NQN;
 use polypath_nvme::properties::Register;
 use polypath_nvme::sqe::DsmRange;
@@ -47,6 +47,10 @@ fn controller_describes_itself_as_hosts_demand() {
     for (lid, len) in [(1, 64), (2, 512), (3, 512), (4, 4096), (5, 4096)] {
         assert_eq!(host.log(lid, false, 0, len).unwrap().len(), len as usize, "log {lid}");
     }
+    let smart = host.log(2, false, 0, 512).unwrap();
+    assert_eq!((&smart[..5], smart[112]), (&[0, 0x36, 1, 100, 10][..], 1), "healthy, warm, powered on once");
+    let smart = SmartLog::parse(&smart).unwrap();
+    assert_eq!((smart.temperature_k, smart.power_cycles, smart.unsafe_shutdowns), (310, 1, 0));
     assert_eq!(host.log(0x99, false, 0, 64).unwrap_err().code(), StatusField::INVALID_LOG_PAGE.code());
 }
 

@@ -8,7 +8,8 @@ use polypath_nvme::identify::{
     nmic, oncs,
 };
 use polypath_nvme::log::{
-    AddressFamily, AnaGroup, AnaLog, AnaState, DiscoveryEntry, DiscoveryLog, SubsystemType, TransportType, lid,
+    AddressFamily, AnaGroup, AnaLog, AnaState, DiscoveryEntry, DiscoveryLog, SmartLog, SubsystemType, TransportType,
+    lid,
 };
 use polypath_nvme::nqn::Nqn;
 use polypath_nvme::sqe::{NSID_ALL, admin, io};
@@ -190,13 +191,7 @@ pub(super) fn log_page(
         lid::DISCOVERY if subsystem.discovery => Ok(discovery(shared, local).to_bytes()),
         lid::ERROR => Ok(vec![0; 64]),
         _ if subsystem.discovery => Err(StatusField::INVALID_LOG_PAGE),
-        lid::SMART => {
-            let mut page = vec![0; 512];
-            page[1..3].copy_from_slice(&310u16.to_le_bytes()); // 37 degrees Celsius
-            page[3] = 100;
-            page[4] = 10;
-            Ok(page)
-        }
+        lid::SMART => Ok(smart().to_bytes().to_vec()),
         lid::FIRMWARE_SLOT => {
             let mut page = vec![0; 512];
             page[0] = 1;
@@ -240,6 +235,16 @@ pub(super) fn log_page(
             Ok(ana(shared, controller, &subsystem.namespaces()).to_bytes(sqe.lsp() & AnaLog::LSP_GROUPS_ONLY != 0))
         }
         _ => Err(StatusField::INVALID_LOG_PAGE),
+    }
+}
+
+fn smart() -> SmartLog {
+    SmartLog {
+        temperature_k: 310, // 37 degrees Celsius
+        available_spare: 100,
+        spare_threshold: 10,
+        power_cycles: 1,
+        ..SmartLog::default()
     }
 }
 

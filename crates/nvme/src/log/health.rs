@@ -24,6 +24,12 @@ wire_struct! {
         host_reads: u128 = 64,
         /// Write commands completed.
         host_writes: u128 = 80,
+        /// Times that the controller was powered on.
+        power_cycles: u128 = 112,
+        /// Hours that it was powered.
+        power_on_hours: u128 = 128,
+        /// Times that it lost power without having been told to shut down.
+        unsafe_shutdowns: u128 = 144,
         /// Media and integrity errors.
         media_errors: u128 = 160,
         /// Error log entries over the life of the controller.
@@ -54,6 +60,26 @@ wire_struct! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_of_power_stand_where_the_specification_puts_them() {
+        let smart = SmartLog {
+            host_writes: 0x50,
+            power_cycles: 1 << 64 | 0x70,
+            power_on_hours: 1 << 64 | 0x80,
+            unsafe_shutdowns: 1 << 64 | 0x90,
+            media_errors: 0xa0,
+            ..Default::default()
+        };
+        let b = smart.to_bytes();
+        for (at, high) in [(0x50, 0), (0x70, 1), (0x80, 1), (0x90, 1), (0xa0, 0)] {
+            let mut want = [0; 16];
+            (want[0], want[8]) = (at as u8, high);
+            assert_eq!(b[at..][..16], want, "octets {at} on");
+        }
+        assert!(b[96..112].iter().all(|&b| b == 0), "controller busy time, which nobody sets");
+        assert_eq!(SmartLog::parse(&b), Ok(smart));
+    }
 
     #[test]
     fn round_trip_and_truncation() {
