@@ -2,10 +2,10 @@
 
 use crate::buffer::Buffer;
 use crate::error::Error;
-use crate::lane::Lane;
 use crate::op::{Command, Request, Transfer};
 use crate::open::{Builder, IntoUris, Opening};
-use crate::tally::{Empty, Tally};
+use crate::poller_count::{NoPollers, PollerCount};
+use crate::submission_queue::SubmissionQueue;
 use crate::{Stack, open};
 use polypath_block::{Device, DeviceInfo, DeviceState, Flags, Geometry, Limits, Op, Status};
 use polypath_memory::Arena;
@@ -31,11 +31,11 @@ struct Inner {
     name: String,
     device: Arc<dyn Device>,
     /// The device is ours to close.
-    keep: Mutex<Option<Arc<Keep>>>,
+    owned_device: Mutex<Option<Arc<OwnedDevice>>>,
     info: Arc<DeviceInfo>,
     blocks: Arc<AtomicU64>,
-    lanes: Vec<Arc<Lane>>,
-    pollers: Arc<Tally>,
+    queues: Vec<Arc<SubmissionQueue>>,
+    pollers: Arc<PollerCount>,
     arena: Arena,
     // Last: it may wait for the pollers above.
     stack: Stack,
@@ -43,11 +43,11 @@ struct Inner {
 
 pub(crate) struct Parts {
     pub(crate) device: Arc<dyn Device>,
-    pub(crate) keep: Option<Arc<Keep>>,
+    pub(crate) owned_device: Option<Arc<OwnedDevice>>,
     pub(crate) info: Arc<DeviceInfo>,
     pub(crate) blocks: Arc<AtomicU64>,
-    pub(crate) lanes: Vec<Arc<Lane>>,
-    pub(crate) pollers: Arc<Tally>,
+    pub(crate) queues: Vec<Arc<SubmissionQueue>>,
+    pub(crate) pollers: Arc<PollerCount>,
     pub(crate) arena: Arena,
     pub(crate) stack: Stack,
 }
@@ -69,10 +69,10 @@ impl Disk {
     }
 
     pub(crate) fn new(parts: Parts) -> Disk {
-        let Parts { device, keep, info, blocks, lanes, pollers, arena, stack } = parts;
+        let Parts { device, owned_device, info, blocks, queues, pollers, arena, stack } = parts;
         let name = device.name().to_owned();
-        let keep = Mutex::new(keep);
-        Disk(Arc::new(Inner { name, device, keep, info, blocks, lanes, pollers, arena, stack }))
+        let owned_device = Mutex::new(owned_device);
+        Disk(Arc::new(Inner { name, device, owned_device, info, blocks, queues, pollers, arena, stack }))
     }
 
     /// Its name: the URI, or the name of the group.
@@ -181,7 +181,7 @@ impl Disk {
     /// were under way have; closing goes on without it.
     pub fn close(&self) -> Closing {
         self.0.close();
-        Closing(Empty(self.0.pollers.clone()))
+        Closing(NoPollers(self.0.pollers.clone()))
     }
 
     fn transfer(&self, op: Op, flags: Flags, offset: u64, buffer: Buffer) -> Transfer {
@@ -201,13 +201,13 @@ impl Disk {
         Ok(Request { op, flags, lba: offset / block, blocks: len / block })
     }
 
-    /// A thread keeps to one lane, so that its operations meet no other thread's on the way; threads are spread evenly.
-    pub(crate) fn lane(&self) -> &Arc<Lane> {
+    /// A thread keeps to one submission queue, so that its operations meet no other thread's on the way; threads are spread evenly.
+    pub(crate) fn submission_queue(&self) -> &Arc<SubmissionQueue> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static THREAD: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed));
         }
-        &self.0.lanes[THREAD.get() % self.0.lanes.len()]
+        &self.0.queues[THREAD.get() % self.0.queues.len()]
     }
 
     pub(crate) fn closed(&self) -> Error {
@@ -231,15 +231,15 @@ impl Disk {
 
 impl std::fmt::Debug for Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Disk").field("name", &self.0.name).field("lanes", &self.0.lanes.len()).finish()
+        f.debug_struct("Disk").field("name", &self.0.name).field("queues", &self.0.queues.len()).finish()
     }
 }
 
 /// A device of our own. It is closed when the disk and all of its pollers have let go, which they do once they have submitted what
 /// they had taken: an operation that nobody waits for any more is carried out all the same.
-pub(crate) struct Keep(pub(crate) Arc<dyn Device>);
+pub(crate) struct OwnedDevice(pub(crate) Arc<dyn Device>);
 
-impl Drop for Keep {
+impl Drop for OwnedDevice {
     fn drop(&mut self) {
         self.0.close();
     }
@@ -247,10 +247,10 @@ impl Drop for Keep {
 
 impl Inner {
     fn close(&self) {
-        for lane in &self.lanes {
-            lane.close();
+        for submissions in &self.queues {
+            submissions.close();
         }
-        self.keep.lock().unwrap_or_else(|p| p.into_inner()).take();
+        self.owned_device.lock().unwrap_or_else(|p| p.into_inner()).take();
     }
 }
 
@@ -262,7 +262,7 @@ impl Drop for Inner {
 
 /// Completes when a closed disk has nothing under way any more.
 #[must_use = "closing goes on without it, but nobody waits"]
-pub struct Closing(Empty);
+pub struct Closing(NoPollers);
 
 impl Future for Closing {
     type Output = ();

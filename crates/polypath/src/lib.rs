@@ -49,13 +49,13 @@ mod buffer;
 mod disk;
 mod error;
 mod group;
-mod lane;
 mod nvme;
 mod op;
 mod open;
 mod poller;
+mod poller_count;
 mod stack;
-mod tally;
+mod submission_queue;
 
 pub use block_on::block_on;
 pub use buffer::Buffer;

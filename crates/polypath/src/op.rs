@@ -3,7 +3,7 @@
 use crate::buffer::Buffer;
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::lane::{Lane, NotSent};
+use crate::submission_queue::{NotSent, SubmissionQueue};
 use polypath_block::{Code, Flags, Op, Segment, Status};
 use std::future::Future;
 use std::pin::Pin;
@@ -100,8 +100,8 @@ struct Pending {
     request: Request,
     cell: Arc<Cell>,
     phase: Phase,
-    lane: Option<Arc<Lane>>,
-    in_line: Option<u64>,
+    submissions: Option<Arc<SubmissionQueue>>,
+    waiter: Option<u64>,
 }
 
 impl Pending {
@@ -118,7 +118,7 @@ impl Pending {
                 (Request { op: Op::Flush, flags: Flags::empty(), lba: 0, blocks: 0 }, Phase::Wrong(Some(error)))
             }
         };
-        Pending { disk, request, cell, phase, lane: None, in_line: None }
+        Pending { disk, request, cell, phase, submissions: None, waiter: None }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
@@ -146,38 +146,38 @@ impl Pending {
     /// Hands it to a reactor, or gives it back because it stands in line. The waker is then in the line.
     fn send(&mut self, submission: Submission, waker: &Waker) -> Result<(), Submission> {
         let disk = &self.disk;
-        let lane = self.lane.get_or_insert_with(|| disk.lane().clone());
-        let called = match self.in_line {
-            Some(id) if lane.still_in_line(id, waker) => return Err(submission),
+        let submissions = self.submissions.get_or_insert_with(|| disk.submission_queue().clone());
+        let woken = match self.waiter {
+            Some(id) if submissions.is_waiting(id, waker) => return Err(submission),
             Some(_) => true,
             None => false,
         };
         // Nobody passes those who stand in line already.
-        let sent = if !called && lane.has_line() && !lane.is_closing() {
+        let sent = if !woken && submissions.has_waiters() && !submissions.is_closing() {
             Err(NotSent::Full(submission))
         } else {
-            lane.send(submission)
+            submissions.send(submission)
         };
         match sent {
             Ok(()) => {
-                self.in_line = None;
+                self.waiter = None;
                 self.phase = Phase::Sent;
                 Ok(())
             }
             Err(NotSent::Full(submission)) => {
-                let id = lane.join(waker, called);
-                self.in_line = Some(id);
-                if lane.is_closing() {
-                    // The poller may have called its last before we joined.
-                    lane.leave(id);
-                    self.in_line = None;
+                let id = submissions.add_waiter(waker, woken);
+                self.waiter = Some(id);
+                if submissions.is_closing() {
+                    // The poller may have woken its last before we joined.
+                    submissions.remove_waiter(id);
+                    self.waiter = None;
                     self.phase = Phase::Wrong(Some(self.disk.closed()));
                     return Ok(());
                 }
                 Err(submission)
             }
             Err(NotSent::Closed(submission)) => {
-                self.in_line = None;
+                self.waiter = None;
                 drop(submission);
                 self.phase = Phase::Wrong(Some(self.disk.closed()));
                 Ok(())
@@ -193,8 +193,8 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if let (Some(lane), Some(id)) = (&self.lane, self.in_line) {
-            lane.leave(id);
+        if let (Some(submissions), Some(id)) = (&self.submissions, self.waiter) {
+            submissions.remove_waiter(id);
         }
     }
 }

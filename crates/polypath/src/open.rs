@@ -1,12 +1,12 @@
 //! Opening a disk: policies, a thread that may block, and a future that waits for it.
 
-use crate::disk::{Disk, Keep, Parts};
+use crate::disk::{Disk, OwnedDevice, Parts};
 use crate::error::Error;
 use crate::group::{GroupSpec, wait_group_live};
-use crate::lane::Lane;
 use crate::poller::{DiskPoller, Setup};
+use crate::poller_count::PollerCount;
 use crate::stack::{Stack, wait_live};
-use crate::tally::Tally;
+use crate::submission_queue::SubmissionQueue;
 use polypath_block::{
     Armed, Cx, Device, DeviceInfo, DiskUri, OpenError, Poller, QueueConfig, Scheme, Turn, UriError, Waits,
 };
@@ -150,11 +150,11 @@ impl Builder {
         let promise = Promise(shared.clone());
         let spawned = thread::Builder::new().name("polypath-open".into()).spawn(move || {
             let result = self.open_blocking();
-            promise.keep(result);
+            promise.fulfil(result);
         });
         if let Err(source) = spawned {
             let error = Error::System { what: "starting a thread to open a disk", source };
-            Promise(shared.clone()).keep(Err(error));
+            Promise(shared.clone()).fulfil(Err(error));
         }
         Opening(shared)
     }
@@ -203,55 +203,66 @@ fn attach(
 ) -> Result<Disk, Error> {
     let arena = stack.arena()?;
     let blocks = Arc::new(AtomicU64::new(info.geometry.blocks));
-    let (pollers, depth) = (Tally::new(), depth.min(info.max_depth.max(1)));
+    let (pollers, depth) = (PollerCount::new(), depth.min(info.max_depth.max(1)));
     let (tell, told) = mpsc::channel();
-    let keep = owned.then(|| Arc::new(Keep(device.clone())));
+    let owned_device = owned.then(|| Arc::new(OwnedDevice(device.clone())));
     let hosts = stack.hosts();
     for host in hosts.iter().take(info.max_queues.max(1).into()) {
-        let (lane, rx) = Lane::new(host.clone(), depth.into());
+        let (submissions, rx) = SubmissionQueue::new(host.clone(), depth.into());
         let counted = [pollers.enter(), stack.pollers().enter()];
         let (device, info, blocks, tell) = (device.clone(), info.clone(), blocks.clone(), tell.clone());
-        let keep = keep.clone();
+        let owned_device = owned_device.clone();
         host.spawn(Box::new(move |cx| {
-            let made = open_lane(cx, &device, depth).map(|(queue, row)| {
-                let setup = Setup { queue, lane: lane.clone(), rx, device, keep, info, blocks, row, depth, counted };
-                (lane, DiskPoller::new(setup))
+            let made = open_queue(cx, &device, depth).map(|(queue, row)| {
+                let setup = Setup {
+                    queue,
+                    submissions: submissions.clone(),
+                    rx,
+                    device,
+                    owned_device,
+                    info,
+                    blocks,
+                    row,
+                    depth,
+                    counted,
+                };
+                (submissions, DiskPoller::new(setup))
             });
             let (answer, poller): (_, Box<dyn Poller>) = match made {
-                Ok((lane, poller)) => (Ok(lane), Box::new(poller)),
+                Ok((submissions, poller)) => (Ok(submissions), Box::new(poller)),
                 Err(error) => (Err(error), Box::new(Ended)),
             };
-            // Whoever opens waits for every reactor; if it has gone, so has the lane, and the poller ends.
-            if let Err(mpsc::SendError(Ok(lane))) = tell.send(answer) {
-                lane.close();
+            // Whoever opens waits for every reactor; if it has gone, so has its submission queue, and the poller ends.
+            if let Err(mpsc::SendError(Ok(submissions))) = tell.send(answer) {
+                submissions.close();
             }
             poller
         }));
     }
     drop(tell);
-    let (mut lanes, mut failed) = (Vec::new(), None);
+    let (mut queues, mut failed) = (Vec::new(), None);
     let deadline = Instant::now() + ATTACH_LIMIT;
     while let Ok(answer) = told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         match answer {
-            Ok(lane) => lanes.push(lane),
+            Ok(submissions) => queues.push(submissions),
             Err(error) => failed = Some(error),
         }
     }
     match failed {
-        Some(error) if lanes.is_empty() => return Err(error),
+        Some(error) if queues.is_empty() => return Err(error),
         Some(error) => tracing::warn!(device = device.name(), %error, "served by fewer reactors than there are"),
         None => {}
     }
-    if lanes.is_empty() {
+    if queues.is_empty() {
         return Err(Error::Gone { name: device.name().into(), reason: "its reactors have ended, or are stuck".into() });
     }
     let (device, stack) = (device.clone(), stack.clone());
-    Ok(Disk::new(Parts { device, keep, info, blocks, lanes, pollers, arena, stack }))
+    Ok(Disk::new(Parts { device, owned_device, info, blocks, queues, pollers, arena, stack }))
 }
 
 type Opened = (Box<dyn polypath_block::IoQueue>, polypath_block::SegRow);
 
-fn open_lane(cx: &mut Cx<'_>, device: &Arc<dyn Device>, depth: u16) -> Result<Opened, Error> {
+fn open_queue(cx: &mut Cx<'_>, device: &Arc<dyn Device>, depth: u16) -> Result<Opened, Error> {
     let row = cx
         .segs
         .reserve(depth.into(), 1)
@@ -286,15 +297,15 @@ impl Poller for Ended {
 struct Answer {
     result: Option<Result<Disk, Error>>,
     waker: Option<Waker>,
-    kept: bool,
+    fulfilled: bool,
 }
 
 struct Promise(Arc<Mutex<Answer>>);
 
 impl Promise {
-    fn keep(&self, result: Result<Disk, Error>) {
+    fn fulfil(&self, result: Result<Disk, Error>) {
         let mut answer = self.0.lock().unwrap_or_else(|p| p.into_inner());
-        if std::mem::replace(&mut answer.kept, true) {
+        if std::mem::replace(&mut answer.fulfilled, true) {
             return;
         }
         answer.result = Some(result);
@@ -309,7 +320,7 @@ impl Promise {
 impl Drop for Promise {
     fn drop(&mut self) {
         let source = std::io::Error::other("the thread that opened it has ended without a word");
-        self.keep(Err(Error::System { what: "opening a disk", source }));
+        self.fulfil(Err(Error::System { what: "opening a disk", source }));
     }
 }
 

@@ -1,9 +1,9 @@
-//! The reactor's side of a disk: takes submissions out of the lane, owns the queue, completes the cells.
+//! The reactor's side of a disk: takes submissions out of their queue, owns the queue of the device, completes the cells.
 
-use crate::disk::Keep;
-use crate::lane::Lane;
+use crate::disk::OwnedDevice;
 use crate::op::{Request, Submission, Ticket};
-use crate::tally::Guard;
+use crate::poller_count::Guard;
+use crate::submission_queue::SubmissionQueue;
 use polypath_block::{
     Armed, Code, Cx, Device, DeviceInfo, DeviceState, Done, Health, Io, IoQueue, Op, Poller, RefusedWhy, SegRow,
     SegSpan, SegTable, SlotKey, Slots, Splitter, Status, Time, Turn, Waits,
@@ -24,7 +24,7 @@ pub(crate) struct DiskPoller {
     slots: Slots<Active>,
     /// Slots with parts that are not submitted yet.
     backlog: VecDeque<SlotKey>,
-    lane: Arc<Lane>,
+    submissions: Arc<SubmissionQueue>,
     rx: Receiver<Submission>,
     device: Arc<dyn Device>,
     version: u64,
@@ -40,7 +40,7 @@ pub(crate) struct DiskPoller {
     waits_until: Option<Time>,
     closed: bool,
     /// The device, as long as something is still to be submitted.
-    keep: Option<Arc<Keep>>,
+    owned_device: Option<Arc<OwnedDevice>>,
     _counted: [Guard; 2],
 }
 
@@ -66,10 +66,10 @@ struct Parts {
 
 pub(crate) struct Setup {
     pub(crate) queue: Box<dyn IoQueue>,
-    pub(crate) lane: Arc<Lane>,
+    pub(crate) submissions: Arc<SubmissionQueue>,
     pub(crate) rx: Receiver<Submission>,
     pub(crate) device: Arc<dyn Device>,
-    pub(crate) keep: Option<Arc<Keep>>,
+    pub(crate) owned_device: Option<Arc<OwnedDevice>>,
     pub(crate) info: Arc<DeviceInfo>,
     pub(crate) blocks: Arc<AtomicU64>,
     pub(crate) row: SegRow,
@@ -84,7 +84,7 @@ impl DiskPoller {
             queue: setup.queue,
             slots: Slots::new(setup.depth),
             backlog: VecDeque::with_capacity(depth),
-            lane: setup.lane,
+            submissions: setup.submissions,
             rx: setup.rx,
             version: 0,
             device: setup.device,
@@ -96,7 +96,7 @@ impl DiskPoller {
             wakers: Vec::with_capacity(depth),
             waits_until: None,
             closed: false,
-            keep: setup.keep,
+            owned_device: setup.owned_device,
             _counted: setup.counted,
         }
     }
@@ -168,7 +168,7 @@ impl DiskPoller {
                 return any;
             }
             let Ok(submission) = self.rx.try_recv() else { return any };
-            self.lane.taken();
+            self.submissions.taken();
             self.begin(submission, cx);
         }
     }
@@ -246,16 +246,16 @@ impl DiskPoller {
     }
 
     fn is_empty(&self) -> bool {
-        self.slots.is_empty() && self.lane.queued() == 0 && !self.lane.has_line()
+        self.slots.is_empty() && self.submissions.queued() == 0 && !self.submissions.has_waiters()
     }
 
     /// May it end now? Only once everything has completed.
     fn wind_up(&mut self, cx: &mut Cx<'_>) -> bool {
-        if !self.lane.is_closing() {
+        if !self.submissions.is_closing() {
             return false;
         }
-        if self.backlog.is_empty() && self.lane.queued() == 0 && !self.lane.has_line() {
-            self.keep = None;
+        if self.backlog.is_empty() && self.submissions.queued() == 0 && !self.submissions.has_waiters() {
+            self.owned_device = None;
         }
         if !self.is_empty() {
             return false;
@@ -276,12 +276,12 @@ impl DiskPoller {
 
 impl Poller for DiskPoller {
     fn poll(&mut self, cx: &mut Cx<'_>) -> Turn {
-        self.lane.rise();
+        self.submissions.set_awake();
         self.follow_device();
         let collected = self.collect(cx);
         let pumped = self.pump(cx);
         self.queue.kick(cx);
-        self.lane.call(&mut self.wakers);
+        self.submissions.wake_waiters(&mut self.wakers);
         if self.wind_up(cx) {
             return Turn::Finished;
         }
@@ -289,13 +289,13 @@ impl Poller for DiskPoller {
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
-        self.lane.fall_idle();
+        self.submissions.set_idle();
         let could_take = self.backlog.is_empty() && !self.slots.is_full();
         let stuck_no_more = self.waits_until.is_some() && self.queue.health() != Health::Down;
-        if (could_take && self.lane.queued() > 0)
-            || self.lane.could_call()
+        if (could_take && self.submissions.queued() > 0)
+            || self.submissions.can_wake_waiters()
             || stuck_no_more
-            || (self.lane.is_closing() && !self.closed && self.is_empty())
+            || (self.submissions.is_closing() && !self.closed && self.is_empty())
             || self.device.version() != self.version
         {
             return Armed::Busy;

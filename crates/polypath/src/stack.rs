@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::nvme::Controllers;
-use crate::tally::Tally;
+use crate::poller_count::PollerCount;
 use polypath_block::{Device, DeviceInfo, DeviceState, DiskUri, Host, Scheme};
 use polypath_memory::Arena;
 use polypath_reactor::{CpuList, IdlePolicy, Pool, PoolConfig, ReactorHandle, ReactorStatistics};
@@ -44,7 +44,7 @@ struct Inner {
     hosts: Vec<Arc<dyn Host>>,
     threads: Vec<ThreadId>,
     /// Pollers of ours on these reactors.
-    pollers: Arc<Tally>,
+    pollers: Arc<PollerCount>,
     config: StackConfig,
     arena: Mutex<Option<Arena>>,
     controllers: Controllers,
@@ -68,7 +68,7 @@ impl Stack {
         }
         drop(tell);
         let threads = told.iter().collect();
-        let (hosts, pollers) = (pool.hosts(), Tally::new());
+        let (hosts, pollers) = (pool.hosts(), PollerCount::new());
         Ok(Stack(Arc::new(Inner {
             pool: Some(pool),
             handles,
@@ -168,7 +168,7 @@ impl Stack {
         self.0.hosts[turn % self.0.hosts.len()].clone()
     }
 
-    pub(crate) fn pollers(&self) -> &Arc<Tally> {
+    pub(crate) fn pollers(&self) -> &Arc<PollerCount> {
         &self.0.pollers
     }
 }

@@ -1,4 +1,5 @@
-//! The way from any thread to the poller that owns a queue: a bounded channel, a line of futures that wait for room in it, a bell.
+//! The queue by which the handles of a disk give operations to one reactor: a bounded channel, a line of futures that wait for room
+//! in it, and a wake-up of the reactor.
 
 use crate::op::Submission;
 use polypath_block::Host;
@@ -9,12 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 
 /// One per disk and reactor.
-pub(crate) struct Lane {
+pub(crate) struct SubmissionQueue {
     tx: SyncSender<Submission>,
     capacity: usize,
     /// In the channel, or about to be.
     queued: AtomicUsize,
-    line: Mutex<Line>,
+    waiters: Mutex<Waiters>,
     /// Length of the line, readable without its lock.
     waiting: AtomicUsize,
     /// The poller has looked for work for the last time before a sleep.
@@ -24,31 +25,31 @@ pub(crate) struct Lane {
 }
 
 #[derive(Default)]
-struct Line {
-    waiters: VecDeque<(u64, Waker)>,
+struct Waiters {
+    list: VecDeque<(u64, Waker)>,
     next: u64,
 }
 
-/// Why the lane did not take a submission; it is given back.
+/// Why the queue did not take a submission; it is given back.
 pub(crate) enum NotSent {
     Full(Submission),
     Closed(Submission),
 }
 
-impl Lane {
-    pub(crate) fn new(host: Arc<dyn Host>, capacity: usize) -> (Arc<Lane>, Receiver<Submission>) {
+impl SubmissionQueue {
+    pub(crate) fn new(host: Arc<dyn Host>, capacity: usize) -> (Arc<SubmissionQueue>, Receiver<Submission>) {
         let (tx, rx) = sync_channel(capacity);
-        let lane = Lane {
+        let queue = SubmissionQueue {
             tx,
             capacity,
             queued: AtomicUsize::new(0),
-            line: Mutex::default(),
+            waiters: Mutex::default(),
             waiting: AtomicUsize::new(0),
             idle: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             host,
         };
-        (Arc::new(lane), rx)
+        (Arc::new(queue), rx)
     }
 
     pub(crate) fn send(&self, submission: Submission) -> Result<(), NotSent> {
@@ -59,7 +60,7 @@ impl Lane {
         self.queued.fetch_add(1, Ordering::SeqCst);
         match self.tx.try_send(submission) {
             Ok(()) => {
-                self.ring();
+                self.wake_if_idle();
                 Ok(())
             }
             Err(error) => {
@@ -73,75 +74,75 @@ impl Lane {
     }
 
     /// Does anybody stand in line?
-    pub(crate) fn has_line(&self) -> bool {
+    pub(crate) fn has_waiters(&self) -> bool {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// Joins the line, at its head for one that was called and found no room after all. The poller calls it when there is some.
-    pub(crate) fn join(&self, waker: &Waker, at_head: bool) -> u64 {
-        let mut line = self.lock();
-        let id = line.next;
-        line.next += 1;
+    /// Joins the line, at its head for one that was woken and found no room after all. The poller wakes it when there is some.
+    pub(crate) fn add_waiter(&self, waker: &Waker, at_head: bool) -> u64 {
+        let mut waiters = self.lock();
+        let id = waiters.next;
+        waiters.next += 1;
         if at_head {
-            line.waiters.push_front((id, waker.clone()));
+            waiters.list.push_front((id, waker.clone()));
         } else {
-            line.waiters.push_back((id, waker.clone()));
+            waiters.list.push_back((id, waker.clone()));
         }
-        self.waiting.store(line.waiters.len(), Ordering::SeqCst);
-        drop(line);
-        self.ring();
+        self.waiting.store(waiters.list.len(), Ordering::SeqCst);
+        drop(waiters);
+        self.wake_if_idle();
         id
     }
 
     /// Is `id` still in line? Then it is `waker` that will be woken.
-    pub(crate) fn still_in_line(&self, id: u64, waker: &Waker) -> bool {
-        let mut line = self.lock();
-        let found = line.waiters.iter_mut().find(|(n, _)| *n == id);
+    pub(crate) fn is_waiting(&self, id: u64, waker: &Waker) -> bool {
+        let mut waiters = self.lock();
+        let found = waiters.list.iter_mut().find(|(n, _)| *n == id);
         found.is_some_and(|(_, w)| {
             w.clone_from(waker);
             true
         })
     }
 
-    pub(crate) fn leave(&self, id: u64) {
-        let mut line = self.lock();
-        line.waiters.retain(|(n, _)| *n != id);
-        self.waiting.store(line.waiters.len(), Ordering::SeqCst);
+    pub(crate) fn remove_waiter(&self, id: u64) {
+        let mut waiters = self.lock();
+        waiters.list.retain(|(n, _)| *n != id);
+        self.waiting.store(waiters.list.len(), Ordering::SeqCst);
     }
 
     /// No new submissions; what was taken completes, then the poller ends.
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        self.ring();
+        self.wake_if_idle();
     }
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
     }
 
-    fn ring(&self) {
+    fn wake_if_idle(&self) {
         fence(Ordering::SeqCst);
         if self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::SeqCst) {
             self.host.wake();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(|p| p.into_inner())
+    fn lock(&self) -> MutexGuard<'_, Waiters> {
+        self.waiters.lock().unwrap_or_else(|p| p.into_inner())
     }
 }
 
 /// The poller's side.
-impl Lane {
+impl SubmissionQueue {
     /// It is awake.
-    pub(crate) fn rise(&self) {
+    pub(crate) fn set_awake(&self) {
         if self.idle.load(Ordering::Relaxed) {
             self.idle.store(false, Ordering::SeqCst);
         }
     }
 
-    /// From now on whoever has something to say rings. Look once more after this.
-    pub(crate) fn fall_idle(&self) {
+    /// From now on whoever submits or waits wakes the reactor. Look once more after this.
+    pub(crate) fn set_idle(&self) {
         self.idle.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
@@ -156,21 +157,21 @@ impl Lane {
     }
 
     /// Is there room in the channel for somebody in line?
-    pub(crate) fn could_call(&self) -> bool {
+    pub(crate) fn can_wake_waiters(&self) -> bool {
         self.waiting.load(Ordering::SeqCst) > 0 && self.queued() < self.capacity
     }
 
-    /// Calls as many from the line as there is room for; all of them when it closes. `wakers` is empty before and after.
-    pub(crate) fn call(&self, wakers: &mut Vec<Waker>) {
+    /// Wakes as many from the line as there is room for; all of them when it closes. `wakers` is empty before and after.
+    pub(crate) fn wake_waiters(&self, wakers: &mut Vec<Waker>) {
         if self.waiting.load(Ordering::Relaxed) == 0 {
             return;
         }
         let room = if self.is_closing() { usize::MAX } else { self.capacity.saturating_sub(self.queued()) };
-        let mut line = self.lock();
-        let n = room.min(line.waiters.len());
-        wakers.extend(line.waiters.drain(..n).map(|(_, w)| w));
-        self.waiting.store(line.waiters.len(), Ordering::SeqCst);
-        drop(line);
+        let mut waiters = self.lock();
+        let n = room.min(waiters.list.len());
+        wakers.extend(waiters.list.drain(..n).map(|(_, w)| w));
+        self.waiting.store(waiters.list.len(), Ordering::SeqCst);
+        drop(waiters);
         wakers.drain(..).for_each(Waker::wake);
     }
 }

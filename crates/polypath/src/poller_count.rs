@@ -1,4 +1,4 @@
-//! How many of something are still there, and waiting until none is: by a thread or by a future.
+//! How many pollers are still on the reactors, and waiting until none is: by a thread or by a future.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,15 +12,15 @@ struct State {
     wakers: Vec<Waker>,
 }
 
-/// Counts guards.
+/// Counts pollers by the guards that they hold.
 #[derive(Default)]
-pub(crate) struct Tally {
+pub(crate) struct PollerCount {
     state: Mutex<State>,
     none: Condvar,
 }
 
-impl Tally {
-    pub(crate) fn new() -> Arc<Tally> {
+impl PollerCount {
+    pub(crate) fn new() -> Arc<PollerCount> {
         Arc::default()
     }
 
@@ -48,8 +48,8 @@ impl Tally {
     }
 }
 
-/// One that counts.
-pub(crate) struct Guard(Arc<Tally>);
+/// One poller, counted until this is dropped.
+pub(crate) struct Guard(Arc<PollerCount>);
 
 impl Drop for Guard {
     fn drop(&mut self) {
@@ -64,10 +64,10 @@ impl Drop for Guard {
     }
 }
 
-/// Completes when a tally is empty.
-pub(crate) struct Empty(pub(crate) Arc<Tally>);
+/// Completes when no poller is left.
+pub(crate) struct NoPollers(pub(crate) Arc<PollerCount>);
 
-impl Future for Empty {
+impl Future for NoPollers {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
