@@ -8,7 +8,7 @@
 mod kernel;
 mod packages;
 mod run;
-mod tally;
+mod test_counts;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::tally::Tally;
+use crate::test_counts::TestCounts;
 use crate::{packages, prepare, repository};
 
 /// One test run of a runner: its name for the reader, and cargo's arguments.
@@ -31,12 +31,12 @@ pub(crate) fn test(with_lab: bool) -> Result<()> {
     if records.exists() {
         fs::remove_file(&records).with_context(|| format!("cannot remove {}", records.display()))?;
     }
-    let mut tally = Tally::default();
+    let mut counts = TestCounts::default();
     let mut failures = Vec::new();
     for step in steps(with_lab) {
         println!("xtask: {} (cargo {})", step.name, step.arguments.join(" "));
         let (succeeded, counted) = cargo(&step)?;
-        tally.merge(counted);
+        counts.merge(counted);
         if !succeeded {
             failures.push(step.name);
             if !step.tests {
@@ -45,7 +45,7 @@ pub(crate) fn test(with_lab: bool) -> Result<()> {
         }
     }
     let met = if with_lab { report_peers()? } else { Peers::default() };
-    let skipped = met.skipped + tally.ignored;
+    let skipped = met.skipped + counts.ignored;
     println!("xtask: {} s in all", started.elapsed().as_secs());
     if !failures.is_empty() {
         println!("xtask: FAILED in: {}", failures.join(", "));
@@ -53,11 +53,11 @@ pub(crate) fn test(with_lab: bool) -> Result<()> {
     let strict = std::env::var("CI").is_ok_and(|value| value == "true");
     let unmet = if strict { met.unmet_mandatory.len() } else { 0 };
     // a skipped real-peer test returns early, so its runner has counted it as passed
-    println!("{} passed, {} failed, {skipped} skipped", tally.passed.saturating_sub(met.skipped), tally.failed);
+    println!("{} passed, {} failed, {skipped} skipped", counts.passed.saturating_sub(met.skipped), counts.failed);
     if unmet > 0 {
         bail!("CI=true and mandatory peers were not met: {}", met.unmet_mandatory.join(", "));
     }
-    if !failures.is_empty() || tally.failed > 0 {
+    if !failures.is_empty() || counts.failed > 0 {
         bail!("some tests failed");
     }
     Ok(())
@@ -125,7 +125,7 @@ fn steps(with_lab: bool) -> Vec<Step> {
 }
 
 /// Runs cargo, passes its output on and counts the closing lines.
-fn cargo(step: &Step) -> Result<(bool, Tally)> {
+fn cargo(step: &Step) -> Result<(bool, TestCounts)> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut child = Command::new(cargo)
         .args(&step.arguments)
@@ -140,25 +140,25 @@ fn cargo(step: &Step) -> Result<(bool, Tally)> {
     let output = pass_on(child.stdout.take().context("cargo has an output")?, std::io::stdout());
     let errors = pass_on(child.stderr.take().context("cargo has an error output")?, std::io::stderr());
     let status = child.wait()?;
-    let mut tally = Tally::default();
+    let mut counts = TestCounts::default();
     for thread in [output, errors] {
-        tally.merge(thread.join().map_err(|_| anyhow::anyhow!("the thread that passes output on panicked"))??);
+        counts.merge(thread.join().map_err(|_| anyhow::anyhow!("the thread that passes output on panicked"))??);
     }
-    Ok((status.success(), tally))
+    Ok((status.success(), counts))
 }
 
-fn pass_on(from: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> JoinHandle<Result<Tally>> {
+fn pass_on(from: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> JoinHandle<Result<TestCounts>> {
     std::thread::spawn(move || {
-        let mut tally = Tally::default();
+        let mut counts = TestCounts::default();
         let mut from = BufReader::new(from);
         let mut line = Vec::new();
         while from.read_until(b'\n', &mut line)? > 0 {
             to.write_all(&line)?;
             to.flush()?;
-            tally.read(&String::from_utf8_lossy(&line));
+            counts.read(&String::from_utf8_lossy(&line));
             line.clear();
         }
-        Ok(tally)
+        Ok(counts)
     })
 }
 

@@ -1,4 +1,4 @@
-//! What the three devices have in common: information, closing, a bounded list of answers.
+//! What the three devices have in common: information, closing, a bounded list of completions.
 
 use crate::error::LocalError;
 use polypath_block::{
@@ -75,14 +75,14 @@ impl Drop for OpenQueue {
     }
 }
 
-/// Answers that wait for the next poll. As many as the queue is deep: it never grows.
-pub(crate) struct Answers {
+/// Completions that wait for the next poll. As many as the queue is deep: it never grows.
+pub(crate) struct Completions {
     ready: VecDeque<(u64, Status)>,
 }
 
-impl Answers {
+impl Completions {
     pub(crate) fn new(depth: u16) -> Self {
-        Answers { ready: VecDeque::with_capacity(depth.into()) }
+        Completions { ready: VecDeque::with_capacity(depth.into()) }
     }
 
     pub(crate) fn push(&mut self, tag: u64, status: Status) {
@@ -97,7 +97,7 @@ impl Answers {
         self.ready.is_empty()
     }
 
-    pub(crate) fn give(&mut self, done: &mut Done) {
+    pub(crate) fn move_to(&mut self, done: &mut Done) {
         for (tag, status) in self.ready.drain(..) {
             done.complete(tag, status);
         }

@@ -1,6 +1,6 @@
 //! A disk that moves no data: the measure of everything around a disk.
 
-use crate::base::{self, Answers, Base, OpenQueue};
+use crate::base::{self, Base, Completions, OpenQueue};
 use crate::error::LocalError;
 use polypath_block::{
     Access, Armed, Cx, Device, DeviceInfo, DeviceState, DiskUri, Done, Endpoint, Health, Io, IoQueue, Limits,
@@ -54,7 +54,7 @@ impl Device for NullDevice {
 
     fn open_queue(&self, config: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
         let (open, depth) = self.base.open(config)?;
-        Ok(Box::new(NullQueue { open, answers: Answers::new(depth), depth: depth.into(), closed: false }))
+        Ok(Box::new(NullQueue { open, completions: Completions::new(depth), depth: depth.into(), closed: false }))
     }
 
     fn close(&self) {
@@ -64,31 +64,31 @@ impl Device for NullDevice {
 
 struct NullQueue {
     open: OpenQueue,
-    answers: Answers,
+    completions: Completions,
     depth: usize,
     closed: bool,
 }
 
 impl IoQueue for NullQueue {
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
-        if self.closed || self.answers.len() >= self.depth {
+        if self.closed || self.completions.len() >= self.depth {
             let why = if self.closed { RefusedWhy::Gone } else { RefusedWhy::Full };
             return Err(Refused { io, why });
         }
         let DeviceInfo { geometry, limits, .. } = self.open.info();
         let verdict = limits.check(&io, geometry.blocks, geometry.block_size, cx.segs);
-        self.answers.push(io.tag, verdict.err().unwrap_or(Status::OK));
+        self.completions.push(io.tag, verdict.err().unwrap_or(Status::OK));
         Ok(())
     }
 
     fn kick(&mut self, _: &mut Cx<'_>) {}
 
     fn poll(&mut self, _: &mut Cx<'_>, done: &mut Done) {
-        self.answers.give(done);
+        self.completions.move_to(done);
     }
 
     fn arm(&mut self, _: &mut Cx<'_>, _: &mut Waits) -> Armed {
-        if self.answers.is_empty() { Armed::Sleep } else { Armed::Busy }
+        if self.completions.is_empty() { Armed::Sleep } else { Armed::Busy }
     }
 
     fn health(&self) -> Health {
@@ -100,6 +100,6 @@ impl IoQueue for NullQueue {
     }
 
     fn is_drained(&self) -> bool {
-        self.closed && self.answers.is_empty()
+        self.closed && self.completions.is_empty()
     }
 }

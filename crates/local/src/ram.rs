@@ -1,6 +1,6 @@
 //! A disk in memory, shared by all its queues.
 
-use crate::base::{self, Answers, Base, OpenQueue};
+use crate::base::{self, Base, Completions, OpenQueue};
 use crate::error::LocalError;
 use polypath_block::{
     Access, Armed, Code, Cx, Device, DeviceInfo, DeviceState, DiskUri, Done, Endpoint, Health, Identity, Io, IoQueue,
@@ -187,7 +187,7 @@ impl Device for RamDevice {
             open,
             medium: self.medium.clone(),
             waiting: VecDeque::with_capacity(depth.into()),
-            answers: Answers::new(depth),
+            completions: Completions::new(depth),
             depth: depth.into(),
             closed: false,
         }))
@@ -202,21 +202,21 @@ struct RamQueue {
     open: OpenQueue,
     medium: Arc<Medium>,
     waiting: VecDeque<Io>,
-    answers: Answers,
+    completions: Completions,
     depth: usize,
     closed: bool,
 }
 
 impl IoQueue for RamQueue {
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
-        if self.closed || self.waiting.len() + self.answers.len() >= self.depth {
+        if self.closed || self.waiting.len() + self.completions.len() >= self.depth {
             let why = if self.closed { RefusedWhy::Gone } else { RefusedWhy::Full };
             return Err(Refused { io, why });
         }
         let DeviceInfo { geometry, limits, .. } = self.open.info();
         match limits.check(&io, geometry.blocks, geometry.block_size, cx.segs) {
             Ok(()) => self.waiting.push_back(io),
-            Err(status) => self.answers.push(io.tag, status),
+            Err(status) => self.completions.push(io.tag, status),
         }
         Ok(())
     }
@@ -224,7 +224,7 @@ impl IoQueue for RamQueue {
     fn kick(&mut self, _: &mut Cx<'_>) {}
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
-        self.answers.give(done);
+        self.completions.move_to(done);
         if self.waiting.is_empty() {
             return;
         }
@@ -241,7 +241,7 @@ impl IoQueue for RamQueue {
     }
 
     fn arm(&mut self, _: &mut Cx<'_>, _: &mut Waits) -> Armed {
-        if self.waiting.is_empty() && self.answers.is_empty() { Armed::Sleep } else { Armed::Busy }
+        if self.waiting.is_empty() && self.completions.is_empty() { Armed::Sleep } else { Armed::Busy }
     }
 
     fn health(&self) -> Health {
@@ -253,6 +253,6 @@ impl IoQueue for RamQueue {
     }
 
     fn is_drained(&self) -> bool {
-        self.closed && self.waiting.is_empty() && self.answers.is_empty()
+        self.closed && self.waiting.is_empty() && self.completions.is_empty()
     }
 }

@@ -6,11 +6,11 @@
 //! **Refuses to know:** what a poller does. Everything that gets turns is a [`polypath_block::Poller`].
 //!
 //! **Threading:** a [`Reactor`] lives on one thread. [`ReactorHandle`] is its face for all others: it puts closures into the
-//! mailbox (a mutex that the reactor touches only when a flag says that there is mail) and ends sleeps.
+//! mailbox (a mutex that the reactor touches only when a flag says that there are messages) and ends sleeps.
 //!
 //! **Unsafe:** allowed by the design, used once: nowhere but for CPU affinity is anything but `rustix` needed.
 //!
-//! A turn: read the clock once, take the mail, poll every poller. After a while without work: `arm` all, look once more at the
+//! A turn: read the clock once, handle the messages, poll every poller. After a while without work: `arm` all, look once more at the
 //! mailbox, sleep on one epoll descriptor. Read `turn.rs` first.
 #![deny(unsafe_code)]
 

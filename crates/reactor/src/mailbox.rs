@@ -7,15 +7,15 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// One letter.
-pub(crate) enum Mail {
+/// What other threads ask of a reactor.
+pub(crate) enum Message {
     Spawn(MakePoller),
     Run(Box<dyn FnOnce(&mut Cx<'_>) + Send>),
     Stop,
 }
 
 pub(crate) struct Mailbox {
-    letters: Mutex<Vec<Mail>>,
+    messages: Mutex<Vec<Message>>,
     full: AtomicBool,
     asleep: AtomicBool,
     closed: AtomicBool,
@@ -26,7 +26,7 @@ impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Mailbox {
-            letters: Mutex::new(Vec::new()),
+            messages: Mutex::new(Vec::new()),
             full: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -34,22 +34,22 @@ impl Mailbox {
         })
     }
 
-    /// Posts a letter; gives it back when the reactor has ended.
-    pub(crate) fn post(&self, mail: Mail) -> Result<(), Mail> {
-        let mut letters = self.lock();
+    /// Posts a message; gives it back when the reactor has ended.
+    pub(crate) fn post(&self, message: Message) -> Result<(), Message> {
+        let mut messages = self.lock();
         if self.closed.load(Ordering::Relaxed) {
-            return Err(mail);
+            return Err(message);
         }
-        letters.push(mail);
+        messages.push(message);
         self.full.store(true, Ordering::SeqCst);
-        drop(letters);
+        drop(messages);
         self.wake();
         Ok(())
     }
 
     /// Ends a sleep, if there is one. Cheap when there is none.
     pub(crate) fn wake(&self) {
-        // Pairs with `fall_asleep`: what was stored before this call is seen by the sleeper's last look, or the sleeper is
+        // Pairs with `set_asleep`: what was stored before this call is seen by the sleeper's last look, or the sleeper is
         // seen here.
         std::sync::atomic::fence(Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
@@ -59,24 +59,24 @@ impl Mailbox {
     }
 
     #[inline]
-    pub(crate) fn has_mail(&self) -> bool {
+    pub(crate) fn has_messages(&self) -> bool {
         self.full.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn take(&self, into: &mut Vec<Mail>) {
-        let mut letters = self.lock();
+    pub(crate) fn take(&self, into: &mut Vec<Message>) {
+        let mut messages = self.lock();
         self.full.store(false, Ordering::SeqCst);
-        into.append(&mut letters);
+        into.append(&mut messages);
     }
 
-    /// From now on letters and wakes write the eventfd. The caller must look for work once more after this.
-    pub(crate) fn fall_asleep(&self) {
+    /// From now on messages and wakes write the eventfd. The caller must look for work once more after this.
+    pub(crate) fn set_asleep(&self) {
         self.asleep.store(true, Ordering::SeqCst);
         std::sync::atomic::fence(Ordering::SeqCst);
     }
 
     /// Is awake again.
-    pub(crate) fn rise(&self) {
+    pub(crate) fn set_awake(&self) {
         self.asleep.store(false, Ordering::SeqCst);
     }
 
@@ -86,9 +86,9 @@ impl Mailbox {
         let _ = rustix::io::read(&self.event, &mut count);
     }
 
-    /// No more letters; what is there is dropped by the caller through `take`.
+    /// No more messages; what is there is dropped by the caller through `take`.
     pub(crate) fn close(&self) {
-        let _letters = self.lock();
+        let _messages = self.lock();
         self.closed.store(true, Ordering::SeqCst);
     }
 
@@ -100,7 +100,7 @@ impl Mailbox {
         self.event.as_raw_fd()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Mail>> {
-        self.letters.lock().unwrap_or_else(|p| p.into_inner())
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Message>> {
+        self.messages.lock().unwrap_or_else(|p| p.into_inner())
     }
 }

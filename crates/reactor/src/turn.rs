@@ -1,7 +1,7 @@
-//! The loop: clock, mail, pollers, sleep.
+//! The loop: clock, messages, pollers, sleep.
 
 use crate::idle::{Idle, IdlePolicy};
-use crate::mailbox::{Mail, Mailbox};
+use crate::mailbox::{Mailbox, Message};
 use crate::waiter::Waiter;
 use polypath_block::{Armed, Cx, Host, MakePoller, Poller, SegTable, Time, Turn, Waits};
 use std::io;
@@ -92,13 +92,13 @@ impl ReactorHandle {
     /// Runs `work` on the reactor's thread, between two turns. It must not block.
     /// Returns `false` when the reactor has ended; `work` is dropped then.
     pub fn run(&self, work: impl FnOnce(&mut Cx<'_>) + Send + 'static) -> bool {
-        self.0.mailbox.post(Mail::Run(Box::new(work))).is_ok()
+        self.0.mailbox.post(Message::Run(Box::new(work))).is_ok()
     }
 
     /// Ends the reactor after its current turn. Its pollers are dropped: drain them first.
     pub fn stop(&self) {
         // A reactor that has ended already needs no letter.
-        let _ = self.0.mailbox.post(Mail::Stop);
+        let _ = self.0.mailbox.post(Message::Stop);
     }
 
     /// What it did so far.
@@ -119,7 +119,7 @@ impl ReactorHandle {
 
 impl Host for ReactorHandle {
     fn spawn(&self, make: MakePoller) {
-        if self.0.mailbox.post(Mail::Spawn(make)).is_err() {
+        if self.0.mailbox.post(Message::Spawn(make)).is_err() {
             tracing::debug!(reactor = self.0.id, "a poller came after the reactor had ended");
         }
     }
@@ -150,7 +150,7 @@ pub struct Reactor {
     segs: SegTable,
     waits: Waits,
     waiter: Waiter,
-    mail: Vec<Mail>,
+    messages: Vec<Message>,
     idle: Idle,
     last: Time,
     stopping: bool,
@@ -178,7 +178,7 @@ impl Reactor {
             segs: SegTable::new(config.segments_limit),
             waits: Waits::default(),
             waiter,
-            mail: Vec::new(),
+            messages: Vec::new(),
             idle: Idle::new(config.idle),
             last: now(),
             stopping: false,
@@ -257,9 +257,9 @@ impl Reactor {
 
     /// One turn; says whether anything got done.
     pub fn turn(&mut self) -> bool {
-        let mut busy = self.shared.mailbox.has_mail();
+        let mut busy = self.shared.mailbox.has_messages();
         if busy {
-            self.read_mail();
+            self.handle_messages();
         }
         polypath_memory::refresh();
         let start = now();
@@ -299,9 +299,9 @@ impl Reactor {
 
     fn sleep(&mut self, limit: Option<Time>) {
         self.waits.clear();
-        self.shared.mailbox.fall_asleep();
+        self.shared.mailbox.set_asleep();
         let start = now();
-        let mut armed = !self.shared.mailbox.has_mail();
+        let mut armed = !self.shared.mailbox.has_messages();
         for poller in &mut self.pollers {
             let mut cx = Cx { now: start, segs: &mut self.segs, reactor: self.shared.id };
             armed = armed && poller.arm(&mut cx, &mut self.waits) == Armed::Sleep;
@@ -329,24 +329,24 @@ impl Reactor {
             self.last = woke;
             self.idle.woke(slept);
         }
-        self.shared.mailbox.rise();
+        self.shared.mailbox.set_awake();
     }
 
-    fn read_mail(&mut self) {
-        let mut mail = std::mem::take(&mut self.mail);
-        self.shared.mailbox.take(&mut mail);
-        for letter in mail.drain(..) {
+    fn handle_messages(&mut self) {
+        let mut messages = std::mem::take(&mut self.messages);
+        self.shared.mailbox.take(&mut messages);
+        for message in messages.drain(..) {
             let mut cx = Cx { now: now(), segs: &mut self.segs, reactor: self.shared.id };
-            match letter {
-                Mail::Spawn(make) => {
+            match message {
+                Message::Spawn(make) => {
                     let poller = make(&mut cx);
                     self.add(poller);
                 }
-                Mail::Run(work) => work(&mut cx),
-                Mail::Stop => self.stopping = true,
+                Message::Run(work) => work(&mut cx),
+                Message::Stop => self.stopping = true,
             }
         }
-        self.mail = mail;
+        self.messages = messages;
     }
 
     fn finish(&mut self) {
@@ -433,7 +433,7 @@ mod tests {
             thread.join().unwrap();
             let s = handle.statistics();
             assert!(s.sleeps > 0 && s.busy_turns > 0 && s.pollers == 0, "{s:?}");
-            assert!(!handle.run(|_| ()), "an ended reactor takes no mail");
+            assert!(!handle.run(|_| ()), "an ended reactor takes no messages");
         }
     }
 

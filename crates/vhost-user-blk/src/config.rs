@@ -26,7 +26,7 @@ pub(crate) const fn bit(n: u32) -> u64 {
 
 /// What was told once stays so, while a front-end may remember it; only the capacity follows the device.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Shape {
+pub(crate) struct ConfigSpace {
     pub(crate) geometry: Geometry,
     pub(crate) read_only: bool,
     seg_max: u32,
@@ -38,13 +38,13 @@ pub(crate) struct Shape {
     write_zeroes: Option<u32>,
 }
 
-impl Shape {
-    pub(crate) fn new(info: &DeviceInfo, read_only: bool, seg_max: u32, num_queues: u16) -> Shape {
+impl ConfigSpace {
+    pub(crate) fn new(info: &DeviceInfo, read_only: bool, seg_max: u32, num_queues: u16) -> ConfigSpace {
         let limits = &info.limits;
         let read_only = read_only || limits.read_only;
         let some = |n: u32| (n > 0 && !read_only).then_some(n);
         let largest = limits.max_blocks(Op::Read, info.geometry.block_size);
-        Shape {
+        ConfigSpace {
             geometry: info.geometry,
             read_only,
             seg_max,
@@ -154,8 +154,8 @@ mod tests {
     #[test]
     fn fields_are_where_the_standard_has_them() {
         let limits = Limits { max_transfer_bytes: 131072, optimal_blocks: 8, ..Limits::UNLIMITED };
-        let shape = Shape::new(&info(limits, 4096), false, 126, 3);
-        let c = shape.read(0, 60, true).unwrap();
+        let config_space = ConfigSpace::new(&info(limits, 4096), false, 126, 3);
+        let c = config_space.read(0, 60, true).unwrap();
         let word = |at: usize| u32::from_le_bytes(c[at..at + 4].try_into().unwrap());
         assert_eq!((word(0), word(4)), (8000, 0));
         assert_eq!((word(8), word(12), word(20)), (131072, 126, 4096));
@@ -163,15 +163,15 @@ mod tests {
         assert_eq!((c[32], c[34]), (1, 3));
         assert_eq!((word(36), word(40), word(44)), (u32::MAX - 7, 16, 8));
         assert_eq!((word(48), word(52), c[56]), (u32::MAX - 7, 16, 1));
-        assert_eq!(shape.features() & bit(VIRTIO_BLK_F_RO), 0);
-        assert_eq!(shape.read(60, 196, true), Some(vec![0; 196]));
-        assert_eq!(shape.read(60, 197, true), None);
-        assert_eq!(shape.read(u32::MAX, 2, true), None);
+        assert_eq!(config_space.features() & bit(VIRTIO_BLK_F_RO), 0);
+        assert_eq!(config_space.read(60, 196, true), Some(vec![0; 196]));
+        assert_eq!(config_space.read(60, 197, true), None);
+        assert_eq!(config_space.read(u32::MAX, 2, true), None);
     }
 
     #[test]
     fn a_read_only_disk_offers_no_changes() {
-        let features = Shape::new(&info(Limits::UNLIMITED, 512), true, 126, 1).features();
+        let features = ConfigSpace::new(&info(Limits::UNLIMITED, 512), true, 126, 1).features();
         assert_ne!(features & bit(VIRTIO_BLK_F_RO), 0);
         assert_eq!(features & (bit(VIRTIO_BLK_F_DISCARD) | bit(VIRTIO_BLK_F_WRITE_ZEROES)), 0);
         assert_eq!(features & bit(VIRTIO_BLK_F_SIZE_MAX), 0);
@@ -179,14 +179,14 @@ mod tests {
 
     #[test]
     fn only_writeback_can_be_written() {
-        let shape = Shape::new(&info(Limits::UNLIMITED, 512), false, 126, 1);
-        assert_eq!(shape.write(32, &[0], true), Some(false));
-        assert_eq!(shape.write(32, &[2], true), None);
-        assert_eq!(shape.write(31, &[0], true), None);
-        assert_eq!(shape.write(0, &[9; 60], true), None);
-        let mut whole = shape.read(0, 60, true).unwrap();
+        let config_space = ConfigSpace::new(&info(Limits::UNLIMITED, 512), false, 126, 1);
+        assert_eq!(config_space.write(32, &[0], true), Some(false));
+        assert_eq!(config_space.write(32, &[2], true), None);
+        assert_eq!(config_space.write(31, &[0], true), None);
+        assert_eq!(config_space.write(0, &[9; 60], true), None);
+        let mut whole = config_space.read(0, 60, true).unwrap();
         whole[32] = 0;
-        assert_eq!(shape.write(0, &whole, true), Some(false));
-        assert_eq!(shape.write(u32::MAX, &[0, 0], true), None);
+        assert_eq!(config_space.write(0, &whole, true), Some(false));
+        assert_eq!(config_space.write(u32::MAX, &[0, 0], true), None);
     }
 }

@@ -41,4 +41,4 @@ mod tests;
 pub use guest::{GuestMemory, MapError};
 pub use server::{Server, ServerConfig, ServerError};
 pub use stats::VringStatistics;
-pub use vring::{Chain, Fault, MAX_RING, RingError, RingSpec, Spot, Vring};
+pub use vring::{Chain, Fault, MAX_RING, RingError, RingSpec, StatusByte, Vring};

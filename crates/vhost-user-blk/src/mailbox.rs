@@ -2,7 +2,7 @@
 //! for every command.
 
 use crate::guest::GuestMemory;
-use crate::notify::{Bell, Kick};
+use crate::notify::{Kick, Notifier};
 use crate::vring::Vring;
 use polypath_block::Host;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ pub(crate) enum Command {
     Start(Box<Start>),
     /// Take no more, wait for what is in flight, answer with the next available index.
     Stop,
-    /// Ring this bell from now on.
-    SetCall(Option<Arc<Bell>>),
-    /// Ring this bell when the guest breaks the ring.
-    SetErr(Option<Arc<Bell>>),
+    /// Notify this descriptor from now on.
+    SetCall(Option<Arc<Notifier>>),
+    /// Notify this descriptor when the guest breaks the ring.
+    SetErr(Option<Arc<Notifier>>),
     /// Memory was added.
     SetMemory(Arc<GuestMemory>),
     /// As [`Command::Stop`], then close the device's queue and go.
@@ -38,8 +38,8 @@ pub(crate) struct Start {
     pub(crate) ring: Vring,
     /// `None`: the guest never notifies, the ring is polled.
     pub(crate) kick: Option<Arc<Kick>>,
-    pub(crate) call: Option<Arc<Bell>>,
-    pub(crate) err: Option<Arc<Bell>>,
+    pub(crate) call: Option<Arc<Notifier>>,
+    pub(crate) err: Option<Arc<Notifier>>,
     /// Does the guest expect completed writes to be durable (shared, as it may change while the ring runs)?
     pub(crate) write_through: Arc<AtomicBool>,
     /// Requests were in flight when a back-end before us was killed, and nobody knows which: the ring must not run.
@@ -49,20 +49,20 @@ pub(crate) struct Start {
 /// The answer to a command: the next available index, or why it could not be done.
 pub(crate) type Answer = Result<u16, String>;
 
-pub(crate) struct Letter {
+pub(crate) struct Message {
     pub(crate) command: Command,
     pub(crate) answer: SyncSender<Answer>,
 }
 
 /// The vring's end.
-pub(crate) struct Inbox {
-    letters: Receiver<Letter>,
+pub(crate) struct MailboxReceiver {
+    messages: Receiver<Message>,
     flag: Arc<AtomicBool>,
 }
 
 /// The control thread's end.
-pub(crate) struct Outbox {
-    letters: SyncSender<Letter>,
+pub(crate) struct MailboxSender {
+    messages: SyncSender<Message>,
     flag: Arc<AtomicBool>,
     host: Arc<dyn Host>,
 }
@@ -81,26 +81,26 @@ pub(crate) enum CommandError {
 }
 
 /// A new mailbox for a vring on `host`.
-pub(crate) fn mailbox(host: Arc<dyn Host>) -> (Outbox, Inbox) {
-    let (letters, receiver) = sync_channel(BOUND);
+pub(crate) fn mailbox(host: Arc<dyn Host>) -> (MailboxSender, MailboxReceiver) {
+    let (messages, receiver) = sync_channel(BOUND);
     let flag = Arc::new(AtomicBool::new(false));
-    (Outbox { letters, flag: flag.clone(), host }, Inbox { letters: receiver, flag })
+    (MailboxSender { messages, flag: flag.clone(), host }, MailboxReceiver { messages: receiver, flag })
 }
 
-impl Inbox {
-    /// Is there perhaps a letter? One relaxed load.
+impl MailboxReceiver {
+    /// Is there perhaps a message? One relaxed load.
     #[inline]
-    pub(crate) fn has_mail(&self) -> bool {
+    pub(crate) fn has_messages(&self) -> bool {
         self.flag.load(Ordering::Relaxed)
     }
 
-    /// The next letter. `Err` when nobody will ever write again.
-    pub(crate) fn next(&self) -> Result<Option<Letter>, ()> {
+    /// The next message. `Err` when nobody will ever send again.
+    pub(crate) fn next(&self) -> Result<Option<Message>, ()> {
         self.flag.swap(false, Ordering::AcqRel);
-        match self.letters.try_recv() {
-            Ok(letter) => {
+        match self.messages.try_recv() {
+            Ok(message) => {
                 self.flag.store(true, Ordering::Release);
-                Ok(Some(letter))
+                Ok(Some(message))
             }
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Disconnected) => Err(()),
@@ -108,11 +108,11 @@ impl Inbox {
     }
 }
 
-impl Outbox {
+impl MailboxSender {
     /// Sends `command` without waiting for its answer, which arrives at the receiver.
     pub(crate) fn send(&self, command: Command) -> Result<Receiver<Answer>, CommandError> {
         let (answer, receiver) = sync_channel(1);
-        self.letters.try_send(Letter { command, answer }).map_err(|_| CommandError::Gone)?;
+        self.messages.try_send(Message { command, answer }).map_err(|_| CommandError::Gone)?;
         self.flag.store(true, Ordering::Release);
         self.host.wake();
         Ok(receiver)
@@ -124,16 +124,16 @@ impl Outbox {
     }
 }
 
-impl Drop for Outbox {
+impl Drop for MailboxSender {
     /// A vring whose control thread went away without ending it notices when it next looks.
     fn drop(&mut self) {
-        self.letters = sync_channel(0).0;
+        self.messages = sync_channel(0).0;
         self.flag.store(true, Ordering::Release);
         self.host.wake();
     }
 }
 
-/// Waits for an answer; see [`Outbox::ask`].
+/// Waits for an answer; see [`MailboxSender::ask`].
 pub(crate) fn wait(answer: &Receiver<Answer>, limit: Duration, stopping: &AtomicBool) -> Result<u16, CommandError> {
     let until = Instant::now() + limit;
     loop {

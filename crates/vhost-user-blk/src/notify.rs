@@ -1,4 +1,4 @@
-//! The descriptors a guest rings and is rung by: eventfds as a rule, pipes from some front-ends.
+//! The descriptors by which a guest notifies (kick) and is notified (call, err): eventfds as a rule, pipes from some front-ends.
 //!
 //! Both belong to a stranger and may be blocking, now or later: their mode is shared with the front-end, which may change it
 //! at any time, so that what it was when they came proves nothing (and we never change it: a front-end may count on it). Every
@@ -15,7 +15,7 @@ use std::io::{IoSlice, IoSliceMut};
 /// What a front-end passed off as an eventfd cannot serve as one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the descriptor is neither an eventfd nor a pipe")]
-pub(crate) struct NoBell;
+pub(crate) struct UnsupportedFd;
 
 /// The two kinds that are taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,33 +25,33 @@ enum Kind {
     Pipe,
 }
 
-fn kind(fd: &OwnedFd) -> Result<Kind, NoBell> {
-    let mode = fstat(fd).map_err(|_| NoBell)?.st_mode;
+fn kind(fd: &OwnedFd) -> Result<Kind, UnsupportedFd> {
+    let mode = fstat(fd).map_err(|_| UnsupportedFd)?.st_mode;
     match FileType::from_raw_mode(mode) {
         FileType::Fifo => Ok(Kind::Pipe),
         // Anonymous inodes have no type at all.
         FileType::Unknown => Ok(Kind::Event),
-        _ => Err(NoBell),
+        _ => Err(UnsupportedFd),
     }
 }
 
-/// Rings the front-end: call and error descriptors.
+/// Notifies the front-end: call and err descriptors.
 #[derive(Debug)]
-pub(crate) struct Bell {
+pub(crate) struct Notifier {
     fd: OwnedFd,
     kind: Kind,
 }
 
-impl Bell {
+impl Notifier {
     /// # Errors
-    /// [`NoBell`] for what is neither eventfd nor pipe.
-    pub(crate) fn new(fd: OwnedFd) -> Result<Bell, NoBell> {
+    /// [`UnsupportedFd`] for what is neither eventfd nor pipe.
+    pub(crate) fn new(fd: OwnedFd) -> Result<Notifier, UnsupportedFd> {
         let kind = kind(&fd)?;
-        Ok(Bell { fd, kind })
+        Ok(Notifier { fd, kind })
     }
 
-    /// Rings. A counter or pipe that is full already says what there is to say.
-    pub(crate) fn ring(&self) -> Result<(), Errno> {
+    /// Notifies. A counter or pipe that is full already says what there is to say.
+    pub(crate) fn notify(&self) -> Result<(), Errno> {
         let one = 1u64.to_ne_bytes();
         if self.kind == Kind::Pipe {
             // Offset -1: the current position, as write(2) would.
@@ -75,7 +75,7 @@ impl Bell {
     }
 }
 
-/// Is rung by the front-end: the kick descriptor.
+/// Is notified by the front-end: the kick descriptor.
 #[derive(Debug)]
 pub(crate) struct Kick {
     fd: OwnedFd,
@@ -85,8 +85,8 @@ pub(crate) struct Kick {
 
 impl Kick {
     /// # Errors
-    /// [`NoBell`] for what is neither eventfd nor pipe.
-    pub(crate) fn new(fd: OwnedFd) -> Result<Kick, NoBell> {
+    /// [`UnsupportedFd`] for what is neither eventfd nor pipe.
+    pub(crate) fn new(fd: OwnedFd) -> Result<Kick, UnsupportedFd> {
         kind(&fd)?;
         Ok(Kick { fd, id: Waits::unique() })
     }
@@ -96,7 +96,7 @@ impl Kick {
         waits.readable(self.fd.as_raw_fd(), self.id);
     }
 
-    /// Takes the ring off. `Ok(true)` if it was rung.
+    /// Takes the notification. `Ok(true)` if there was one.
     ///
     /// # Errors
     /// The descriptor is of no use any more: closed at the other end, or nothing that can be read without waiting.
@@ -129,9 +129,9 @@ mod tests {
         for flags in [EventfdFlags::CLOEXEC, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK] {
             let fd = eventfd(0, flags).unwrap();
             write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-            let bell = Bell::new(fd).unwrap();
-            bell.ring().unwrap();
-            bell.ring().unwrap();
+            let notifier = Notifier::new(fd).unwrap();
+            notifier.notify().unwrap();
+            notifier.notify().unwrap();
         }
     }
 
@@ -149,13 +149,13 @@ mod tests {
     #[test]
     fn pipes_serve_too_and_their_end_is_an_error() {
         let (read_end, write_end) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let (kick, bell) = (Kick::new(read_end).unwrap(), Bell::new(write_end).unwrap());
+        let (kick, notifier) = (Kick::new(read_end).unwrap(), Notifier::new(write_end).unwrap());
         assert_eq!(kick.take(), Ok(false));
         for _ in 0..100_000 {
-            bell.ring().unwrap();
+            notifier.notify().unwrap();
         }
         assert_eq!(kick.take(), Ok(true));
-        drop(bell);
+        drop(notifier);
         while kick.take() == Ok(true) {}
         assert_eq!(kick.take(), Err(Errno::PIPE));
     }
@@ -165,11 +165,11 @@ mod tests {
     fn a_bell_that_becomes_blocking_later_never_blocks() {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
         let theirs = fd.try_clone().unwrap();
-        let bell = Bell::new(fd).unwrap();
+        let notifier = Notifier::new(fd).unwrap();
         rustix::fs::fcntl_setfl(&theirs, rustix::fs::OFlags::RDWR).unwrap();
         write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
         let (done, wait) = std::sync::mpsc::channel();
-        std::thread::spawn(move || done.send(bell.ring()));
+        std::thread::spawn(move || done.send(notifier.notify()));
         assert_eq!(wait.recv_timeout(std::time::Duration::from_secs(10)), Ok(Ok(())));
     }
 
@@ -179,12 +179,12 @@ mod tests {
         let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         for fd in [file, socket.into(), null] {
-            assert_eq!(Kick::new(fd.try_clone().unwrap()).err(), Some(NoBell));
-            assert_eq!(Bell::new(fd).err(), Some(NoBell));
+            assert_eq!(Kick::new(fd.try_clone().unwrap()).err(), Some(UnsupportedFd));
+            assert_eq!(Notifier::new(fd).err(), Some(UnsupportedFd));
         }
-        // Anonymous, but nothing to ring or be rung by: an error, not a wait.
+        // Anonymous, but nothing to notify or be notified by: an error, not a wait.
         let epoll = || rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
         assert!(Kick::new(epoll()).unwrap().take().is_err());
-        assert!(!matches!(Bell::new(epoll()).unwrap().ring(), Err(Errno::AGAIN)));
+        assert!(!matches!(Notifier::new(epoll()).unwrap().notify(), Err(Errno::AGAIN)));
     }
 }

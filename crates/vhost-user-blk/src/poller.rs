@@ -1,10 +1,10 @@
 //! One vring on its reactor: takes chains in batches, hands requests to the device's queue, gives them back.
 
-use crate::mailbox::{Answer, Command, Inbox, Letter, Start};
-use crate::notify::{Bell, Kick};
-use crate::request::{self, ID_BYTES, MAX_RANGES, Media, Parsed, Place, Range, S_IOERR, S_OK, Through};
+use crate::mailbox::{Answer, Command, MailboxReceiver, Message, Start};
+use crate::notify::{Kick, Notifier};
+use crate::request::{self, ID_BYTES, MAX_RANGES, Media, Parsed, Place, Range, S_IOERR, S_OK, WriteThrough};
 use crate::stats::{Count, Counters};
-use crate::vring::{RingError, Spot, Vring};
+use crate::vring::{RingError, StatusByte, Vring};
 use polypath_block::{
     Armed, Cx, Device, DeviceState, Done, Flags, Io, IoQueue, Op, Poller, QueueConfig, RefusedWhy, SegRow, Time, Turn,
     Waits,
@@ -59,7 +59,7 @@ struct Request {
     written: u32,
     outstanding: u16,
     todo: Todo,
-    spot: Spot,
+    status_byte: StatusByte,
 }
 
 impl Request {
@@ -71,7 +71,7 @@ impl Request {
         written: 0,
         outstanding: 0,
         todo: Todo::Nothing,
-        spot: Spot::NONE,
+        status_byte: StatusByte::NONE,
     };
 }
 
@@ -79,8 +79,8 @@ impl Request {
 struct Active {
     ring: Vring,
     kick: Option<Arc<Kick>>,
-    call: Option<Arc<Bell>>,
-    err: Option<Arc<Bell>>,
+    call: Option<Arc<Notifier>>,
+    err: Option<Arc<Notifier>>,
     write_through: Arc<AtomicBool>,
     requests: Box<[Request]>,
     ranges: Box<[Range]>,
@@ -107,7 +107,7 @@ pub(crate) struct VringPoller {
     device_gone: bool,
     media: Media,
     queue: Result<Box<dyn IoQueue>, String>,
-    inbox: Inbox,
+    mailbox: MailboxReceiver,
     counters: Arc<Counters>,
     active: Option<Active>,
     /// Where the ring that ran last was stopped. A stop that took longer than its asker waited is asked for again.
@@ -129,7 +129,12 @@ enum Offered {
 
 impl VringPoller {
     /// Opens the device's queue; call it on the reactor.
-    pub(crate) fn new(config: VringConfig, device: Arc<dyn Device>, inbox: Inbox, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(
+        config: VringConfig,
+        device: Arc<dyn Device>,
+        mailbox: MailboxReceiver,
+        counters: Arc<Counters>,
+    ) -> Self {
         let depth = config.depth.max(1);
         let queue = device.open_queue(QueueConfig { depth }).map_err(|error| {
             tracing::error!(vring = %config.name, %error, "no queue to the device");
@@ -148,7 +153,7 @@ impl VringPoller {
             device_gone: false,
             media,
             queue,
-            inbox,
+            mailbox,
             counters,
             active: None,
             stopped_at: 0,
@@ -196,13 +201,13 @@ impl VringPoller {
         }
     }
 
-    fn read_mail(&mut self, cx: &mut Cx<'_>) {
-        // One letter waits for its answer while the ring drains.
+    fn handle_messages(&mut self, cx: &mut Cx<'_>) {
+        // One message waits for its answer while the ring drains.
         if self.stopping.is_some() {
             return;
         }
-        match self.inbox.next() {
-            Ok(Some(letter)) => self.obey(cx, letter),
+        match self.mailbox.next() {
+            Ok(Some(message)) => self.handle_message(cx, message),
             Ok(None) => {}
             Err(()) if !self.ending => {
                 self.ending = true;
@@ -212,8 +217,8 @@ impl VringPoller {
         }
     }
 
-    fn obey(&mut self, cx: &mut Cx<'_>, letter: Letter) {
-        let Letter { command, answer } = letter;
+    fn handle_message(&mut self, cx: &mut Cx<'_>, message: Message) {
+        let Message { command, answer } = message;
         let result = match command {
             Command::Start(start) => self.start(cx, *start),
             Command::Stop | Command::End => {
@@ -221,8 +226,8 @@ impl VringPoller {
                 self.stopping = Some(answer);
                 return;
             }
-            Command::SetCall(bell) => self.with_active(|a| a.call = bell),
-            Command::SetErr(bell) => self.with_active(|a| a.err = bell),
+            Command::SetCall(notifier) => self.with_active(|a| a.call = notifier),
+            Command::SetErr(notifier) => self.with_active(|a| a.err = notifier),
             Command::SetMemory(memory) => self.with_active(|a| a.ring.set_memory(memory)),
         };
         // The control thread may have given up waiting.
@@ -271,7 +276,7 @@ impl VringPoller {
             );
             self.counters.add(Count::RingErrors, 1);
             if let Some(err) = self.active.as_ref().and_then(|a| a.err.as_ref())
-                && let Err(error) = err.ring()
+                && let Err(error) = err.notify()
             {
                 tracing::warn!(vring = %self.config.name, %error, "the front-end cannot be told");
             }
@@ -308,8 +313,8 @@ impl VringPoller {
 
 impl Poller for VringPoller {
     fn poll(&mut self, cx: &mut Cx<'_>) -> Turn {
-        if self.inbox.has_mail() {
-            self.read_mail(cx);
+        if self.mailbox.has_messages() {
+            self.handle_messages(cx);
         }
         self.follow_device();
         let Self { active, queue, done, .. } = self;
@@ -350,7 +355,7 @@ impl Poller for VringPoller {
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
-        if (self.inbox.has_mail() && self.stopping.is_none()) || self.device.version() != self.version {
+        if (self.mailbox.has_messages() && self.stopping.is_none()) || self.device.version() != self.version {
             return Armed::Busy;
         }
         if let Some(active) = &mut self.active {
@@ -428,7 +433,7 @@ impl Active {
         if chain.fault.is_some() {
             env.counters.add(Count::BadRequests, 1);
         }
-        let mut request = Request { active: true, fresh: true, spot: chain.status, ..Request::FREE };
+        let mut request = Request { active: true, fresh: true, status_byte: chain.status, ..Request::FREE };
         match parsed {
             Parsed::Now(status, written) => (request.status, request.written) = (status, written),
             Parsed::Io(io, written) => {
@@ -438,7 +443,7 @@ impl Active {
             Parsed::Ranges(op, count) => {
                 request.written = 1;
                 request.todo = Todo::Ranges { op, next: 0, count };
-                request.flush_after = self.through(op, env) != Through::Nothing;
+                request.flush_after = self.write_through(op, env) != WriteThrough::Nothing;
             }
         }
         self.requests[slot] = request;
@@ -448,20 +453,20 @@ impl Active {
 
     /// What a guest that does not flush is owed before `op` completes.
     #[inline]
-    fn through(&self, op: Op, env: &Env<'_>) -> Through {
+    fn write_through(&self, op: Op, env: &Env<'_>) -> WriteThrough {
         if op.changes_medium() && self.write_through.load(Ordering::Relaxed) {
             env.media.write_through(op)
         } else {
-            Through::Nothing
+            WriteThrough::Nothing
         }
     }
 
     #[inline]
     fn durable(&self, io: Io, env: &Env<'_>, flush_after: &mut bool) -> Io {
-        match self.through(io.op, env) {
-            Through::Nothing => io,
-            Through::Fua => io.with_flags(Flags::FUA),
-            Through::FlushAfter => {
+        match self.write_through(io.op, env) {
+            WriteThrough::Nothing => io,
+            WriteThrough::Fua => io.with_flags(Flags::FUA),
+            WriteThrough::FlushAfter => {
                 *flush_after = true;
                 io
             }
@@ -578,7 +583,7 @@ impl Active {
             && let Some(call) = &self.call
         {
             env.counters.add(Count::Calls, 1);
-            if let Err(error) = call.ring() {
+            if let Err(error) = call.notify() {
                 tracing::warn!(vring = %env.config.name, %error, "the guest cannot be called");
                 self.call = None;
             }
@@ -591,8 +596,8 @@ impl Active {
         let request = &mut self.requests[usize::from(head)];
         request.active = false;
         self.in_flight -= 1;
-        let (spot, status, written) = (request.spot, request.status, request.written);
-        self.ring.complete(head, spot, status, written);
+        let (status_byte, status, written) = (request.status_byte, request.status, request.written);
+        self.ring.complete(head, status_byte, status, written);
         env.counters.add(Count::Completions, 1);
     }
 
@@ -601,7 +606,7 @@ impl Active {
         self.broken = true;
         env.counters.add(Count::RingErrors, 1);
         if let Some(err) = &self.err
-            && let Err(error) = err.ring()
+            && let Err(error) = err.notify()
         {
             tracing::warn!(vring = %env.config.name, %error, "the front-end cannot be told");
         }

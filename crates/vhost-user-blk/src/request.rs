@@ -60,18 +60,18 @@ impl Media {
     }
 
     /// How a change is made durable before it completes, when the guest does not flush.
-    pub(crate) fn write_through(&self, op: Op) -> Through {
+    pub(crate) fn write_through(&self, op: Op) -> WriteThrough {
         match op {
-            _ if !self.write_cache => Through::Nothing,
-            Op::Write if self.fua => Through::Fua,
-            _ => Through::FlushAfter,
+            _ if !self.write_cache => WriteThrough::Nothing,
+            Op::Write if self.fua => WriteThrough::Fua,
+            _ => WriteThrough::FlushAfter,
         }
     }
 }
 
 /// See [`Media::write_through`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Through {
+pub(crate) enum WriteThrough {
     Nothing,
     Fua,
     FlushAfter,

@@ -1,7 +1,7 @@
 //! One socket, one disk: front-ends come and go, the socket stays.
 
-use crate::config::Shape;
-use crate::mailbox::{Command, CommandError, Outbox, wait};
+use crate::config::ConfigSpace;
+use crate::mailbox::{Command, CommandError, MailboxSender, wait};
 use crate::poller::VringConfig;
 use crate::request::ID_BYTES;
 use crate::session::Session;
@@ -177,14 +177,14 @@ pub(crate) struct Shared {
     pub(crate) heir: Vec<AtomicBool>,
     stopping: AtomicBool,
     connected: AtomicBool,
-    shape: Mutex<Option<Shape>>,
+    config_space: Mutex<Option<ConfigSpace>>,
     stop: OwnedFd,
 }
 
 impl Shared {
     /// Sends a command to a vring and waits for its answer.
-    pub(crate) fn ask(&self, outbox: &Outbox, command: Command) -> Result<u16, CommandError> {
-        outbox.ask(command, self.config.drain_timeout, &self.stopping)
+    pub(crate) fn ask(&self, mailbox: &MailboxSender, command: Command) -> Result<u16, CommandError> {
+        mailbox.ask(command, self.config.drain_timeout, &self.stopping)
     }
 
     /// Waits until no reactor of ours holds memory that was let go of: a reactor that sleeps would keep a dead guest's
@@ -197,7 +197,7 @@ impl Shared {
                 polypath_memory::refresh();
                 // Room for every answer; nobody may be waiting any more.
                 let _ = sender.try_send(());
-                Box::new(Passing)
+                Box::new(Finished)
             }));
         }
         drop(sender);
@@ -215,11 +215,11 @@ impl Shared {
     }
 
     /// Remembers what front-ends are told.
-    pub(crate) fn set_shape(&self, shape: Shape) {
-        *self.shape.lock().unwrap_or_else(PoisonError::into_inner) = Some(shape);
+    pub(crate) fn set_config_space(&self, config_space: ConfigSpace) {
+        *self.config_space.lock().unwrap_or_else(PoisonError::into_inner) = Some(config_space);
     }
 
-    pub(crate) fn vring_config(&self, index: u32, depth: u16, shape: &Shape) -> VringConfig {
+    pub(crate) fn vring_config(&self, index: u32, depth: u16, config_space: &ConfigSpace) -> VringConfig {
         let config = &self.config;
         let most = config.device.state().info().map_or(u16::MAX, |info| info.max_depth);
         let mut serial = [0; ID_BYTES];
@@ -228,8 +228,8 @@ impl Shared {
             name: format!("{}/{index}", config.name),
             depth: depth.min(most),
             width: config.seg_max + SPARE_SEGMENTS,
-            block_size: shape.geometry.block_size,
-            read_only: shape.read_only,
+            block_size: config_space.geometry.block_size,
+            read_only: config_space.read_only,
             serial,
             down_timeout: config.down_timeout,
         }
@@ -237,9 +237,9 @@ impl Shared {
 }
 
 /// What [`Shared::settle`] leaves behind on a reactor: nothing.
-struct Passing;
+struct Finished;
 
-impl Poller for Passing {
+impl Poller for Finished {
     fn poll(&mut self, _cx: &mut Cx<'_>) -> Turn {
         Turn::Finished
     }
@@ -278,7 +278,7 @@ impl Server {
             heir: (0..config.num_queues).map(|_| AtomicBool::new(heir)).collect(),
             stopping: AtomicBool::new(false),
             connected: AtomicBool::new(false),
-            shape: Mutex::new(None),
+            config_space: Mutex::new(None),
             stop,
             config,
         });
@@ -360,13 +360,13 @@ impl Control<'_> {
     /// Serves until stopped; returns how many vrings had not drained by then.
     fn run(self) -> usize {
         let mut undrained = 0;
-        if let Some(mut shape) = self.wait_for_device() {
+        if let Some(mut config_space) = self.wait_for_device() {
             while let Some(stream) = self.accept() {
-                if let Some(newer) = self.shared.shape.lock().unwrap_or_else(PoisonError::into_inner).clone() {
-                    shape = newer;
+                if let Some(newer) = self.shared.config_space.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+                    config_space = newer;
                 }
                 self.shared.connected.store(true, Ordering::Relaxed);
-                undrained = self.serve(stream, shape.clone());
+                undrained = self.serve(stream, config_space.clone());
                 self.shared.connected.store(false, Ordering::Relaxed);
             }
         }
@@ -375,14 +375,14 @@ impl Control<'_> {
     }
 
     /// What is told to guests depends on the device, so it must have been live once. `None`: stop.
-    fn wait_for_device(&self) -> Option<Shape> {
+    fn wait_for_device(&self) -> Option<ConfigSpace> {
         let config = &self.shared.config;
         let mut told = false;
         loop {
             if let Some(info) = config.device.state().info() {
-                let shape = Shape::new(info, config.read_only, config.seg_max, config.num_queues);
-                self.shared.set_shape(shape.clone());
-                return Some(shape);
+                let config_space = ConfigSpace::new(info, config.read_only, config.seg_max, config.num_queues);
+                self.shared.set_config_space(config_space.clone());
+                return Some(config_space);
             }
             if !told {
                 told = true;
@@ -428,10 +428,10 @@ impl Control<'_> {
         }
     }
 
-    fn serve(&self, stream: UnixStream, shape: Shape) -> usize {
+    fn serve(&self, stream: UnixStream, config_space: ConfigSpace) -> usize {
         let name = &self.shared.config.name;
         tracing::info!(disk = %name, "front-end connected");
-        let mut session = Session::new(self.shared, shape);
+        let mut session = Session::new(self.shared, config_space);
         let result =
             Socket::new(stream, self.shared.stop.as_fd()).map_err(Into::into).and_then(|socket| session.serve(&socket));
         match result {
@@ -447,9 +447,9 @@ impl Control<'_> {
     }
 
     /// Waits until the old front-end's requests are quiet: the next one might write the same blocks.
-    fn drain(&self, outboxes: Vec<Outbox>) -> usize {
+    fn drain(&self, mailboxes: Vec<MailboxSender>) -> usize {
         let config = &self.shared.config;
-        let answers: Vec<_> = outboxes.iter().filter_map(|o| o.send(Command::End).ok()).collect();
+        let answers: Vec<_> = mailboxes.iter().filter_map(|o| o.send(Command::End).ok()).collect();
         let mut left = 0;
         for answer in answers {
             loop {

@@ -3,10 +3,10 @@
 //! Every request is answered in order, on the server's control thread. Whatever touches a running ring goes through its
 //! mailbox and is acknowledged by its reactor before the front-end hears of it.
 
-use crate::config::{F_PROTOCOL_FEATURES, Shape, bit};
+use crate::config::{ConfigSpace, F_PROTOCOL_FEATURES, bit};
 use crate::guest::{GuestMemory, MAX_REGIONS, MapError};
-use crate::mailbox::{Command, CommandError, Outbox, Start, mailbox};
-use crate::notify::{Bell, Kick, NoBell};
+use crate::mailbox::{Command, CommandError, MailboxSender, Start, mailbox};
+use crate::notify::{Kick, Notifier, UnsupportedFd};
 use crate::poller::VringPoller;
 use crate::server::Shared;
 use crate::socket::{Event, Socket, SocketError, send_at_once};
@@ -41,7 +41,7 @@ pub(crate) enum Refusal {
     #[error("vring {index}: {source}")]
     Command { index: u32, source: CommandError },
     #[error("vring {index}: {source}")]
-    Bell { index: u32, source: NoBell },
+    Notifier { index: u32, source: UnsupportedFd },
     #[error(transparent)]
     Map(#[from] MapError),
     #[error(transparent)]
@@ -78,8 +78,8 @@ struct VringState {
     addr: Option<VringAddr>,
     base: u16,
     kick: Option<Arc<Kick>>,
-    call: Option<Arc<Bell>>,
-    err: Option<Arc<Bell>>,
+    call: Option<Arc<Notifier>>,
+    err: Option<Arc<Notifier>>,
     enabled: bool,
     /// A kick descriptor (or word that there is none) has come since the last GET_VRING_BASE.
     started: bool,
@@ -88,14 +88,14 @@ struct VringState {
 }
 
 struct RunningPoller {
-    outbox: Outbox,
+    mailbox: MailboxSender,
     depth: u16,
 }
 
 /// State of one front-end.
 pub(crate) struct Session<'a> {
     server: &'a Shared,
-    shape: Shape,
+    config_space: ConfigSpace,
     features: u64,
     protocol_features: u64,
     memory: Arc<GuestMemory>,
@@ -107,10 +107,10 @@ pub(crate) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub(crate) fn new(server: &'a Shared, shape: Shape) -> Session<'a> {
+    pub(crate) fn new(server: &'a Shared, config_space: ConfigSpace) -> Session<'a> {
         Session {
             server,
-            shape,
+            config_space,
             features: 0,
             protocol_features: 0,
             memory: Arc::new(GuestMemory::new()),
@@ -159,7 +159,7 @@ impl<'a> Session<'a> {
         let word = |n: u64| Ok(Reply::Payload(n.to_ne_bytes().to_vec()));
         let done = |()| Reply::Ack;
         match request {
-            Request::GetFeatures => word(self.shape.features()),
+            Request::GetFeatures => word(self.config_space.features()),
             Request::SetFeatures(features) => self.set_features(features).map(done),
             Request::GetProtocolFeatures => word(protocol_feature::OFFERED),
             Request::SetProtocolFeatures(features) => self.set_protocol_features(features).map(done),
@@ -191,7 +191,7 @@ impl<'a> Session<'a> {
     // Features and configuration.
 
     fn set_features(&mut self, features: u64) -> Result<(), Refusal> {
-        let offered = self.shape.features();
+        let offered = self.config_space.features();
         if features & !offered != 0 {
             return Err(Refusal::Features { wanted: features, offered });
         }
@@ -224,7 +224,9 @@ impl<'a> Session<'a> {
     /// An error is told by a reply without payload.
     fn get_config(&mut self, offset: u32, size: u32) -> Reply {
         self.follow_growth();
-        let Some(bytes) = self.shape.read(offset, size, self.writeback) else { return Reply::Payload(Vec::new()) };
+        let Some(bytes) = self.config_space.read(offset, size, self.writeback) else {
+            return Reply::Payload(Vec::new());
+        };
         let mut payload = Vec::with_capacity(12 + bytes.len());
         for word in [offset, size, 0] {
             payload.extend_from_slice(&word.to_ne_bytes());
@@ -235,7 +237,7 @@ impl<'a> Session<'a> {
 
     fn set_config(&mut self, offset: u32, data: &[u8]) -> Result<(), Refusal> {
         let bad = Refusal::Config { offset, len: data.len() };
-        self.writeback = self.shape.write(offset, data, self.writeback).ok_or(bad)?;
+        self.writeback = self.config_space.write(offset, data, self.writeback).ok_or(bad)?;
         self.update_write_through();
         Ok(())
     }
@@ -249,13 +251,13 @@ impl<'a> Session<'a> {
         }
         self.version = Some(version);
         let Some(now) = device.state().info().map(|info| info.geometry) else { return false };
-        let told = self.shape.geometry;
+        let told = self.config_space.geometry;
         if now.blocks == told.blocks || now.block_size != told.block_size {
             return false;
         }
         tracing::info!(disk = %self.server.config.name, from = told.blocks, to = now.blocks, "capacity changed");
-        self.shape.geometry = now;
-        self.server.set_shape(self.shape.clone());
+        self.config_space.geometry = now;
+        self.server.set_config_space(self.config_space.clone());
         true
     }
 
@@ -376,7 +378,7 @@ impl<'a> Session<'a> {
 
     fn set_kick(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), Refusal> {
         let kick = fd.map(|fd| Kick::new(fd).map(Arc::new)).transpose();
-        let kick = kick.map_err(|source| Refusal::Bell { index, source })?;
+        let kick = kick.map_err(|source| Refusal::Notifier { index, source })?;
         self.stop(index)?;
         let vring = self.vring(index)?;
         vring.kick = kick;
@@ -385,15 +387,15 @@ impl<'a> Session<'a> {
     }
 
     fn set_call(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), Refusal> {
-        let bell = bell(index, fd)?;
-        self.vring(index)?.call = bell.clone();
-        self.tell(index, Command::SetCall(bell))
+        let notifier = notifier(index, fd)?;
+        self.vring(index)?.call = notifier.clone();
+        self.tell(index, Command::SetCall(notifier))
     }
 
     fn set_err(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), Refusal> {
-        let bell = bell(index, fd)?;
-        self.vring(index)?.err = bell.clone();
-        self.tell(index, Command::SetErr(bell))
+        let notifier = notifier(index, fd)?;
+        self.vring(index)?.err = notifier.clone();
+        self.tell(index, Command::SetErr(notifier))
     }
 
     fn set_enable(&mut self, index: u32, enable: bool) -> Result<(), Refusal> {
@@ -443,18 +445,18 @@ impl<'a> Session<'a> {
         if vring.poller.as_ref().is_some_and(|p| p.depth >= depth) {
             return Ok(());
         }
-        let ended = vring.poller.take().map(|old| server.ask(&old.outbox, Command::End));
+        let ended = vring.poller.take().map(|old| server.ask(&old.mailbox, Command::End));
         ended.transpose().map_err(|source| Refusal::Command { index, source })?;
         let config = &server.config;
         let host = config.hosts[index as usize % config.hosts.len()].clone();
-        let (outbox, inbox) = mailbox(host.clone());
+        let (sender, receiver) = mailbox(host.clone());
         let device = config.device.clone();
         let counters = server.counters[index as usize].clone();
-        let settings = server.vring_config(index, depth, &self.shape);
+        let settings = server.vring_config(index, depth, &self.config_space);
         host.spawn(Box::new(move |_cx| -> Box<dyn Poller> {
-            Box::new(VringPoller::new(settings, device, inbox, counters))
+            Box::new(VringPoller::new(settings, device, receiver, counters))
         }));
-        self.vring(index)?.poller = Some(RunningPoller { outbox, depth });
+        self.vring(index)?.poller = Some(RunningPoller { mailbox: sender, depth });
         Ok(())
     }
 
@@ -464,7 +466,7 @@ impl<'a> Session<'a> {
         let vring = self.vring(index)?;
         if let Some(poller) = vring.poller.as_ref().filter(|_| vring.running) {
             let base =
-                server.ask(&poller.outbox, Command::Stop).map_err(|source| Refusal::Command { index, source })?;
+                server.ask(&poller.mailbox, Command::Stop).map_err(|source| Refusal::Command { index, source })?;
             (vring.base, vring.running) = (base, false);
             tracing::debug!(disk = %server.config.name, index, base, "vring stopped");
         }
@@ -511,7 +513,7 @@ impl<'a> Session<'a> {
     }
 
     fn command(&self, index: u32, poller: &RunningPoller, command: Command) -> Result<(), Refusal> {
-        let answer = self.server.ask(&poller.outbox, command);
+        let answer = self.server.ask(&poller.mailbox, command);
         answer.map(drop).map_err(|source| Refusal::Command { index, source })
     }
 
@@ -521,13 +523,13 @@ impl<'a> Session<'a> {
     }
 
     /// Ends all pollers, without waiting: an answer, or its sender's end, follows at each receiver.
-    pub(crate) fn end(self) -> Vec<Outbox> {
-        self.vrings.into_iter().filter_map(|v| v.poller).map(|p| p.outbox).collect()
+    pub(crate) fn end(self) -> Vec<MailboxSender> {
+        self.vrings.into_iter().filter_map(|v| v.poller).map(|p| p.mailbox).collect()
     }
 }
 
-fn bell(index: u32, fd: Option<OwnedFd>) -> Result<Option<Arc<Bell>>, Refusal> {
-    fd.map(|fd| Bell::new(fd).map(Arc::new)).transpose().map_err(|source| Refusal::Bell { index, source })
+fn notifier(index: u32, fd: Option<OwnedFd>) -> Result<Option<Arc<Notifier>>, Refusal> {
+    fd.map(|fd| Notifier::new(fd).map(Arc::new)).transpose().map_err(|source| Refusal::Notifier { index, source })
 }
 
 /// Requests with a reply of their own, which cannot carry a refusal.

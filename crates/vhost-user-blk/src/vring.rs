@@ -131,15 +131,15 @@ pub enum Fault {
 
 /// One byte of guest memory: the status of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Spot {
+pub struct StatusByte {
     region: RegionId,
     hint: u32,
     offset: u64,
 }
 
-impl Spot {
+impl StatusByte {
     /// No byte at all.
-    pub(crate) const NONE: Spot = Spot { region: RegionId::NONE, hint: 0, offset: 0 };
+    pub(crate) const NONE: StatusByte = StatusByte { region: RegionId::NONE, hint: 0, offset: 0 };
 }
 
 /// A request as it was found in the ring, in private memory.
@@ -158,7 +158,7 @@ pub struct Chain {
     /// Bytes that the device writes, without the status.
     pub in_len: u64,
     /// Where the status goes.
-    pub status: Spot,
+    pub status: StatusByte,
     /// What is wrong with it, if anything: the segments mean nothing then.
     pub fault: Option<Fault>,
 }
@@ -332,10 +332,10 @@ impl Vring {
     /// Gives the chain at `head` back with its status; `written` bytes of it were written. The guest sees it after
     /// [`Vring::publish`].
     #[inline]
-    pub fn complete(&mut self, head: u16, spot: Spot, status: u8, written: u32) {
-        if let Some(window) = self.memory.window(spot.region, spot.hint as usize) {
+    pub fn complete(&mut self, head: u16, status_byte: StatusByte, status: u8, written: u32) {
+        if let Some(window) = self.memory.window(status_byte.region, status_byte.hint as usize) {
             // A region may have been removed meanwhile only if its front-end said so: nobody looks at the byte then.
-            let _ = window.store_u8(spot.offset as usize, status);
+            let _ = window.store_u8(status_byte.offset as usize, status);
         }
         let at = 4 + 8 * usize::from(self.used_next & self.mask);
         sure(self.used.store_u32(at, head.into(), Ordering::Relaxed));
@@ -591,7 +591,7 @@ impl<'a> Walk<'a> {
         }
         let at = addr.checked_add(u64::from(len - 1)).ok_or(none)?;
         let entry = self.memory.find(at, &mut self.meta).ok_or(none)?;
-        let status = Spot { region: entry.id, hint: self.meta as u32, offset: at - entry.guest_addr };
+        let status = StatusByte { region: entry.id, hint: self.meta as u32, offset: at - entry.guest_addr };
         if self.have < HEADER {
             self.fault.get_or_insert(Fault::ShortHeader);
         }

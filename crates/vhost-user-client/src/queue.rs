@@ -14,7 +14,7 @@ use std::sync::Arc;
 const BATCH: usize = 64;
 
 /// A request, split into as many parts as the back-end's limits ask for.
-struct Whole {
+struct SplitRequest {
     tag: u64,
     parts: u32,
     status: Status,
@@ -46,9 +46,9 @@ pub(crate) struct ClientQueue {
     shared: Arc<Shared>,
     info: Arc<DeviceInfo>,
     limits: Limits,
-    wholes: Slots<Whole>,
+    requests: Slots<SplitRequest>,
     mapped: Vec<(RegionId, memory::Backing)>,
-    /// One for each place in `wholes`.
+    /// One for each place in `requests`.
     vectors: Box<[Vectors]>,
     ready: Vec<(u64, Status)>,
     fd: Option<(i32, u64)>,
@@ -66,7 +66,7 @@ impl ClientQueue {
             shared,
             info,
             limits,
-            wholes: Slots::new(depth),
+            requests: Slots::new(depth),
             mapped: Vec::with_capacity(8),
             vectors: (0..depth).map(|_| Vectors::default()).collect(),
             ready: Vec::with_capacity(depth.into()),
@@ -143,18 +143,18 @@ impl ClientQueue {
     }
 
     fn finish_part(&mut self, key: SlotKey, status: Status) {
-        let Some(whole) = self.wholes.get_mut(key) else {
+        let Some(split) = self.requests.get_mut(key) else {
             tracing::error!(?key, "the front-end completed a request that is not open");
             return;
         };
-        whole.parts -= 1;
+        split.parts -= 1;
         if !status.is_ok() {
-            whole.status = status;
+            split.status = status;
         }
-        if whole.parts == 0
-            && let Some(whole) = self.wholes.remove(key)
+        if split.parts == 0
+            && let Some(split) = self.requests.remove(key)
         {
-            self.ready.push((whole.tag, whole.status));
+            self.ready.push((split.tag, split.status));
         }
     }
 
@@ -194,7 +194,7 @@ impl IoQueue for ClientQueue {
         if self.closed {
             return Err(Refused { io, why: RefusedWhy::Gone });
         }
-        if self.wholes.is_full() {
+        if self.requests.is_full() {
             return Err(Refused { io, why: RefusedWhy::Full });
         }
         let (limits, geometry) = (self.limits, self.info.geometry);
@@ -203,15 +203,15 @@ impl IoQueue for ClientQueue {
             return Ok(());
         }
         // One part more than there are, so that the whole does not end while it is still being handed out.
-        let whole = Whole { tag: io.tag, parts: 1, status: Status::OK };
-        let Ok(key) = self.wholes.insert(whole) else { return Err(Refused { io, why: RefusedWhy::Full }) };
+        let split = SplitRequest { tag: io.tag, parts: 1, status: Status::OK };
+        let Ok(key) = self.requests.insert(split) else { return Err(Refused { io, why: RefusedWhy::Full }) };
         self.vectors[usize::from(key.index())].used = 0;
         let mut parts = Splitter::new(io, &limits, geometry.block_size);
         let mut outcome = Status::OK;
         while let Some(part) = parts.next_part(cx.segs) {
             let given = part.and_then(|part| self.part(cx, &part, key).map_err(Status::from));
             match given {
-                Ok(()) => self.wholes.get_mut(key).into_iter().for_each(|w| w.parts += 1),
+                Ok(()) => self.requests.get_mut(key).into_iter().for_each(|w| w.parts += 1),
                 Err(status) => {
                     outcome = status;
                     break;
@@ -245,7 +245,7 @@ impl IoQueue for ClientQueue {
             return Armed::Busy;
         }
         let Some((fd, id)) = self.fd else { return Armed::Busy };
-        if !self.wholes.is_empty() {
+        if !self.requests.is_empty() {
             self.queue.set_completion_fd_enabled(true);
             self.armed = true;
             self.reap();
@@ -266,7 +266,7 @@ impl IoQueue for ClientQueue {
     }
 
     fn is_drained(&self) -> bool {
-        self.wholes.is_empty() && self.ready.is_empty()
+        self.requests.is_empty() && self.ready.is_empty()
     }
 }
 

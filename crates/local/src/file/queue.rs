@@ -4,7 +4,7 @@ use super::File;
 use super::bounce::Bounce;
 use super::engine::{Call, Engine, Job};
 use super::threads::Threads;
-use crate::base::{Answers, OpenQueue};
+use crate::base::{Completions, OpenQueue};
 use polypath_block::{
     Armed, Code, Cx, DeviceInfo, Done, Flags, Health, Io, IoQueue, Op, Refused, RefusedWhy, SegTable, SlotKey, Slots,
     Status, Waits,
@@ -24,9 +24,9 @@ pub(super) struct FileQueue {
     engine: Engine,
     aside: Option<Threads>,
     slots: Slots<Work>,
-    rooms: Box<[Room]>,
+    slot_buffers: Box<[SlotBuffers]>,
     zeroes: Option<Bounce>,
-    answers: Answers,
+    completions: Completions,
     open: OpenQueue,
     file: Arc<File>,
     depth: usize,
@@ -62,7 +62,7 @@ enum Step {
 }
 
 /// What a slot has for itself, in place for as long as the queue lives.
-struct Room {
+struct SlotBuffers {
     iov: Vec<libc::iovec>,
     pins: Vec<Window>,
     bounce: Option<Bounce>,
@@ -73,14 +73,14 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 impl FileQueue {
     pub(super) fn new(open: OpenQueue, file: Arc<File>, engine: Engine, aside: Option<Threads>, depth: u16) -> Self {
-        let room = || Room { iov: Vec::with_capacity(VECTORS), pins: Vec::with_capacity(4), bounce: None };
+        let buffers = || SlotBuffers { iov: Vec::with_capacity(VECTORS), pins: Vec::with_capacity(4), bounce: None };
         FileQueue {
             engine,
             aside,
             slots: Slots::new(depth),
-            rooms: (0..depth).map(|_| room()).collect(),
+            slot_buffers: (0..depth).map(|_| buffers()).collect(),
             zeroes: None,
-            answers: Answers::new(depth),
+            completions: Completions::new(depth),
             open,
             file,
             depth: depth.into(),
@@ -111,8 +111,8 @@ impl FileQueue {
             offset: io.lba * block_size + work.moved,
             len: left,
         };
-        let room = &mut self.rooms[usize::from(key.index())];
-        room.iov.clear();
+        let buffers = &mut self.slot_buffers[usize::from(key.index())];
+        buffers.iov.clear();
         match work.step {
             Step::Sync => return Ok(job),
             Step::Zero(mode) => job.call = Call::Allocate { mode },
@@ -121,18 +121,18 @@ impl FileQueue {
             Step::WriteZeroes => {
                 let zeroes = self.zeroes.get_or_insert_with(|| Bounce::new(BOUNCE));
                 job.call = Call::Write { durable: io.flags.contains(Flags::FUA) };
-                room.repeat(zeroes, left);
+                buffers.repeat(zeroes, left);
             }
             Step::Transfer => {
                 job.call = match io.op {
                     Op::Write => Call::Write { durable: io.flags.contains(Flags::FUA) },
                     _ => Call::Read,
                 };
-                let prepared = polypath_memory::with(|table| room.prepare(&self.file, work, segs, table));
+                let prepared = polypath_memory::with(|table| buffers.prepare(&self.file, work, segs, table));
                 prepared.map_err(|BadSegment(_)| Code::BadMemory)?;
             }
         }
-        (job.iov, job.iov_len) = (room.iov.as_ptr(), room.iov.len() as u32);
+        (job.iov, job.iov_len) = (buffers.iov.as_ptr(), buffers.iov.len() as u32);
         Ok(job)
     }
 
@@ -156,8 +156,8 @@ impl FileQueue {
                 }
                 let moved = (result as u64).min(work.total - work.moved);
                 if work.bounced {
-                    let room = &mut self.rooms[usize::from(key.index())];
-                    let unloaded = polypath_memory::with(|table| room.unload(work, moved, segs, table));
+                    let buffers = &mut self.slot_buffers[usize::from(key.index())];
+                    let unloaded = polypath_memory::with(|table| buffers.unload(work, moved, segs, table));
                     if let Err(code) = unloaded {
                         return self.finish(key, code.into());
                     }
@@ -193,16 +193,16 @@ impl FileQueue {
     }
 
     fn finish(&mut self, key: SlotKey, status: Status) {
-        let room = &mut self.rooms[usize::from(key.index())];
-        room.iov.clear();
-        room.pins.clear();
+        let buffers = &mut self.slot_buffers[usize::from(key.index())];
+        buffers.iov.clear();
+        buffers.pins.clear();
         if let Some(work) = self.slots.remove(key) {
-            self.answers.push(work.io.tag, status);
+            self.completions.push(work.io.tag, status);
         }
     }
 }
 
-impl Room {
+impl SlotBuffers {
     /// Vectors for the next call of `work`: straight to its memory where that suits the file, to the bounce buffer otherwise.
     fn prepare(&mut self, file: &File, work: &mut Work, segs: &SegTable, table: &Table) -> Result<(), BadSegment> {
         let left = work.total - work.moved;
@@ -306,13 +306,13 @@ fn status_of(errno: i32, step: Step) -> Status {
 
 impl IoQueue for FileQueue {
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
-        let used = usize::from(self.slots.len()) + self.answers.len();
+        let used = usize::from(self.slots.len()) + self.completions.len();
         if self.closed || used >= self.depth {
             return Err(Refused { io, why: if self.closed { RefusedWhy::Gone } else { RefusedWhy::Full } });
         }
         let DeviceInfo { geometry, limits, .. } = self.open.info();
         if let Err(status) = limits.check(&io, geometry.blocks, geometry.block_size, cx.segs) {
-            self.answers.push(io.tag, status);
+            self.completions.push(io.tag, status);
             return Ok(());
         }
         let total = u64::from(io.blocks) * u64::from(geometry.block_size);
@@ -342,11 +342,11 @@ impl IoQueue for FileQueue {
             self.landed(SlotKey::from_u32(user), result, cx.segs);
         }
         self.engine.kick();
-        self.answers.give(done);
+        self.completions.move_to(done);
     }
 
     fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
-        let quiet = self.answers.is_empty()
+        let quiet = self.completions.is_empty()
             && self.engine.arm(waits)
             && self.aside.as_mut().is_none_or(|aside| aside.arm(waits));
         if quiet { Armed::Sleep } else { Armed::Busy }
@@ -361,7 +361,7 @@ impl IoQueue for FileQueue {
     }
 
     fn is_drained(&self) -> bool {
-        self.closed && self.slots.is_empty() && self.answers.is_empty()
+        self.closed && self.slots.is_empty() && self.completions.is_empty()
     }
 }
 

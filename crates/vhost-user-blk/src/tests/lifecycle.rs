@@ -51,7 +51,7 @@ fn a_stop_waits_for_what_is_in_flight_and_gives_back_what_was_not_begun() {
     add_flush(&mut rig, 1).unwrap();
     rig.driver.publish();
     rig.turn();
-    let answer = rig.outbox.send(Command::Stop).unwrap();
+    let answer = rig.mailbox.send(Command::Stop).unwrap();
     rig.turns(50);
     assert!(answer.try_recv().is_err(), "one is in flight");
     let mut waits = Waits::default();
@@ -81,9 +81,9 @@ fn a_stop_asked_for_twice_answers_the_same_twice() {
     add_flush(&mut rig, 3).unwrap();
     rig.driver.publish();
     rig.turn();
-    drop(rig.outbox.send(Command::Stop).unwrap());
+    drop(rig.mailbox.send(Command::Stop).unwrap());
     rig.turns(5);
-    let again = rig.outbox.send(Command::Stop).unwrap();
+    let again = rig.mailbox.send(Command::Stop).unwrap();
     rig.turns(5);
     assert!(again.try_recv().is_err(), "one is in flight");
     device.change(|s| s.hold = false);
@@ -98,7 +98,7 @@ fn an_end_closes_the_queue_and_gives_the_rows_back() {
     assert_eq!(device.state.lock().unwrap().open_queues, 1);
     let before = rig.segs.reserve(1, 1).unwrap().span(0, 1).start;
     assert!(before >= 16 * 32);
-    let answer = rig.outbox.send(Command::End).unwrap();
+    let answer = rig.mailbox.send(Command::End).unwrap();
     assert_eq!(rig.turn(), Turn::Finished);
     assert!(answer.try_recv().unwrap().is_ok());
     assert_eq!(rig.segs.reserve(1, 1).unwrap().span(0, 1).start, 0, "rows are free again");
@@ -108,8 +108,8 @@ fn an_end_closes_the_queue_and_gives_the_rows_back() {
 fn a_control_thread_that_vanishes_ends_the_vring() {
     let device = ram();
     let mut rig = Rig::new(device.clone(), 16, true);
-    let (other, _inbox) = mailbox(Arc::new(NoHost));
-    drop(std::mem::replace(&mut rig.outbox, other));
+    let (other, _receiver) = mailbox(Arc::new(NoHost));
+    drop(std::mem::replace(&mut rig.mailbox, other));
     assert_eq!(rig.turn(), Turn::Finished);
     drop(rig);
     assert_eq!(device.state.lock().unwrap().open_queues, 0);
@@ -212,7 +212,7 @@ fn a_dead_kick_descriptor_does_not_spin() {
     assert!(waits.interests.is_empty());
 }
 
-/// Guest and device each sleep as soon as they may and are woken only by the other's bell, in any order of steps: neither
+/// Guest and device each sleep as soon as they may and are woken only by the other's notification, in any order of steps: neither
 /// may sleep while there is work for it.
 #[test]
 fn no_notification_is_lost_in_any_interleaving() {

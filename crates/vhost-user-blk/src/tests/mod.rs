@@ -11,8 +11,8 @@ mod ram;
 mod requests;
 
 use crate::guest::GuestMemory;
-use crate::mailbox::{Answer, Command, Outbox, Start, mailbox};
-use crate::notify::{Bell, Kick};
+use crate::mailbox::{Answer, Command, MailboxSender, Start, mailbox};
+use crate::notify::{Kick, Notifier};
 use crate::poller::{VringConfig, VringPoller};
 use crate::stats::Counters;
 use crate::vring::{RingSpec, Vring};
@@ -53,7 +53,7 @@ struct Rig {
     memory: Arc<GuestMemory>,
     driver: Driver,
     poller: VringPoller,
-    outbox: Outbox,
+    mailbox: MailboxSender,
     counters: Arc<Counters>,
     segs: SegTable,
     device: Arc<RamDevice>,
@@ -79,7 +79,7 @@ impl Rig {
             .iter()
             .fold(GuestMemory::new(), |memory, r| memory.with(r.gpa, r.uaddr, r.region.clone()).unwrap());
         let driver = Driver::new(&ram, RING_GPA, size, event_idx);
-        let (outbox, inbox) = mailbox(Arc::new(NoHost));
+        let (sender, receiver) = mailbox(Arc::new(NoHost));
         let counters = Arc::new(Counters::default());
         let block_size = device.state.lock().unwrap().info.geometry.block_size;
         let config = VringConfig {
@@ -91,14 +91,14 @@ impl Rig {
             serial: *b"a serial of 20 bytes",
             down_timeout: Duration::from_secs(1),
         };
-        let poller = VringPoller::new(config, device.clone(), inbox, counters.clone());
+        let poller = VringPoller::new(config, device.clone(), receiver, counters.clone());
         let fd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
         Rig {
             ram,
             memory: Arc::new(memory),
             driver,
             poller,
-            outbox,
+            mailbox: sender,
             counters,
             segs: SegTable::new(1 << 20),
             device,
@@ -129,12 +129,12 @@ impl Rig {
         let start = Start {
             ring: self.ring(base),
             kick: Some(Arc::new(Kick::new(dup(&self.kick)).unwrap())),
-            call: Some(Arc::new(Bell::new(dup(&self.call)).unwrap())),
-            err: Some(Arc::new(Bell::new(dup(&self.err)).unwrap())),
+            call: Some(Arc::new(Notifier::new(dup(&self.call)).unwrap())),
+            err: Some(Arc::new(Notifier::new(dup(&self.err)).unwrap())),
             write_through: self.write_through.clone(),
             orphaned: false,
         };
-        let answer = self.outbox.send(Command::Start(Box::new(start))).unwrap();
+        let answer = self.mailbox.send(Command::Start(Box::new(start))).unwrap();
         self.turn();
         assert_eq!(answer.try_recv().unwrap(), Ok(base));
     }
@@ -156,7 +156,7 @@ impl Rig {
 
     /// Sends `command` and gives turns until it is answered.
     fn command(&mut self, command: Command) -> Answer {
-        let answer: Receiver<Answer> = self.outbox.send(command).unwrap();
+        let answer: Receiver<Answer> = self.mailbox.send(command).unwrap();
         for _ in 0..10_000 {
             self.turn();
             if let Ok(answer) = answer.try_recv() {

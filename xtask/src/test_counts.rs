@@ -2,13 +2,13 @@
 
 /// Tests counted so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Tally {
+pub(crate) struct TestCounts {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
     pub(crate) ignored: u64,
 }
 
-impl Tally {
+impl TestCounts {
     /// Adds what `line` says, if it is a closing line of libtest or nextest.
     pub(crate) fn read(&mut self, line: &str) {
         let line = strip_colours(line);
@@ -25,8 +25,8 @@ impl Tally {
         }
     }
 
-    /// Adds another tally to this one.
-    pub(crate) fn merge(&mut self, other: Tally) {
+    /// Adds other counts to this one.
+    pub(crate) fn merge(&mut self, other: TestCounts) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
@@ -67,10 +67,12 @@ mod tests {
 
     #[test]
     fn closing_lines_of_both_runners_are_understood() {
-        let mut tally = Tally::default();
-        tally.read("test result: FAILED. 5 passed; 2 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.01s");
-        tally.read("\u{1b}[32;1m     Summary\u{1b}[0m [   0.012s] 7 tests run: 6 passed (1 slow), 1 failed, 2 skipped");
-        tally.read("the test result: nothing to see");
-        assert_eq!(tally, Tally { passed: 11, failed: 3, ignored: 3 });
+        let mut counts = TestCounts::default();
+        counts
+            .read("test result: FAILED. 5 passed; 2 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.01s");
+        counts
+            .read("\u{1b}[32;1m     Summary\u{1b}[0m [   0.012s] 7 tests run: 6 passed (1 slow), 1 failed, 2 skipped");
+        counts.read("the test result: nothing to see");
+        assert_eq!(counts, TestCounts { passed: 11, failed: 3, ignored: 3 });
     }
 }
