@@ -121,7 +121,7 @@ impl Config {
     }
 
     fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
-        let at = Places { file, text };
+        let at = Source { file, text };
         let raw = toml::Deserializer::parse(text)
             .map_err(|e| at.error(e.span().map(|s| s.start), None, e.message()))
             .and_then(|de| {
@@ -190,12 +190,12 @@ fn driver_takes(uri: &DiskUri) -> Result<(), String> {
 }
 
 /// Turns offsets in the file into lines.
-struct Places<'a> {
+struct Source<'a> {
     file: &'a str,
     text: &'a str,
 }
 
-impl Places<'_> {
+impl Source<'_> {
     fn error(&self, offset: Option<usize>, key: Option<&str>, problem: impl Display) -> ConfigError {
         let mut place = self.file.to_owned();
         if let Some(offset) = offset {
@@ -279,7 +279,7 @@ struct RawVhost {
 }
 
 impl RawConfig {
-    fn check(self, at: &Places<'_>) -> Result<Config, ConfigError> {
+    fn check(self, at: &Source<'_>) -> Result<Config, ConfigError> {
         let mut config = Config::default();
         if let Some(cpus) = &self.daemon.cpus {
             config.cpus = Some(at.parse("daemon.cpus", cpus)?);
@@ -306,7 +306,7 @@ impl RawConfig {
 }
 
 impl RawDaemon {
-    fn idle(&self, at: &Places<'_>) -> Result<IdlePolicy, ConfigError> {
+    fn idle(&self, at: &Source<'_>) -> Result<IdlePolicy, ConfigError> {
         let IdlePolicy::Adaptive { max_spin_us } = IdlePolicy::default() else { return Ok(IdlePolicy::default()) };
         let max_spin_us = self.max_spin_us.unwrap_or(max_spin_us);
         match self.idle.as_ref().map(|s| (s.get_ref().as_str(), s)) {
@@ -322,7 +322,7 @@ impl RawDaemon {
 }
 
 impl RawDisk {
-    fn check(&self, at: &Places<'_>, i: usize) -> Result<DiskConfig, ConfigError> {
+    fn check(&self, at: &Source<'_>, i: usize) -> Result<DiskConfig, ConfigError> {
         let key = |k: &str| format!("disk[{i}].{k}");
         let name_at = Some(self.name.span().start);
         if self.name.get_ref().is_empty() {
@@ -382,7 +382,7 @@ impl RawDisk {
 }
 
 impl RawVhost {
-    fn check(&self, at: &Places<'_>, i: usize, config: &Config) -> Result<VhostConfig, ConfigError> {
+    fn check(&self, at: &Source<'_>, i: usize, config: &Config) -> Result<VhostConfig, ConfigError> {
         let fail =
             |offset: usize, k: &str, problem: String| at.error(Some(offset), Some(&format!("vhost[{i}].{k}")), problem);
         let disk = self.disk.get_ref();

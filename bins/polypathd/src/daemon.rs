@@ -1,6 +1,7 @@
 //! What the daemon holds: a stack, disks by name, vhost sockets by path. Control plane only, behind one lock.
 
 use crate::config::{Config, DiskConfig, PathConfig, VhostConfig};
+use crate::resources::{Disk, Vhost, lock};
 use crate::show;
 use anyhow::{Context, Result, ensure};
 use polypath::block::{Device, Verdict};
@@ -36,31 +37,6 @@ pub(crate) struct Daemon {
 struct State {
     disks: BTreeMap<String, Disk>,
     vhosts: BTreeMap<PathBuf, Arc<Vhost>>,
-}
-
-/// A disk as it was asked for.
-#[derive(Clone)]
-pub(crate) struct Disk {
-    pub(crate) group: Arc<Group>,
-    pub(crate) config: DiskConfig,
-}
-
-pub(crate) struct Vhost {
-    pub(crate) config: VhostConfig,
-    /// `None` once it is being stopped.
-    server: Mutex<Option<Server>>,
-}
-
-impl Vhost {
-    /// What `ask` wants to know of the server, if it is still there.
-    pub(crate) fn server<R>(&self, ask: impl FnOnce(&Server) -> R) -> Option<R> {
-        lock(&self.server).as_ref().map(ask)
-    }
-
-    fn stop(&self) -> Result<(), String> {
-        let server = lock(&self.server).take();
-        server.map_or(Ok(()), |mut server| server.stop().map_err(|e| e.to_string()))
-    }
 }
 
 impl Daemon {
@@ -199,7 +175,7 @@ impl Daemon {
         make_folder(&socket)?;
         let server = Server::start(server).map_err(|e| e.to_string())?;
         tracing::info!(disk = %config.disk, socket = %socket.display(), queues = config.queues, "vhost-user-blk socket");
-        let vhost = Vhost { config: config.clone(), server: Mutex::new(Some(server)) };
+        let vhost = Vhost::new(config.clone(), server);
         lock(&self.state).vhosts.insert(socket.clone(), Arc::new(vhost));
         Ok(socket)
     }
@@ -306,11 +282,6 @@ impl Daemon {
     fn disk(&self, name: &str) -> Result<Disk, String> {
         lock(&self.state).disks.get(name).cloned().ok_or_else(|| no_disk(name))
     }
-}
-
-/// No critical section leaves a half-made state behind, so that a poisoned lock is still sound.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|p| p.into_inner())
 }
 
 fn refuse_clash(disk: &str, paths: &[PathConfig], new: &PathConfig) -> Result<(), String> {

@@ -9,6 +9,7 @@
 
 mod config;
 mod daemon;
+mod resources;
 mod rpc;
 mod show;
 

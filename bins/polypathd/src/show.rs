@@ -1,6 +1,6 @@
 //! What RPC shows of disks, paths and sockets.
 
-use crate::daemon::{Disk, Vhost};
+use crate::resources::{Disk, Vhost};
 use polypath::block::{Device, DeviceState};
 use polypath::multipath::{Fencing, PathStatistics};
 use polypath::reactor::now;
