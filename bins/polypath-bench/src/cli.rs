@@ -60,15 +60,6 @@ impl IdleMode {
     }
 }
 
-/// The word for a policy in reports.
-pub fn idle_name(policy: IdlePolicy) -> &'static str {
-    match policy {
-        IdlePolicy::Adaptive { .. } => "adaptive",
-        IdlePolicy::Poll => "poll",
-        IdlePolicy::Sleep => "sleep",
-    }
-}
-
 /// `polypath-bench limit`.
 #[derive(Args, Debug)]
 pub struct LimitArgs {

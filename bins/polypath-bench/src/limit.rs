@@ -114,7 +114,7 @@ pub fn run(config: &LimitConfig) -> anyhow::Result<LimitReport> {
     Ok(LimitReport {
         mode: "limit".into(),
         qd: config.qd,
-        idle: crate::cli::idle_name(config.idle).into(),
+        idle: config.idle.as_str().into(),
         cpus: [client_cpu, server_cpu],
         copy: config.copy,
         seconds: round3(seconds),

@@ -17,6 +17,17 @@ pub enum IdlePolicy {
     Sleep,
 }
 
+impl IdlePolicy {
+    /// The word for it on command lines and in reports: `adaptive`, `poll` or `sleep`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            IdlePolicy::Adaptive { .. } => "adaptive",
+            IdlePolicy::Poll => "poll",
+            IdlePolicy::Sleep => "sleep",
+        }
+    }
+}
+
 impl Default for IdlePolicy {
     fn default() -> Self {
         IdlePolicy::Adaptive { max_spin_us: 50 }

@@ -121,7 +121,7 @@ pub(super) struct Served {
 /// Answers until the client closes.
 pub(super) fn serve(socket: &TcpStream, qd: usize, idle: IdlePolicy) -> anyhow::Result<Served> {
     let mut side = Side::new(socket, idle)?;
-    let watch = Watch::start();
+    let core_wait = CoreWait::start();
     let mut requests = vec![0u8; (qd * REQUEST).max(4096)];
     let mut responses = vec![0x5a_u8; qd * RESPONSE];
     for response in responses.chunks_exact_mut(RESPONSE) {
@@ -152,7 +152,7 @@ pub(super) fn serve(socket: &TcpStream, qd: usize, idle: IdlePolicy) -> anyhow::
         requests.copy_within(whole * REQUEST..have, 0);
         have -= whole * REQUEST;
     }
-    Ok(Served { ios, syscalls: side.syscalls, taken_pct: watch.taken_pct() })
+    Ok(Served { ios, syscalls: side.syscalls, taken_pct: core_wait.taken_pct() })
 }
 
 /// What the client measured.
@@ -216,7 +216,7 @@ impl<'a> Client<'a> {
         // From here on it counts.
         self.latencies.clear();
         self.errors = 0;
-        let (start, cpu, syscalls, watch) = (now(), cpu::thread_time(), self.side.syscalls, Watch::start());
+        let (start, cpu, syscalls, core_wait) = (now(), cpu::thread_time(), self.side.syscalls, CoreWait::start());
         self.slices.restart(start);
         let end = start.after(self.config.time);
         while time < end {
@@ -228,7 +228,7 @@ impl<'a> Client<'a> {
             syscalls: self.side.syscalls - syscalls,
             errors: self.errors,
             quiet_rate: self.slices.quiet_rate(),
-            taken_pct: watch.taken_pct(),
+            taken_pct: core_wait.taken_pct(),
             latencies: self.latencies,
         })
     }
@@ -265,14 +265,14 @@ impl<'a> Client<'a> {
 }
 
 /// How much of its time the calling thread is kept from its core.
-struct Watch {
+struct CoreWait {
     since: Time,
     wait: Option<Duration>,
 }
 
-impl Watch {
+impl CoreWait {
     fn start() -> Self {
-        Watch { since: now(), wait: cpu::thread_wait() }
+        CoreWait { since: now(), wait: cpu::thread_wait() }
     }
 
     fn taken_pct(&self) -> f64 {

@@ -6,7 +6,6 @@
 //! peer, so that turns find more to do at a time than at full speed: the figure is that of well filled batches.
 
 use super::NullTarget;
-use crate::cli::idle_name;
 use crate::latency::round3;
 use anyhow::Context as _;
 use polypath_block::DiskUri;
@@ -70,7 +69,7 @@ fn syscalls(args: &[&str], idle: IdlePolicy) -> anyhow::Result<f64> {
     let scratch = Scratch::new("perf")?;
     let mut command = Command::new("perf");
     command.args(["stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-o"]).arg(&scratch.0).arg("--");
-    let ios = ios(command, args, &["--idle", idle_name(idle), "--time", "2"])?;
+    let ios = ios(command, args, &["--idle", idle.as_str(), "--time", "2"])?;
     let text = std::fs::read_to_string(&scratch.0).context("reading what perf counted")?;
     let line = text.lines().find(|l| l.contains("sys_enter")).context("perf counted nothing")?;
     let count: f64 = line.split(',').next().unwrap_or("").parse().with_context(|| format!("perf says: {line}"))?;
@@ -80,7 +79,7 @@ fn syscalls(args: &[&str], idle: IdlePolicy) -> anyhow::Result<f64> {
 /// The limit counts its own, each side for itself.
 fn limit_syscalls(args: &[&str], idle: IdlePolicy) -> anyhow::Result<f64> {
     let program = std::env::current_exe()?;
-    let report = report(Command::new(program), args, &["--idle", idle_name(idle), "--time", "1"])?;
+    let report = report(Command::new(program), args, &["--idle", idle.as_str(), "--time", "1"])?;
     report["syscalls_per_io"].as_f64().context("limit reported no system calls")
 }
 

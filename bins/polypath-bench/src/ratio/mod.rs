@@ -8,7 +8,6 @@ mod cost;
 
 pub use cost::{Cost, measure as measure_cost};
 
-use crate::cli::idle_name;
 use crate::cpu;
 use crate::latency::round3;
 use crate::limit::{self, LimitConfig};
@@ -162,7 +161,7 @@ pub fn run(config: &RatioConfig, mut tell: impl FnMut(&str)) -> anyhow::Result<R
     }
     Ok(RatioReport {
         mode: "ratio",
-        idle: idle_name(config.idle),
+        idle: config.idle.as_str(),
         cpus: [near, far],
         disk: uri.to_string(),
         seconds: round3(config.time.as_secs_f64()),
@@ -266,7 +265,7 @@ impl NullTarget {
     pub(crate) fn start(cpu: usize, idle: IdlePolicy) -> anyhow::Result<NullTarget> {
         let program = std::env::current_exe().context("asking for the name of this program")?;
         let mut child = Command::new(program)
-            .args(["serve-null", "--cpu", &cpu.to_string(), "--idle", idle_name(idle)])
+            .args(["serve-null", "--cpu", &cpu.to_string(), "--idle", idle.as_str()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// What was seen of a path while it was measured.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct PathCounts {
     pub(super) ios: u64,
     pub(super) bytes: u64,
     pub(super) errors: u64,
@@ -25,18 +25,18 @@ pub(super) struct Seen {
 
 /// What the queues of a path and its watcher share.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
+pub(super) struct PathCounters {
     name: String,
     begin: AtomicU64,
     end: AtomicU64,
     /// Requests completed so far, for the progress line.
     live: AtomicU64,
-    seen: Mutex<Seen>,
+    seen: Mutex<PathCounts>,
 }
 
-impl Watch {
-    pub(super) fn new(name: String) -> Arc<Watch> {
-        Arc::new(Watch { name, end: AtomicU64::new(u64::MAX), ..Watch::default() })
+impl PathCounters {
+    pub(super) fn new(name: String) -> Arc<PathCounters> {
+        Arc::new(PathCounters { name, end: AtomicU64::new(u64::MAX), ..PathCounters::default() })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -54,24 +54,24 @@ impl Watch {
     }
 
     /// What was seen by queues that are closed by now.
-    pub(super) fn seen(&self) -> Seen {
+    pub(super) fn seen(&self) -> PathCounts {
         self.seen.lock().unwrap_or_else(|p| p.into_inner()).clone()
     }
 }
 
 /// A device whose queues are watched.
-pub(super) struct Observed {
+pub(super) struct CountedDevice {
     inner: Arc<dyn Device>,
-    watch: Arc<Watch>,
+    counters: Arc<PathCounters>,
 }
 
-impl Observed {
-    pub(super) fn new(inner: Arc<dyn Device>, watch: Arc<Watch>) -> Observed {
-        Observed { inner, watch }
+impl CountedDevice {
+    pub(super) fn new(inner: Arc<dyn Device>, counters: Arc<PathCounters>) -> CountedDevice {
+        CountedDevice { inner, counters }
     }
 }
 
-impl Device for Observed {
+impl Device for CountedDevice {
     fn name(&self) -> &str {
         self.inner.name()
     }
@@ -93,10 +93,10 @@ impl Device for Observed {
             device: self.inner.clone(),
             slots: Slots::new(most.max(1)),
             done: Done::with_capacity(most.into()),
-            watch: self.watch.clone(),
+            counters: self.counters.clone(),
             gap: Gap::default(),
             measuring: false,
-            seen: Seen::default(),
+            seen: PathCounts::default(),
         }))
     }
 
@@ -111,18 +111,19 @@ struct Queue {
     block_size: u32,
     slots: Slots<(u64, Time, u32)>,
     done: Done,
-    watch: Arc<Watch>,
+    counters: Arc<PathCounters>,
     gap: Gap,
     measuring: bool,
-    seen: Seen,
+    seen: PathCounts,
 }
 
 impl Queue {
     fn borders(&mut self, now: Time) {
-        let inside = now.as_nanos() >= self.watch.begin.load(Relaxed) && now.as_nanos() < self.watch.end.load(Relaxed);
+        let inside =
+            now.as_nanos() >= self.counters.begin.load(Relaxed) && now.as_nanos() < self.counters.end.load(Relaxed);
         if inside && !self.measuring {
             self.gap.restart(now);
-            self.seen = Seen::default();
+            self.seen = PathCounts::default();
             if self.block_size == 0 {
                 self.block_size = self.device.state().info().map_or(0, |i| i.geometry.block_size);
             }
@@ -183,7 +184,7 @@ impl IoQueue for Queue {
         }
         if n > 0 {
             self.gap.completed(cx.now, n);
-            self.watch.live.fetch_add(n, Relaxed);
+            self.counters.live.fetch_add(n, Relaxed);
         }
     }
 
@@ -206,7 +207,7 @@ impl IoQueue for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        let mut seen = self.watch.seen.lock().unwrap_or_else(|p| p.into_inner());
+        let mut seen = self.counters.seen.lock().unwrap_or_else(|p| p.into_inner());
         seen.ios += self.seen.ios;
         seen.bytes += self.seen.bytes;
         seen.errors += self.seen.errors;

@@ -3,24 +3,26 @@
 //! Jobs are pollers on the reactors of a [`polypath::Stack`] and drive queues directly, as a vring does. One path is measured as
 //! it is; several become a multipath disk, each of them watched.
 
+mod config;
+mod counted;
+mod disk;
 mod job;
-mod observed;
 mod report;
 #[cfg(test)]
 mod tests;
 
+pub use config::{Mix, RunConfig};
 pub use report::{Buffers, PathReport, ReactorReport, RunReport, VerifyReport};
 
-use crate::conformance::{self, Verdict};
-use crate::verify::{Verifier, VerifierConfig, VerifyError};
+use crate::verify::{Verifier, VerifierConfig};
 use crate::workload::Workload;
 use anyhow::Context as _;
+use disk::Disk;
 use job::{Control, Job, JobResult, JobSpec};
-use observed::{Observed, Watch};
 use polypath::reactor::now;
-use polypath::{Arena, CpuList, IdlePolicy, Stack, StackConfig, wait_live};
-use polypath_block::{Armed, Cx, Device, DeviceInfo, DeviceState, DiskUri, Host, OpenError, Poller, Time, Turn, Waits};
-use polypath_multipath::{Events, Fencing, Group, GroupConfig, PathConfig, SelectorKind};
+use polypath::{Arena, Stack, StackConfig};
+use polypath_block::{Armed, Cx, DeviceInfo, DeviceState, Host, OpenError, Poller, Turn, Waits};
+use report::Times;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,119 +31,6 @@ use std::time::{Duration, Instant};
 
 /// How long requests may take to come back after the last one was made, beyond the time an I/O may wait for a path.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
-
-/// What requests to make.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mix {
-    /// Reads, one block after the other.
-    Read,
-    /// Writes, one block after the other.
-    Write,
-    /// Reads anywhere.
-    RandRead,
-    /// Writes anywhere.
-    RandWrite,
-    /// Reads and writes anywhere.
-    RandRw,
-    /// Reads and writes anywhere, every block verified.
-    Verify,
-}
-
-impl Mix {
-    /// The word on the command line and in reports.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Mix::Read => "read",
-            Mix::Write => "write",
-            Mix::RandRead => "randread",
-            Mix::RandWrite => "randwrite",
-            Mix::RandRw => "randrw",
-            Mix::Verify => "verify",
-        }
-    }
-
-    fn is_random(self) -> bool {
-        !matches!(self, Mix::Read | Mix::Write)
-    }
-
-    fn read_pct(self, rwmix: u8) -> u8 {
-        match self {
-            Mix::Read | Mix::RandRead => 100,
-            Mix::Write | Mix::RandWrite => 0,
-            Mix::RandRw | Mix::Verify => rwmix,
-        }
-    }
-}
-
-/// What to measure.
-#[derive(Clone, Debug)]
-pub struct RunConfig {
-    /// Ways to the disk, at least one.
-    pub paths: Vec<DiskUri>,
-    /// How to choose among them. Given with one path, it makes a multipath disk of that.
-    pub selector: Option<SelectorKind>,
-    /// What requests.
-    pub mix: Mix,
-    /// Bytes a request, a multiple of the disk's block.
-    pub bs: u32,
-    /// Requests outstanding, for each job.
-    pub qd: u16,
-    /// Jobs; they are spread over the reactors.
-    pub jobs: u16,
-    /// Cores, a reactor each; one reactor that is not pinned if not given.
-    pub cpus: Option<CpuList>,
-    /// How long to measure.
-    pub time: Duration,
-    /// How long to run before that.
-    pub ramp: Duration,
-    /// Percentage of reads in mixes.
-    pub rwmix: u8,
-    /// What reactors do when there is nothing to do.
-    pub idle: IdlePolicy,
-    /// Seed of the sequence of requests.
-    pub seed: u64,
-    /// Use only so many bytes from the start of the disk.
-    pub size: Option<u64>,
-    /// File in which the verification record survives. Several jobs add `.0`, `.1`, ... to it.
-    pub verify_record: Option<PathBuf>,
-    /// After verified I/O, read everything that is known once more.
-    pub sweep: bool,
-    /// Count torn blocks instead of reporting them.
-    pub tolerate_torn: bool,
-    /// Off can lose data and is for tests that show it.
-    pub fencing: bool,
-    /// How long an I/O waits while no path is usable.
-    pub no_path_timeout: Duration,
-    /// How long to wait for the disk to answer at first.
-    pub connect_timeout: Duration,
-}
-
-impl RunConfig {
-    /// 4 KiB random reads at QD 32 for five seconds.
-    pub fn new(paths: Vec<DiskUri>) -> Self {
-        RunConfig {
-            paths,
-            selector: None,
-            mix: Mix::RandRead,
-            bs: 4096,
-            qd: 32,
-            jobs: 1,
-            cpus: None,
-            time: Duration::from_secs(5),
-            ramp: Duration::from_secs(1),
-            rwmix: 70,
-            idle: IdlePolicy::default(),
-            seed: 1,
-            size: None,
-            verify_record: None,
-            sweep: true,
-            tolerate_torn: false,
-            fencing: true,
-            no_path_timeout: Duration::from_secs(60),
-            connect_timeout: Duration::from_secs(10),
-        }
-    }
-}
 
 /// How far a run has come.
 #[derive(Clone, Debug)]
@@ -169,7 +58,7 @@ pub fn run(config: &RunConfig, mut progress: impl FnMut(&Progress)) -> anyhow::R
         buffer_bytes: bytes,
         huge_pages: true,
     })?;
-    let disk = open(&stack, config)?;
+    let disk = disk::open(&stack, config)?;
     let arena = stack.arena()?;
     let started = start_jobs(&stack, &disk, config, &arena);
     let outcome = started.and_then(|jobs| collect(&jobs, &disk, config, &mut progress));
@@ -185,78 +74,11 @@ pub fn run(config: &RunConfig, mut progress: impl FnMut(&Progress)) -> anyhow::R
     Ok(report::build(config, &stack, &disk, &arena, results, &times, (gap, &paths)))
 }
 
-/// The disk, and how its paths are watched.
-struct Disk {
-    device: Arc<dyn Device>,
-    info: Arc<DeviceInfo>,
-    watches: Vec<Arc<Watch>>,
-    group: Option<Arc<Group>>,
-    events: Option<Events>,
-}
-
-impl Disk {
-    /// What wrong blocks mean, given what was sent again meanwhile.
-    fn verdict(&self, errors: &[VerifyError]) -> Verdict {
-        let redriven = self.events.as_ref().map(conformance::redriven).unwrap_or_default();
-        conformance::judge(errors, &redriven)
-    }
-}
-
-/// When requests began, and the border of what is measured.
-struct Times {
-    start: Time,
-    begin: Time,
-    end: Time,
-}
-
-fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
-    anyhow::ensure!(!config.paths.is_empty(), "no disk: give --path URI (several times for several paths to one disk)");
-    if let ([uri], None) = (&config.paths[..], config.selector) {
-        let device = stack.open_device(uri)?;
-        let info = wait_live(&*device, config.connect_timeout)?;
-        return Ok(Disk { device, info, watches: Vec::new(), group: None, events: None });
-    }
-    let name = config.paths[0].to_string();
-    let group = Group::new(GroupConfig {
-        selector: config.selector.unwrap_or_default(),
-        no_path_timeout_ms: config.no_path_timeout.as_millis() as u64,
-        fencing: if config.fencing { Fencing::On } else { Fencing::Off },
-        ..GroupConfig::new(name)
-    });
-    let events = Some(group.events());
-    for host in stack.hosts() {
-        group.attach_host(host);
-    }
-    let (mut watches, mut devices) = (Vec::new(), Vec::new());
-    for uri in &config.paths {
-        let device = stack.open_device(uri)?;
-        let watch = Watch::new(device.name().to_owned());
-        let observed: Arc<dyn Device> = Arc::new(Observed::new(device.clone(), watch.clone()));
-        group.add_path(PathConfig::new(observed))?;
-        devices.push(device);
-        watches.push(watch);
-    }
-    let deadline = Instant::now() + config.connect_timeout;
-    for device in &devices {
-        // A path that does not answer is no reason not to measure the others; all of them are.
-        if let Err(error) = wait_live(&**device, deadline.saturating_duration_since(Instant::now())) {
-            tracing::warn!("{error}");
-        }
-    }
-    group.refresh();
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-    let info = wait_live(&*group, left)?;
-    for path in group.statistics().into_iter().filter(|p| !p.access.is_some_and(polypath_block::Access::usable)) {
-        tracing::warn!(path = path.name, state = ?path.state, why = path.why, "path is not usable");
-    }
-    Ok(Disk { device: group.clone(), info, watches, group: Some(group), events })
-}
-
-type Told = Result<JobResult, OpenError>;
+type JobEnd = Result<JobResult, OpenError>;
 
 struct Jobs {
     control: Arc<Control>,
-    told: Receiver<Told>,
+    told: Receiver<JobEnd>,
     progress: Vec<Arc<AtomicU64>>,
     hosts: Vec<Arc<dyn Host>>,
 }
@@ -348,7 +170,7 @@ fn disk_number(info: &DeviceInfo) -> u64 {
     names.concat().bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn spawn(host: &dyn Host, spec: JobSpec, tell: Sender<Told>) {
+fn spawn(host: &dyn Host, spec: JobSpec, tell: Sender<JobEnd>) {
     host.spawn(Box::new(move |cx| {
         let (forward, result) = (tell.clone(), tell);
         match Job::new(cx, spec, forward) {
@@ -403,8 +225,8 @@ fn collect(
     }
     let start = now().after(Duration::from_millis(1));
     let times = Times { start, begin: start.after(config.ramp), end: start.after(config.ramp + config.time) };
-    for watch in &disk.watches {
-        watch.window(times.begin, times.end);
+    for counters in &disk.path_counters {
+        counters.window(times.begin, times.end);
     }
     jobs.control.begin.store(times.begin.as_nanos(), Ordering::Relaxed);
     jobs.control.end.store(times.end.as_nanos(), Ordering::Relaxed);
@@ -428,7 +250,7 @@ fn collect(
                     elapsed: time.since(times.start),
                     total: config.ramp + config.time,
                     ios: jobs.progress.iter().map(|p| p.load(Ordering::Relaxed)).sum(),
-                    paths: disk.watches.iter().map(|w| (w.name().to_owned(), w.live())).collect(),
+                    paths: disk.path_counters.iter().map(|w| (w.name().to_owned(), w.live())).collect(),
                 });
             }
         }

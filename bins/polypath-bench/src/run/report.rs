@@ -1,12 +1,14 @@
 //! What is reported of a run.
 
-use super::{Disk, RunConfig, Times};
-use crate::cli::idle_name;
+use super::config::RunConfig;
+use super::counted::PathCounters;
+use super::disk::Disk;
+use super::job::JobResult;
 use crate::latency::{LatencyUs, round3};
-use crate::run::job::JobResult;
 use crate::verify::Statistics;
 use polypath::reactor::ReactorStatistics;
 use polypath::{Arena, Stack, memory::Pages};
+use polypath_block::Time;
 use polypath_multipath::PathStatistics;
 use serde::Serialize;
 use std::time::Duration;
@@ -170,6 +172,13 @@ pub struct ReactorReport {
     pub sleeps: u64,
 }
 
+/// When requests began, and the border of what is measured.
+pub(super) struct Times {
+    pub(super) start: Time,
+    pub(super) begin: Time,
+    pub(super) end: Time,
+}
+
 pub(super) fn build(
     config: &RunConfig,
     stack: &Stack,
@@ -211,7 +220,7 @@ pub(super) fn build(
         bs: config.bs,
         qd: config.qd,
         jobs: config.jobs,
-        idle: idle_name(config.idle),
+        idle: config.idle.as_str(),
         cpus: config.cpus.as_ref().map(|c| c.0.clone()).unwrap_or_default(),
         selector: disk.group.as_ref().map(|g| g.selector().as_str()),
         fencing: config.fencing,
@@ -269,11 +278,11 @@ fn paths(report: &RunReport, disk: &Disk, seconds: f64, statistics: &[PathStatis
             recoveries: 0,
         }];
     }
-    let one = |watch: &std::sync::Arc<super::Watch>| {
-        let seen = watch.seen();
-        let known = statistics.iter().find(|s| s.name == watch.name());
+    let one = |counters: &std::sync::Arc<PathCounters>| {
+        let seen = counters.seen();
+        let known = statistics.iter().find(|s| s.name == counters.name());
         PathReport {
-            name: watch.name().to_owned(),
+            name: counters.name().to_owned(),
             state: known.map(|s| format!("{:?}", s.state).to_lowercase()),
             ios: seen.ios,
             iops: round3(seen.ios as f64 / seconds),
@@ -289,7 +298,7 @@ fn paths(report: &RunReport, disk: &Disk, seconds: f64, statistics: &[PathStatis
             recoveries: known.map_or(0, |s| s.recoveries),
         }
     };
-    disk.watches.iter().map(one).collect()
+    disk.path_counters.iter().map(one).collect()
 }
 
 impl VerifyReport {

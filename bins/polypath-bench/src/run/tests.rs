@@ -1,6 +1,7 @@
 //! Runs over memory, one path and several.
 
 use super::*;
+use polypath_multipath::SelectorKind;
 use serde_json::Value;
 
 fn quick(paths: &[&str]) -> RunConfig {

@@ -10,9 +10,9 @@ use rand::{RngExt, SeedableRng};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// What the guest has seen so far; read by the thread that shows it.
+/// What the guest has counted so far; read by the thread that shows it.
 #[derive(Default)]
-pub(super) struct Seen {
+pub(super) struct GuestCounters {
     pub(super) stop: AtomicBool,
     pub(super) ended: AtomicBool,
     pub(super) ios: AtomicU64,
@@ -25,7 +25,7 @@ pub(super) struct Seen {
     pub(super) first_error: Mutex<Option<String>>,
 }
 
-impl Seen {
+impl GuestCounters {
     /// Longest gap and greatest latency of a write, in milliseconds, since the last call.
     pub(super) fn take(&self) -> (f64, f64) {
         let ms = |a: &AtomicU64| a.swap(0, Ordering::Relaxed) as f64 / 1e6;
@@ -49,7 +49,7 @@ pub(super) struct Load {
     pub(super) seed: u64,
 }
 
-struct Flight {
+struct InFlight {
     op: Op,
     ticket: Ticket,
     since: Time,
@@ -58,7 +58,7 @@ struct Flight {
 struct Slot {
     window: Window,
     _chunk: Chunk,
-    flight: Option<Flight>,
+    flight: Option<InFlight>,
 }
 
 /// One queue's worth of load.
@@ -71,7 +71,7 @@ pub(super) struct Guest {
     verifier: Verifier,
     load: Load,
     rng: Xoshiro256PlusPlus,
-    seen: Arc<Seen>,
+    seen: Arc<GuestCounters>,
     scratch: Vec<u8>,
     outstanding: u32,
     last: Time,
@@ -85,7 +85,7 @@ impl Guest {
         chunks: Vec<Chunk>,
         verifier: Verifier,
         load: Load,
-        seen: Arc<Seen>,
+        seen: Arc<GuestCounters>,
     ) -> anyhow::Result<Self> {
         let row = cx.segs.reserve(load.qd, 1)?;
         let mut slots = Vec::with_capacity(chunks.len());
@@ -147,7 +147,7 @@ impl Guest {
                 self.last = cx.now;
             }
             self.outstanding += 1;
-            self.slots[at as usize].flight = Some(Flight { op: io.op, ticket, since: cx.now });
+            self.slots[at as usize].flight = Some(InFlight { op: io.op, ticket, since: cx.now });
             any = true;
         }
         any

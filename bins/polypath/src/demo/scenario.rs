@@ -2,7 +2,7 @@
 
 use super::Args;
 use super::report::{Incident, Mark, PathReport, Report, Sample};
-use super::world::{Act, World};
+use super::world::{PathAction, World};
 use anyhow::{Result, anyhow};
 use polypath::block::Proof;
 use polypath::multipath::{Event, EventKind};
@@ -28,11 +28,16 @@ pub(super) fn play(args: &Args, read_percent: u32, seed: u64) -> Result<Report> 
     show.run_for(STRETCH);
     let before = world.seen.take().0;
     let (dropped, reset) = (1usize, 2usize);
-    let silent_drop =
-        show.incident(&Fault { index: dropped, what: "silently dropped", begin: Act::Drop, end: Act::Restore })?;
+    let silent_drop = show.incident(&Fault {
+        index: dropped,
+        what: "silently dropped",
+        begin: PathAction::Drop,
+        end: PathAction::Restore,
+    })?;
     show.run_for(STRETCH);
     let between = world.seen.take().0;
-    let reset = show.incident(&Fault { index: reset, what: "reset", begin: Act::Reset, end: Act::Reopen })?;
+    let reset =
+        show.incident(&Fault { index: reset, what: "reset", begin: PathAction::Reset, end: PathAction::Reopen })?;
     show.run_for(STRETCH);
     show.mark("load ends");
     let seconds = show.start.elapsed().as_secs_f64();
@@ -71,8 +76,8 @@ pub(super) fn play(args: &Args, read_percent: u32, seed: u64) -> Result<Report> 
 struct Fault {
     index: usize,
     what: &'static str,
-    begin: Act,
-    end: Act,
+    begin: PathAction,
+    end: PathAction,
 }
 
 /// Samples, marks, events: what is shown while it happens.

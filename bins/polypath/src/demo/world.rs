@@ -1,7 +1,7 @@
 //! What the demo is played on: target, stack, group, vhost socket, guest.
 
 use super::Args;
-use super::guest::{Guest, Load, Seen};
+use super::guest::{Guest, GuestCounters, Load};
 use anyhow::{Context, Result, anyhow};
 use polypath::block::{Armed, Cx, Device, Host, Poller, QueueConfig, Turn, Waits};
 use polypath::multipath::{Events, Group, PathState};
@@ -20,7 +20,7 @@ const NQN: &str = "nqn.2026-01.org.polypath:demo";
 
 /// Everything, in the order in which it is taken down.
 pub(super) struct World {
-    pub(super) seen: Arc<Seen>,
+    pub(super) seen: Arc<GuestCounters>,
     guest: Option<(ReactorHandle, JoinHandle<()>)>,
     disk: Arc<VhostUserDisk>,
     server: Server,
@@ -69,7 +69,7 @@ impl World {
             let made = make_guest(cx, &disk, &args, read_percent, seed, seen);
             let (guest, result): (Box<dyn Poller>, _) = match made {
                 Ok(guest) => (Box::new(guest), Ok(())),
-                Err(error) => (Box::new(Nobody), Err(error)),
+                Err(error) => (Box::new(NoGuest), Err(error)),
             };
             // Whoever started the guest waits for this.
             let _ = tell.send(result);
@@ -80,13 +80,13 @@ impl World {
     }
 
     /// Does something to a path's listener; a refusal is an error.
-    pub(super) fn fault(&self, act: Act, listener: usize) -> Result<()> {
+    pub(super) fn fault(&self, act: PathAction, listener: usize) -> Result<()> {
         let result = match act {
-            Act::Drop => self.target.drop_silently(listener),
-            Act::Restore => self.target.restore(listener),
+            PathAction::Drop => self.target.drop_silently(listener),
+            PathAction::Restore => self.target.restore(listener),
             // The listener goes first, so that nobody comes back before it is opened again.
-            Act::Reset => self.target.close_listener(listener).and_then(|()| self.target.reset(listener)),
-            Act::Reopen => self.target.open_listener(listener),
+            PathAction::Reset => self.target.close_listener(listener).and_then(|()| self.target.reset(listener)),
+            PathAction::Reopen => self.target.open_listener(listener),
         };
         result.map_err(|e| anyhow!("the target refused to {act:?} listener {listener}: {e}"))
     }
@@ -137,7 +137,7 @@ impl World {
 
 /// What can be done to a path.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Act {
+pub(super) enum PathAction {
     /// As if the network ate everything.
     Drop,
     /// The end of that.
@@ -149,9 +149,9 @@ pub(super) enum Act {
 }
 
 /// Stands in for a guest that could not be made.
-struct Nobody;
+struct NoGuest;
 
-impl Poller for Nobody {
+impl Poller for NoGuest {
     fn poll(&mut self, _: &mut Cx<'_>) -> Turn {
         Turn::Finished
     }
@@ -179,7 +179,7 @@ fn make_guest(
     args: &Args,
     read_percent: u32,
     seed: u64,
-    seen: Arc<Seen>,
+    seen: Arc<GuestCounters>,
 ) -> Result<Guest> {
     let info = disk.state().info().cloned().context("the disk is gone")?;
     let (block_size, blocks) = (info.geometry.block_size, info.geometry.blocks);

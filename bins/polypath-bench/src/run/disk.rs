@@ -1,0 +1,72 @@
+//! The disk that is measured: one path as it is, or several as one multipath disk with each of them watched.
+
+use super::config::RunConfig;
+use super::counted::{CountedDevice, PathCounters};
+use crate::conformance::{self, Verdict};
+use crate::verify::VerifyError;
+use polypath::{Stack, wait_live};
+use polypath_block::{Device, DeviceInfo};
+use polypath_multipath::{Events, Fencing, Group, GroupConfig, PathConfig};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The disk, and what is counted of its paths.
+pub(super) struct Disk {
+    pub(super) device: Arc<dyn Device>,
+    pub(super) info: Arc<DeviceInfo>,
+    pub(super) path_counters: Vec<Arc<PathCounters>>,
+    pub(super) group: Option<Arc<Group>>,
+    pub(super) events: Option<Events>,
+}
+
+impl Disk {
+    /// What wrong blocks mean, given what was sent again meanwhile.
+    pub(super) fn verdict(&self, errors: &[VerifyError]) -> Verdict {
+        let redriven = self.events.as_ref().map(conformance::redriven).unwrap_or_default();
+        conformance::judge(errors, &redriven)
+    }
+}
+
+/// Opens the disk and waits for it; several paths, or one with a selector, become a multipath disk.
+pub(super) fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
+    anyhow::ensure!(!config.paths.is_empty(), "no disk: give --path URI (several times for several paths to one disk)");
+    if let ([uri], None) = (&config.paths[..], config.selector) {
+        let device = stack.open_device(uri)?;
+        let info = wait_live(&*device, config.connect_timeout)?;
+        return Ok(Disk { device, info, path_counters: Vec::new(), group: None, events: None });
+    }
+    let name = config.paths[0].to_string();
+    let group = Group::new(GroupConfig {
+        selector: config.selector.unwrap_or_default(),
+        no_path_timeout_ms: config.no_path_timeout.as_millis() as u64,
+        fencing: if config.fencing { Fencing::On } else { Fencing::Off },
+        ..GroupConfig::new(name)
+    });
+    let events = Some(group.events());
+    for host in stack.hosts() {
+        group.attach_host(host);
+    }
+    let (mut path_counters, mut devices) = (Vec::new(), Vec::new());
+    for uri in &config.paths {
+        let device = stack.open_device(uri)?;
+        let counters = PathCounters::new(device.name().to_owned());
+        let counted: Arc<dyn Device> = Arc::new(CountedDevice::new(device.clone(), counters.clone()));
+        group.add_path(PathConfig::new(counted))?;
+        devices.push(device);
+        path_counters.push(counters);
+    }
+    let deadline = Instant::now() + config.connect_timeout;
+    for device in &devices {
+        // A path that does not answer is no reason not to measure the others; all of them are.
+        if let Err(error) = wait_live(&**device, deadline.saturating_duration_since(Instant::now())) {
+            tracing::warn!("{error}");
+        }
+    }
+    group.refresh();
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+    let info = wait_live(&*group, left)?;
+    for path in group.statistics().into_iter().filter(|p| !p.access.is_some_and(polypath_block::Access::usable)) {
+        tracing::warn!(path = path.name, state = ?path.state, why = path.why, "path is not usable");
+    }
+    Ok(Disk { device: group.clone(), info, path_counters, group: Some(group), events })
+}
