@@ -4,7 +4,7 @@ use crate::admin::{ADMIN_DATA, ADMIN_DEPTH, Data, Fault, Handle, command, demand
 use crate::association::Namespace;
 use crate::config::ControllerConfig;
 use crate::link::{Link, RX_ADMIN};
-use crate::namespace::{ControllerView, describe, with_access};
+use crate::namespace::{ControllerView, PowerHistory, describe, with_access};
 use crate::pdu::IcReq;
 use crate::proto::HostConfig;
 use polypath_block::{Code, Time};
@@ -12,7 +12,7 @@ use polypath_nvme::bringup::{self, Bringup, Ready, RegOp, Request};
 use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, ConnectResponse, cattr};
 use polypath_nvme::features::{AsyncEventConfig, NumberOfQueues, fid};
 use polypath_nvme::identify::{self, IdentifyController, IdentifyNamespace, NamespaceIds, cns};
-use polypath_nvme::log::{AnaLog, lid};
+use polypath_nvme::log::{AnaLog, SmartLog, lid};
 use polypath_nvme::sqe::NSID_ALL;
 use polypath_nvme::{ParseError, Sqe, StatusField};
 use std::collections::BTreeMap;
@@ -215,6 +215,29 @@ pub(crate) async fn read_log(
     Ok(log)
 }
 
+/// How often the controller has lost its power, if that costs its cache anything and it tells.
+pub(crate) async fn power_history(
+    admin: &Handle,
+    config: &ControllerConfig,
+    controller: &IdentifyController,
+) -> Result<Option<PowerHistory>, Fault> {
+    if !controller.has_volatile_write_cache() {
+        return Ok(None);
+    }
+    let sqe = Sqe::get_log_page(0, NSID_ALL, lid::SMART, 0, true, 0, SmartLog::LEN as u32);
+    let answer = command(admin, sqe, Data::In(SmartLog::LEN as u32), Some(config.connect_timeout)).await?;
+    if !answer.cqe.status.is_success() {
+        let status = answer.cqe.status;
+        tracing::warn!(
+            path = %config.name, %status,
+            "no SMART log: should the controller lose its power, and its write cache, nobody will know"
+        );
+        return Ok(None);
+    }
+    let smart = SmartLog::parse(&answer.data)?;
+    Ok(Some(PowerHistory { cycles: smart.power_cycles, unsafe_shutdowns: smart.unsafe_shutdowns }))
+}
+
 /// The ANA log, if the controller has one.
 pub(crate) async fn ana_log(
     admin: &Handle,
@@ -386,7 +409,14 @@ mod tests {
     fn the_ana_log_is_read_at_once_where_the_controller_transfers_that_much() {
         let piece = |mdts| {
             let identify = IdentifyController { mdts, lpa: 7, ..Default::default() };
-            ana_piece(&ControllerView { identify, page_shift_min: 12, subnqn: String::new(), queues: 1, depth: 1 })
+            ana_piece(&ControllerView {
+                identify,
+                page_shift_min: 12,
+                subnqn: String::new(),
+                queues: 1,
+                depth: 1,
+                power: None,
+            })
         };
         assert_eq!((piece(0), piece(5), piece(1), piece(255)), (ADMIN_DATA, ADMIN_DATA, 8192, ADMIN_DATA));
         // What Linux's target asks for: 128 groups, 1024 namespaces.

@@ -20,6 +20,15 @@ pub(crate) struct ControllerView {
     pub(crate) subnqn: String,
     pub(crate) queues: u16,
     pub(crate) depth: u16,
+    /// How often it lost its power so far, if it has a volatile cache and tells.
+    pub(crate) power: Option<PowerHistory>,
+}
+
+/// What a controller counts of its losses of power (SMART log, Base 2.1 section 5.1.12.1.3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PowerHistory {
+    pub(crate) cycles: u128,
+    pub(crate) unsafe_shutdowns: u128,
 }
 
 /// Access that an ANA state means.
@@ -132,8 +141,12 @@ fn identity(view: &ControllerView, nsid: u32, ns: &IdentifyNamespace, ids: &Name
         // Nothing that makes two paths one disk; enough to notice that another one answers here.
         identifiers.push(Identifier::Place(format!("{} {} {nsid}", view.subnqn, view.identify.serial())));
     }
-    let cache_domain = CacheDomain(format!("nvme:{}:{}", view.subnqn, view.identify.serial()));
-    Identity { identifiers, cache_domain }
+    let mut domain = format!("nvme:{}:{}", view.subnqn, view.identify.serial());
+    if let Some(power) = view.power {
+        // A volatile cache that has lost its power is another one: what the old one held is gone.
+        domain += &format!(":power-cycle-{}-{}", power.cycles, power.unsafe_shutdowns);
+    }
+    Identity { identifiers, cache_domain: CacheDomain(domain) }
 }
 
 #[cfg(test)]
@@ -145,7 +158,7 @@ mod tests {
     fn view() -> ControllerView {
         let mut identify = IdentifyController { oncs: 0xd, mdts: 5, vwc: 1, ..Default::default() };
         identify.set_names("SERIAL", "model", "fw");
-        ControllerView { identify, page_shift_min: 12, subnqn: "nqn.s".into(), queues: 4, depth: 127 }
+        ControllerView { identify, page_shift_min: 12, subnqn: "nqn.s".into(), queues: 4, depth: 127, power: None }
     }
 
     fn namespace() -> IdentifyNamespace {
@@ -166,6 +179,18 @@ mod tests {
         assert_eq!(n.info.identity.identifiers, [Identifier::Nguid([7; 16]), Identifier::Uuid([9; 16])]);
         assert_eq!(n.info.identity.cache_domain.0, "nvme:nqn.s:SERIAL");
         assert_eq!((n.info.access, n.info.max_queues, n.info.max_depth), (Access::Optimized, 4, 127));
+    }
+
+    #[test]
+    fn a_cache_that_lost_its_power_is_another_one() {
+        let domain = |power| {
+            let view = ControllerView { power, ..view() };
+            describe(&view, 1, &namespace(), &NamespaceIds::default(), None).info.identity.cache_domain.clone()
+        };
+        let after = |cycles, unsafe_shutdowns| domain(Some(PowerHistory { cycles, unsafe_shutdowns }));
+        assert_eq!(after(3, 1), after(3, 1));
+        assert!(after(3, 1) != after(4, 1) && after(3, 1) != after(3, 2));
+        assert_eq!(domain(None).0, "nvme:nqn.s:SERIAL", "without a cache, or a word about its power");
     }
 
     #[test]
