@@ -108,7 +108,7 @@ fn no_other_place_copies() -> Result<()> {
         ("nvmf-tcp/src/pdu/", 7, "headers: commands, completions, the quote in a terminate request"),
         ("nvmf-tcp/src/proto/receive.rs", 3, "headers and digests that come in pieces"),
         ("nvmf-tcp/src/command.rs", 3, "the ranges of a discard"),
-        ("nvmf-tcp/src/queue.rs", 1, "the data of Connect"),
+        ("nvmf-tcp/src/queue/mod.rs", 1, "the data of Connect"),
         ("nvmf-tcp/src/admin.rs", 2, "data of admin commands"),
         ("nvmf-tcp/src/attach.rs", 1, "log pages"),
         ("nvmf-tcp/src/config.rs", 2, "a host identifier"),
