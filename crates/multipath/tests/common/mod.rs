@@ -1,6 +1,9 @@
 //! A group over simulated paths, and a guest on it.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
+pub mod log;
+pub mod scripted;
+
 use polypath_block::{Device, Limits, QueueConfig, Time};
 use polypath_multipath::{Event, EventKind, Events, Group, GroupConfig, PathConfig, PathId, PathState, PathStatistics};
 use polypath_sim::{Guest, Mix, Oracle, PathOptions, SimPath, World, run};
