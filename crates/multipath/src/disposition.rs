@@ -9,16 +9,16 @@ pub(crate) enum Disposition {
     /// It succeeded, or every path would answer the same: tell whoever asked.
     Report,
     /// Another path may do.
-    Retry(Grudge),
+    Retry(Penalty),
     /// The path refuses what the group has promised and checked: another one may know better. If none does, report it.
-    Doubt,
+    AskAnother,
     /// It is not proven quiet and may not be sent again: its outcome is unknown.
-    Unprovable,
+    OutcomeUnknown,
 }
 
-/// How the path is thought of after a failure.
+/// How a path is avoided after a failure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Grudge {
+pub(crate) enum Penalty {
     /// It is changing state: look elsewhere for a moment.
     Busy,
     /// It gives no access, and will say when that changes.
@@ -29,20 +29,21 @@ pub(crate) enum Grudge {
 
 /// Decides about a completion with `status`, quiet because of `proof`.
 pub(crate) fn on_completion(status: Status, op: Op, proof: Proof, fencing: Fencing) -> Disposition {
+    let unproven = op.changes_medium() && proof == Proof::None && fencing == Fencing::On;
     // The group compares ranges with what all its paths had: a path that says otherwise has shrunk, or was swapped.
-    if status.code == Code::OutOfRange {
-        return Disposition::Doubt;
+    if status.code == Code::OutOfRange && !unproven {
+        return Disposition::AskAnother;
     }
     if status.scope() == Scope::Io {
         return Disposition::Report;
     }
-    if op.changes_medium() && proof == Proof::None && fencing == Fencing::On {
-        return Disposition::Unprovable;
+    if unproven {
+        return Disposition::OutcomeUnknown;
     }
     Disposition::Retry(match status.code {
-        Code::PathBusy => Grudge::Busy,
-        Code::PathNoAccess => Grudge::NoAccess,
-        _ => Grudge::Failure,
+        Code::PathBusy => Penalty::Busy,
+        Code::PathNoAccess => Penalty::NoAccess,
+        _ => Penalty::Failure,
     })
 }
 
@@ -64,21 +65,21 @@ mod tests {
     #[test]
     fn every_code_has_its_place() {
         let retried = [
-            (Code::PathLost, Grudge::Failure),
-            (Code::PathNoAccess, Grudge::NoAccess),
-            (Code::PathBusy, Grudge::Busy),
-            (Code::PathTimeout, Grudge::Failure),
-            (Code::PathProtocol, Grudge::Failure),
-            (Code::PathIdentity, Grudge::Failure),
-            (Code::NoPath, Grudge::Failure),
-            (Code::Gone, Grudge::Failure),
+            (Code::PathLost, Penalty::Failure),
+            (Code::PathNoAccess, Penalty::NoAccess),
+            (Code::PathBusy, Penalty::Busy),
+            (Code::PathTimeout, Penalty::Failure),
+            (Code::PathProtocol, Penalty::Failure),
+            (Code::PathIdentity, Penalty::Failure),
+            (Code::NoPath, Penalty::Failure),
+            (Code::Gone, Penalty::Failure),
         ];
         for code in Code::ALL {
             for op in Op::ALL {
                 let got = on_completion(code.into(), op, Proof::Answered, Fencing::On);
                 match retried.iter().find(|(c, _)| *c == code) {
-                    Some(&(_, grudge)) => assert_eq!(got, Disposition::Retry(grudge), "{code:?} {op:?}"),
-                    None if code == Code::OutOfRange => assert_eq!(got, Disposition::Doubt),
+                    Some(&(_, penalty)) => assert_eq!(got, Disposition::Retry(penalty), "{code:?} {op:?}"),
+                    None if code == Code::OutOfRange => assert_eq!(got, Disposition::AskAnother),
                     None => assert_eq!(got, Disposition::Report, "{code:?} {op:?}"),
                 }
             }
@@ -89,9 +90,13 @@ mod tests {
     fn changes_need_a_proof() {
         for op in Op::ALL {
             let lost = Status::new(Code::PathLost);
-            let unproven = on_completion(lost, op, Proof::None, Fencing::On) == Disposition::Unprovable;
+            let unproven = on_completion(lost, op, Proof::None, Fencing::On) == Disposition::OutcomeUnknown;
             assert_eq!(unproven, op.changes_medium());
-            assert_ne!(on_completion(lost, op, Proof::None, Fencing::Off), Disposition::Unprovable);
+            assert_ne!(on_completion(lost, op, Proof::None, Fencing::Off), Disposition::OutcomeUnknown);
+            // Asking another path is sending it again.
+            let range = on_completion(Code::OutOfRange.into(), op, Proof::None, Fencing::On);
+            let want = if op.changes_medium() { Disposition::Report } else { Disposition::AskAnother };
+            assert_eq!(range, want, "{op:?}");
             assert_eq!(on_suspect(Fate::Unknown, op, Fencing::On), None);
             assert_eq!(on_suspect(Fate::Unknown, op, Fencing::Off), op.changes_medium().then_some(Proof::None));
             assert_eq!(on_suspect(Fate::NotSent, op, Fencing::On), Some(Proof::NeverSent));

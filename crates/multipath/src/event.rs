@@ -1,4 +1,4 @@
-//! What a group tells whoever listens.
+//! What a group publishes to whoever listens.
 
 use crate::config::PathId;
 use polypath_block::{Access, Code, FenceTerms, Proof, Time};
@@ -118,7 +118,7 @@ impl Subscribers {
         Events { receiver, missed }
     }
 
-    pub(crate) fn tell(&mut self, event: &Event) {
+    pub(crate) fn publish(&mut self, event: &Event) {
         self.0.retain(|(sender, missed)| match sender.try_send(event.clone()) {
             Ok(()) => true,
             Err(TrySendError::Full(_)) => {
@@ -140,12 +140,12 @@ mod tests {
         let events = subscribers.subscribe();
         let event = Event { at: Time::ZERO, path: None, kind: EventKind::Grown { blocks: 1 } };
         for _ in 0..ROOM + 3 {
-            subscribers.tell(&event);
+            subscribers.publish(&event);
         }
         assert_eq!(events.missed(), 3);
         assert_eq!(core::iter::from_fn(|| events.try_next()).count(), ROOM);
         drop(events);
-        subscribers.tell(&event);
+        subscribers.publish(&event);
         assert!(subscribers.0.is_empty());
     }
 }

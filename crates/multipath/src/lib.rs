@@ -17,19 +17,22 @@
 //! it completes no earlier, not even with an error. Reads are sent again as soon as their path says that nobody touches their
 //! buffers. Completions of an old attempt never finish a new one: each attempt has a number in its tag.
 //!
-//! Read `group.rs` for the control plane, `queue/mod.rs` for the data path, `disposition.rs` for the decisions.
+//! Read `group.rs` and `control.rs` for the control plane, `queue/mod.rs` for the data path, `disposition.rs` for the decisions,
+//! `cache.rs` for the flush rule.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod config;
-mod dirty;
+mod control;
 mod disposition;
 mod event;
 mod group;
 mod inventory;
 mod membership;
+mod path;
 mod queue;
-mod record;
 mod selector;
+mod shared;
 mod state;
 mod stats;
 

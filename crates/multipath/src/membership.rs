@@ -2,11 +2,11 @@
 
 use crate::config::MatchPolicy;
 use core::mem::discriminant;
-use polypath_block::{DeviceInfo, Geometry, Identifier, Identity, Limits, Verdict};
+use polypath_block::{CacheDomain, DeviceInfo, Geometry, Identifier, Identity, Limits, Verdict};
 
 /// What the group has promised to whoever uses it.
 #[derive(Clone, Debug)]
-pub(crate) struct Promise {
+pub(crate) struct Exported {
     pub(crate) identity: Identity,
     pub(crate) geometry: Geometry,
     pub(crate) limits: Limits,
@@ -17,26 +17,26 @@ pub(crate) struct Promise {
 /// May a path that shows `info` carry I/O? `before` is what the same path showed when it was admitted last.
 pub(crate) fn admit(
     policy: &MatchPolicy,
-    promise: Option<&Promise>,
+    exported: Option<&Exported>,
     before: Option<&Identity>,
     info: &DeviceInfo,
 ) -> Result<(), String> {
     info.geometry.check().map_err(|e| format!("its geometry makes no sense: {e}"))?;
-    identity(policy, promise, before, info)?;
-    let Some(promise) = promise else { return Ok(()) };
-    let (have, want) = (info.geometry, promise.geometry);
+    identity(policy, exported, before, info)?;
+    let Some(exported) = exported else { return Ok(()) };
+    let (have, want) = (info.geometry, exported.geometry);
     if have.block_size != want.block_size {
         return Err(format!("its blocks have {} bytes, those of the group {}", have.block_size, want.block_size));
     }
     if have.blocks < want.blocks {
         return Err(format!("it has {} blocks, fewer than the {} the group has promised", have.blocks, want.blocks));
     }
-    abilities(promise, &info.limits)
+    abilities(exported, &info.limits)
 }
 
 fn identity(
     policy: &MatchPolicy,
-    promise: Option<&Promise>,
+    exported: Option<&Exported>,
     before: Option<&Identity>,
     info: &DeviceInfo,
 ) -> Result<(), String> {
@@ -53,7 +53,8 @@ fn identity(
                     shown.identifiers, before.identifiers
                 ));
             }
-            Verdict::Unknown if before.identifiers == shown.identifiers => {}
+            // Nothing that can be compared: then at least the subsystem or logical unit must be the one that it was.
+            Verdict::Unknown if before.identifiers == shown.identifiers => same_place(before, shown)?,
             Verdict::Unknown => {
                 return Err(format!(
                     "since it reconnected it shows {:?}, which cannot be compared with {:?} from before",
@@ -62,8 +63,8 @@ fn identity(
             }
         }
     }
-    let Some(promise) = promise else { return Ok(()) };
-    let reference = &promise.identity;
+    let Some(exported) = exported else { return Ok(()) };
+    let reference = &exported.identity;
     match (reference.compare(shown), policy) {
         (Verdict::Same, _) => Ok(()),
         (Verdict::Different, _) => Err(format!(
@@ -78,6 +79,24 @@ fn identity(
             shown.identifiers, reference.identifiers
         )),
     }
+}
+
+fn same_place(before: &Identity, shown: &Identity) -> Result<(), String> {
+    let (then, now) = (&before.cache_domain, &shown.cache_domain);
+    if place(then) == place(now) {
+        return Ok(());
+    }
+    Err(format!(
+        "it shows no identifier that could be compared, and since it reconnected it is \"{}\", before it was \"{}\"; \
+         remove the path and add it again if that is the same disk",
+        now.0, then.0
+    ))
+}
+
+/// Where a cache is, without the count of its power cycles: a driver that knows the count appends it behind the last `#`. A cache
+/// that lost its power is another cache in the same place.
+fn place(domain: &CacheDomain) -> &str {
+    domain.0.rsplit_once('#').map_or(&*domain.0, |(place, _)| place)
 }
 
 /// What is known of a path that showed `before` and shows `shown` now: kinds of identifiers that it leaves out are remembered,
@@ -100,12 +119,12 @@ fn pinned(expected: &[Identifier], shown: &Identity) -> Result<(), String> {
 }
 
 /// Is everything promised still there? Smaller sizes are no matter: the group splits.
-fn abilities(promise: &Promise, have: &Limits) -> Result<(), String> {
-    let want = &promise.limits;
+fn abilities(exported: &Exported, have: &Limits) -> Result<(), String> {
+    let want = &exported.limits;
     if have.read_only && !want.read_only {
         return Err("it is read-only and the group takes changes".into());
     }
-    if !promise.frozen {
+    if !exported.frozen {
         return Ok(());
     }
     let lacks = [
@@ -126,7 +145,7 @@ fn abilities(promise: &Promise, have: &Limits) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polypath_block::{Access, CacheDomain};
+    use polypath_block::Access;
 
     fn info(ids: &[Identifier], blocks: u64) -> DeviceInfo {
         DeviceInfo {
@@ -139,8 +158,8 @@ mod tests {
         }
     }
 
-    fn promise(of: &DeviceInfo, frozen: bool) -> Promise {
-        Promise { identity: of.identity.clone(), geometry: of.geometry, limits: of.limits, frozen }
+    fn exported(of: &DeviceInfo, frozen: bool) -> Exported {
+        Exported { identity: of.identity.clone(), geometry: of.geometry, limits: of.limits, frozen }
     }
 
     const A: Identifier = Identifier::Uuid([1; 16]);
@@ -149,7 +168,7 @@ mod tests {
     #[test]
     fn identity_decides() {
         let founder = info(&[A], 100);
-        let p = promise(&founder, true);
+        let p = exported(&founder, true);
         let w = MatchPolicy::Worldwide;
         let t10 = Identifier::T10Vendor(vec![7]);
         assert_eq!(admit(&w, Some(&p), None, &info(&[A], 100)), Ok(()));
@@ -166,22 +185,55 @@ mod tests {
     #[test]
     fn reconnecting_as_somebody_else_is_seen() {
         let founder = info(&[A], 100);
-        let p = promise(&founder, true);
+        let p = exported(&founder, true);
         for policy in [MatchPolicy::Worldwide, MatchPolicy::Stated] {
             let err = admit(&policy, Some(&p), Some(&founder.identity), &info(&[B], 100)).unwrap_err();
             assert!(err.contains("reconnected"), "{err}");
             assert!(admit(&policy, Some(&p), Some(&founder.identity), &info(&[], 100)).is_err());
         }
         let nameless = info(&[], 100);
-        let p = promise(&nameless, true);
+        let p = exported(&nameless, true);
         assert_eq!(admit(&MatchPolicy::Worldwide, Some(&p), Some(&nameless.identity), &nameless), Ok(()));
+    }
+
+    #[test]
+    fn who_shows_nothing_comparable_must_be_where_it_was() {
+        let t10 = [Identifier::T10Vendor(vec![7])];
+        for ids in [&[][..], &t10] {
+            let at = |domain: &str| {
+                let mut i = info(ids, 100);
+                i.identity.cache_domain = CacheDomain(domain.into());
+                i
+            };
+            let before = at("nqn.a:S1#3").identity;
+            let p = exported(&at("nqn.a:S1#3"), true);
+            let again = |domain: &str| admit(&MatchPolicy::Stated, Some(&p), Some(&before), &at(domain));
+            assert_eq!((again("nqn.a:S1#3"), again("nqn.a:S1#4"), again("nqn.a:S1")), (Ok(()), Ok(()), Ok(())));
+            for other in ["nqn.a:S2#3", "nqn.b:S1#3", "nqn.b:S1", ""] {
+                let err = again(other).unwrap_err();
+                assert!(err.contains("nqn.a:S1#3") && err.contains("add it again"), "{err}");
+            }
+            assert_eq!(
+                admit(&MatchPolicy::Stated, Some(&p), None, &at("nqn.b:S1")),
+                Ok(()),
+                "a new path is told by policy"
+            );
+        }
+        // Who shows an identifier is told by that alone: a controller may be replaced.
+        let named = |domain: &str| {
+            let mut i = info(&[A], 100);
+            i.identity.cache_domain = CacheDomain(domain.into());
+            i
+        };
+        let p = exported(&named("one"), true);
+        assert_eq!(admit(&MatchPolicy::Worldwide, Some(&p), Some(&named("one").identity), &named("two")), Ok(()));
     }
 
     #[test]
     fn nobody_becomes_another_disk_in_two_steps() {
         let nguid = |n| Identifier::Nguid([n; 16]);
         let founder = info(&[A], 100);
-        let p = promise(&founder, true);
+        let p = exported(&founder, true);
         let w = MatchPolicy::Worldwide;
         let mut known = remember(None, &info(&[A, nguid(1)], 100).identity);
         for shown in [&[A][..], &[nguid(1), A][..]] {
@@ -198,7 +250,7 @@ mod tests {
     fn size_and_abilities() {
         let founder = info(&[A], 100);
         let w = MatchPolicy::Worldwide;
-        let p = promise(&founder, true);
+        let p = exported(&founder, true);
         assert_eq!(admit(&w, Some(&p), None, &info(&[A], 101)), Ok(()));
         assert!(admit(&w, Some(&p), None, &info(&[A], 99)).unwrap_err().contains("promised"));
         let mut other = info(&[A], 100);
@@ -207,7 +259,7 @@ mod tests {
         let mut other = info(&[A], 100);
         other.limits.fua = false;
         assert!(admit(&w, Some(&p), None, &other).unwrap_err().contains("force unit"));
-        assert_eq!(admit(&w, Some(&promise(&founder, false)), None, &other), Ok(()));
+        assert_eq!(admit(&w, Some(&exported(&founder, false)), None, &other), Ok(()));
         let mut other = info(&[A], 100);
         other.limits.write_cache = true;
         assert!(admit(&w, Some(&p), None, &other).unwrap_err().contains("cache"));

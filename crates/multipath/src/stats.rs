@@ -13,7 +13,7 @@ pub struct PathStatistics {
     pub id: PathId,
     /// Its name.
     pub name: String,
-    /// Where it stands.
+    /// Its state.
     pub state: PathState,
     /// The access it gives; `None` before it answered for the first time.
     pub access: Option<Access>,
@@ -76,7 +76,7 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    pub(crate) fn take_in(&mut self, c: &Counters) {
+    pub(crate) fn add(&mut self, c: &Counters) {
         let ios = c.ios.load(Ordering::Relaxed);
         self.ios += ios;
         self.bytes += c.bytes.load(Ordering::Relaxed);
@@ -88,9 +88,9 @@ impl Totals {
         self.latency_weight += ios;
     }
 
-    /// As [`Totals::take_in`], for a queue that lets go: it has nothing in flight any more.
+    /// As [`Totals::add`], for a queue that is dropped: it has nothing in flight any more.
     pub(crate) fn retire(&mut self, c: &Counters) {
-        self.take_in(c);
+        self.add(c);
         (self.in_flight, self.suspects) = (0, 0);
     }
 

@@ -298,7 +298,9 @@ fn the_flush_before_a_removal_goes_to_no_device_that_changed() {
             b.devices[0].succeed(read);
             b.turns(3);
             let flushes = b.devices[0].taken().iter().filter(|io| io.op == Op::Flush).count();
-            assert_eq!(flushes, usize::from(!changed), "{:?}", back.identity);
+            // The new cache of the same disk may be flushed once it was verified; that says nothing about the old one.
+            let new_cache = !removed_first && back.identity.cache_domain.0 == "c#2";
+            assert_eq!(flushes, usize::from(!changed || new_cache), "{:?}", back.identity);
             b.devices[0].succeed_all();
             b.turns(3);
             assert_eq!(b.group.paths().len(), 1, "removed");

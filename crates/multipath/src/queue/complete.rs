@@ -1,13 +1,13 @@
 //! What paths report, and what becomes of it.
 
-use super::dispatch::untag;
-use super::local::Phase;
-use super::{MultipathQueue, Owner};
+use super::MultipathQueue;
+use super::path::Phase;
+use super::task::{Owner, untag};
 use crate::config::Fencing;
-use crate::disposition::{Disposition, Grudge, on_completion, on_suspect};
+use crate::disposition::{Disposition, Penalty, on_completion, on_suspect};
 use crate::selector::Selector;
 use crate::stats;
-use polypath_block::{Code, Completion, Cx, Flags, Proof, SlotKey, Status, Suspect, Time};
+use polypath_block::{Code, Completion, Cx, Flags, Io, Op, Proof, SlotKey, Status, Suspect, Time};
 
 impl MultipathQueue {
     /// Polls the queue of every path and acts on what they say.
@@ -17,12 +17,11 @@ impl MultipathQueue {
             let Some(queue) = path.queue.as_mut() else { continue };
             queue.poll(cx, &mut self.scratch);
             if !self.scratch.is_empty() {
+                // Room may have come free, also by what waits for its fence now: ask again.
+                self.full &= !(1 << slot);
                 for i in 0..self.scratch.suspects.len() {
                     let suspect = self.scratch.suspects[i];
                     self.suspected(slot, suspect, cx.now);
-                }
-                if !self.scratch.completions.is_empty() {
-                    self.full &= !(1 << slot);
                 }
                 for i in 0..self.scratch.completions.len() {
                     let completion = self.scratch.completions[i];
@@ -30,10 +29,9 @@ impl MultipathQueue {
                 }
                 self.scratch.clear();
             }
-            self.look_at_health(slot, cx.now);
+            self.check_health(slot, cx.now);
             // Nothing of ours is there that could make room by completing: ask again.
-            let idle = self.loads[slot].in_flight == 0 && self.paths[slot].as_ref().is_some_and(|p| p.suspects == 0);
-            if idle {
+            if self.loads[slot].in_flight == 0 {
                 self.full &= !(1 << slot);
             }
         }
@@ -52,9 +50,9 @@ impl MultipathQueue {
         path.count_load(&self.loads[slot]);
         let op = task.io.op;
         if path.incident.suspected(now) {
-            self.group.suspect(path.shared.id, suspect.cause, suspect.fence);
+            self.group.report_suspects(path.shared.id, suspect.cause, suspect.fence);
             tracing::warn!(
-                group = %self.group.name(), path = %path.shared.name, cause = %Status::new(suspect.cause),
+                group = %self.group.name, path = %path.shared.name, cause = %Status::new(suspect.cause),
                 proof = %suspect.fence.proof, within_ms = suspect.fence.within.as_millis() as u64,
                 "requests of the path are not known to be quiet; changes among them wait for the fence"
             );
@@ -65,7 +63,7 @@ impl MultipathQueue {
         if let Some(proof) = on_suspect(suspect.fate, op, self.group.fencing) {
             task.tried |= 1 << slot;
             self.note_redrive(slot, key, proof, now);
-            self.redrive(key, now);
+            self.redrive(key, proof, now);
         }
     }
 
@@ -77,7 +75,7 @@ impl MultipathQueue {
         let Some(task) = current else {
             path.suspects = path.suspects.saturating_sub(1);
             path.count_load(&self.loads[slot]);
-            return self.ghost_done(key);
+            return self.superseded_done(key);
         };
         task.outstanding -= 1;
         if task.suspect {
@@ -99,30 +97,30 @@ impl MultipathQueue {
         stats::add(&path.counters.errors, 1);
         match on_completion(c.status, task.io.op, c.proof, self.group.fencing) {
             Disposition::Report => self.settle(key, c.status, c.proof),
-            Disposition::Unprovable => self.settle(key, Code::OutcomeUnknown.into(), c.proof),
-            Disposition::Doubt => {
+            Disposition::OutcomeUnknown => self.settle(key, Code::OutcomeUnknown.into(), c.proof),
+            Disposition::AskAnother => {
                 task.tried |= 1 << slot;
-                task.doubt = Some(c.status);
-                self.redrive(key, now);
+                task.refusal = Some(c.status);
+                self.redrive(key, c.proof, now);
             }
-            Disposition::Retry(grudge) => {
+            Disposition::Retry(penalty) => {
                 task.tried |= 1 << slot;
                 path.last_cause = c.status.code;
-                path.bear(grudge, now);
+                path.penalize(penalty, now);
                 self.rank(now);
-                if grudge == Grudge::Failure {
+                if penalty == Penalty::Failure {
                     tracing::debug!(
-                        group = %self.group.name(), path = %self.path_name(slot), status = %c.status, "request failed on the path"
+                        group = %self.group.name, path = %self.path_name(slot), status = %c.status, "request failed on the path"
                     );
                 }
                 self.note_redrive(slot, key, c.proof, now);
-                self.redrive(key, now);
+                self.redrive(key, c.proof, now);
             }
         }
     }
 
-    /// An attempt that was given up has become quiet.
-    fn ghost_done(&mut self, key: SlotKey) {
+    /// A superseded attempt has become quiet.
+    fn superseded_done(&mut self, key: SlotKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         task.outstanding = task.outstanding.saturating_sub(1);
         if let Some((status, proof)) = task.settled.filter(|_| task.outstanding == 0) {
@@ -132,20 +130,19 @@ impl MultipathQueue {
 
     fn succeeded(&mut self, slot: usize, key: SlotKey, proof: Proof) {
         let (Some(task), Some(path)) = (self.tasks.get(key), self.paths[slot].as_ref()) else { return };
-        let domains = &self.group.domains;
-        if let Some((domain, epoch)) = task.domain {
-            domains.get(domain).cleaned(epoch);
-        } else if task.io.op.changes_medium() && path.write_cache && !task.io.flags.contains(Flags::FUA) {
-            match path.domain {
-                Some(domain) if domains.get(domain).members() > 0 => domains.get(domain).soil(),
-                // Its cache went while it was on the way.
-                _ => domains.latch(),
+        if let Some(flush) = task.flush {
+            self.group.caches.mark_clean(flush);
+        } else if !is_durable(&task.io) {
+            // The cache that it was sent to, even if the path leads to another one by now; or the one that was enabled meanwhile.
+            let cache = task.cache.or(path.write_cache.then_some(path.cache).flatten());
+            if let Some(cache) = cache {
+                self.group.caches.mark_dirty(cache);
             }
         }
         self.settle(key, Status::OK, proof);
     }
 
-    /// The outcome of a task is known; it finishes when no older attempt is open either.
+    /// The outcome of a task is known; it finishes when no superseded attempt is open either.
     pub(super) fn settle(&mut self, key: SlotKey, status: Status, proof: Proof) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         if task.outstanding > 0 && self.group.fencing == Fencing::On {
@@ -171,14 +168,14 @@ impl MultipathQueue {
 
     fn removal_flushed(&mut self, slot: usize, key: SlotKey, status: Status) {
         let Some(task) = self.tasks.remove(key) else { return };
-        if let Some((domain, epoch)) = task.domain.filter(|_| status.is_ok()) {
-            self.group.domains.get(domain).cleaned(epoch);
+        if let Some(flush) = task.flush.filter(|_| status.is_ok()) {
+            self.group.caches.mark_clean(flush);
         }
         if let Some(path) = self.paths[slot].as_mut() {
             path.phase = Phase::Flushed;
             if !status.is_ok() {
                 tracing::warn!(
-                    group = %self.group.name(), path = %path.shared.name, %status,
+                    group = %self.group.name, path = %path.shared.name, %status,
                     "flush before the removal of the path failed"
                 );
             }
@@ -192,7 +189,7 @@ impl MultipathQueue {
         stats::add(&path.counters.redriven, 1);
         if changes {
             tracing::debug!(
-                group = %self.group.name(), path = %path.shared.name, %proof, op = ?task.io.op, lba = task.io.lba,
+                group = %self.group.name, path = %path.shared.name, %proof, op = ?task.io.op, lba = task.io.lba,
                 blocks = task.io.blocks, "change is sent again on another path"
             );
         }
@@ -206,4 +203,10 @@ impl MultipathQueue {
     fn path_name(&self, slot: usize) -> &str {
         self.paths[slot].as_ref().map_or("", |p| &p.shared.name)
     }
+}
+
+/// Does it leave nothing in a volatile cache when it completes? NVMe's Dataset Management has no FUA: only of Write and Write Zeroes
+/// does the flag promise anything.
+fn is_durable(io: &Io) -> bool {
+    !io.op.changes_medium() || (io.flags.contains(Flags::FUA) && matches!(io.op, Op::Write | Op::WriteZeroes))
 }

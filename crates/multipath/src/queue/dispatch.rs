@@ -1,11 +1,14 @@
 //! Finding a path for a task.
 
+use super::MultipathQueue;
 use super::parent::Parent;
-use super::{MultipathQueue, Owner};
+use super::path::QueuePath;
+use super::task::{Owner, Task, tag};
+use crate::cache::FlushTarget;
 use crate::selector::{Choice, Selector};
 use crate::stats;
 use core::time::Duration;
-use polypath_block::{Code, Cx, Proof, RefusedWhy, SlotKey, Status};
+use polypath_block::{Code, Cx, Io, Proof, RefusedWhy, SlotKey, Status, Time};
 
 /// Longest delay between two rounds of a task over all paths, when all of them fail it.
 const ROUND_DELAY_MOST: Duration = Duration::from_millis(100);
@@ -13,9 +16,9 @@ const ROUND_DELAY_MOST: Duration = Duration::from_millis(100);
 /// Tries that a request gets however long each takes: a fence alone may take longer than the time limit.
 const TRIES_LEAST: u16 = 8;
 
-/// What came of an attempt to place a task.
+/// What came of an attempt to send a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Placed {
+enum Dispatched {
     /// A path has it, or it was split and its parts go on.
     Yes,
     /// The paths that could take it are full.
@@ -29,28 +32,35 @@ enum Placed {
 impl MultipathQueue {
     /// Finds a path for `key`, or a place to wait.
     pub(super) fn place(&mut self, cx: &mut Cx<'_>, key: SlotKey) {
+        let flush = self.tasks.get(key).and_then(|t| t.flush);
+        if let Some(flush) = flush.filter(|f| self.group.caches.is_unreachable(*f)) {
+            return self.abandon_flush(key, flush);
+        }
         match self.dispatch(cx, key) {
-            Placed::Yes => {}
-            Placed::NoRoom => self.backlog.push_back(key),
-            Placed::NoPath => self.wait_for_path(cx, key),
-            Placed::AllTried => self.wait_for_round(cx, key),
+            Dispatched::Yes => {}
+            Dispatched::NoRoom => {
+                self.has_path(key);
+                self.backlog.push_back(key);
+            }
+            Dispatched::NoPath => self.wait_for_path(cx, key),
+            Dispatched::AllTried => self.wait_for_round(cx, key),
         }
     }
 
-    fn dispatch(&mut self, cx: &mut Cx<'_>, key: SlotKey) -> Placed {
-        let (Some(task), Some(shape)) = (self.tasks.get(key), self.shape) else { return Placed::Yes };
+    fn dispatch(&mut self, cx: &mut Cx<'_>, key: SlotKey) -> Dispatched {
+        let (Some(task), Some(shape)) = (self.tasks.get(key), self.shape) else { return Dispatched::Yes };
         let (io, tried) = (task.io, task.tried);
-        let allowed = task.domain.map_or(u64::MAX, |(domain, _)| self.slots_of(domain));
+        let allowed = task.flush.map_or(u64::MAX, |f| self.slots_of(f.cache));
         let bytes = io.data_len(shape.block_size);
         let offset = io.lba.wrapping_mul(u64::from(shape.block_size));
         loop {
             let mut ranks = self.ranks.iter().map(|rank| rank & allowed);
             let Some(rank) = ranks.find(|rank| rank & !tried != 0) else {
-                return if self.usable() & allowed == 0 { Placed::NoPath } else { Placed::AllTried };
+                return if self.usable() & allowed == 0 { Dispatched::NoPath } else { Dispatched::AllTried };
             };
             let mask = rank & !tried & !self.full;
             if mask == 0 {
-                return Placed::NoRoom;
+                return Dispatched::NoRoom;
             }
             let slot = self.selector.pick(&Choice { mask, loads: &self.loads, bytes, offset, now: cx.now });
             let Some(path) = self.paths.get_mut(slot).and_then(Option::as_mut) else {
@@ -66,14 +76,14 @@ impl MultipathQueue {
             if !path.limits.fits(&io, shape.block_size, cx.segs) {
                 let limits = path.limits;
                 if !self.has_room_for_parent() {
-                    return Placed::NoRoom;
+                    return Dispatched::NoRoom;
                 }
-                let Some(task) = self.tasks.remove(key) else { return Placed::Yes };
+                let Some(task) = self.tasks.remove(key) else { return Dispatched::Yes };
                 self.start_parent(cx, Parent::split(task.owner, task.io, &limits, shape.block_size));
-                return Placed::Yes;
+                return Dispatched::Yes;
             }
             match self.send(cx, key, slot, bytes) {
-                Ok(()) => return Placed::Yes,
+                Ok(()) => return Dispatched::Yes,
                 Err(RefusedWhy::Full) => self.full |= 1 << slot,
                 Err(RefusedWhy::Gone) => self.unrank(slot),
             }
@@ -85,6 +95,7 @@ impl MultipathQueue {
         let Some(task) = self.tasks.get_mut(key) else { return Ok(()) };
         let Some(path) = self.paths[slot].as_mut() else { return Err(RefusedWhy::Gone) };
         let Some(queue) = path.queue.as_mut() else { return Err(RefusedWhy::Gone) };
+        let cache = path.write_cache.then_some(path.cache).flatten();
         let attempt = task.attempt.wrapping_add(1);
         let mut io = task.io;
         io.tag = tag(key, attempt);
@@ -92,7 +103,8 @@ impl MultipathQueue {
         task.attempt = attempt;
         task.outstanding += 1;
         task.suspect = false;
-        task.pathless = None;
+        task.cache = cache;
+        task.no_path_since = None;
         task.started = cx.now;
         self.loads[slot].in_flight += 1;
         self.loads[slot].bytes_in_flight += bytes;
@@ -106,19 +118,10 @@ impl MultipathQueue {
         let timeout = self.group.no_path_timeout;
         let closed = self.group.is_closed();
         let Some(task) = self.tasks.get_mut(key) else { return };
-        if let Some(status) = task.doubt {
+        if let Some(status) = task.refusal {
             return self.settle(key, status, Proof::Answered);
         }
-        let cache = task.domain.map(|(domain, epoch)| (self.group.domains.get(domain), epoch));
-        if let Some((cache, epoch)) = cache.filter(|(cache, _)| cache.members() == 0) {
-            if !cache.forsake(epoch) {
-                return self.settle(key, Status::OK, Proof::Answered);
-            }
-            // This flush is the report.
-            self.group.domains.take_lost();
-            return self.give_up(key, Code::CacheLost);
-        }
-        let expiry = task.pathless.get_or_insert(cx.now).after(timeout);
+        let expiry = task.no_path_since.get_or_insert(cx.now).after(timeout);
         if closed {
             self.give_up(key, Code::Gone);
         } else if expiry <= cx.now {
@@ -129,14 +132,31 @@ impl MultipathQueue {
         }
     }
 
+    /// No path leads to the cache of a flush any more, or what it was to cover is lost.
+    fn abandon_flush(&mut self, key: SlotKey, flush: FlushTarget) {
+        if self.group.caches.abandon(flush) {
+            self.give_up(key, Code::CacheLost);
+        } else {
+            self.settle(key, Status::OK, Proof::Answered);
+        }
+    }
+
+    /// Time for which a path could take it does not count as time without one.
+    fn has_path(&mut self, key: SlotKey) {
+        if let Some(task) = self.tasks.get_mut(key) {
+            task.no_path_since = None;
+        }
+    }
+
     /// Every path has failed it: another round after a moment, for a limited time since the first failure.
     fn wait_for_round(&mut self, cx: &Cx<'_>, key: SlotKey) {
+        self.has_path(key);
         let timeout = self.group.no_path_timeout;
         let Some(task) = self.tasks.get_mut(key) else { return };
-        if let Some(status) = task.doubt {
+        if let Some(status) = task.refusal {
             return self.settle(key, status, Proof::Answered);
         }
-        let expiry = task.trouble.get_or_insert(cx.now).after(timeout);
+        let expiry = task.first_failure.get_or_insert(cx.now).after(timeout);
         if expiry <= cx.now && task.retries >= TRIES_LEAST {
             return self.give_up(key, Code::NoPath);
         }
@@ -147,11 +167,13 @@ impl MultipathQueue {
 
     /// A task that no path has: fails it.
     fn give_up(&mut self, key: SlotKey, code: Code) {
-        self.settle(key, code.into(), Proof::NeverSent);
+        let proof = self.tasks.get(key).map_or(Proof::NeverSent, |t| t.proof);
+        self.settle(key, code.into(), proof);
     }
 
-    fn slots_of(&self, domain: u8) -> u64 {
-        let leads_there = |path: &Option<super::LocalPath>| path.as_ref().is_some_and(|p| p.domain == Some(domain));
+    /// Paths that lead to a cache, as bits of slots.
+    fn slots_of(&self, cache: u8) -> u64 {
+        let leads_there = |path: &Option<QueuePath>| path.as_ref().is_some_and(|p| p.cache == Some(cache));
         self.paths.iter().enumerate().fold(0, |mask, (slot, path)| mask | u64::from(leads_there(path)) << slot)
     }
 
@@ -159,21 +181,23 @@ impl MultipathQueue {
         self.ranks.iter_mut().for_each(|rank| *rank &= !(1 << slot));
     }
 
-    /// A task that is quiet goes to another path.
-    pub(super) fn redrive(&mut self, key: SlotKey, now: polypath_block::Time) {
+    /// A task that is quiet because of `proof` goes to another path.
+    pub(super) fn redrive(&mut self, key: SlotKey, proof: Proof, now: Time) {
         if let Some(task) = self.tasks.get_mut(key) {
-            task.trouble.get_or_insert(now);
+            task.first_failure.get_or_insert(now);
             task.retries = task.retries.saturating_add(1);
-            // The number moves on now, so that the old attempt's completion is told apart whenever it comes.
+            // The number moves on now, so that the superseded attempt's completion is told apart whenever it comes.
             task.attempt = task.attempt.wrapping_add(1);
             task.suspect = false;
+            task.proof = proof;
             self.backlog.push_back(key);
         }
     }
 
-    /// Flushes the cache behind `slot` before the path is let go. Fails when its queue does not take it now.
-    pub(super) fn send_removal_flush(&mut self, cx: &mut Cx<'_>, slot: usize, domain: u8) -> Result<(), RefusedWhy> {
-        let task = self.new_task(polypath_block::Io::flush(0), Owner::Removal(slot), cx.now, Some(domain));
+    /// Flushes the cache behind `slot` before the path is released. Fails when its queue does not take it now.
+    pub(super) fn send_removal_flush(&mut self, cx: &mut Cx<'_>, slot: usize, cache: u8) -> Result<(), RefusedWhy> {
+        let target = FlushTarget { cache, epoch: self.group.caches.begin_flush() };
+        let task = Task::new(Io::flush(0), Owner::Removal(slot), cx.now, Some(target));
         let Ok(key) = self.tasks.insert(task) else { return Err(RefusedWhy::Full) };
         let sent = self.send(cx, key, slot, 0);
         if sent.is_err() {
@@ -181,13 +205,4 @@ impl MultipathQueue {
         }
         sent
     }
-}
-
-/// The tag of an attempt: a late completion of an older one is told apart.
-pub(super) const fn tag(key: SlotKey, attempt: u32) -> u64 {
-    (attempt as u64) << 32 | key.as_u32() as u64
-}
-
-pub(super) const fn untag(tag: u64) -> (SlotKey, u32) {
-    (SlotKey::from_u32(tag as u32), (tag >> 32) as u32)
 }

@@ -6,16 +6,18 @@
 
 mod complete;
 mod dispatch;
-mod local;
 mod parent;
+mod path;
+mod task;
 
+use crate::cache::FlushTarget;
 use crate::config::{MAX_PATHS, SelectorKind};
-use crate::group::Group;
-use crate::record::Shared;
+use crate::path::PathShared;
 use crate::selector::{AnySelector, PathLoad, Slots as Bits};
+use crate::shared::GroupShared;
 use core::time::Duration;
-use local::LocalPath;
 use parent::Parent;
+use path::QueuePath;
 use polypath_block::{
     Armed, Code, Completion, Cx, Done, Health, Io, IoQueue, Limits, Op, Proof, Refused, RefusedWhy, SlotKey, Slots,
     Status, Time, Waits,
@@ -23,6 +25,7 @@ use polypath_block::{
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use task::{Owner, Task};
 
 /// How often a sleeping queue looks for changes while something waits for a path.
 const WATCH_WAITING: Duration = Duration::from_millis(10);
@@ -30,44 +33,6 @@ const WATCH_WAITING: Duration = Duration::from_millis(10);
 const WATCH_IDLE: Duration = Duration::from_millis(200);
 /// Ranks of candidates: optimized, non-optimized, then both again for paths that stall or failed a moment ago.
 const RANKS: usize = 4;
-
-/// To whom the outcome of a task or parent goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Owner {
-    /// The submitter, under this tag.
-    User(u64),
-    /// A parent.
-    Part(SlotKey),
-    /// The removal of the path in this slot, which flushes its cache first.
-    Removal(usize),
-}
-
-/// One request to one path at a time.
-#[derive(Debug)]
-struct Task {
-    io: Io,
-    owner: Owner,
-    /// Number of the current attempt: completions of older ones must not finish it.
-    attempt: u32,
-    /// Attempts whose completion has not come.
-    outstanding: u32,
-    /// The current attempt is suspect.
-    suspect: bool,
-    /// Its outcome, when only older attempts keep it open.
-    settled: Option<(Status, Proof)>,
-    /// Slots it failed on since all were tried.
-    tried: u64,
-    retries: u16,
-    /// What to report when every path refused it in the same way.
-    doubt: Option<Status>,
-    /// When it first failed.
-    trouble: Option<Time>,
-    /// Since when no path can take it.
-    pathless: Option<Time>,
-    started: Time,
-    /// Of a flush: the cache it must reach, and the epoch in which it began.
-    domain: Option<(u8, u64)>,
-}
 
 /// What the group shows, as the fast path needs it.
 #[derive(Clone, Copy, Debug)]
@@ -77,18 +42,18 @@ struct Shape {
     limits: Limits,
 }
 
-/// A queue of a [`Group`].
+/// A queue of a group.
 pub(crate) struct MultipathQueue {
-    group: Arc<Group>,
+    group: Arc<GroupShared>,
     depth: usize,
     generation: u64,
     shape: Option<Shape>,
     frozen: bool,
     selector_kind: SelectorKind,
     selector: AnySelector,
-    paths: Vec<Option<LocalPath>>,
+    paths: Vec<Option<QueuePath>>,
     /// Paths of the group that this queue holds nothing of, and the version of each that was looked at.
-    watched: Vec<(Arc<Shared>, u64)>,
+    watched: Vec<(Arc<PathShared>, u64)>,
     loads: Vec<PathLoad>,
     /// Candidates by rank, as bits of slots.
     ranks: [u64; RANKS],
@@ -109,17 +74,18 @@ pub(crate) struct MultipathQueue {
     stranded: VecDeque<SlotKey>,
     stranded_under: u64,
     delayed: Vec<(Time, SlotKey)>,
-    pumping: VecDeque<SlotKey>,
+    /// Parents with parts that wait for room.
+    to_issue: VecDeque<SlotKey>,
     /// Finished, to be handed out by the next poll.
     ready: Vec<Completion>,
     scratch: Done,
     next_expiry: Time,
-    recheck: bool,
+    retry_stranded_now: bool,
     closing: bool,
 }
 
 impl MultipathQueue {
-    pub(crate) fn new(group: Arc<Group>, depth: u16) -> Self {
+    pub(crate) fn new(group: Arc<GroupShared>, depth: u16) -> Self {
         let depth = usize::from(depth);
         let extras_most = depth.max(64);
         // One task for each open request, the extra parts, and one flush for each path that is being removed.
@@ -149,30 +115,12 @@ impl MultipathQueue {
             stranded: VecDeque::with_capacity(tasks),
             stranded_under: 0,
             delayed: Vec::with_capacity(tasks),
-            pumping: VecDeque::with_capacity(tasks),
+            to_issue: VecDeque::with_capacity(tasks),
             ready: Vec::with_capacity(2 * depth),
             scratch: Done::with_capacity(2 * tasks),
             next_expiry: Time::NEVER,
-            recheck: false,
+            retry_stranded_now: false,
             closing: false,
-        }
-    }
-
-    fn new_task(&self, io: Io, owner: Owner, now: Time, domain: Option<u8>) -> Task {
-        Task {
-            io,
-            owner,
-            attempt: 0,
-            outstanding: 0,
-            suspect: false,
-            settled: None,
-            tried: 0,
-            retries: 0,
-            doubt: None,
-            trouble: None,
-            pathless: None,
-            started: now,
-            domain: domain.map(|d| (d, self.group.domains.get(d).begin())),
         }
     }
 
@@ -193,17 +141,19 @@ impl MultipathQueue {
 
     fn flush(&mut self, cx: &mut Cx<'_>, io: Io) {
         let owner = Owner::User(io.tag);
-        if self.group.domains.take_lost() {
+        // The order matters, see `Caches::begin_flush`.
+        let epoch = self.group.caches.begin_flush();
+        let mask = self.group.caches.dirty_mask();
+        if self.group.caches.take_lost() {
             return self.finish(owner, Code::CacheLost.into(), Proof::Answered);
         }
-        let mask = self.group.domains.dirty_mask();
         match mask.count_ones() {
             0 => self.finish(owner, Status::OK, Proof::Answered),
             1 => {
-                let task = self.new_task(io, owner, cx.now, Some(mask.trailing_zeros() as u8));
-                self.start(cx, task);
+                let target = FlushTarget { cache: mask.trailing_zeros() as u8, epoch };
+                self.start(cx, Task::new(io, owner, cx.now, Some(target)));
             }
-            _ => self.start_parent(cx, Parent::flush(owner, mask)),
+            _ => self.start_parent(cx, Parent::flush(owner, mask, epoch)),
         }
     }
 
@@ -216,7 +166,7 @@ impl MultipathQueue {
     }
 
     /// Lets what waits go on: delays that passed, parents with more parts, the backlog.
-    fn move_on(&mut self, cx: &mut Cx<'_>) {
+    fn run_waiting(&mut self, cx: &mut Cx<'_>) {
         let mut i = 0;
         while let Some(&(at, key)) = self.delayed.get(i) {
             if at <= cx.now {
@@ -226,9 +176,9 @@ impl MultipathQueue {
                 i += 1;
             }
         }
-        for _ in 0..self.pumping.len() {
-            if let Some(key) = self.pumping.pop_front() {
-                self.pump(cx, key);
+        for _ in 0..self.to_issue.len() {
+            if let Some(key) = self.to_issue.pop_front() {
+                self.issue_parts(cx, key);
             }
         }
         self.retry_stranded(cx);
@@ -248,11 +198,11 @@ impl MultipathQueue {
     /// Tries tasks again that no path could take, if there is a path that there was not, or their time is up.
     fn retry_stranded(&mut self, cx: &mut Cx<'_>) {
         let gained = self.usable() & !self.stranded_under != 0;
-        let due = gained || self.recheck || cx.now >= self.next_expiry || self.group.is_closed();
+        let due = gained || self.retry_stranded_now || cx.now >= self.next_expiry || self.group.is_closed();
         if !due {
             return;
         }
-        self.recheck = false;
+        self.retry_stranded_now = false;
         self.next_expiry = Time::NEVER;
         for _ in 0..self.stranded.len() {
             let Some(key) = self.stranded.pop_front() else { break };
@@ -281,7 +231,7 @@ impl IoQueue for MultipathQueue {
         } else if io.op == Op::Flush {
             self.flush(cx, io);
         } else {
-            let task = self.new_task(io, Owner::User(io.tag), cx.now, None);
+            let task = Task::new(io, Owner::User(io.tag), cx.now, None);
             self.start(cx, task);
         }
         Ok(())
@@ -292,19 +242,19 @@ impl IoQueue for MultipathQueue {
     }
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
-        self.group.tell_time(cx.now);
-        self.follow(cx);
+        self.group.set_time(cx.now);
+        self.follow_group(cx);
         self.poll_paths(cx);
         self.rank(cx.now);
-        self.move_on(cx);
-        self.wind_down(cx);
+        self.run_waiting(cx);
+        self.release_paths(cx);
         self.kick_paths(cx);
         done.completions.append(&mut self.ready);
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
-        let can_pump = !self.pumping.is_empty() && self.extras < self.extras_most;
-        if !self.ready.is_empty() || self.unkicked != 0 || can_pump || self.is_behind() {
+        let can_issue = !self.to_issue.is_empty() && self.extras < self.extras_most;
+        if !self.ready.is_empty() || self.unkicked != 0 || can_issue || self.is_behind() {
             return Armed::Busy;
         }
         let waiting = !self.backlog.is_empty() || !self.stranded.is_empty();
@@ -346,7 +296,7 @@ impl IoQueue for MultipathQueue {
 impl Drop for MultipathQueue {
     fn drop(&mut self) {
         for path in self.paths.drain(..).flatten() {
-            self.group.let_go(path.shared.id, &path.counters, path.lapses);
+            self.group.release(path.shared.id, &path.counters, path.reported);
         }
         self.group.queue_closed();
     }

@@ -1,13 +1,17 @@
 //! Requests made of parts: larger than their path takes at a time, or flushes of several caches.
 
-use super::{MultipathQueue, Owner};
-use polypath_block::{Cx, Io, Limits, Proof, SlotKey, Splitter, Status};
+use super::MultipathQueue;
+use super::task::{Owner, Task};
+use crate::cache::FlushTarget;
+use polypath_block::{Code, Cx, Io, Limits, Proof, SlotKey, Splitter, Status};
 
 /// What is left to be given out.
 #[derive(Debug)]
 enum Rest {
     Split(Splitter),
-    Caches(u64),
+    /// Caches to be flushed, as bits, and the epoch in which the flush began: the same for all of them, however long some
+    /// of its parts wait for room.
+    Caches(u64, u64),
     Nothing,
 }
 
@@ -18,7 +22,7 @@ pub(super) struct Parent {
     rest: Rest,
     /// Parts given out and not finished.
     live: usize,
-    /// The first error, if any.
+    /// The first error, if any; a lost cache before all others, since it is reported once.
     status: Status,
     proof: Proof,
 }
@@ -28,24 +32,24 @@ impl Parent {
         Parent::new(owner, Rest::Split(Splitter::new(io, limits, block_size)))
     }
 
-    pub(super) fn flush(owner: Owner, caches: u64) -> Self {
-        Parent::new(owner, Rest::Caches(caches))
+    pub(super) fn flush(owner: Owner, caches: u64, epoch: u64) -> Self {
+        Parent::new(owner, Rest::Caches(caches, epoch))
     }
 
     fn new(owner: Owner, rest: Rest) -> Self {
         Parent { owner, rest, live: 0, status: Status::OK, proof: Proof::Answered }
     }
 
-    fn next(&mut self, cx: &Cx<'_>) -> Option<(Io, Option<u8>)> {
+    fn next(&mut self, cx: &Cx<'_>) -> Option<(Io, Option<FlushTarget>)> {
         match &mut self.rest {
             Rest::Nothing => None,
-            Rest::Caches(mask) => {
-                let domain = mask.trailing_zeros() as u8;
+            Rest::Caches(mask, epoch) => {
+                let target = FlushTarget { cache: mask.trailing_zeros() as u8, epoch: *epoch };
                 *mask &= mask.wrapping_sub(1);
                 if *mask == 0 {
                     self.rest = Rest::Nothing;
                 }
-                Some((Io::flush(0), Some(domain)))
+                Some((Io::flush(0), Some(target)))
             }
             Rest::Split(splitter) => match splitter.next_part(cx.segs) {
                 Some(Ok(io)) => Some((io, None)),
@@ -67,7 +71,7 @@ impl MultipathQueue {
     /// Takes a request of parts, gives out what there is room for, remembers the rest.
     pub(super) fn start_parent(&mut self, cx: &mut Cx<'_>, parent: Parent) {
         match self.parents.insert(parent) {
-            Ok(key) => self.pump(cx, key),
+            Ok(key) => self.issue_parts(cx, key),
             Err(full) => unreachable!("{full}: more parents than tasks"),
         }
     }
@@ -77,19 +81,18 @@ impl MultipathQueue {
     }
 
     /// Gives out parts of `key` while there is room for them.
-    pub(super) fn pump(&mut self, cx: &mut Cx<'_>, key: SlotKey) {
+    pub(super) fn issue_parts(&mut self, cx: &mut Cx<'_>, key: SlotKey) {
         loop {
             let Some(parent) = self.parents.get_mut(key) else { return };
             let first = parent.live == 0;
             if !first && self.extras >= self.extras_most {
-                self.pumping.push_back(key);
+                self.to_issue.push_back(key);
                 return;
             }
-            let Some((io, domain)) = parent.next(cx) else { break };
+            let Some((io, flush)) = parent.next(cx) else { break };
             parent.live += 1;
             self.extras += usize::from(!first);
-            let task = self.new_task(io, Owner::Part(key), cx.now, domain);
-            self.start(cx, task);
+            self.start(cx, Task::new(io, Owner::Part(key), cx.now, flush));
         }
         self.end_parent(key);
     }
@@ -99,9 +102,12 @@ impl MultipathQueue {
         let Some(parent) = self.parents.get_mut(key) else { return };
         parent.live -= 1;
         self.extras -= usize::from(parent.live > 0);
-        parent.proof = proof;
+        // One part that is not proven quiet is enough.
+        if parent.proof != Proof::None {
+            parent.proof = proof;
+        }
         if !status.is_ok() {
-            if parent.status.is_ok() {
+            if parent.status.is_ok() || status.code == Code::CacheLost {
                 parent.status = status;
             }
             parent.rest = Rest::Nothing;

@@ -1,9 +1,9 @@
 //! A device that does what the test tells it, request by request, and a group driven turn by turn: for sequences that no seed finds.
 
 use polypath_block::{
-    Access, Armed, CacheDomain, Code, Completion, Cx, Device, DeviceInfo, DeviceState, Done, Fate, FenceTerms, Geometry,
-    Health, Identifier, Identity, Io, IoQueue, Limits, OpenError, Proof, QueueConfig, Refused, RefusedWhy, SegRow, SegTable,
-    Segment, Status, Suspect, Time, Waits,
+    Access, Armed, CacheDomain, Code, Completion, Cx, Device, DeviceInfo, DeviceState, Done, Fate, FenceTerms,
+    Geometry, Health, Identifier, Identity, Io, IoQueue, Limits, OpenError, Proof, QueueConfig, Refused, RefusedWhy,
+    SegRow, SegTable, Segment, Status, Suspect, Time, Waits,
 };
 use polypath_multipath::{Event, EventKind, Events, Group, GroupConfig, PathConfig, PathId, PathStatistics};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -2,11 +2,11 @@
 
 use super::{MultipathQueue, RANKS};
 use crate::config::MAX_PATHS;
-use crate::disposition::Grudge;
+use crate::disposition::Penalty;
 use crate::event::EventKind;
-use crate::group::{Group, Lapses};
-use crate::record::{Shared, Stand, View};
+use crate::path::{PathShared, PathUse, PathView, QueueTrouble};
 use crate::selector::{AnySelector, PathLoad, Selector};
+use crate::shared::GroupShared;
 use crate::stats::{self, Counters};
 use core::time::Duration;
 use polypath_block::{Access, Code, Cx, Health, IoQueue, Limits, Proof, QueueConfig, RefusedWhy, Time, Waits};
@@ -39,26 +39,30 @@ pub(super) enum Phase {
 }
 
 /// A path, as this queue has it.
-pub(super) struct LocalPath {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct QueuePath {
+    pub(super) shared: Arc<PathShared>,
     pub(super) queue: Option<Box<dyn IoQueue>>,
     pub(super) counters: Arc<Counters>,
     pub(super) limits: Limits,
     pub(super) write_cache: bool,
-    pub(super) domain: Option<u8>,
+    /// Number of the cache it leads to.
+    pub(super) cache: Option<u8>,
     /// Version of the device that the rest of this is about.
     pub(super) seen: u64,
     pub(super) phase: Phase,
     pub(super) suspects: u32,
     pub(super) last_cause: Code,
-    pub(super) lapses: Lapses,
+    /// What was reported to the group last.
+    pub(super) reported: QueueTrouble,
     pub(super) incident: Incident,
+    /// The device of version `seen` is this disk, and its cache the one that it was.
+    verified: bool,
     access: Access,
-    stand: Stand,
+    usage: PathUse,
     health: Health,
     max_depth: u16,
     was_ready: bool,
-    strikes: u32,
+    failures_in_row: u32,
     avoid_until: Time,
     open_after: Time,
     latency_ns: f64,
@@ -93,49 +97,51 @@ impl Incident {
         self.open.then(|| self.last.after(INCIDENT_QUIET))
     }
 
-    fn report(&mut self, group: &Group, path: &Shared) {
+    fn report(&mut self, group: &GroupShared, path: &PathShared) {
         for (proof, count, changes) in self.proofs.iter().flatten().copied() {
             tracing::info!(
-                group = %group.name(), path = %path.name, %proof, count, changes,
+                group = %group.name, path = %path.name, %proof, count, changes,
                 "requests of the path were sent again on others"
             );
-            group.tell(self.last, path.id, EventKind::Redriven { count, changes, proof });
+            group.publish(self.last, path.id, EventKind::Redriven { count, changes, proof });
         }
         *self = Incident::default();
     }
 }
 
-impl LocalPath {
-    fn new(view: &View, counters: Arc<Counters>) -> Self {
-        LocalPath {
+impl QueuePath {
+    fn new(view: &PathView, counters: Arc<Counters>) -> Self {
+        QueuePath {
             shared: view.shared.clone(),
             queue: None,
             counters,
             limits: Limits::UNLIMITED,
             write_cache: false,
-            domain: None,
+            cache: None,
             seen: view.reviewed,
             phase: Phase::Open,
             suspects: 0,
             last_cause: Code::PathLost,
-            lapses: Lapses::default(),
+            reported: QueueTrouble::default(),
             incident: Incident::default(),
+            verified: false,
             access: Access::Inaccessible,
-            stand: Stand::Pause,
+            usage: PathUse::Keep,
             health: Health::Down,
             max_depth: 1,
             was_ready: false,
-            strikes: 0,
+            failures_in_row: 0,
             avoid_until: Time::ZERO,
             open_after: Time::ZERO,
             latency_ns: 0.0,
         }
     }
 
-    fn adopt(&mut self, view: &View) {
-        self.stand = view.stand;
+    fn update(&mut self, view: &PathView) {
+        self.usage = view.usage;
         self.seen = view.reviewed;
-        self.domain = view.domain.or(self.domain);
+        self.cache = view.cache.or(self.cache);
+        self.verified = view.verified;
         if let Some(info) = &view.info {
             self.limits = info.limits;
             self.write_cache = info.limits.write_cache;
@@ -145,7 +151,7 @@ impl LocalPath {
     }
 
     pub(super) fn succeeded(&mut self, bytes: u64, took: Duration) {
-        self.strikes = 0;
+        self.failures_in_row = 0;
         let took = took.as_nanos() as f64;
         self.latency_ns = if self.latency_ns > 0.0 { self.latency_ns + (took - self.latency_ns) / 64.0 } else { took };
         stats::add(&self.counters.ios, 1);
@@ -159,14 +165,14 @@ impl LocalPath {
     }
 
     /// Remembers a failure: a path that fails at once and stays ready must not draw all I/O because nothing is in flight on it.
-    pub(super) fn bear(&mut self, grudge: Grudge, now: Time) {
-        let span = match grudge {
-            Grudge::Busy => AVOID_FIRST,
-            Grudge::NoAccess => AVOID_NO_ACCESS,
-            Grudge::Failure if now < self.avoid_until => return,
-            Grudge::Failure => {
-                self.strikes = (self.strikes + 1).min(16);
-                (AVOID_FIRST * (1 << (self.strikes - 1).min(8))).min(AVOID_MOST)
+    pub(super) fn penalize(&mut self, penalty: Penalty, now: Time) {
+        let span = match penalty {
+            Penalty::Busy => AVOID_FIRST,
+            Penalty::NoAccess => AVOID_NO_ACCESS,
+            Penalty::Failure if now < self.avoid_until => return,
+            Penalty::Failure => {
+                self.failures_in_row = (self.failures_in_row + 1).min(16);
+                (AVOID_FIRST * (1 << (self.failures_in_row - 1).min(8))).min(AVOID_MOST)
             }
         };
         self.avoid_until = self.avoid_until.max(now.after(span));
@@ -180,13 +186,13 @@ impl LocalPath {
         if waiting && self.avoid_until > now {
             waits.until(self.avoid_until);
         }
-        if self.queue.is_none() && self.stand == Stand::Carry && self.open_after > now {
+        if self.queue.is_none() && self.usage == PathUse::Use && self.open_after > now {
             waits.until(self.open_after);
         }
     }
 
     fn rank(&self, now: Time) -> Option<usize> {
-        let carries = self.stand == Stand::Carry && self.phase == Phase::Open && self.queue.is_some();
+        let carries = self.usage == PathUse::Use && self.phase == Phase::Open && self.queue.is_some();
         if !carries || self.health == Health::Down || !self.access.usable() {
             return None;
         }
@@ -198,16 +204,16 @@ impl LocalPath {
 
 impl MultipathQueue {
     /// Follows the group: one load for it and one for each path, unless something changed.
-    pub(super) fn follow(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn follow_group(&mut self, cx: &mut Cx<'_>) {
         if self.is_behind() {
             self.sync();
         }
-        if self.closing {
+        if self.closing && self.open == 0 {
             return;
         }
         for slot in 0..self.paths.len() {
             let Some(path) = self.paths[slot].as_mut() else { continue };
-            if path.queue.is_some() || path.stand != Stand::Carry || cx.now < path.open_after {
+            if path.queue.is_some() || path.usage != PathUse::Use || cx.now < path.open_after {
                 continue;
             }
             let depth = (self.depth as u16).min(path.max_depth).max(1);
@@ -216,7 +222,7 @@ impl MultipathQueue {
                 Err(error) => {
                     path.open_after = cx.now.after(OPEN_AGAIN);
                     tracing::warn!(
-                        group = %self.group.name(), path = %path.shared.name, reactor = cx.reactor, %error,
+                        group = %self.group.name, path = %path.shared.name, reactor = cx.reactor, %error,
                         "cannot open a queue on the path"
                     );
                 }
@@ -230,7 +236,7 @@ impl MultipathQueue {
         }
         let snapshot = self.group.snapshot();
         self.generation = snapshot.generation;
-        self.recheck = true;
+        self.retry_stranded_now = true;
         self.shape = snapshot.info.map(|info| super::Shape {
             blocks: info.geometry.blocks,
             block_size: info.geometry.block_size,
@@ -241,16 +247,16 @@ impl MultipathQueue {
             self.selector = AnySelector::new(snapshot.selector, self.group.seed);
         }
         for path in self.paths.iter_mut().flatten() {
-            if !snapshot.views.iter().any(|v| v.shared.id == path.shared.id) {
-                path.stand = Stand::Leave { removal: true };
+            if !snapshot.paths.iter().any(|v| v.shared.id == path.shared.id) {
+                (path.usage, path.verified) = (PathUse::Release { removal: true }, false);
             }
         }
         self.watched.clear();
-        for view in &snapshot.views {
+        for view in &snapshot.paths {
             let known = self.paths.iter().position(|p| p.as_ref().is_some_and(|p| p.shared.id == view.shared.id));
             let slot = match known {
                 Some(slot) => slot,
-                None if view.stand == Stand::Carry && !self.closing => match self.take_in(view) {
+                None if view.usage == PathUse::Use && !(self.closing && self.open == 0) => match self.attach(view) {
                     Some(slot) => slot,
                     None => {
                         self.watch(view);
@@ -263,53 +269,55 @@ impl MultipathQueue {
                 }
             };
             if let Some(path) = self.paths[slot].as_mut() {
-                path.adopt(view);
+                path.update(view);
             }
             self.loads[slot].weight = view.shared.weight.load(Ordering::Relaxed).max(1);
         }
     }
 
     /// Nothing of the path is held here; when its device changes, somebody must look at it all the same.
-    fn watch(&mut self, view: &View) {
-        if view.stand != (Stand::Leave { removal: true }) {
+    fn watch(&mut self, view: &PathView) {
+        if view.usage != (PathUse::Release { removal: true }) {
             self.watched.push((view.shared.clone(), view.reviewed));
         }
     }
 
-    fn take_in(&mut self, view: &View) -> Option<usize> {
+    fn attach(&mut self, view: &PathView) -> Option<usize> {
         let free = self.paths.iter().position(Option::is_none);
         if free.is_none() && self.paths.len() >= MAX_PATHS {
             return None;
         }
-        let counters = self.group.hold(view.shared.id)?;
+        let counters = self.group.acquire(view.shared.id)?;
         let slot = free.unwrap_or_else(|| {
             self.paths.push(None);
             self.loads.push(PathLoad::default());
             self.paths.len() - 1
         });
-        self.paths[slot] = Some(LocalPath::new(view, counters));
+        self.paths[slot] = Some(QueuePath::new(view, counters));
         self.loads[slot] = PathLoad { uid: view.shared.id.0, ..PathLoad::default() };
         self.selector.forget(slot);
         self.full &= !(1 << slot);
         Some(slot)
     }
 
-    /// Notices when a path's queue went down, came back, or stalls.
-    pub(super) fn look_at_health(&mut self, slot: usize, now: Time) {
+    /// Notices when a path's queue went down, came back, or stalls, and reports it.
+    pub(super) fn check_health(&mut self, slot: usize, now: Time) {
         let Some(path) = self.paths[slot].as_mut().filter(|p| p.phase == Phase::Open) else { return };
         let health = path.queue.as_ref().map_or(Health::Down, |q| q.health());
         if health != path.health {
             if path.health == Health::Down {
                 // A new connection starts with a clean record.
-                (path.avoid_until, path.strikes, path.was_ready) = (now, 0, true);
+                (path.avoid_until, path.failures_in_row, path.was_ready) = (now, 0, true);
+                path.last_cause = Code::PathLost;
                 self.full &= !(1 << slot);
             }
             path.health = health;
         }
-        let lapses = Lapses { lost: health == Health::Down && path.was_ready, stalled: health == Health::Stalled };
-        if lapses != path.lapses {
-            self.group.lapse(path.shared.id, path.lapses, lapses, path.last_cause);
-            path.lapses = lapses;
+        let trouble =
+            QueueTrouble { lost: health == Health::Down && path.was_ready, stalled: health == Health::Stalled };
+        if trouble != path.reported {
+            self.group.report_queue_trouble(path.shared.id, path.reported, trouble, path.last_cause);
+            path.reported = trouble;
         }
         if path.suspects == 0 && path.incident.over_at().is_some_and(|at| at <= now) {
             path.incident.report(&self.group, &path.shared);
@@ -326,14 +334,14 @@ impl MultipathQueue {
         }
     }
 
-    /// Lets go of paths that leave: flush if need be, close, drain, drop.
-    pub(super) fn wind_down(&mut self, cx: &mut Cx<'_>) {
+    /// Releases paths: flush if need be, close, drain, drop.
+    pub(super) fn release_paths(&mut self, cx: &mut Cx<'_>) {
         let ending = self.closing && self.open == 0 && self.tasks.is_empty();
         for slot in 0..self.paths.len() {
             let Some(path) = self.paths[slot].as_ref() else { continue };
-            let removal = match path.stand {
-                Stand::Leave { removal } => removal,
-                _ if ending || (self.closing && path.queue.is_none()) => false,
+            let removal = match path.usage {
+                PathUse::Release { removal } => removal,
+                _ if ending => false,
                 _ if path.phase != Phase::Open => false,
                 _ => continue,
             };
@@ -348,17 +356,19 @@ impl MultipathQueue {
 
     fn wants_flush(&self, slot: usize) -> bool {
         let Some(path) = self.paths[slot].as_ref() else { return false };
-        let dirty = path.domain.is_some_and(|d| self.group.domains.dirty_mask() & (1 << d) != 0);
-        dirty && path.write_cache && path.health != Health::Down
+        let dirty = path.cache.is_some_and(|c| self.group.caches.is_dirty(c));
+        // Another disk, or the same one after a loss of power, would say OK to a flush of what it never had.
+        dirty && path.verified && path.write_cache && path.health != Health::Down
     }
 
     fn flush_before_removal(&mut self, cx: &mut Cx<'_>, slot: usize) {
         let Some(path) = self.paths[slot].as_ref() else { return };
-        let Some(domain) = path.domain else { return self.close_path(cx, slot) };
-        if self.loads[slot].in_flight > 0 || path.suspects > 0 {
+        let Some(cache) = path.cache else { return self.close_path(cx, slot) };
+        let changed = path.shared.device.version() != path.seen;
+        if self.loads[slot].in_flight > 0 || path.suspects > 0 || changed {
             return;
         }
-        match self.send_removal_flush(cx, slot, domain) {
+        match self.send_removal_flush(cx, slot, cache) {
             Ok(()) => {
                 if let Some(path) = self.paths[slot].as_mut() {
                     path.phase = Phase::Flushing;
@@ -388,7 +398,7 @@ impl MultipathQueue {
         path.incident.report(&self.group, &path.shared);
         if let Some(path) = self.paths[slot].take() {
             self.ranks.iter_mut().for_each(|rank| *rank &= !(1 << slot));
-            self.group.let_go(path.shared.id, &path.counters, path.lapses);
+            self.group.release(path.shared.id, &path.counters, path.reported);
             self.selector.forget(slot);
         }
         self.loads[slot] = PathLoad::default();

@@ -1,0 +1,307 @@
+//! Which volatile write caches hold something that a Flush must reach, over all reactors.
+//!
+//! One epoch for the group counts the flushes begun. A change that completes notes the epoch it sees as the `dirty` of its cache; a
+//! flush that succeeds moves `clean` up to the epoch in which it began. A cache is dirty while `dirty > clean`. A write loads the
+//! epoch after it completed, a flush advances it before it is sent: if the write saw the flush's own epoch, it had completed before
+//! the flush was sent, and the flush covers it. Two flushes at a time do not hide each other's work, because only success cleans,
+//! and only up to where the flush began.
+//!
+//! A cache that nothing leads to any more while it is dirty is *lost*: flushes that began before the loss and were to reach it fail,
+//! and so does the first flush after it, unless one of those covered everything that was lost. Joining and leaving happen
+//! under the lock of the group; everything else is asked from any reactor at any time.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+/// Most caches of a group at a time; each has a bit in a mask.
+pub(crate) const MAX_CACHES: usize = 64;
+
+/// A flush that is to reach one cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FlushTarget {
+    /// Number of the cache.
+    pub(crate) cache: u8,
+    /// The epoch in which the flush began.
+    pub(crate) epoch: u64,
+}
+
+/// The caches of a group, and the losses that wait to be reported.
+#[derive(Debug)]
+pub(crate) struct Caches {
+    epoch: AtomicU64,
+    list: Box<[Cache]>,
+    /// Caches that were lost and whose loss no flush has reported.
+    lost: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    dirty: AtomicU64,
+    clean: AtomicU64,
+    /// Flushes that began in this epoch or before were to cover something that is lost.
+    lost_through: AtomicU64,
+    /// A flush that began in this epoch or later was to cover everything that is lost.
+    lost_dirty: AtomicU64,
+    /// Something may have been written before the group existed: flush once, but its loss is nobody's promise broken.
+    assumed: AtomicBool,
+    /// Paths that lead there and are not gone for good.
+    members: AtomicU32,
+}
+
+impl Caches {
+    pub(crate) fn new() -> Self {
+        let list = (0..MAX_CACHES).map(|_| Cache::default()).collect();
+        Caches { epoch: AtomicU64::new(1), list, lost: AtomicU64::new(0) }
+    }
+
+    /// A change completed there and may be in the cache.
+    pub(crate) fn mark_dirty(&self, index: u8) {
+        let (cache, epoch) = (self.get(index), self.epoch.load(SeqCst));
+        if cache.dirty.load(SeqCst) < epoch {
+            cache.dirty.fetch_max(epoch, SeqCst);
+        }
+    }
+
+    /// A flush begins, and covers everything that was marked dirty before. Ask [`Caches::dirty_mask`] and [`Caches::take_lost`]
+    /// afterwards, in this order: then a cache that is lost meanwhile is in one of them, or the target is [unreachable].
+    ///
+    /// [unreachable]: Caches::is_unreachable
+    pub(crate) fn begin_flush(&self) -> u64 {
+        self.epoch.fetch_add(1, SeqCst)
+    }
+
+    /// Caches that a flush must reach, as bits.
+    pub(crate) fn dirty_mask(&self) -> u64 {
+        let bits = self.list.iter().enumerate().filter(|(_, c)| c.holds_writes() || c.assumed.load(SeqCst));
+        bits.fold(0, |mask, (i, _)| mask | 1 << i)
+    }
+
+    /// Must a flush reach this one?
+    pub(crate) fn is_dirty(&self, index: u8) -> bool {
+        self.dirty_mask() & 1 << index != 0
+    }
+
+    /// The flush succeeded there.
+    pub(crate) fn mark_clean(&self, flush: FlushTarget) {
+        let cache = self.get(flush.cache);
+        cache.clean.fetch_max(flush.epoch, SeqCst);
+        cache.assumed.store(false, SeqCst);
+    }
+
+    /// Takes the losses that nobody has reported, if there are any: whoever is told must report them.
+    pub(crate) fn take_lost(&self) -> bool {
+        self.lost.load(SeqCst) != 0 && self.lost.swap(0, SeqCst) != 0
+    }
+
+    /// Has the flush no cache to go to, because no path leads there any more or what it was to cover is lost?
+    pub(crate) fn is_unreachable(&self, flush: FlushTarget) -> bool {
+        let cache = self.get(flush.cache);
+        cache.members.load(SeqCst) == 0 || flush.epoch <= cache.lost_through.load(SeqCst)
+    }
+
+    /// An unreachable flush is given up: true when something is lost that it was to cover. It must be reported then.
+    pub(crate) fn abandon(&self, flush: FlushTarget) -> bool {
+        let cache = self.get(flush.cache);
+        let hit = flush.epoch <= cache.lost_through.load(SeqCst);
+        if hit && flush.epoch >= cache.lost_dirty.load(SeqCst) {
+            // It was to cover all that is lost: this is the report.
+            self.lost.fetch_and(!(1 << flush.cache), SeqCst);
+        }
+        // A change may have completed there after the last path went: nobody will ever flush it.
+        let late = cache.members.load(SeqCst) == 0 && cache.holds_writes();
+        if late {
+            cache.clean.fetch_max(flush.epoch, SeqCst);
+        }
+        hit || late
+    }
+
+    /// Number of paths that lead there.
+    pub(crate) fn members(&self, index: u8) -> u32 {
+        self.get(index).members.load(SeqCst)
+    }
+
+    /// A path leads to cache `index`. A volatile one is taken for dirty until its first flush.
+    pub(crate) fn join(&self, index: u8, write_cache: bool) {
+        let cache = self.get(index);
+        if cache.members.load(SeqCst) == 0 {
+            // What completed after the last path of the former owner of this number had gone.
+            self.lose(index);
+            cache.assumed.store(write_cache, SeqCst);
+        }
+        cache.members.fetch_add(1, SeqCst);
+    }
+
+    /// A path to cache `index` is gone for good. True when it was the last one and the cache held writes: they are lost.
+    pub(crate) fn leave(&self, index: u8) -> bool {
+        let cache = self.get(index);
+        let mut lost = false;
+        if cache.members.load(SeqCst) == 1 {
+            lost = self.lose(index);
+            cache.assumed.store(false, SeqCst);
+        }
+        cache.members.fetch_sub(1, SeqCst);
+        lost
+    }
+
+    fn lose(&self, index: u8) -> bool {
+        let cache = self.get(index);
+        let dirty = cache.dirty.load(SeqCst);
+        if dirty <= cache.clean.load(SeqCst) {
+            return false;
+        }
+        // In this order, see `begin_flush`: a flush that begins after the new epoch finds the bit, one that began before it is hit.
+        cache.lost_dirty.fetch_max(dirty, SeqCst);
+        self.lost.fetch_or(1 << index, SeqCst);
+        cache.lost_through.fetch_max(self.begin_flush(), SeqCst);
+        cache.clean.fetch_max(dirty, SeqCst);
+        true
+    }
+
+    fn get(&self, index: u8) -> &Cache {
+        &self.list[usize::from(index) % MAX_CACHES]
+    }
+}
+
+impl Cache {
+    fn holds_writes(&self) -> bool {
+        self.dirty.load(SeqCst) > self.clean.load(SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flush(caches: &Caches, cache: u8) -> FlushTarget {
+        FlushTarget { cache, epoch: caches.begin_flush() }
+    }
+
+    #[test]
+    fn only_a_flush_begun_after_the_write_cleans() {
+        let c = Caches::new();
+        c.join(3, false);
+        assert_eq!(c.dirty_mask(), 0);
+        let early = flush(&c, 3);
+        c.mark_dirty(3);
+        c.mark_clean(early);
+        assert_eq!(c.dirty_mask(), 1 << 3, "a write after the flush began is still dirty");
+        assert!(c.is_dirty(3) && !c.is_dirty(2) && !c.is_dirty(4));
+        let (one, two) = (flush(&c, 3), flush(&c, 3));
+        assert_eq!(c.dirty_mask(), 1 << 3, "a flush under way cleans nothing");
+        c.mark_clean(two);
+        c.mark_clean(one);
+        assert_eq!(c.dirty_mask(), 0);
+    }
+
+    #[test]
+    fn the_last_path_of_a_dirty_cache_is_reported_once() {
+        let c = Caches::new();
+        c.join(0, true);
+        c.join(0, true);
+        assert_eq!(c.dirty_mask(), 1, "a cache of unknown past is flushed once");
+        c.mark_clean(flush(&c, 0));
+        c.mark_dirty(0);
+        assert!(!c.leave(0) && !c.take_lost());
+        assert!(c.leave(0));
+        assert!(c.take_lost() && !c.take_lost());
+        assert_eq!(c.dirty_mask(), 0);
+        c.join(1, true);
+        assert!(!c.leave(1), "what was only assumed breaks no promise");
+        assert_eq!(c.dirty_mask(), 0, "nothing is left to be flushed");
+    }
+
+    #[test]
+    fn a_second_path_assumes_nothing_about_a_cache_that_is_in_use() {
+        let c = Caches::new();
+        c.join(0, true);
+        c.mark_clean(flush(&c, 0));
+        c.join(0, true);
+        assert_eq!((c.dirty_mask(), c.members(0)), (0, 2));
+    }
+
+    #[test]
+    fn a_flush_that_outlives_its_cache_knows_whether_it_lost_anything() {
+        let c = Caches::new();
+        c.join(2, true);
+        let waiting = flush(&c, 2);
+        assert!(!c.is_unreachable(waiting));
+        assert!(!c.leave(2) && c.is_unreachable(waiting) && !c.abandon(waiting), "nothing but an assumption is gone");
+        c.join(2, false);
+        c.mark_dirty(2);
+        let (one, two) = (flush(&c, 2), flush(&c, 2));
+        assert!(c.leave(2));
+        let later = flush(&c, 2);
+        assert!(c.abandon(one) && c.abandon(two) && !c.abandon(later));
+        assert!(!c.take_lost(), "they have reported it");
+        c.mark_dirty(2);
+        let after = flush(&c, 2);
+        assert!(c.abandon(after), "a change that completed as the last path went");
+        assert_eq!(c.dirty_mask(), 0, "reported, and not for ever");
+    }
+
+    #[test]
+    fn a_flush_reports_only_what_it_was_to_cover() {
+        let c = Caches::new();
+        c.join(0, false);
+        c.mark_dirty(0);
+        let early = flush(&c, 0);
+        c.mark_dirty(0);
+        assert!(c.leave(0));
+        assert!(c.abandon(early) && c.take_lost(), "the second write is for the next flush to report");
+        // Neither does the report of one cache stand for another.
+        (0..2).for_each(|i| c.join(i, false));
+        c.mark_dirty(0);
+        let zero = flush(&c, 0);
+        c.mark_dirty(1);
+        assert!(c.leave(1) && c.leave(0));
+        assert!(c.abandon(zero) && c.take_lost() && !c.take_lost());
+    }
+
+    #[test]
+    fn a_number_that_is_given_again_brings_its_losses_to_light() {
+        let c = Caches::new();
+        c.join(5, false);
+        c.mark_dirty(5);
+        let waiting = flush(&c, 5);
+        assert!(c.leave(5) && c.take_lost());
+        // A late acknowledgement, and then another cache under the same number.
+        c.mark_dirty(5);
+        c.join(5, true);
+        assert!(c.take_lost());
+        assert!(c.is_unreachable(waiting) && c.abandon(waiting), "what is there now is not what it was to reach");
+        assert_eq!(c.dirty_mask(), 1 << 5, "unknown past");
+        assert!(!c.is_unreachable(flush(&c, 5)));
+    }
+
+    #[test]
+    fn whatever_reactors_do_at_a_time_no_write_that_is_lost_is_covered_by_a_flush_that_says_ok() {
+        use std::sync::atomic::AtomicU32 as Count;
+        // One thread loses the cache; another flushes: one of them, or the flush after, must tell.
+        for _ in 0..2000 {
+            let c = Caches::new();
+            c.join(0, false);
+            c.join(1, false);
+            c.mark_dirty(0);
+            let told = Count::new(0);
+            std::thread::scope(|s| {
+                s.spawn(|| assert!(c.leave(0)));
+                s.spawn(|| {
+                    let epoch = c.begin_flush();
+                    let mask = c.dirty_mask();
+                    let target = FlushTarget { cache: 0, epoch };
+                    if c.take_lost() {
+                        told.fetch_add(1, SeqCst);
+                    } else if mask & 1 != 0 {
+                        while !c.is_unreachable(target) {
+                            std::hint::spin_loop();
+                        }
+                        assert!(c.abandon(target), "it was to cover the write, and nothing flushed it");
+                        told.fetch_add(1, SeqCst);
+                    } else {
+                        panic!("neither dirty nor lost");
+                    }
+                });
+            });
+            assert_eq!(told.load(SeqCst), 1);
+        }
+    }
+}

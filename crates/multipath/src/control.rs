@@ -1,0 +1,373 @@
+//! Everything under the lock of a group: its paths, what it shows, and the conclusions drawn from what devices and queues say.
+
+use crate::cache::{Caches, MAX_CACHES};
+use crate::config::{MatchPolicy, PathConfig, PathId, SelectorKind};
+use crate::event::{Event, EventKind, Subscribers};
+use crate::membership::{self, Exported};
+use crate::path::{NO_VERSION, PathRecord, PathShared, QueueTrouble};
+use crate::state::{PathEvent, PathState};
+use polypath_block::{
+    Access, CacheDomain, Code, DeviceInfo, DeviceState, Geometry, Host, Identity, Limits, Time, Verdict,
+};
+use std::sync::Arc;
+
+/// Everything under the lock.
+pub(crate) struct Control {
+    pub(crate) name: Arc<str>,
+    pub(crate) paths: Vec<PathRecord>,
+    next_id: u32,
+    pub(crate) selector: SelectorKind,
+    pub(crate) info: Option<Arc<DeviceInfo>>,
+    pub(crate) subscribers: Subscribers,
+    pub(crate) hosts: Vec<Arc<dyn Host>>,
+    matching: MatchPolicy,
+    stated_limits: Option<Limits>,
+    exported: Option<Exported>,
+    /// Names of the caches, by their numbers.
+    cache_names: Vec<CacheDomain>,
+}
+
+impl Control {
+    pub(crate) fn new(
+        name: Arc<str>,
+        selector: SelectorKind,
+        matching: MatchPolicy,
+        stated_limits: Option<Limits>,
+    ) -> Self {
+        Control {
+            name,
+            paths: Vec::new(),
+            next_id: 0,
+            selector,
+            info: None,
+            subscribers: Subscribers::default(),
+            hosts: Vec::new(),
+            matching,
+            stated_limits,
+            exported: None,
+            cache_names: Vec::new(),
+        }
+    }
+
+    pub(crate) fn find(&self, id: PathId) -> Option<usize> {
+        self.paths.iter().position(|p| p.shared.id == id)
+    }
+
+    /// The state of the group before its first path was verified.
+    pub(crate) fn state_without_info(&self) -> DeviceState {
+        let quarantined = self.paths.iter().find(|p| p.state == PathState::Quarantined);
+        match quarantined {
+            Some(p) if self.paths.iter().all(|p| p.state == PathState::Quarantined) => DeviceState::Down {
+                cause: Code::PathIdentity,
+                reason: format!("every path is quarantined; {}: {}", p.shared.name, p.why),
+            },
+            _ => DeviceState::Starting,
+        }
+    }
+
+    pub(crate) fn freeze(&mut self) {
+        if let Some(exported) = &mut self.exported {
+            exported.frozen = true;
+        }
+    }
+
+    pub(crate) fn publish(&mut self, at: Time, path: Option<usize>, kind: EventKind) {
+        let path = path.map(|i| (self.paths[i].shared.id, self.paths[i].shared.name.clone()));
+        self.subscribers.publish(&Event { at, path, kind });
+    }
+
+    /// A new path, in its place among the others.
+    pub(crate) fn add(&mut self, path: PathConfig, now: Time, caches: &Caches) -> PathId {
+        let id = PathId(self.next_id);
+        self.next_id += 1;
+        self.paths.push(PathRecord::new(Arc::new(PathShared::new(id, path)), now));
+        let at = self.paths.len() - 1;
+        self.publish(now, Some(at), EventKind::PathAdded);
+        tracing::info!(group = %self.name, path = %self.paths[at].shared.name, "path added");
+        self.review(at, now, caches);
+        id
+    }
+
+    /// Looks at every path whose device has changed. True when there was one.
+    pub(crate) fn review_changed(&mut self, now: Time, caches: &Caches) -> bool {
+        let mut any = false;
+        for at in 0..self.paths.len() {
+            if self.paths[at].shared.device.version() != self.paths[at].reviewed {
+                self.review(at, now, caches);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Asks the device of a path for its state, and draws the conclusions.
+    pub(crate) fn review(&mut self, at: usize, now: Time, caches: &Caches) {
+        let device = self.paths[at].shared.device.clone();
+        // The version first: if the state is newer than it, the next look finds out.
+        self.paths[at].reviewed = device.version();
+        if self.paths[at].state == PathState::Removing {
+            let state = device.state();
+            self.paths[at].verified = state.info().is_some_and(|info| self.is_unchanged(at, info));
+            return;
+        }
+        match device.state() {
+            DeviceState::Starting => {
+                self.revoke(at);
+                if self.paths[at].state != PathState::Connecting {
+                    self.device_lost(at, Code::PathLost, "its device starts again", now);
+                }
+            }
+            DeviceState::Live(info) => self.verify(at, info, now, caches),
+            DeviceState::Down { cause, reason } => {
+                self.revoke(at);
+                self.device_lost(at, cause, &reason, now);
+            }
+            DeviceState::Gone { reason } => {
+                self.revoke(at);
+                self.device_lost(at, Code::Gone, &reason, now);
+                if !self.paths[at].gone {
+                    self.paths[at].gone = true;
+                    self.leave_cache(at, now, caches);
+                }
+            }
+        }
+    }
+
+    /// A path is to be removed: it carries nothing new from here on.
+    pub(crate) fn begin_removal(&mut self, at: usize, now: Time, caches: &Caches) {
+        self.step(at, PathEvent::Remove, now, None, "removed by request");
+        self.paths[at].shared.admit(None);
+        if self.paths[at].holders == 0 {
+            self.finish_removal(at, now, caches);
+        }
+    }
+
+    /// Every queue has released a path that was to be removed.
+    pub(crate) fn finish_removal(&mut self, at: usize, now: Time, caches: &Caches) {
+        self.step(at, PathEvent::Drained, now, None, "drained");
+        if !self.paths[at].gone {
+            self.leave_cache(at, now, caches);
+        }
+        let record = self.paths.remove(at);
+        record.shared.device.close();
+        // It may have been what spoke against others.
+        self.paths.iter_mut().filter(|p| p.state == PathState::Quarantined).for_each(|p| p.reviewed = NO_VERSION);
+    }
+
+    /// A queue of a path went down or came back, or began or ended to stall. The devices were reviewed just before: they know
+    /// better than a queue why a path is lost.
+    pub(crate) fn queue_trouble(&mut self, at: usize, old: QueueTrouble, new: QueueTrouble, cause: Code, now: Time) {
+        self.paths[at].count_trouble(old, new);
+        let down = self.paths[at].state == PathState::Down;
+        if new.lost && !old.lost && !down {
+            self.step(at, PathEvent::Lost, now, Some(cause), "its queue was lost on a reactor");
+            self.paths[at].set_unexplained();
+        }
+        self.follow_queues(at, now);
+    }
+
+    /// Brings the state in line with what queues reported.
+    pub(crate) fn follow_queues(&mut self, at: usize, now: Time) {
+        let record = &self.paths[at];
+        let (lost, stalled, verified) = (record.queues_lost > 0, record.queues_stalled > 0, record.verified);
+        if record.state == PathState::Down && verified && !lost {
+            self.step(at, PathEvent::Admitted, now, None, "its queues are ready again");
+        }
+        match self.paths[at].state {
+            PathState::Usable if stalled => self.step(at, PathEvent::Stalled, now, None, "silent"),
+            PathState::Stalled if !stalled => self.step(at, PathEvent::Resumed, now, None, "it answers again"),
+            _ => {}
+        }
+    }
+
+    /// Computes what the group shows. True when it differs from before.
+    pub(crate) fn compute_info(&mut self, now: Time) -> bool {
+        self.grow(now);
+        let Some(exported) = &self.exported else { return false };
+        let live = || self.paths.iter().filter(|p| p.verified).filter_map(|p| p.info.as_ref());
+        let mut domains: Vec<_> = live().map(|i| &i.identity.cache_domain).collect();
+        domains.sort_unstable();
+        domains.dedup();
+        let mut identity = exported.identity.clone();
+        if let [one] = domains[..] {
+            identity.cache_domain = one.clone();
+        } else if domains.len() > 1 {
+            identity.cache_domain = CacheDomain(format!("multipath:{}", self.name));
+        }
+        let info = DeviceInfo {
+            geometry: exported.geometry,
+            limits: exported.limits,
+            identity,
+            access: live().map(|i| i.access).min().unwrap_or(Access::Inaccessible),
+            max_queues: live().map(|i| i.max_queues).min().unwrap_or(u16::MAX),
+            max_depth: crate::config::MAX_DEPTH,
+        };
+        if self.info.as_deref() == Some(&info) {
+            return false;
+        }
+        self.info = Some(Arc::new(info));
+        true
+    }
+
+    fn device_lost(&mut self, at: usize, cause: Code, reason: &str, now: Time) {
+        let group = self.name.clone();
+        if !self.paths[at].explain(&group, cause, reason) {
+            self.step(at, PathEvent::Lost, now, Some(cause), reason);
+        }
+    }
+
+    /// Moves a path by the table, with what belongs to it: log, event, numbers.
+    fn step(&mut self, at: usize, event: PathEvent, now: Time, cause: Option<Code>, why: &str) {
+        let group = self.name.clone();
+        let record = &mut self.paths[at];
+        let old = record.state;
+        let new = match old.on(event) {
+            Ok(new) => new,
+            Err(illegal) => {
+                debug_assert!(false, "{illegal}");
+                tracing::error!(%group, path = %record.shared.name, %illegal, "event ignored");
+                return;
+            }
+        };
+        let same_quarantine = new == PathState::Quarantined && record.why == why;
+        if new == old && (new != PathState::Quarantined || same_quarantine || event == PathEvent::Lost) {
+            return;
+        }
+        if cause.is_some() {
+            record.cause = cause;
+        }
+        if let Some(kind) = record.enter(&group, new, now, why) {
+            self.publish(now, Some(at), kind);
+        }
+    }
+
+    /// Nothing goes to the device of a path until it was verified again.
+    fn revoke(&mut self, at: usize) {
+        self.paths[at].verified = false;
+        self.paths[at].shared.admit(None);
+    }
+
+    fn verify(&mut self, at: usize, info: Arc<DeviceInfo>, now: Time, caches: &Caches) {
+        if let Err(why) = self.admit(at, &info) {
+            self.revoke(at);
+            self.step(at, PathEvent::Refused, now, None, &why);
+            return;
+        }
+        self.export(&info);
+        let record = &mut self.paths[at];
+        let access_before = record.info.as_ref().map(|i| i.access);
+        record.identity = Some(membership::remember(record.identity.as_ref(), &info.identity));
+        record.info = Some(info.clone());
+        record.verified = true;
+        self.join_cache(at, &info, now, caches);
+        let record = &self.paths[at];
+        // Last, because from here on queues use it.
+        record.shared.admit(Some(record.reviewed));
+        let lost = record.queues_lost > 0;
+        if !lost || record.state != PathState::Down {
+            let why = format!("verified as {:?}", info.identity.identifiers);
+            self.step(at, PathEvent::Admitted, now, None, &why);
+        }
+        if access_before.is_some_and(|a| a != info.access) {
+            let path = self.paths[at].shared.name.clone();
+            tracing::info!(group = %self.name, %path, access = ?info.access, "access changed");
+            self.publish(now, Some(at), EventKind::AccessChanged { access: info.access });
+        }
+    }
+
+    fn admit(&self, at: usize, info: &DeviceInfo) -> Result<(), String> {
+        membership::admit(&self.matching, self.exported.as_ref(), self.paths[at].identity.as_ref(), info)?;
+        self.nobody_differs(at, &info.identity)
+    }
+
+    /// Is the device of a path that is being removed still the disk that it was, with the cache that it had?
+    fn is_unchanged(&self, at: usize, info: &DeviceInfo) -> bool {
+        let record = &self.paths[at];
+        let cache = record.cache.map(|c| &self.cache_names[usize::from(c)]);
+        record.identity.is_some() && cache == Some(&self.cache_name(at, info)) && self.admit(at, info).is_ok()
+    }
+
+    /// Paths may agree with the first one, or have nothing comparable, and still differ from each other.
+    fn nobody_differs(&self, at: usize, shown: &Identity) -> Result<(), String> {
+        let differs = |p: &PathRecord| p.identity.as_ref().is_some_and(|i| i.compare(shown) == Verdict::Different);
+        match self.paths.iter().enumerate().find(|(i, p)| *i != at && differs(p)) {
+            None => Ok(()),
+            Some((_, other)) => Err(format!(
+                "it is another disk than the one behind path {}: it shows {:?}, that one {:?}; remove the wrong one",
+                other.shared.name,
+                shown.identifiers,
+                other.identity.as_ref().map_or(&[][..], |i| &i.identifiers),
+            )),
+        }
+    }
+
+    /// The first path decides what the group shows; before anyone relies on the limits, later ones narrow them.
+    fn export(&mut self, info: &DeviceInfo) {
+        match &mut self.exported {
+            Some(exported) if !exported.frozen => exported.limits = exported.limits.meet(info.limits),
+            Some(_) => {}
+            None => {
+                let limits = self.stated_limits.map_or(info.limits, |l| l.meet(info.limits));
+                tracing::info!(
+                    group = %self.name, identity = ?info.identity.identifiers, blocks = info.geometry.blocks,
+                    block_size = info.geometry.block_size, "identity and size of the disk taken from its first path"
+                );
+                self.exported =
+                    Some(Exported { identity: info.identity.clone(), geometry: info.geometry, limits, frozen: false });
+            }
+        }
+    }
+
+    fn grow(&mut self, now: Time) {
+        let least = self.paths.iter().filter(|p| p.verified).filter_map(|p| p.info.as_ref()).map(|i| i.geometry.blocks);
+        let (Some(least), Some(exported)) = (least.min(), &mut self.exported) else { return };
+        if least > exported.geometry.blocks {
+            exported.geometry = Geometry { blocks: least, ..exported.geometry };
+            tracing::info!(group = %self.name, blocks = least, "disk grew");
+            self.publish(now, None, EventKind::Grown { blocks: least });
+        }
+    }
+
+    /// A path that names no cache domain has one of its own: nothing else may be assumed.
+    fn cache_name(&self, at: usize, info: &DeviceInfo) -> CacheDomain {
+        let shown = &info.identity.cache_domain;
+        if shown.0.is_empty() { CacheDomain(format!("path:{}", self.paths[at].shared.id.0)) } else { shown.clone() }
+    }
+
+    fn join_cache(&mut self, at: usize, info: &DeviceInfo, now: Time, caches: &Caches) {
+        let name = self.cache_name(at, info);
+        let known = self.cache_names.iter().position(|d| *d == name);
+        if known.is_some_and(|d| self.paths[at].cache == Some(d as u8)) {
+            return;
+        }
+        // Another cache than before: the target lost its power, or is another one. What the old one held is lost with its last path.
+        self.leave_cache(at, now, caches);
+        let index = known.unwrap_or_else(|| {
+            let unused = (0..self.cache_names.len()).find(|&d| caches.members(d as u8) == 0);
+            match unused {
+                Some(d) if self.cache_names.len() >= MAX_CACHES => {
+                    self.cache_names[d] = name;
+                    d
+                }
+                _ => {
+                    self.cache_names.push(name);
+                    self.cache_names.len() - 1
+                }
+            }
+        });
+        caches.join(index as u8, info.limits.write_cache);
+        self.paths[at].cache = Some(index as u8);
+    }
+
+    fn leave_cache(&mut self, at: usize, now: Time, caches: &Caches) {
+        let Some(index) = self.paths[at].cache.take() else { return };
+        if caches.leave(index) && !self.paths[at].closing {
+            let domain = self.cache_names[usize::from(index)].0.clone();
+            tracing::error!(
+                group = %self.name, domain,
+                "the last path of a dirty write cache is gone: the next flush fails once"
+            );
+            self.publish(now, None, EventKind::CacheLost { domain });
+        }
+    }
+}

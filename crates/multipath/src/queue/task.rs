@@ -1,0 +1,76 @@
+//! One request to one path at a time.
+
+use crate::cache::FlushTarget;
+use polypath_block::{Io, Proof, SlotKey, Status, Time};
+
+/// To whom the outcome of a task or parent goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Owner {
+    /// The submitter, under this tag.
+    User(u64),
+    /// A parent.
+    Part(SlotKey),
+    /// The removal of the path in this slot, which flushes its cache first.
+    Removal(usize),
+}
+
+/// A request from `submit` to its completion, whatever paths it sees.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) io: Io,
+    pub(super) owner: Owner,
+    /// Number of the current attempt: completions of superseded ones must not finish it.
+    pub(super) attempt: u32,
+    /// Attempts whose completion has not come.
+    pub(super) outstanding: u32,
+    /// The current attempt is suspect.
+    pub(super) suspect: bool,
+    /// Number of the volatile cache that the current attempt went to, if there was one then.
+    pub(super) cache: Option<u8>,
+    /// Its outcome, when only superseded attempts keep it open.
+    pub(super) settled: Option<(Status, Proof)>,
+    /// Why its last attempt is known to be quiet.
+    pub(super) proof: Proof,
+    /// Slots it failed on since all were tried.
+    pub(super) tried: u64,
+    pub(super) retries: u16,
+    /// What to report when every path refuses it in the same way.
+    pub(super) refusal: Option<Status>,
+    pub(super) first_failure: Option<Time>,
+    /// Since when no path can take it.
+    pub(super) no_path_since: Option<Time>,
+    pub(super) started: Time,
+    /// Of a flush: the cache it must reach.
+    pub(super) flush: Option<FlushTarget>,
+}
+
+impl Task {
+    pub(super) fn new(io: Io, owner: Owner, now: Time, flush: Option<FlushTarget>) -> Self {
+        Task {
+            io,
+            owner,
+            attempt: 0,
+            outstanding: 0,
+            suspect: false,
+            cache: None,
+            settled: None,
+            proof: Proof::NeverSent,
+            tried: 0,
+            retries: 0,
+            refusal: None,
+            first_failure: None,
+            no_path_since: None,
+            started: now,
+            flush,
+        }
+    }
+}
+
+/// The tag of an attempt: a late completion of a superseded one is told apart.
+pub(super) const fn tag(key: SlotKey, attempt: u32) -> u64 {
+    (attempt as u64) << 32 | key.as_u32() as u64
+}
+
+pub(super) const fn untag(tag: u64) -> (SlotKey, u32) {
+    (SlotKey::from_u32(tag as u32), (tag >> 32) as u32)
+}

@@ -1,0 +1,167 @@
+//! What a group and its queues share: a few atomic numbers that every turn looks at, and the control plane behind its lock.
+
+use crate::cache::Caches;
+use crate::config::{Fencing, GroupConfig, PathId, SelectorKind};
+use crate::control::Control;
+use crate::event::EventKind;
+use crate::path::{PathRecord, PathUse, PathView, QueueTrouble};
+use crate::state::PathState;
+use crate::stats::Counters;
+use core::time::Duration;
+use polypath_block::{Code, DeviceInfo, FenceTerms, Time};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The shared part of a group.
+pub(crate) struct GroupShared {
+    pub(crate) name: Arc<str>,
+    pub(crate) fencing: Fencing,
+    pub(crate) no_path_timeout: Duration,
+    pub(crate) seed: u64,
+    /// Grows with every change that a queue must know: membership, verdicts, access, limits, weights, selector.
+    pub(crate) generation: AtomicU64,
+    pub(crate) version: AtomicU64,
+    pub(crate) closed: AtomicBool,
+    pub(crate) open_queues: AtomicU32,
+    pub(crate) caches: Caches,
+    now: AtomicU64,
+    control: Mutex<Control>,
+}
+
+/// What a queue takes along when it follows the group.
+pub(crate) struct Snapshot {
+    pub(crate) generation: u64,
+    pub(crate) info: Option<Arc<DeviceInfo>>,
+    pub(crate) selector: SelectorKind,
+    pub(crate) paths: Vec<PathView>,
+}
+
+impl GroupShared {
+    pub(crate) fn new(config: GroupConfig) -> Arc<GroupShared> {
+        let name: Arc<str> = config.name.into();
+        Arc::new(GroupShared {
+            fencing: config.fencing,
+            no_path_timeout: Duration::from_millis(config.no_path_timeout_ms),
+            seed: config.seed,
+            generation: AtomicU64::new(1),
+            version: AtomicU64::new(1),
+            closed: AtomicBool::new(false),
+            open_queues: AtomicU32::new(0),
+            caches: Caches::new(),
+            now: AtomicU64::new(0),
+            control: Mutex::new(Control::new(name.clone(), config.selector, config.matching, config.limits)),
+            name,
+        })
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// A queue tells the time. Coarse: a millisecond is enough for events.
+    pub(crate) fn set_time(&self, now: Time) {
+        let now = now.as_nanos();
+        if now.saturating_sub(self.now.load(Ordering::Relaxed)) > 1_000_000 {
+            self.now.store(now, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn time(&self) -> Time {
+        Time::from_nanos(self.now.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut control = self.lock();
+        self.review_changed(&mut control);
+        Snapshot {
+            generation: self.generation.load(Ordering::Acquire),
+            info: control.info.clone(),
+            selector: control.selector,
+            paths: control.paths.iter().map(PathRecord::view).collect(),
+        }
+    }
+
+    /// A queue wants to use a path: it holds it until [`GroupShared::release`]. `None` when it is on its way out.
+    pub(crate) fn acquire(&self, id: PathId) -> Option<Arc<Counters>> {
+        let mut control = self.lock();
+        let at = control.find(id)?;
+        let record = &mut control.paths[at];
+        if matches!(record.usage(), PathUse::Release { .. }) {
+            return None;
+        }
+        record.holders += 1;
+        let counters = Arc::new(Counters::default());
+        record.counters.push(counters.clone());
+        Some(counters)
+    }
+
+    /// A queue has drained a path and dropped its queue there; `reported` is its last report of trouble.
+    pub(crate) fn release(&self, id: PathId, counters: &Arc<Counters>, reported: QueueTrouble) {
+        let mut control = self.lock();
+        let Some(at) = control.find(id) else { return };
+        let record = &mut control.paths[at];
+        record.holders = record.holders.saturating_sub(1);
+        record.counters.retain(|c| !Arc::ptr_eq(c, counters));
+        record.retired.retire(counters);
+        record.count_trouble(reported, QueueTrouble::default());
+        if record.state == PathState::Removing && record.holders == 0 {
+            control.finish_removal(at, self.time(), &self.caches);
+            self.changed(&mut control);
+        } else {
+            control.follow_queues(at, self.time());
+        }
+    }
+
+    /// A queue of a path went down or came back, or began or ended to stall.
+    pub(crate) fn report_queue_trouble(&self, id: PathId, old: QueueTrouble, new: QueueTrouble, cause: Code) {
+        let mut control = self.lock();
+        // The device may have said why already: its word first.
+        self.review_changed(&mut control);
+        if let Some(at) = control.find(id) {
+            control.queue_trouble(at, old, new, cause, self.time());
+        }
+    }
+
+    pub(crate) fn report_suspects(&self, id: PathId, cause: Code, fence: FenceTerms) {
+        self.publish(self.time(), id, EventKind::PathSuspect { cause, fence });
+    }
+
+    /// Publishes something that happened to a path at `when`.
+    pub(crate) fn publish(&self, when: Time, id: PathId, kind: EventKind) {
+        let mut control = self.lock();
+        if let Some(at) = control.find(id) {
+            control.publish(when, Some(at), kind);
+        }
+    }
+
+    /// Whoever submits relies on the abilities shown.
+    pub(crate) fn freeze(&self) {
+        self.lock().freeze();
+    }
+
+    pub(crate) fn queue_closed(&self) {
+        self.open_queues.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Control> {
+        // Nothing below the lock runs foreign code that may panic half-way through a change; a poisoned lock is still sound.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn review_changed(&self, control: &mut Control) {
+        if control.review_changed(self.time(), &self.caches) {
+            self.changed(control);
+        }
+    }
+
+    /// Something that queues must know has changed.
+    pub(crate) fn changed(&self, control: &mut Control) {
+        if control.compute_info(self.time()) {
+            self.version.fetch_add(1, Ordering::AcqRel);
+        }
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        for host in &control.hosts {
+            host.wake();
+        }
+    }
+}
