@@ -41,7 +41,7 @@ struct Cache {
     lost_through: AtomicU64,
     /// A flush that began in this epoch or later was to cover everything that is lost.
     lost_dirty: AtomicU64,
-    /// Something may have been written before the group existed: flush once, but its loss is nobody's promise broken.
+    /// Something may have been written before the group existed: flush once, but its loss breaks no promise of this group.
     assumed: AtomicBool,
     /// Paths that lead there and are not gone for good.
     members: AtomicU32,
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn whatever_reactors_do_at_a_time_no_write_that_is_lost_is_covered_by_a_flush_that_says_ok() {
         use std::sync::atomic::AtomicU32 as Count;
-        // One thread loses the cache; another flushes: one of them, or the flush after, must tell.
+        // One thread loses the cache; another flushes: one of them, or the flush after, must report it.
         for _ in 0..2000 {
             let c = Caches::new();
             c.join(0, false);

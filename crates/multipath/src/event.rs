@@ -64,7 +64,7 @@ pub enum EventKind {
         /// Blocks it shows now.
         blocks: u64,
     },
-    /// Requests of a path were sent again on others. One event an incident, reactor and proof, told when the incident has been quiet
+    /// Requests of a path were sent again on others. One event an incident, reactor and proof, published when the incident has been quiet
     /// for a moment; its time is that of the last request.
     Redriven {
         /// Requests.
@@ -79,7 +79,7 @@ pub enum EventKind {
         /// Name of the cache domain.
         domain: String,
     },
-    /// A path was removed and every reactor has let go of it.
+    /// A path was removed and every reactor has released it.
     PathRemoved,
 }
 

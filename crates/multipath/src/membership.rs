@@ -167,8 +167,8 @@ mod tests {
 
     #[test]
     fn identity_decides() {
-        let founder = info(&[A], 100);
-        let p = exported(&founder, true);
+        let first = info(&[A], 100);
+        let p = exported(&first, true);
         let w = MatchPolicy::Worldwide;
         let t10 = Identifier::T10Vendor(vec![7]);
         assert_eq!(admit(&w, Some(&p), None, &info(&[A], 100)), Ok(()));
@@ -184,12 +184,12 @@ mod tests {
 
     #[test]
     fn reconnecting_as_somebody_else_is_seen() {
-        let founder = info(&[A], 100);
-        let p = exported(&founder, true);
+        let first = info(&[A], 100);
+        let p = exported(&first, true);
         for policy in [MatchPolicy::Worldwide, MatchPolicy::Stated] {
-            let err = admit(&policy, Some(&p), Some(&founder.identity), &info(&[B], 100)).unwrap_err();
+            let err = admit(&policy, Some(&p), Some(&first.identity), &info(&[B], 100)).unwrap_err();
             assert!(err.contains("reconnected"), "{err}");
-            assert!(admit(&policy, Some(&p), Some(&founder.identity), &info(&[], 100)).is_err());
+            assert!(admit(&policy, Some(&p), Some(&first.identity), &info(&[], 100)).is_err());
         }
         let nameless = info(&[], 100);
         let p = exported(&nameless, true);
@@ -232,8 +232,8 @@ mod tests {
     #[test]
     fn nobody_becomes_another_disk_in_two_steps() {
         let nguid = |n| Identifier::Nguid([n; 16]);
-        let founder = info(&[A], 100);
-        let p = exported(&founder, true);
+        let first = info(&[A], 100);
+        let p = exported(&first, true);
         let w = MatchPolicy::Worldwide;
         let mut known = remember(None, &info(&[A, nguid(1)], 100).identity);
         for shown in [&[A][..], &[nguid(1), A][..]] {
@@ -248,9 +248,9 @@ mod tests {
 
     #[test]
     fn size_and_abilities() {
-        let founder = info(&[A], 100);
+        let first = info(&[A], 100);
         let w = MatchPolicy::Worldwide;
-        let p = exported(&founder, true);
+        let p = exported(&first, true);
         assert_eq!(admit(&w, Some(&p), None, &info(&[A], 101)), Ok(()));
         assert!(admit(&w, Some(&p), None, &info(&[A], 99)).unwrap_err().contains("promised"));
         let mut other = info(&[A], 100);
@@ -259,7 +259,7 @@ mod tests {
         let mut other = info(&[A], 100);
         other.limits.fua = false;
         assert!(admit(&w, Some(&p), None, &other).unwrap_err().contains("force unit"));
-        assert_eq!(admit(&w, Some(&exported(&founder, false)), None, &other), Ok(()));
+        assert_eq!(admit(&w, Some(&exported(&first, false)), None, &other), Ok(()));
         let mut other = info(&[A], 100);
         other.limits.write_cache = true;
         assert!(admit(&w, Some(&p), None, &other).unwrap_err().contains("cache"));

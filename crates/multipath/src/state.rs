@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-/// Where a path stands.
+/// The state of a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum PathState {
     /// Added, and its device has not answered yet.
@@ -70,7 +70,7 @@ pub enum PathEvent {
     Resumed,
     /// It is to go.
     Remove,
-    /// Every reactor has let go of it.
+    /// Every reactor has released it.
     Drained,
 }
 

@@ -195,3 +195,99 @@ fn a_flush_of_a_device_without_cache_is_free() {
     assert_eq!(t.stats(0).ios + t.stats(1).ios, sent);
     assert!(guest.failed.iter().all(|f| f.0 != Op::Flush));
 }
+
+/// The target behind path `i` loses power: its cache is gone, its connection is reset, and it comes back with another count.
+fn power_cycle(t: &Setup, i: usize, count: u32) {
+    let cache = t.paths[i].cache();
+    t.world.with_disk(|d| d.lose_cache(cache));
+    t.paths[i].edit(|o| {
+        let place = o.cache_domain.split('#').next().unwrap_or_default().to_owned();
+        o.cache_domain = format!("{place}#{count}");
+    });
+    t.paths[i].reset();
+}
+
+fn same_cache(seed: u64, paths: usize) -> Setup {
+    Setup::new(seed, paths, GroupConfig::new("disk"), |_, o| {
+        o.write_cache = true;
+        o.cache_domain = "subsystem#1".into();
+    })
+}
+
+#[test]
+fn a_target_that_lost_power_fails_one_flush_whatever_the_order_in_which_its_paths_return() {
+    for (paths, first_back, waiting) in
+        [(1, 0, false), (1, 0, true), (2, 0, false), (2, 1, false), (2, 0, true), (2, 1, true)]
+    {
+        let t = same_cache(5, paths);
+        let mut guest = t.guest(WRITES, 0);
+        t.run(&mut guest, ms(3));
+        quiesce(&t, &mut guest);
+        t.paths.iter().for_each(|p| p.set_refusing(true));
+        (0..paths).for_each(|i| power_cycle(&t, i, 2));
+        t.run(&mut guest, ms(20));
+        let case = format!("{paths} paths, {first_back} first, flush waiting: {waiting}");
+        if waiting {
+            assert!(guest.submit(Io::flush(0)));
+        }
+        for i in [first_back, paths - 1 - first_back] {
+            assert_eq!(guest.failed.len(), 0, "{case}: a path to the old cache may still come back");
+            t.paths[i].set_refusing(false);
+            t.run(&mut guest, ms(500));
+            if paths == 1 {
+                break;
+            }
+        }
+        if !waiting {
+            assert!(guest.submit(Io::flush(0)));
+            t.run(&mut guest, ms(10));
+        }
+        let codes: Vec<_> = guest.failed.iter().map(|f| (f.0, f.1.code)).collect();
+        assert_eq!(codes, [(Op::Flush, Code::CacheLost)], "{case}");
+        let lost = t.kinds().iter().filter(|k| matches!(k, EventKind::CacheLost { .. })).count();
+        assert_eq!(lost, 1, "{case}");
+        assert_eq!(flush(&t, &mut guest), None, "{case}: reported once");
+        guest.failed.clear();
+        t.settle(&mut guest);
+        assert!(!guest.violations.is_empty(), "{case}: nothing was lost, the test proves nothing");
+    }
+}
+
+#[test]
+fn whatever_is_lost_with_the_power_is_reported_by_a_flush() {
+    let mut reported = 0;
+    for seed in polypath_sim::seeds(300, 60) {
+        let paths = 1 + (seed % 3) as usize;
+        let t = if seed % 2 == 0 { same_cache(seed, paths) } else { two_caches(seed) };
+        let mix = Mix { read: 10, flush: 3, zero: 10, fua: 5, most_blocks: 4, depth: 24 };
+        let (mut a, mut b) = (t.guest(mix, 0), t.guest(mix, 1));
+        for round in 2..4 {
+            run(&t.world, &mut [&mut a, &mut b], ms(2 + seed % 5));
+            // Both reactors are busy when it happens, and go on.
+            match seed % 2 {
+                0 => (0..paths).for_each(|i| power_cycle(&t, i, round)),
+                _ => power_cycle(&t, (seed / 2) as usize % 2, round),
+            }
+            run(&t.world, &mut [&mut a, &mut b], ms(1));
+            a.set_submitting(false);
+            b.set_submitting(false);
+            run(&t.world, &mut [&mut a, &mut b], ms(3_000));
+            a.set_submitting(true);
+            b.set_submitting(true);
+        }
+        a.set_submitting(false);
+        b.set_submitting(false);
+        run(&t.world, &mut [&mut a, &mut b], ms(5_000));
+        assert_eq!(a.in_flight() + b.in_flight(), 0, "seed {seed}");
+        flush(&t, &mut a);
+        let failed: Vec<_> = a.failed.drain(..).chain(b.failed.drain(..)).collect();
+        assert!(failed.iter().all(|f| (f.0, f.1.code) == (Op::Flush, Code::CacheLost)), "seed {seed}: {failed:?}");
+        assert_eq!(flush(&t, &mut a), None, "seed {seed}: all was reported");
+        b.finish(ms(60_000));
+        t.settle(&mut a);
+        let lost: Vec<_> = a.violations.iter().chain(&b.violations).collect();
+        assert!(lost.is_empty() || !failed.is_empty(), "seed {seed}: {} and no flush said so", lost[0]);
+        reported += usize::from(!lost.is_empty());
+    }
+    assert!(reported > 10, "only {reported} runs lost anything");
+}

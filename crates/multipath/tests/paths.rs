@@ -133,7 +133,7 @@ fn another_identity_at_a_reconnect_is_quarantined_and_the_old_one_comes_back() {
     t.run(&mut guest, ms(300));
     assert_eq!(t.stats(1).state, PathState::Quarantined, "{:?}", t.stats(1));
     t.paths[1].swap_identity(vec![Identifier::Nguid([0xD1; 16])], false);
-    // Its old queue is let go once its fence is over; then a new one opens.
+    // Its old queue is released once its fence is over; then a new one opens.
     guest.set_submitting(false);
     t.run(&mut guest, ms(2300));
     guest.set_submitting(true);
@@ -323,7 +323,7 @@ fn removal_waits_for_every_reactor_and_for_the_fence() {
     a.set_submitting(false);
     b.set_submitting(false);
     run(&t.world, &mut [&mut a], ms(3000));
-    assert!(t.stats_of("p0").is_some(), "one reactor has not let go");
+    assert!(t.stats_of("p0").is_some(), "one reactor has not released it");
     run(&t.world, &mut [&mut a, &mut b], ms(300));
     assert!(t.stats_of("p0").is_none() && t.kinds().contains(&EventKind::PathRemoved));
     b.finish(ms(1000));

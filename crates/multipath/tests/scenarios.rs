@@ -71,7 +71,7 @@ impl Chaos {
         }
     }
 
-    fn strike(&mut self, t: &mut Setup) {
+    fn inject(&mut self, t: &mut Setup) {
         self.undo(t);
         let present: Vec<usize> = (0..t.paths.len()).filter(|&i| t.stats_of(&format!("p{i}")).is_some()).collect();
         let i = present[self.rng.random_range(0..present.len())];
@@ -129,7 +129,7 @@ fn scenario(seed: u64) {
     let mut chaos = Chaos { rng, undo: None, spare: 4, added: 0 };
     let [a, b] = &mut guests;
     for _ in 0..6 {
-        chaos.strike(&mut t);
+        chaos.inject(&mut t);
         let span = chaos.rng.random_range(1..9);
         run(&t.world, &mut [a, b], ms(span));
         // Long times pass with little to do: detection, fences and late writes.

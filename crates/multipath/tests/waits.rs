@@ -25,7 +25,7 @@ fn two_caches(seed: u64) -> Setup {
 }
 
 /// Something written through both paths, and nothing in flight.
-fn soiled(t: &Setup) -> Guest {
+fn dirtied(t: &Setup) -> Guest {
     let mut guest = t.guest(Mix { read: 0, flush: 0, zero: 0, fua: 0, most_blocks: 4, depth: 32 }, 0);
     t.run(&mut guest, ms(3));
     guest.set_submitting(false);
@@ -71,7 +71,7 @@ fn a_quarantined_path_comes_back_with_nobody_asking() {
 #[test]
 fn flushes_that_wait_for_their_cache_hold_nothing_else_up() {
     let t = two_caches(4);
-    let mut guest = soiled(&t);
+    let mut guest = dirtied(&t);
     t.paths[1].set_refusing(true);
     t.paths[1].reset();
     t.run(&mut guest, ms(10));
@@ -91,7 +91,7 @@ fn flushes_that_wait_for_their_cache_hold_nothing_else_up() {
 #[test]
 fn a_flush_that_waits_while_its_path_is_removed_learns_that_the_cache_is_clean() {
     let t = two_caches(6);
-    let mut guest = soiled(&t);
+    let mut guest = dirtied(&t);
     t.group.remove_path(t.ids[1]).expect("there");
     // The queue does not know yet; the path takes nothing any more, so the flush waits for its cache.
     assert!(guest.submit(Io::flush(0)));
@@ -105,7 +105,7 @@ fn a_flush_that_waits_while_its_path_is_removed_learns_that_the_cache_is_clean()
 #[test]
 fn every_flush_that_waits_for_a_cache_hears_of_its_loss() {
     let t = two_caches(7);
-    let mut guest = soiled(&t);
+    let mut guest = dirtied(&t);
     t.paths[1].set_refusing(true);
     t.paths[1].reset();
     t.run(&mut guest, ms(10));

@@ -74,7 +74,9 @@ impl Disk {
             }
             return;
         }
-        let cache = cache.filter(|_| !io.flags.contains(Flags::FUA));
+        // Dataset Management has no FUA: a Discard may stay in the cache whatever its flags say.
+        let durable = io.flags.contains(Flags::FUA) && matches!(io.op, Op::Write | Op::WriteZeroes);
+        let cache = cache.filter(|_| !durable);
         for i in 0..u64::from(io.blocks) {
             let lba = (io.lba + i) as usize;
             let at = lba * self.block_size..(lba + 1) * self.block_size;

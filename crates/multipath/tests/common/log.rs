@@ -41,6 +41,5 @@ impl tracing::Subscriber for Log {
 pub fn capture(what: impl FnOnce()) -> Vec<String> {
     let log = Log::default();
     tracing::subscriber::with_default(log.clone(), what);
-    let lines = log.0.lock().expect("one thread").clone();
-    lines
+    log.0.lock().expect("one thread").clone()
 }

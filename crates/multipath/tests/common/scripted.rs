@@ -291,13 +291,18 @@ impl Bench {
 
     /// Submits `io` under a tag of its own, which is returned.
     pub fn submit(&mut self, io: Io) -> u64 {
+        self.try_submit(io).expect("accepted")
+    }
+
+    /// As [`Bench::submit`], where the queue may refuse.
+    pub fn try_submit(&mut self, io: Io) -> Result<u64, RefusedWhy> {
         let tag = self.next_tag;
         self.next_tag += 1;
         let segs = if io.op.has_data() { self.row.span(0, 1) } else { io.segs };
         let mut cx = Cx { now: self.now, segs: &mut self.segs, reactor: 0 };
-        self.queue.submit(&mut cx, Io { tag, segs, ..io }).expect("accepted");
+        self.queue.submit(&mut cx, Io { tag, segs, ..io }).map_err(|refused| refused.why)?;
         self.queue.kick(&mut cx);
-        tag
+        Ok(tag)
     }
 
     pub fn write(&mut self, lba: u64) -> u64 {
