@@ -448,3 +448,28 @@ fn a_path_without_access_carries_nothing_and_the_others_do() {
     assert_eq!((send(&mut b, WRITE(9)).1, b.queue.health()), (0, Health::Ready), "and worse than a slow one");
     b.finish();
 }
+
+#[test]
+fn a_request_that_is_split_for_another_path_waits_for_its_superseded_attempt() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    let tag = b.write(9);
+    b.devices.iter().for_each(|d| d.succeed_all());
+    b.turn();
+    assert_eq!(b.outcome(tag), Some(Code::Ok));
+    let (tag, first, old) = send(&mut b, Io { blocks: 3, ..WRITE(0) });
+    let small = Limits { max_transfer_bytes: 512, ..info("a").limits };
+    b.devices[1 - first].set_live(DeviceInfo { limits: small, ..info("a") });
+    b.turn();
+    b.devices[first].suspect(old, Fate::NotSent);
+    b.turns(2);
+    b.devices.iter().for_each(|d| d.succeed_all());
+    b.turns(2);
+    assert_eq!(b.outcome(tag), None, "completion means quiet, also of what was sent first");
+    b.devices[first].complete(old, Code::PathLost, Proof::NeverSent);
+    b.turns(2);
+    assert_eq!(b.devices.iter().map(|d| d.in_flight().len()).sum::<usize>(), 3);
+    b.devices.iter().for_each(|d| d.succeed_all());
+    b.turns(2);
+    assert_eq!(b.outcome(tag), Some(Code::Ok));
+    b.finish();
+}

@@ -5,6 +5,7 @@ use super::parent::Parent;
 use super::path::QueuePath;
 use super::task::{Owner, Task, tag};
 use crate::cache::FlushTarget;
+use crate::config::Fencing;
 use crate::selector::{Choice, Selector};
 use crate::stats;
 use core::time::Duration;
@@ -50,6 +51,8 @@ impl MultipathQueue {
     fn dispatch(&mut self, cx: &mut Cx<'_>, key: SlotKey) -> Dispatched {
         let (Some(task), Some(shape)) = (self.tasks.get(key), self.shape) else { return Dispatched::Yes };
         let (io, tried) = (task.io, task.tried);
+        // Parts know nothing of superseded attempts: these must be quiet before there are parts.
+        let may_split = task.outstanding == 0 || self.group.fencing == Fencing::Off;
         let allowed = task.flush.map_or(u64::MAX, |f| self.slots_of(f.cache));
         let bytes = io.data_len(shape.block_size);
         let offset = io.lba.wrapping_mul(u64::from(shape.block_size));
@@ -75,7 +78,7 @@ impl MultipathQueue {
             }
             if !path.limits.fits(&io, shape.block_size, cx.segs) {
                 let limits = path.limits;
-                if !self.has_room_for_parent() {
+                if !may_split || !self.has_room_for_parent() {
                     return Dispatched::NoRoom;
                 }
                 let Some(task) = self.tasks.remove(key) else { return Dispatched::Yes };
@@ -119,7 +122,8 @@ impl MultipathQueue {
         let closed = self.group.is_closed();
         let Some(task) = self.tasks.get_mut(key) else { return };
         if let Some(status) = task.refusal {
-            return self.settle(key, status, Proof::Answered);
+            let proof = task.proof;
+            return self.settle(key, status, proof);
         }
         let expiry = task.no_path_since.get_or_insert(cx.now).after(timeout);
         if closed {
@@ -154,7 +158,8 @@ impl MultipathQueue {
         let timeout = self.group.no_path_timeout;
         let Some(task) = self.tasks.get_mut(key) else { return };
         if let Some(status) = task.refusal {
-            return self.settle(key, status, Proof::Answered);
+            let proof = task.proof;
+            return self.settle(key, status, proof);
         }
         let expiry = task.first_failure.get_or_insert(cx.now).after(timeout);
         if expiry <= cx.now && task.retries >= TRIES_LEAST {
