@@ -6,9 +6,10 @@
 //! the flush was sent, and the flush covers it. Two flushes at a time do not hide each other's work, because only success cleans,
 //! and only up to where the flush began.
 //!
-//! A cache that nothing leads to any more while it is dirty is *lost*: flushes that began before the loss and were to reach it fail,
-//! and so does the first flush after it, unless one of those covered everything that was lost. Joining and leaving happen
-//! under the lock of the group; everything else is asked from any reactor at any time.
+//! A dirty cache is *lost* when nothing leads to it any more, or when a path to it comes back to one that has lost its power since:
+//! flushes that began before the loss and were to reach it fail, and so does the first flush after it, unless one of those covered
+//! everything that was lost. Joining, leaving and losing happen under the lock of the group; everything else is asked from any
+//! reactor at any time.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
@@ -31,6 +32,8 @@ pub(crate) struct Caches {
     list: Box<[Cache]>,
     /// Caches that were lost and whose loss no flush has reported.
     lost: AtomicU64,
+    /// Those among them that lost their power: no flush that succeeds elsewhere makes up for that.
+    power_lost: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +42,8 @@ struct Cache {
     clean: AtomicU64,
     /// Flushes that began in this epoch or before were to cover something that is lost.
     lost_through: AtomicU64,
+    /// The same, as far as power was lost.
+    power_lost_through: AtomicU64,
     /// A flush that began in this epoch or later was to cover everything that is lost.
     lost_dirty: AtomicU64,
     /// Something may have been written before the group existed: flush once, but its loss breaks no promise of this group.
@@ -50,7 +55,7 @@ struct Cache {
 impl Caches {
     pub(crate) fn new() -> Self {
         let list = (0..MAX_CACHES).map(|_| Cache::default()).collect();
-        Caches { epoch: AtomicU64::new(1), list, lost: AtomicU64::new(0) }
+        Caches { epoch: AtomicU64::new(1), list, lost: AtomicU64::new(0), power_lost: AtomicU64::new(0) }
     }
 
     /// A change completed there and may be in the cache.
@@ -80,16 +85,31 @@ impl Caches {
         self.dirty_mask() & 1 << index != 0
     }
 
-    /// The flush succeeded there.
-    pub(crate) fn mark_clean(&self, flush: FlushTarget) {
-        let cache = self.get(flush.cache);
+    /// The flush succeeded there. False when part of what it was to cover had been lost with the power of the cache before: that
+    /// must be reported.
+    pub(crate) fn mark_clean(&self, flush: FlushTarget) -> bool {
+        let (cache, bit) = (self.get(flush.cache), 1 << flush.cache);
+        if flush.epoch <= cache.power_lost_through.load(SeqCst) {
+            return !self.abandon(flush);
+        }
+        if self.power_lost.load(SeqCst) & bit == 0 && flush.epoch >= cache.lost_dirty.load(SeqCst) {
+            // Its last path went, and this answer was on the way: nothing is lost.
+            self.lost.fetch_and(!bit, SeqCst);
+        }
         cache.clean.fetch_max(flush.epoch, SeqCst);
-        cache.assumed.store(false, SeqCst);
+        if flush.epoch > cache.lost_through.load(SeqCst) {
+            cache.assumed.store(false, SeqCst);
+        }
+        true
     }
 
     /// Takes the losses that nobody has reported, if there are any: whoever is told must report them.
     pub(crate) fn take_lost(&self) -> bool {
-        self.lost.load(SeqCst) != 0 && self.lost.swap(0, SeqCst) != 0
+        if self.lost.load(SeqCst) == 0 {
+            return false;
+        }
+        self.power_lost.store(0, SeqCst);
+        self.lost.swap(0, SeqCst) != 0
     }
 
     /// Has the flush no cache to go to, because no path leads there any more or what it was to cover is lost?
@@ -104,6 +124,7 @@ impl Caches {
         let hit = flush.epoch <= cache.lost_through.load(SeqCst);
         if hit && flush.epoch >= cache.lost_dirty.load(SeqCst) {
             // It was to cover all that is lost: this is the report.
+            self.power_lost.fetch_and(!(1 << flush.cache), SeqCst);
             self.lost.fetch_and(!(1 << flush.cache), SeqCst);
         }
         // A change may have completed there after the last path went: nobody will ever flush it.
@@ -124,7 +145,7 @@ impl Caches {
         let cache = self.get(index);
         if cache.members.load(SeqCst) == 0 {
             // What completed after the last path of the former owner of this number had gone.
-            self.lose(index);
+            self.lose(index, false);
             cache.assumed.store(write_cache, SeqCst);
         }
         cache.members.fetch_add(1, SeqCst);
@@ -135,23 +156,36 @@ impl Caches {
         let cache = self.get(index);
         let mut lost = false;
         if cache.members.load(SeqCst) == 1 {
-            lost = self.lose(index);
+            lost = self.lose(index, false);
             cache.assumed.store(false, SeqCst);
         }
         cache.members.fetch_sub(1, SeqCst);
         lost
     }
 
-    fn lose(&self, index: u8) -> bool {
-        let cache = self.get(index);
+    /// Cache `index` has lost its power, whether other paths still lead there or not. True when it held writes: they are lost.
+    pub(crate) fn lose_power(&self, index: u8) -> bool {
+        self.get(index).assumed.store(false, SeqCst);
+        self.lose(index, true)
+    }
+
+    fn lose(&self, index: u8, power: bool) -> bool {
+        let (cache, bit) = (self.get(index), 1 << index);
         let dirty = cache.dirty.load(SeqCst);
         if dirty <= cache.clean.load(SeqCst) {
             return false;
         }
         // In this order, see `begin_flush`: a flush that begins after the new epoch finds the bit, one that began before it is hit.
         cache.lost_dirty.fetch_max(dirty, SeqCst);
-        self.lost.fetch_or(1 << index, SeqCst);
-        cache.lost_through.fetch_max(self.begin_flush(), SeqCst);
+        if power {
+            self.power_lost.fetch_or(bit, SeqCst);
+        }
+        self.lost.fetch_or(bit, SeqCst);
+        let through = self.begin_flush();
+        if power {
+            cache.power_lost_through.fetch_max(through, SeqCst);
+        }
+        cache.lost_through.fetch_max(through, SeqCst);
         cache.clean.fetch_max(dirty, SeqCst);
         true
     }
@@ -182,13 +216,12 @@ mod tests {
         assert_eq!(c.dirty_mask(), 0);
         let early = flush(&c, 3);
         c.mark_dirty(3);
-        c.mark_clean(early);
+        assert!(c.mark_clean(early));
         assert_eq!(c.dirty_mask(), 1 << 3, "a write after the flush began is still dirty");
         assert!(c.is_dirty(3) && !c.is_dirty(2) && !c.is_dirty(4));
         let (one, two) = (flush(&c, 3), flush(&c, 3));
         assert_eq!(c.dirty_mask(), 1 << 3, "a flush under way cleans nothing");
-        c.mark_clean(two);
-        c.mark_clean(one);
+        assert!(c.mark_clean(two) && c.mark_clean(one));
         assert_eq!(c.dirty_mask(), 0);
     }
 
@@ -198,7 +231,7 @@ mod tests {
         c.join(0, true);
         c.join(0, true);
         assert_eq!(c.dirty_mask(), 1, "a cache of unknown past is flushed once");
-        c.mark_clean(flush(&c, 0));
+        assert!(c.mark_clean(flush(&c, 0)));
         c.mark_dirty(0);
         assert!(!c.leave(0) && !c.take_lost());
         assert!(c.leave(0));
@@ -213,7 +246,7 @@ mod tests {
     fn a_second_path_assumes_nothing_about_a_cache_that_is_in_use() {
         let c = Caches::new();
         c.join(0, true);
-        c.mark_clean(flush(&c, 0));
+        assert!(c.mark_clean(flush(&c, 0)));
         c.join(0, true);
         assert_eq!((c.dirty_mask(), c.members(0)), (0, 2));
     }
@@ -254,6 +287,48 @@ mod tests {
         c.mark_dirty(1);
         assert!(c.leave(1) && c.leave(0));
         assert!(c.abandon(zero) && c.take_lost() && !c.take_lost());
+    }
+
+    #[test]
+    fn an_answer_that_was_on_the_way_as_the_last_path_went_makes_up_for_the_loss() {
+        let c = Caches::new();
+        c.join(0, false);
+        c.mark_dirty(0);
+        let early = flush(&c, 0);
+        assert!(c.leave(0) && c.mark_clean(early) && !c.take_lost(), "it covered everything");
+        c.join(0, false);
+        c.mark_dirty(0);
+        let early = flush(&c, 0);
+        c.mark_dirty(0);
+        assert!(c.leave(0) && c.mark_clean(early) && c.take_lost(), "it did not cover the second write");
+        // Nor does it say anything about what has the number now.
+        c.join(0, true);
+        assert!(c.mark_clean(early));
+        assert_eq!(c.dirty_mask(), 1);
+    }
+
+    #[test]
+    fn nothing_makes_up_for_a_loss_of_power() {
+        let c = Caches::new();
+        (0..2).for_each(|_| c.join(0, false));
+        c.join(1, true);
+        assert!(!c.lose_power(0) && !c.lose_power(1) && c.dirty_mask() == 0, "nothing that this group has promised");
+        c.mark_dirty(0);
+        let (one, two) = (flush(&c, 0), flush(&c, 0));
+        assert!(c.lose_power(0) && !c.leave(0) && !c.lose_power(0), "once");
+        assert!(c.is_unreachable(one));
+        assert!(!c.mark_clean(one) && !c.take_lost(), "the answer of the other path is no comfort; this is the report");
+        assert!(!c.mark_clean(two), "this one was to cover it too");
+        let later = flush(&c, 0);
+        assert!(!c.is_unreachable(later) && c.mark_clean(later));
+        c.mark_dirty(0);
+        let early = flush(&c, 0);
+        c.mark_dirty(0);
+        assert!(c.lose_power(0) && !c.mark_clean(early) && c.take_lost() && !c.take_lost());
+        // A loss that was taken leaves nothing behind.
+        c.mark_dirty(0);
+        let answered = flush(&c, 0);
+        assert!(c.leave(0) && c.mark_clean(answered) && !c.take_lost());
     }
 
     #[test]

@@ -340,7 +340,13 @@ impl Control {
         if known.is_some_and(|d| self.paths[at].cache == Some(d as u8)) {
             return;
         }
-        // Another cache than before: the target lost its power, or is another one. What the old one held is lost with its last path.
+        // Another cache than before. In the same place it is one that lost its power; elsewhere the old one is lost with its last path.
+        if let Some(old) = self.paths[at].cache
+            && membership::place(&self.cache_names[usize::from(old)]) == membership::place(&name)
+            && caches.lose_power(old)
+        {
+            self.cache_lost(old, "a write cache lost its power while it was dirty: the next flush fails once", now);
+        }
         self.leave_cache(at, now, caches);
         let index = known.unwrap_or_else(|| {
             let unused = (0..self.cache_names.len()).find(|&d| caches.members(d as u8) == 0);
@@ -362,12 +368,13 @@ impl Control {
     fn leave_cache(&mut self, at: usize, now: Time, caches: &Caches) {
         let Some(index) = self.paths[at].cache.take() else { return };
         if caches.leave(index) && !self.paths[at].closing {
-            let domain = self.cache_names[usize::from(index)].0.clone();
-            tracing::error!(
-                group = %self.name, domain,
-                "the last path of a dirty write cache is gone: the next flush fails once"
-            );
-            self.publish(now, None, EventKind::CacheLost { domain });
+            self.cache_lost(index, "the last path of a dirty write cache is gone: the next flush fails once", now);
         }
+    }
+
+    fn cache_lost(&mut self, index: u8, what: &str, now: Time) {
+        let domain = self.cache_names[usize::from(index)].0.clone();
+        tracing::error!(group = %self.name, domain, "{what}");
+        self.publish(now, None, EventKind::CacheLost { domain });
     }
 }

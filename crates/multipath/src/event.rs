@@ -74,7 +74,7 @@ pub enum EventKind {
         /// Why it was safe.
         proof: Proof,
     },
-    /// The last path of a dirty write cache is gone for good: the next flush fails once.
+    /// A dirty write cache lost its power, or its last path is gone for good: the next flush fails once.
     CacheLost {
         /// Name of the cache domain.
         domain: String,

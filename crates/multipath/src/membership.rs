@@ -95,7 +95,7 @@ fn same_place(before: &Identity, shown: &Identity) -> Result<(), String> {
 
 /// Where a cache is, without the count of its power cycles: a driver that knows the count appends it behind the last `#`. A cache
 /// that lost its power is another cache in the same place.
-fn place(domain: &CacheDomain) -> &str {
+pub(crate) fn place(domain: &CacheDomain) -> &str {
     domain.0.rsplit_once('#').map_or(&*domain.0, |(place, _)| place)
 }
 

@@ -136,25 +136,58 @@ fn a_cache_that_lost_power_is_lost_once_when_its_paths_come_back_one_by_one() {
             d.set_down(Code::PathLost, "connection reset");
         }
         b.turn();
-        b.devices[0].set_live(info("c#2"));
-        b.turns(2);
-        // A path of the old cache may still come back: nobody knows yet.
-        assert_eq!(b.caches_lost(), 0);
         let waiting = waits.then(|| b.flush());
         b.turns(2);
-        b.devices[0].succeed_all();
-        b.turns(2);
-        assert!(waiting.is_none_or(|tag| b.outcome(tag).is_none()));
-        b.devices[1].set_live(info("c#2"));
+        assert!(waiting.is_none_or(|tag| b.outcome(tag).is_none()), "nobody knows yet");
+        b.devices[0].set_live(info("c#2"));
         b.turns(3);
+        // The other path need not come back for that.
         assert_eq!(b.caches_lost(), 1);
         match waiting {
             Some(tag) => assert_eq!(b.outcome(tag), Some(Code::CacheLost)),
             None => assert_eq!(b.flush_now(), Some(Code::CacheLost)),
         }
         assert_eq!(b.flush_now(), Some(Code::Ok), "reported once");
+        b.devices[1].set_live(info("c#2"));
+        b.turns(3);
+        assert_eq!(b.flush_now(), Some(Code::Ok), "the second path brings no news");
+        assert_eq!(b.caches_lost(), 0);
         b.finish();
     }
+}
+
+#[test]
+fn a_flush_that_another_controller_answers_does_not_hide_the_power_loss_of_one() {
+    // Two controllers of one subsystem, each with a cache of its own after all, whose counts happened to agree.
+    let mut b = Bench::with_caches(&["c#1", "c#1"]);
+    assert_eq!(b.flush_now(), Some(Code::Ok));
+    b.dirty(0, 1);
+    b.devices[0].set_down(Code::PathLost, "connection reset");
+    b.turn();
+    let flush = b.flush();
+    let io = b.devices[1].only();
+    b.devices[0].set_live(info("c#2"));
+    b.turns(2);
+    b.devices[1].succeed(io);
+    b.turns(2);
+    assert_eq!(b.outcome(flush), Some(Code::CacheLost), "it was to cover what the other one has lost");
+    assert_eq!(b.flush_now(), Some(Code::Ok), "reported once");
+    b.dirty(1, 2);
+    assert_eq!(b.flush_now(), Some(Code::Ok), "and the cache that is left goes on");
+    b.finish();
+}
+
+#[test]
+fn a_flush_that_was_answered_as_its_last_path_went_has_lost_nothing() {
+    let mut b = Bench::with_caches(&["c"]);
+    b.dirty(0, 1);
+    let flush = b.flush();
+    b.devices[0].succeed_all();
+    b.devices[0].set_gone();
+    b.turns(2);
+    assert_eq!(b.outcome(flush), Some(Code::Ok), "everything was on the medium before the path went");
+    assert_eq!(b.flush_now(), Some(Code::Ok), "so that there is nothing to report");
+    b.finish();
 }
 
 #[test]

@@ -131,7 +131,9 @@ impl MultipathQueue {
     fn succeeded(&mut self, slot: usize, key: SlotKey, proof: Proof) {
         let (Some(task), Some(path)) = (self.tasks.get(key), self.paths[slot].as_ref()) else { return };
         if let Some(flush) = task.flush {
-            self.group.caches.mark_clean(flush);
+            if !self.group.caches.mark_clean(flush) {
+                return self.settle(key, Code::CacheLost.into(), proof);
+            }
         } else if !is_durable(&task.io) {
             // The cache that it was sent to, even if the path leads to another one by now; or the one that was enabled meanwhile.
             let cache = task.cache.or(path.write_cache.then_some(path.cache).flatten());
