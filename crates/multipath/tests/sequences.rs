@@ -4,7 +4,8 @@ mod common;
 
 use common::scripted::{BOUND, Bench, info};
 use polypath_block::{
-    Access, Code, DeviceInfo, Fate, Flags, Health, Identifier, Io, Limits, Op, Proof, RefusedWhy, SegSpan,
+    Access, Code, Cx, Device, DeviceInfo, Fate, Flags, Health, Identifier, Io, Limits, Op, Proof, QueueConfig,
+    RefusedWhy, SegSpan, SegTable,
 };
 use polypath_multipath::{EventKind, Fencing, GroupConfig, MatchPolicy, PathState, SelectorKind};
 
@@ -36,6 +37,9 @@ fn a_superseded_attempt_neither_finishes_nor_repeats_its_request() {
             let new = b.devices[second].only();
             assert_eq!((load(&b, first), load(&b, second)), ((0, 1), (1, 0)));
             // The same news again changes nothing.
+            b.devices[first].suspect_again(old, fate);
+            b.turn();
+            assert_eq!((load(&b, first), load(&b, second)), ((0, 1), (1, 0)));
             b.devices[first].complete(old, end.0, end.1);
             b.turns(2);
             assert_eq!(b.outcome(tag), None, "the other attempt is under way");
@@ -471,5 +475,92 @@ fn a_request_that_is_split_for_another_path_waits_for_its_superseded_attempt() {
     b.devices.iter().for_each(|d| d.succeed_all());
     b.turns(2);
     assert_eq!(b.outcome(tag), Some(Code::Ok));
+    b.finish();
+}
+
+#[test]
+fn a_path_is_back_when_it_is_back_on_every_reactor() {
+    let mut b = Bench::with_caches(&["a"]);
+    let mut second = b.group.open_queue(QueueConfig { depth: 8 }).expect("a queue");
+    (0..2).for_each(|_| drop(b.turn_of(&mut *second)));
+    b.drain_events();
+    for end_by_closing in [false, true] {
+        b.devices[0].set_health(Health::Down);
+        b.turn();
+        assert_eq!(b.stats(0).state, PathState::Down);
+        b.turn_of(&mut *second);
+        b.devices[0].set_health(Health::Ready);
+        b.turn();
+        assert_eq!(b.stats(0).state, PathState::Down, "not on the second one");
+        if end_by_closing {
+            // What a queue has reported ends with it.
+            second.close(&mut Cx { now: b.now, segs: &mut SegTable::new(1), reactor: 1 });
+            (0..2).for_each(|_| drop(b.turn_of(&mut *second)));
+            assert!(second.is_drained());
+        } else {
+            b.turn_of(&mut *second);
+        }
+        assert_eq!(b.stats(0).state, PathState::Usable);
+    }
+    let s = b.stats(0);
+    assert_eq!((s.failures, s.recoveries), (2, 2));
+    let told: Vec<_> = b.drain_events().into_iter().map(|e| e.kind).collect();
+    let downs = told.iter().filter(|k| matches!(k, EventKind::PathDown { .. })).count();
+    assert_eq!((downs, told.len()), (2, 4), "once for all reactors: {told:?}");
+    b.finish();
+}
+
+#[test]
+fn a_device_that_is_down_is_not_up_because_its_queues_are() {
+    let mut b = Bench::with_caches(&["a"]);
+    b.devices[0].set_down(Code::PathLost, "connection reset");
+    b.devices[0].set_health(Health::Down);
+    b.turn();
+    b.devices[0].set_health(Health::Ready);
+    b.turns(2);
+    assert_eq!(b.stats(0).state, PathState::Down, "it was not verified again");
+    let tag = b.write(1);
+    assert!(b.devices[0].taken().is_empty());
+    b.devices[0].set_health(Health::Down);
+    b.turn();
+    b.devices[0].set_live(info("a"));
+    b.turns(2);
+    assert_eq!(b.stats(0).state, PathState::Down, "nor because its device answers while its queue does not");
+    b.devices[0].set_health(Health::Ready);
+    b.turns(3);
+    assert_eq!(b.stats(0).state, PathState::Usable);
+    b.devices[0].succeed_all();
+    b.turn();
+    assert_eq!(b.outcome(tag), Some(Code::Ok));
+    b.finish();
+}
+
+#[test]
+fn what_a_split_request_has_not_given_out_when_a_part_fails_is_not_given_out() {
+    let mut b = Bench::with_caches(&["a"]);
+    b.write(0);
+    b.devices[0].succeed_all();
+    b.turn();
+    b.devices[0].set_live(DeviceInfo { limits: Limits { max_transfer_bytes: 512, ..info("a").limits }, ..info("a") });
+    b.turns(2);
+    // Two requests of 64 parts: there is room for 64 extra parts, so that the second one gives out two at first.
+    let first = b.submit(Io { blocks: 64, ..WRITE(0) });
+    let second = b.submit(Io { blocks: 64, ..WRITE(100) });
+    b.turn();
+    let of_second = |b: &Bench| b.devices[0].in_flight().into_iter().filter(|io| io.lba >= 100).collect::<Vec<_>>();
+    assert_eq!((b.devices[0].in_flight().len(), of_second(&b).len()), (64, 0), "the queue below takes 64");
+    b.devices[0].in_flight().into_iter().take(10).for_each(|io| b.devices[0].succeed(io));
+    b.turns(2);
+    let some = of_second(&b);
+    assert!((1..64).contains(&some.len()), "{}", some.len());
+    b.devices[0].complete(some[0], Code::Medium, Proof::Answered);
+    b.devices[0].succeed_all();
+    b.turns(3);
+    // What was given out before the answer may still be on its way.
+    b.devices[0].succeed_all();
+    b.turns(3);
+    assert_eq!((b.outcome(first), b.outcome(second)), (Some(Code::Ok), Some(Code::Medium)));
+    let sent = b.devices[0].taken().iter().filter(|io| io.lba >= 100).count();
+    assert!(sent < 64, "{sent} parts were sent");
     b.finish();
 }

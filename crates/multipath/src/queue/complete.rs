@@ -198,7 +198,7 @@ impl MultipathQueue {
     }
 
     fn bytes_of(&self, key: SlotKey) -> u64 {
-        let block_size = self.shape.map_or(0, |s| s.block_size);
+        let block_size = self.shown.map_or(0, |s| s.block_size);
         self.tasks.get(key).map_or(0, |t| t.io.data_len(block_size))
     }
 

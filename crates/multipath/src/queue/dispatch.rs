@@ -49,13 +49,13 @@ impl MultipathQueue {
     }
 
     fn dispatch(&mut self, cx: &mut Cx<'_>, key: SlotKey) -> Dispatched {
-        let (Some(task), Some(shape)) = (self.tasks.get(key), self.shape) else { return Dispatched::Yes };
+        let (Some(task), Some(shown)) = (self.tasks.get(key), self.shown) else { return Dispatched::Yes };
         let (io, tried) = (task.io, task.tried);
         // Parts know nothing of superseded attempts: these must be quiet before there are parts.
         let may_split = task.outstanding == 0 || self.group.fencing == Fencing::Off;
         let allowed = task.flush.map_or(u64::MAX, |f| self.slots_of(f.cache));
-        let bytes = io.data_len(shape.block_size);
-        let offset = io.lba.wrapping_mul(u64::from(shape.block_size));
+        let bytes = io.data_len(shown.block_size);
+        let offset = io.lba.wrapping_mul(u64::from(shown.block_size));
         loop {
             let mut ranks = self.ranks.iter().map(|rank| rank & allowed);
             let Some(rank) = ranks.find(|rank| rank & !tried != 0) else {
@@ -76,13 +76,13 @@ impl MultipathQueue {
                 self.unrank(slot);
                 continue;
             }
-            if !path.limits.fits(&io, shape.block_size, cx.segs) {
+            if !path.limits.fits(&io, shown.block_size, cx.segs) {
                 let limits = path.limits;
                 if !may_split || !self.has_room_for_parent() {
                     return Dispatched::NoRoom;
                 }
                 let Some(task) = self.tasks.remove(key) else { return Dispatched::Yes };
-                self.start_parent(cx, Parent::split(task.owner, task.io, &limits, shape.block_size));
+                self.start_parent(cx, Parent::split(task.owner, task.io, &limits, shown.block_size));
                 return Dispatched::Yes;
             }
             match self.send(cx, key, slot, bytes) {

@@ -36,7 +36,7 @@ const RANKS: usize = 4;
 
 /// What the group shows, as the fast path needs it.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+struct ShownInfo {
     blocks: u64,
     block_size: u32,
     limits: Limits,
@@ -47,7 +47,7 @@ pub(crate) struct MultipathQueue {
     group: Arc<GroupShared>,
     depth: usize,
     generation: u64,
-    shape: Option<Shape>,
+    shown: Option<ShownInfo>,
     frozen: bool,
     selector_kind: SelectorKind,
     selector: AnySelector,
@@ -96,7 +96,7 @@ impl MultipathQueue {
             group,
             depth,
             generation: 0,
-            shape: None,
+            shown: None,
             frozen: false,
             selector_kind: kind,
             paths: Vec::with_capacity(MAX_PATHS),
@@ -217,7 +217,7 @@ impl IoQueue for MultipathQueue {
         if self.closing || self.group.is_closed() {
             return refused(RefusedWhy::Gone);
         }
-        let Some(shape) = self.shape else { return refused(RefusedWhy::Gone) };
+        let Some(shown) = self.shown else { return refused(RefusedWhy::Gone) };
         if self.open + self.ready.len() >= self.depth || (io.op == Op::Flush && !self.has_room_for_parent()) {
             return refused(RefusedWhy::Full);
         }
@@ -226,7 +226,7 @@ impl IoQueue for MultipathQueue {
             self.frozen = true;
         }
         self.open += 1;
-        if let Err(status) = shape.limits.check(&io, shape.blocks, shape.block_size, cx.segs) {
+        if let Err(status) = shown.limits.check(&io, shown.blocks, shown.block_size, cx.segs) {
             self.finish(Owner::User(io.tag), status, Proof::NeverSent);
         } else if io.op == Op::Flush {
             self.flush(cx, io);
@@ -275,7 +275,7 @@ impl IoQueue for MultipathQueue {
     }
 
     fn health(&self) -> Health {
-        if self.closing || self.shape.is_none() || self.group.is_closed() {
+        if self.closing || self.shown.is_none() || self.group.is_closed() {
             Health::Down
         } else if self.ranks[0] | self.ranks[1] != 0 {
             Health::Ready

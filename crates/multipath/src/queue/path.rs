@@ -237,7 +237,7 @@ impl MultipathQueue {
         let snapshot = self.group.snapshot();
         self.generation = snapshot.generation;
         self.retry_stranded_now = true;
-        self.shape = snapshot.info.map(|info| super::Shape {
+        self.shown = snapshot.info.map(|info| super::ShownInfo {
             blocks: info.geometry.blocks,
             block_size: info.geometry.block_size,
             limits: info.limits,

@@ -154,6 +154,14 @@ impl Scripted {
         let seat = inner.queues.iter_mut().find(|q| q.in_flight.contains(&io)).expect("a request in flight");
         seat.in_flight.retain(|i| *i != io);
         seat.suspects.push(io);
+        drop(inner);
+        self.suspect_again(io, fate);
+    }
+
+    /// The next poll says so once more.
+    pub fn suspect_again(&self, io: Io, fate: Fate) {
+        let mut inner = self.lock();
+        let seat = inner.queues.iter_mut().find(|q| q.suspects.contains(&io)).expect("a suspect request");
         let fence = FenceTerms { proof: BOUND, within: Duration::from_secs(1) };
         seat.outbox.suspects.push(Suspect { tag: io.tag, fate, cause: Code::PathLost, fence });
     }
@@ -323,6 +331,13 @@ impl Bench {
             assert!(self.done.iter().all(|d| d.tag != c.tag), "{c:?} completed twice");
         }
         self.done.append(&mut done.completions);
+    }
+
+    /// One turn of another queue of the group, as another reactor gives it.
+    pub fn turn_of(&mut self, queue: &mut dyn IoQueue) -> Vec<Completion> {
+        let mut done = Done::default();
+        queue.poll(&mut Cx { now: self.now, segs: &mut self.segs, reactor: 1 }, &mut done);
+        done.completions
     }
 
     pub fn turns(&mut self, n: usize) {
