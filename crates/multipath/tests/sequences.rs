@@ -564,3 +564,33 @@ fn what_a_split_request_has_not_given_out_when_a_part_fails_is_not_given_out() {
     assert!(sent < 64, "{sent} parts were sent");
     b.finish();
 }
+
+#[test]
+fn a_full_path_with_nothing_of_ours_is_asked_again() {
+    let mut b = Bench::with_caches(&["a"]);
+    // Other users of the same queue have taken all its room: nothing of ours will complete and say that there is some.
+    b.devices[0].set_room(0);
+    let tag = b.write(1);
+    b.turns(3);
+    b.devices[0].set_room(1);
+    assert!(matches!(b.arm(), Some(Some(_))), "it looks again by itself");
+    b.turns(2);
+    b.devices[0].succeed_all();
+    b.turn();
+    assert_eq!(b.outcome(tag), Some(Code::Ok));
+    b.finish();
+}
+
+#[test]
+fn the_first_reason_for_which_a_path_was_left_stays() {
+    let mut b = Bench::with_caches(&["a"]);
+    b.devices[0].set_down(Code::PathTimeout, "no answer for 500 ms");
+    b.turn();
+    b.devices[0].set_health(Health::Down);
+    b.turn();
+    b.devices[0].set_down(Code::PathLost, "connection refused");
+    b.turn();
+    let s = b.stats(0);
+    assert_eq!((s.state, s.cause, &*s.why), (PathState::Down, Some(Code::PathTimeout), "no answer for 500 ms"));
+    b.finish();
+}
