@@ -1,0 +1,284 @@
+//! Defects of single commands that were found by attack, each by its name: what is known of one command is not said of another.
+#[path = "common/script.rs"]
+mod script;
+#[path = "common/turns.rs"]
+mod turns;
+
+use polypath_block::{Code, Fate, Io, Op, Proof, Scope};
+use polypath_nvme::StatusField;
+use script::{Script, What};
+use std::time::Duration;
+use turns::{World, config};
+
+const KIB: u32 = 1024;
+
+/// Writes one block each, all over the same memory, and has them answered; their identifiers.
+fn write_and_answer(world: &mut World, count: u64, until: impl Fn(u16) -> bool) -> Vec<u16> {
+    let span = world.memory(512, 1);
+    let mut cids = Vec::new();
+    for tag in 0..count {
+        let (sqe, completion) = world.round_trip(Io::write(10_000 + tag, tag, 1, span));
+        assert_eq!(completion.status.code, Code::Ok);
+        cids.push(sqe.cid());
+        if until(sqe.cid()) {
+            break;
+        }
+    }
+    cids
+}
+
+/// Lets a write time out: its identifier, and the held Abort's.
+fn write_that_times_out(world: &mut World, tag: u64) -> (u16, u16) {
+    let span = world.memory(512, 9);
+    let sqe = world.send(Io::write(tag, 0, 1, span));
+    world.run_until("an Abort", 4000, |w| !w.script.held(What::Abort).is_empty());
+    let abort = world.script.held(What::Abort)[0];
+    assert_eq!((abort.abort_sqid(), abort.abort_cid()), (1, sqe.cid()));
+    (sqe.cid(), abort.cid())
+}
+
+/// A write times out; its Abort is answered "aborted" before its own completion comes over the other connection; its slot is free,
+/// and 62 commands later its identifier is in flight again for a new write; the connection is reset.
+/// A proof belongs to one command and dies with it: nothing is known of the new write, which waits for the fence.
+#[test]
+fn false_proof_of_abortion() {
+    let mut world = World::up(8);
+    let (cid, abort) = write_that_times_out(&mut world, 1);
+    world.script.answer_abort(abort, true);
+    world.let_admin_look();
+    world.turn_queue(0);
+    assert!(world.queues[0].completions.is_empty(), "the write itself was not answered yet");
+    world.script.answer(1, cid, StatusField::ABORT_REQUESTED);
+    world.turn_queue(0);
+    let completion = world.take_completion(0, 1);
+    assert_eq!((completion.status.code, completion.proof), (Code::PathTimeout, Proof::Answered));
+
+    let mut others = 0;
+    let span = world.memory(512, 2);
+    loop {
+        let sqe = world.send(Io::write(100 + others, 8, 1, span));
+        if sqe.cid() == cid {
+            break;
+        }
+        world.script.answer(1, sqe.cid(), StatusField::SUCCESS);
+        world.turn_queue(0);
+        world.take_completion(0, 100 + others);
+        others += 1;
+        assert!(others < 200, "the identifier does not come round");
+    }
+    assert!(others >= 62);
+    world.script.reset(1);
+    let lost = world.now;
+    world.turn_queue(0);
+    let suspects: Vec<_> = world.queues[0].suspects.iter().map(|(s, _)| (s.tag, s.fate)).collect();
+    assert_eq!(suspects, [(100 + others, Fate::Unknown)], "{:?}", world.queues[0].completions);
+    world.let_admin_look();
+    world.expect_fenced(0, 100 + others, lost);
+}
+
+/// As above, but the Abort itself is not answered: while it is under way its identifier must not name another command, or the
+/// controller aborts that one. Afterwards it may.
+#[test]
+fn false_proof_of_abortion_identifiers_are_not_reused_under_an_abort() {
+    let mut world = World::up(8);
+    let (cid, abort) = write_that_times_out(&mut world, 1);
+    world.script.answer(1, cid, StatusField::SUCCESS);
+    world.turn_queue(0);
+    let completion = world.take_completion(0, 1);
+    assert_eq!((completion.status.code, completion.proof), (Code::Ok, Proof::Answered), "late, and done all the same");
+    let cids = write_and_answer(&mut world, 500, |_| false);
+    assert!(!cids.contains(&cid), "{cid:#x} was given to another command while an Abort of it is under way");
+
+    // All other slots are taken, so that it must come, and come round, once the Abort was answered.
+    let span = world.memory(512, 3);
+    let filled: Vec<u16> = (0..3).map(|tag| world.send(Io::write(20 + tag, 0, 1, span)).cid()).collect();
+    world.script.answer_abort(abort, false);
+    world.let_admin_look();
+    world.turn_queue(0);
+    let cids = write_and_answer(&mut world, 200, |c| c == cid);
+    assert_eq!(cids.last(), Some(&cid), "an answered Abort must give its identifier back");
+    filled.iter().for_each(|&cid| world.script.answer(1, cid, StatusField::SUCCESS));
+    world.turn_queue(0);
+}
+
+/// The proof where it is due: the controller says that it aborted the command, no completion of it comes, the connection is lost.
+#[test]
+fn an_aborted_command_is_quiet_when_its_connection_is_lost() {
+    let mut world = World::up(8);
+    let (_, abort) = write_that_times_out(&mut world, 1);
+    world.script.answer_abort(abort, true);
+    world.let_admin_look();
+    // Another one, of which nothing is known.
+    let span = world.memory(512, 2);
+    world.send(Io::write(2, 8, 1, span));
+    world.script.reset(1);
+    let lost = world.now;
+    world.turn_queue(0);
+    let completion = world.take_completion(0, 1);
+    assert_eq!((completion.status.scope(), completion.proof), (Scope::Path, Proof::Aborted));
+    world.let_admin_look();
+    world.expect_fenced(0, 2, lost);
+}
+
+/// "Not aborted" proves nothing.
+#[test]
+fn a_command_that_was_not_aborted_waits_for_its_fence() {
+    let mut world = World::up(8);
+    let (_, abort) = write_that_times_out(&mut world, 1);
+    world.script.answer_abort(abort, false);
+    world.let_admin_look();
+    world.script.reset(1);
+    let lost = world.now;
+    world.turn_queue(0);
+    world.let_admin_look();
+    world.expect_fenced(0, 1, lost);
+}
+
+/// An order to abort dies with its association: over the next one the same identifier names another command.
+#[test]
+fn an_abort_of_a_lost_association_is_not_sent_over_the_next() {
+    let mut world = World::up(8);
+    let span = world.memory(512, 9);
+    world.send(Io::write(1, 0, 1, span));
+    // The queue gives the order; the admin queue is lost before it sees it.
+    world.run_ms(2990);
+    world.pass_ms(45);
+    world.turn_queue(0);
+    world.pass_ms(45);
+    world.turn_queue(0);
+    world.script.reset(0);
+    world.run_until("a new association", 1000, |w| w.controller.statistics().connects == 2 && w.is_live());
+    world.run_ms(500);
+    assert_eq!(world.script.asked(What::Abort), 0, "{:?}", world.script.seen(0));
+    assert!(world.is_live());
+}
+
+/// A request above what the controller takes at a time; it is cut at its time limit before its last parts left; the parts that had
+/// left succeed. What was never sent is not done.
+#[test]
+fn ok_for_what_was_never_sent() {
+    cut_before_the_last_parts_left(Op::Write);
+}
+
+/// The same for a read, most of whose memory was never filled.
+#[test]
+fn ok_for_what_was_never_sent_reads_likewise() {
+    cut_before_the_last_parts_left(Op::Read);
+}
+
+fn cut_before_the_last_parts_left(op: Op) {
+    let script = Script::new();
+    // Two commands at a time, each of 128 KiB.
+    let config = polypath_nvmf_tcp::ControllerConfig { queue_depth: 2, ..config(&script) };
+    let mut world = World::up_with(script, config, 8);
+    let span = world.memory(2048 * KIB, 7);
+    world.submit(0, Io { op, ..Io::write(1, 0, 4096, span) });
+    world.turn_queue(0);
+    assert_eq!(world.script.open(1).len(), 2, "two of sixteen parts are on the way");
+    world.run_until("Aborts", 4000, |w| !w.script.held(What::Abort).is_empty());
+    for cid in world.script.open_cids(1) {
+        match op {
+            Op::Read => world.script.answer_read(1, cid, 7),
+            _ => {
+                world.script.ask_data(1, cid);
+                world.turn_queue(0);
+                world.script.answer(1, cid, StatusField::SUCCESS);
+            }
+        }
+    }
+    world.turn_queue(0);
+    assert_eq!(world.script.seen(1).len(), 2, "nothing more leaves after the cut");
+    let completion = world.take_completion(0, 1);
+    assert_eq!((completion.status.code, completion.status.scope()), (Code::PathTimeout, Scope::Path));
+}
+
+/// The same with a send side that is stuck: some parts wait in the transmit ring, and one of them has left in part.
+#[test]
+fn ok_for_what_was_never_sent_through_a_stuck_socket() {
+    let mut world = World::up(8);
+    // Sixteen parts, four of which find room; the first capsule and half of the second leave.
+    let span = world.memory(2048 * KIB, 7);
+    world.script.set_room(1, 72 + 36);
+    world.submit(0, Io::write(1, 0, 4096, span));
+    world.turn_queue(0);
+    assert_eq!(world.script.open(1).len(), 1);
+    world.run_until("an Abort", 4000, |w| !w.script.held(What::Abort).is_empty());
+    world.script.set_room(1, usize::MAX);
+    world.turn_queue(0);
+    assert_eq!(world.script.seen(1).len(), 2, "what had begun to leave leaves, and nothing else");
+    for cid in world.script.open_cids(1) {
+        world.script.ask_data(1, cid);
+        world.turn_queue(0);
+        world.script.answer(1, cid, StatusField::SUCCESS);
+    }
+    world.turn_queue(0);
+    let completion = world.take_completion(0, 1);
+    assert_eq!((completion.status.code, completion.proof), (Code::PathTimeout, Proof::Answered));
+}
+
+/// Commands that never left are quiet at once when their time is up.
+#[test]
+fn what_never_left_is_quiet_at_its_time_limit() {
+    let mut world = World::up(8);
+    let span = world.memory(512, 7);
+    world.script.set_room(1, 0);
+    world.submit(0, Io::write(1, 0, 1, span));
+    world.run_until("the time limit", 4000, |w| w.completion(0, 1).is_some());
+    let completion = world.take_completion(0, 1);
+    assert_eq!((completion.status.code, completion.proof), (Code::PathTimeout, Proof::NeverSent));
+    world.script.set_room(1, usize::MAX);
+    world.run_ms(10);
+    assert!(world.script.seen(1).is_empty(), "it must not leave later");
+}
+
+/// A command is answered "abort requested" that nobody asked to abort: an Abort of an earlier command with its identifier came late.
+/// That is trouble of the way and not of the request. Of a command that we asked to abort it says that it took too long.
+#[test]
+fn a_late_abort_hits_a_younger_command() {
+    let mut world = World::up(8);
+    let span = world.memory(512, 9);
+    for (tag, io) in [(1, Io::write(1, 0, 1, span)), (2, Io::read(2, 0, 1, span)), (3, Io::flush(3))] {
+        let sqe = world.send(io);
+        world.script.answer(1, sqe.cid(), StatusField::ABORT_REQUESTED);
+        world.turn_queue(0);
+        let status = world.take_completion(0, tag).status;
+        assert_eq!((status.code, status.scope()), (Code::PathLost, Scope::Path), "{:?}", io.op);
+    }
+    let (cid, abort) = write_that_times_out(&mut world, 5);
+    world.script.answer(1, cid, StatusField::ABORT_REQUESTED);
+    world.turn_queue(0);
+    let status = world.take_completion(0, 5).status;
+    assert_eq!((status.code, status.scope()), (Code::PathTimeout, Scope::Path));
+    world.script.answer_abort(abort, true);
+    world.run_ms(5);
+    assert_eq!(world.controller.statistics().losses, 0);
+}
+
+/// Several parts fail: what is told is what went wrong first.
+#[test]
+fn the_first_error_of_a_request_stands() {
+    let mut world = World::up(8);
+    let span = world.memory(256 * KIB, 7);
+    world.submit(0, Io::read(1, 0, 512, span));
+    world.turn_queue(0);
+    let cids = world.script.open_cids(1);
+    assert_eq!(cids.len(), 2);
+    world.script.answer(1, cids[1], StatusField::UNRECOVERED_READ_ERROR.with_dnr());
+    world.turn_queue(0);
+    world.script.answer(1, cids[0], StatusField::CAPACITY_EXCEEDED);
+    world.turn_queue(0);
+    assert_eq!(world.take_completion(0, 1).status.code, Code::Medium);
+}
+
+/// A command is not answered, and neither is it aborted: the way is left, and a write on it waits for the fence.
+#[test]
+fn a_command_that_is_neither_answered_nor_aborted_costs_the_way() {
+    let mut world = World::up(8);
+    let (_, abort) = write_that_times_out(&mut world, 1);
+    world.script.answer_abort(abort, false);
+    let took = world.run_until("the loss", 4000, |w| w.is_suspect(0, 1));
+    assert!(took >= Duration::from_millis(1900), "it is given time to be aborted: {took:?}");
+    let lost = world.now;
+    world.expect_fenced(0, 1, lost);
+    world.run_until("a way back", 3000, |w| w.is_live());
+}
