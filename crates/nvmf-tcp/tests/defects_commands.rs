@@ -270,6 +270,32 @@ fn the_first_error_of_a_request_stands() {
     assert_eq!(world.take_completion(0, 1).status.code, Code::Medium);
 }
 
+/// One part of a write is answered with an error while data of it are still on their way out, another part is not answered; the
+/// connection is lost. The answer is that of its own part: the other may still be carried out.
+#[test]
+fn an_answer_to_one_part_proves_nothing_of_the_others() {
+    // The answered part after the open one, and before it.
+    for answered in [1, 0] {
+        let mut world = World::up(8);
+        let span = world.memory(256 * KIB, 7);
+        world.submit(0, Io::write(1, 0, 512, span));
+        world.turn_queue(0);
+        let cids = world.script.open_cids(1);
+        assert_eq!(cids.len(), 2);
+        world.script.set_room(1, 1000);
+        world.script.ask_data(1, cids[answered]);
+        world.turn_queue(0);
+        world.script.answer(1, cids[answered], StatusField::WRITE_FAULT.with_dnr());
+        world.turn_queue(0);
+        assert!(world.queues[0].completions.is_empty());
+        world.script.reset(1);
+        world.turn_queue(0);
+        world.let_admin_look();
+        let closed = world.now;
+        world.expect_fenced(0, 1, closed);
+    }
+}
+
 /// A command is not answered, and neither is it aborted: the way is left, and a write on it waits for the fence.
 #[test]
 fn a_command_that_is_neither_answered_nor_aborted_costs_the_way() {

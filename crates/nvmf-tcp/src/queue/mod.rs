@@ -120,7 +120,7 @@ impl QueuePair {
 
     /// The controller, the association or a namespace may have changed, or an Abort was answered.
     #[cold]
-    fn follow(&mut self, done: &mut Done, now: Time) {
+    fn follow(&mut self, done: &mut Done) {
         for answer in self.mailbox.take_answers() {
             if let Some(connection) = &mut self.connection {
                 connection.abort_answered(answer);
@@ -131,7 +131,7 @@ impl QueuePair {
         {
             let (code, reason) = connection.association().loss();
             tracing::debug!(path = %self.shared.config.name, qid = self.qid, %reason, "I/O queue leaves a lost association");
-            self.lose(done, now, code);
+            self.lose(done, code);
         }
         let live = match self.shared.stage() {
             Stage::Live(association) => Some(association).filter(|a| !a.is_lost()),
@@ -237,7 +237,7 @@ impl QueuePair {
 
     /// The connection could not be made. Nothing but Connect was sent over it, so that the association need not suffer.
     fn opening_failed(&mut self, now: Time, done: &mut Done, fault: &Fault) {
-        self.lose(done, now, fault.code);
+        self.lose(done, fault.code);
         self.retry_later(now, fault);
     }
 
@@ -325,7 +325,7 @@ impl QueuePair {
         if connection.was_ready() {
             let reason = format!("I/O queue {}: {}", self.qid, broken.reason);
             self.shared.lose(connection.association(), broken.code, reason);
-            self.lose(done, cx.now, broken.code);
+            self.lose(done, broken.code);
         } else {
             self.opening_failed(cx.now, done, &broken.into());
         }
@@ -333,13 +333,13 @@ impl QueuePair {
 
     /// Closes the socket and accounts for every request.
     #[cold]
-    fn lose(&mut self, done: &mut Done, now: Time, code: Code) {
+    fn lose(&mut self, done: &mut Done, code: Code) {
         self.publish();
         let Some(connection) = self.connection.take() else { return };
         self.counts.syscalls = 0;
         let association = connection.association().clone();
         let requests = &mut self.requests;
-        connection.abort(|ended| requests.part_lost(&ended, now, done));
+        connection.abort(|ended| requests.part_lost(&ended));
         self.requests.lose_all(&association, code, &mut self.fenced, done);
     }
 
@@ -478,7 +478,7 @@ impl ControllerQueue for QueuePair {
             self.ranges_row = cx.segs.reserve(u32::from(self.slots), 1).ok();
         }
         if self.mailbox.bell.answer() {
-            self.follow(done, cx.now);
+            self.follow(done);
         }
         let slept = std::mem::take(&mut self.slept);
         if self.connection.as_ref().is_some_and(|c| c.wants_look(cx.now, slept)) {

@@ -40,6 +40,8 @@ struct Request {
 enum Lost {
     /// There was none.
     None,
+    /// Nothing of them had left.
+    NotSent,
     /// The controller had aborted all of them.
     Aborted,
     /// Some may still be carried out.
@@ -54,6 +56,26 @@ impl Request {
             self.status = status;
         }
         self.rest = None;
+    }
+
+    /// Takes the answer to one of its commands; returns what that command's status means.
+    #[inline]
+    fn take_answer(&mut self, finished: &Finished) -> Code {
+        self.parts -= 1;
+        self.answered = true;
+        let mut status = status::map(finished.cqe.status);
+        if finished.bad_memory && status.is_ok() {
+            status = Code::BadMemory.into();
+        }
+        let code = status.code;
+        if !status.is_ok() {
+            if self.aborting.is_some() && finished.cqe.status.is(StatusField::ABORT_REQUESTED) {
+                // We asked for it because the answer did not come: that is about the way, as is an abort that nobody asked for.
+                status.code = Code::PathTimeout;
+            }
+            self.fail(status);
+        }
+        code
     }
 
     fn is_over(&self) -> bool {
@@ -186,20 +208,7 @@ impl Requests {
     pub(super) fn finish(&mut self, finished: &Finished, now: Time, done: &mut Done) -> Option<Ending> {
         let key = SlotKey::from_u32(finished.user as u32);
         let request = self.slots.get_mut(key)?;
-        request.parts -= 1;
-        request.answered = true;
-        let mut status = status::map(finished.cqe.status);
-        if finished.bad_memory && status.is_ok() {
-            status = Code::BadMemory.into();
-        }
-        let code = status.code;
-        if !status.is_ok() {
-            if request.aborting.is_some() && finished.cqe.status.is(StatusField::ABORT_REQUESTED) {
-                // We asked for it because the answer did not come: that is about the way, as is an abort that nobody asked for.
-                status.code = Code::PathTimeout;
-            }
-            request.fail(status);
-        }
+        let code = request.take_answer(finished);
         if !request.is_over() {
             if request.aborting.is_none() {
                 request.since = now;
@@ -256,17 +265,21 @@ impl Requests {
         }
     }
 
-    /// A command was on its connection when that ended.
-    pub(super) fn part_lost(&mut self, ended: &Ended, now: Time, done: &mut Done) {
-        if let Outcome::Finished(cqe) = ended.outcome {
-            self.finish(&Finished { user: ended.user, cqe, bad_memory: ended.bad_memory }, now, done);
-        } else if let Some(request) = self.slots.get_mut(SlotKey::from_u32(ended.user as u32)) {
-            request.parts -= 1;
-            if ended.outcome == Outcome::Unknown {
-                let lost = if ended.aborted { Lost::Aborted } else { Lost::Unproven };
-                request.lost = request.lost.max(lost);
+    /// A command was on its connection when that ended. Even if it was answered and the last of its request, that one waits for
+    /// [`Requests::lose_all`]: what an answer says of one command says nothing of the others.
+    pub(super) fn part_lost(&mut self, ended: &Ended) {
+        let Some(request) = self.slots.get_mut(SlotKey::from_u32(ended.user as u32)) else { return };
+        let lost = match ended.outcome {
+            Outcome::Finished(cqe) => {
+                request.take_answer(&Finished { user: ended.user, cqe, bad_memory: ended.bad_memory });
+                return;
             }
-        }
+            Outcome::NotSent => Lost::NotSent,
+            Outcome::Unknown if ended.aborted => Lost::Aborted,
+            Outcome::Unknown => Lost::Unproven,
+        };
+        request.parts -= 1;
+        request.lost = request.lost.max(lost);
     }
 
     /// The connection is closed and all its commands are accounted for: what is quiet completes, changes that may still be carried
@@ -286,13 +299,19 @@ impl Requests {
             let (tag, changes) = (request.io.tag, request.io.op.changes_medium());
             let status = if request.status.is_ok() { code.into() } else { request.status };
             let proof = match request.lost {
+                Lost::None if request.is_over() => {
+                    done.complete(tag, request.status);
+                    continue;
+                }
                 Lost::Unproven if changes => {
-                    fenced.add(tag, code, association, done);
+                    // Whatever went wrong with a part of it, it is to be sent again as a whole.
+                    let cause = if status.scope() == Scope::Path { status.code } else { code };
+                    fenced.add(tag, cause, association, done);
                     continue;
                 }
                 Lost::Aborted if changes => Proof::Aborted,
-                Lost::None => request.proof(),
-                _ => Proof::SocketClosed,
+                Lost::None | Lost::NotSent => request.proof(),
+                Lost::Aborted | Lost::Unproven => Proof::SocketClosed,
             };
             done.complete_with(tag, status, proof);
         }

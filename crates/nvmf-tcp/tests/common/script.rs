@@ -301,6 +301,11 @@ pub fn kind(sqe: &Sqe) -> What {
 }
 
 impl State {
+    /// Shows a namespace, perhaps instead of another one.
+    pub fn show(&mut self, nsid: u32, shown: Shown) {
+        self.namespaces.insert(nsid, shown);
+    }
+
     fn last(&self, qid: u16) -> Option<usize> {
         self.connections.iter().rposition(|c| c.qid == Some(qid))
     }

@@ -166,15 +166,15 @@ impl World {
         self.run_in_steps(ms, &[1]);
     }
 
-    /// A turn of everybody after each of `steps_ms`, over and over, for `ms`.
+    /// A turn of everybody after each of `steps_ms`, over and over, for `ms` or a little longer: no step is cut.
     pub fn run_in_steps(&mut self, ms: u64, steps_ms: &[u64]) {
         let mut left = ms;
         for &step in steps_ms.iter().cycle() {
             if left == 0 {
                 return;
             }
-            self.pass_ms(step.min(left));
-            left -= step.min(left);
+            self.pass_ms(step);
+            left = left.saturating_sub(step);
             self.turn();
         }
     }
