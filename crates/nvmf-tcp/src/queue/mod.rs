@@ -174,8 +174,9 @@ impl QueuePair {
             self.requests.end_if_over(key, done);
         }
         if leaving && let Some(connection) = &mut self.connection {
+            // For the other namespaces the way is lost, and nothing else.
             let reason = "data for a namespace that is another one now were on their way".into();
-            connection.set_broken(Broken { code, reason });
+            connection.set_broken(Broken { code: Code::PathLost, reason });
         }
     }
 
