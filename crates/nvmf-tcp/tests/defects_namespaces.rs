@@ -162,7 +162,7 @@ fn a_namespace_that_is_gone_takes_nothing_more_and_may_come_back() {
     for tag in 1..=20 {
         assert_eq!(world.take_completion(0, tag).status.code, Code::PathNoAccess);
     }
-    change(&mut world, |s| drop(s.namespaces.insert(1, Shown::new(1))));
+    change(&mut world, |s| s.show(1, Shown::new(1)));
     world.turn_queue(0);
     let span = world.memory(512, 7);
     assert_eq!(world.round_trip(Io::write(30, 5, 1, span)).1.status.code, Code::Ok);
@@ -185,7 +185,7 @@ fn a_second_namespace_kills_a_live_disk() {
         sqe.nsid()
     };
     assert_eq!(writes_to(&mut world), 1);
-    change(&mut world, |s| drop(s.namespaces.insert(2, Shown::new(2))));
+    change(&mut world, |s| s.show(2, Shown::new(2)));
     world.turn_queue(0);
     assert_eq!(writes_to(&mut world), 1, "another namespace is none of its business");
 
@@ -201,7 +201,7 @@ fn a_second_namespace_kills_a_live_disk() {
     change(&mut world, |s| s.namespaces = [(1, Shown::new(2)), (3, Shown::new(3))].into());
     world.turn_queue(0);
     assert_eq!((world.cause(), world.queues[0].queue.health()), (Code::PathNoAccess, Health::Down));
-    change(&mut world, |s| drop(s.namespaces.insert(4, Shown::new(1))));
+    change(&mut world, |s| s.show(4, Shown::new(1)));
     world.turn_queue(0);
     assert_eq!(writes_to(&mut world), 4, "it was gone, not given up");
 }
