@@ -6,14 +6,16 @@
 #![forbid(unsafe_code)]
 
 mod kernel;
+mod mutants;
 mod packages;
 mod run;
+mod survivors;
 mod test_counts;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -21,6 +23,9 @@ usage: cargo xtask COMMAND
   test [--no-lab]   prepare the lab, then run every test; --no-lab leaves out the preparation and the real peers
   lab               prepare the lab only: Debian packages (when root), a guest kernel
   capture [NAME...] record golden octets anew between Linux's initiator and targets (docs/TESTING-captures.md)
+  mutants [--sample] [ARGUMENT...]
+                    change the code in small wrong ways and fail where no test notices (docs/TESTING-mutants.md); --sample tries
+                    a fixed part of them; other arguments are those of cargo-mutants, such as -p PACKAGE or -f FILE
 
 environment:
   CI=true               a mandatory peer (tests/peers.toml) that was skipped fails the run
@@ -46,6 +51,8 @@ fn command(arguments: &[String]) -> Result<()> {
         ["test", "--no-lab"] => run::test(false),
         ["lab"] => prepare(),
         ["capture", ..] => run::capture(&words[1..]),
+        ["mutants", "--sample", ..] => mutants::run(true, &words[2..]),
+        ["mutants", ..] => mutants::run(false, &words[1..]),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())
@@ -63,6 +70,17 @@ fn prepare() -> Result<()> {
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+/// Where cargo builds: as told, or where this program lies.
+fn target_folder() -> Result<PathBuf> {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(folder) => Ok(repository().join(folder)),
+        None => {
+            let exe = std::env::current_exe().context("a process knows its own program")?;
+            Ok(exe.parent().and_then(Path::parent).map_or_else(|| repository().join("target"), Path::to_owned))
+        }
+    }
 }
 
 fn cache_folder() -> PathBuf {

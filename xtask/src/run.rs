@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::test_counts::TestCounts;
-use crate::{packages, prepare, repository};
+use crate::{packages, prepare, repository, target_folder};
 
 /// One test run of a runner: its name for the reader, and cargo's arguments.
 struct Step {
@@ -208,16 +208,7 @@ fn report_peers() -> Result<Peers> {
 
 fn record_file() -> Result<std::path::PathBuf> {
     // the tests find the same folder from where their own programs lie
-    let target = match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(folder) => repository().join(folder),
-        None => {
-            let exe = std::env::current_exe().context("a process knows its own program")?;
-            exe.parent()
-                .and_then(std::path::Path::parent)
-                .map_or_else(|| repository().join("target"), std::path::Path::to_owned)
-        }
-    };
-    Ok(target.join("lab/peers.tsv"))
+    Ok(target_folder()?.join("lab/peers.tsv"))
 }
 
 /// Records golden octets anew: two guests of the lab talk through a proxy of `tests/`. It does the preparation that the tests do.
