@@ -25,7 +25,7 @@ usage: cargo xtask COMMAND
   capture [NAME...] record golden octets anew between Linux's initiator and targets (docs/TESTING-captures.md)
   mutants [--sample] [ARGUMENT...]
                     change the code in small wrong ways and fail where no test notices (docs/TESTING-mutants.md); --sample tries
-                    a fixed part of them; other arguments are those of cargo-mutants, such as -p PACKAGE or -f FILE
+                    a fixed part of them; other arguments are those of cargo-mutants, such as -p PACKAGE or -F PATTERN
 
 environment:
   CI=true               a mandatory peer (tests/peers.toml) that was skipped fails the run

@@ -18,9 +18,9 @@ const CARGO_NEXTEST: &str = "0.9.143";
 const TABLE: &str = "docs/TESTING-mutants.md";
 /// What `--sample` tries: every so-many-th mutant, the same ones as long as the code is the same.
 const SAMPLE: [&str; 4] = ["--shard", "5/48", "--sharding", "round-robin"];
-/// Limits for what hangs where no test's own limit holds, in seconds.
+/// Limits for what hangs where no test's own limit holds, in seconds. The first build of each copy builds everything.
 const TEST_LIMIT_S: &str = "180";
-const BUILD_LIMIT_S: &str = "180";
+const BUILD_LIMIT_S: &str = "900";
 
 /// Tries all mutants, or a fixed sample of them, or those that `arguments` of cargo-mutants select. Fails when one survives without a
 /// reason in the table; names the rows that no survivor needs any more.
@@ -45,13 +45,19 @@ pub(crate) fn run(sample: bool, arguments: &[&str]) -> Result<()> {
         chosen.len(),
         outcomes.total()
     );
-    let Outcomes { caught, hung, survived, unviable } = outcomes;
+    let Outcomes { caught, missed, undecided, unviable } = outcomes;
     println!(
-        "xtask: {caught} mutants caught, {hung} hung, {} survived, {unviable} do not build; {} s in all",
-        survived.len(),
+        "xtask: {caught} mutants caught, {} survived, {} undecided, {unviable} do not build; {} s in all",
+        missed.len(),
+        undecided.len(),
         started.elapsed().as_secs()
     );
-    judge(&survived, &rows, &every, &chosen)
+    for mutant in &undecided {
+        println!(
+            "xtask: UNDECIDED, and judged as a survivor: its build or its tests as a whole took too long: {mutant}"
+        );
+    }
+    judge(&[missed, undecided].concat(), &rows, &every, &chosen)
 }
 
 /// Prints what is wrong with the table; an error when a survivor has no reason.
@@ -80,9 +86,9 @@ fn judge(survived: &[Mutant], rows: &[Row], every: &[Mutant], chosen: &[Mutant])
 /// How many mutants ended how.
 struct Outcomes {
     caught: usize,
-    /// Stopped by [`TEST_LIMIT_S`]: noticed, but slowly.
-    hung: usize,
-    survived: Vec<Mutant>,
+    missed: Vec<Mutant>,
+    /// Stopped by [`TEST_LIMIT_S`] or [`BUILD_LIMIT_S`] before any test had failed: nobody knows.
+    undecided: Vec<Mutant>,
     unviable: usize,
 }
 
@@ -96,14 +102,14 @@ impl Outcomes {
         };
         Ok(Outcomes {
             caught: list("caught.txt")?.len(),
-            hung: list("timeout.txt")?.len(),
-            survived: list("missed.txt")?,
+            missed: list("missed.txt")?,
+            undecided: list("timeout.txt")?,
             unviable: list("unviable.txt")?.len(),
         })
     }
 
     fn total(&self) -> usize {
-        self.caught + self.hung + self.survived.len() + self.unviable
+        self.caught + self.missed.len() + self.undecided.len() + self.unviable
     }
 }
 
@@ -169,7 +175,7 @@ impl Tools {
             .args(select)
             .status()
             .context("cannot run cargo-mutants")?;
-        // 2: some survived, 3: some hung. Both are judged by their lists.
+        // 2: some survived, 3: some took too long. Both are judged by their lists.
         match status.code() {
             Some(0 | 2 | 3) => Outcomes::read(&output),
             Some(4) => bail!("the tests fail without any mutant; see {}", output.join("log/baseline.log").display()),
