@@ -594,3 +594,17 @@ fn the_first_reason_for_which_a_path_was_left_stays() {
     assert_eq!((s.state, s.cause, &*s.why), (PathState::Down, Some(Code::PathTimeout), "no answer for 500 ms"));
     b.finish();
 }
+
+#[test]
+fn a_device_that_changes_in_the_turn_of_its_removal_is_not_flushed() {
+    let mut b = Bench::with_caches(&["c#1", "other"]);
+    b.dirty(0, 1);
+    b.group.remove_path(b.ids[0]).expect("there");
+    // After this turn has followed the group, before it flushes: as another thread does.
+    b.devices[0].on_next_health(|d| d.set_live(info("c#2")));
+    b.turns(4);
+    assert!(b.devices[0].taken().iter().all(|io| io.op != Op::Flush), "the new cache knows nothing of the write");
+    assert_eq!(b.group.paths().len(), 1);
+    assert_eq!(b.flush_now(), Some(Code::CacheLost));
+    b.finish();
+}
