@@ -3,11 +3,8 @@
 mod common;
 
 use common::scripted::{BOUND, Bench, info};
-use polypath_block::{
-    Access, Code, Cx, Device, DeviceInfo, Fate, Flags, Health, Identifier, Io, Limits, Op, Proof, QueueConfig,
-    RefusedWhy, SegSpan, SegTable,
-};
-use polypath_multipath::{EventKind, Fencing, GroupConfig, MatchPolicy, PathState, SelectorKind};
+use polypath_block::{Access, Code, DeviceInfo, Fate, Flags, Health, Io, Limits, Op, Proof, RefusedWhy, SegSpan};
+use polypath_multipath::{EventKind, Fencing, GroupConfig, PathState, SelectorKind};
 
 /// Sends `io` and returns its tag, the device that has it, and what it was sent.
 fn send(b: &mut Bench, io: Io) -> (u64, usize, Io) {
@@ -163,6 +160,30 @@ fn a_request_with_one_unproven_part_is_unproven() {
 }
 
 #[test]
+fn a_request_whose_parts_fail_in_two_ways_names_the_first() {
+    let mut b = Bench::with_caches(&["a"]);
+    b.write(9);
+    b.devices[0].succeed_all();
+    b.turn();
+    b.devices[0].set_live(DeviceInfo { limits: Limits { max_transfer_bytes: 512, ..info("a").limits }, ..info("a") });
+    b.turns(2);
+    let tag = b.submit(Io { blocks: 2, ..WRITE(0) });
+    let parts = b.devices[0].in_flight();
+    b.devices[0].complete(parts[1], Code::NoSpace, Proof::Answered);
+    b.devices[0].complete(parts[0], Code::Medium, Proof::Answered);
+    b.turns(2);
+    assert_eq!(b.outcome(tag), Some(Code::NoSpace));
+    // However many there were before, the parts of a request go together.
+    for _ in 0..100 {
+        b.submit(Io { blocks: 3, ..WRITE(0) });
+        assert_eq!(b.devices[0].in_flight().len(), 3);
+        b.devices[0].succeed_all();
+        b.turn();
+    }
+    b.finish();
+}
+
+#[test]
 fn a_range_that_one_path_refuses_is_asked_of_the_others() {
     let mut b = Bench::with_caches(&["a", "b"]);
     let (tag, first, io) = send(&mut b, READ(1));
@@ -178,78 +199,6 @@ fn a_range_that_one_path_refuses_is_asked_of_the_others() {
     b.devices[1 - first].succeed_all();
     b.turn();
     assert_eq!(b.outcome(tag), Some(Code::Ok));
-    b.finish();
-}
-
-#[test]
-fn a_device_that_changed_gets_nothing_until_it_was_verified_again() {
-    let mut b = Bench::with_caches(&["a"]);
-    let mut other = info("a");
-    other.identity.identifiers = vec![Identifier::Uuid([2; 16])];
-    // Between two turns: nobody has looked yet.
-    b.devices[0].set_live(other);
-    let tag = b.write(1);
-    assert!(b.devices[0].taken().is_empty(), "written to another disk");
-    b.turns(3);
-    assert_eq!(b.stats(0).state, PathState::Quarantined);
-    assert!(b.devices[0].taken().is_empty());
-    b.devices[0].set_live(info("a"));
-    b.turns(4);
-    b.devices[0].succeed_all();
-    b.turns(2);
-    assert_eq!(b.outcome(tag), Some(Code::Ok));
-    b.finish();
-}
-
-#[test]
-fn limits_that_changed_are_known_before_anything_is_sent() {
-    let mut b = Bench::with_caches(&["a"]);
-    let tag = b.write(0);
-    b.devices[0].succeed_all();
-    b.turn();
-    assert_eq!(b.outcome(tag), Some(Code::Ok));
-    b.devices[0].set_live(DeviceInfo { limits: Limits { max_transfer_bytes: 512, ..info("a").limits }, ..info("a") });
-    // Somebody else has looked: the group has admitted it, this queue has not followed.
-    b.group.refresh();
-    b.submit(Io { blocks: 2, ..WRITE(0) });
-    assert!(b.devices[0].in_flight().is_empty(), "this queue does not know its limits yet");
-    b.turns(2);
-    assert!(b.devices[0].in_flight().iter().all(|io| io.blocks == 1) && b.devices[0].in_flight().len() == 2);
-    b.finish();
-}
-
-#[test]
-fn nobody_becomes_another_disk_in_two_reconnects() {
-    let shows = |ids: &[Identifier]| {
-        let mut i = info("a");
-        i.identity.identifiers = ids.to_vec();
-        i
-    };
-    let (uuid, nguid) = (Identifier::Uuid([1; 16]), |n| Identifier::Nguid([n; 16]));
-    // The first path shows nothing that could speak against the second one later on.
-    let mut b = Bench::new(
-        GroupConfig::new("disk"),
-        vec![shows(std::slice::from_ref(&uuid)), shows(&[uuid.clone(), nguid(1)])],
-    );
-    let mut reconnect = |ids: &[Identifier]| {
-        b.devices[1].set_down(Code::PathLost, "connection reset");
-        b.turn();
-        b.devices[1].set_live(shows(ids));
-        b.turns(3);
-        b.stats(1).state
-    };
-    assert_eq!(reconnect(&[nguid(1)]), PathState::Usable, "it is who it was, and that was the disk");
-    assert_eq!(reconnect(std::slice::from_ref(&uuid)), PathState::Usable);
-    assert_eq!(reconnect(&[uuid.clone(), nguid(2)]), PathState::Quarantined, "it showed another one once");
-    assert_eq!(reconnect(&[uuid.clone(), nguid(1)]), PathState::Usable);
-    b.finish();
-    // The same where the operator states the match and the first path shows nothing at all.
-    let mut config = GroupConfig::new("disk");
-    config.matching = MatchPolicy::Stated;
-    let mut b = Bench::new(config, vec![shows(&[]), shows(&[nguid(1)])]);
-    b.devices[1].set_live(shows(&[nguid(2)]));
-    b.turns(3);
-    assert_eq!(b.stats(1).state, PathState::Quarantined);
     b.finish();
 }
 
@@ -479,63 +428,6 @@ fn a_request_that_is_split_for_another_path_waits_for_its_superseded_attempt() {
 }
 
 #[test]
-fn a_path_is_back_when_it_is_back_on_every_reactor() {
-    let mut b = Bench::with_caches(&["a"]);
-    let mut second = b.group.open_queue(QueueConfig { depth: 8 }).expect("a queue");
-    (0..2).for_each(|_| drop(b.turn_of(&mut *second)));
-    b.drain_events();
-    for end_by_closing in [false, true] {
-        b.devices[0].set_health(Health::Down);
-        b.turn();
-        assert_eq!(b.stats(0).state, PathState::Down);
-        b.turn_of(&mut *second);
-        b.devices[0].set_health(Health::Ready);
-        b.turn();
-        assert_eq!(b.stats(0).state, PathState::Down, "not on the second one");
-        if end_by_closing {
-            // What a queue has reported ends with it.
-            second.close(&mut Cx { now: b.now, segs: &mut SegTable::new(1), reactor: 1 });
-            (0..2).for_each(|_| drop(b.turn_of(&mut *second)));
-            assert!(second.is_drained());
-        } else {
-            b.turn_of(&mut *second);
-        }
-        assert_eq!(b.stats(0).state, PathState::Usable);
-    }
-    let s = b.stats(0);
-    assert_eq!((s.failures, s.recoveries), (2, 2));
-    let told: Vec<_> = b.drain_events().into_iter().map(|e| e.kind).collect();
-    let downs = told.iter().filter(|k| matches!(k, EventKind::PathDown { .. })).count();
-    assert_eq!((downs, told.len()), (2, 4), "once for all reactors: {told:?}");
-    b.finish();
-}
-
-#[test]
-fn a_device_that_is_down_is_not_up_because_its_queues_are() {
-    let mut b = Bench::with_caches(&["a"]);
-    b.devices[0].set_down(Code::PathLost, "connection reset");
-    b.devices[0].set_health(Health::Down);
-    b.turn();
-    b.devices[0].set_health(Health::Ready);
-    b.turns(2);
-    assert_eq!(b.stats(0).state, PathState::Down, "it was not verified again");
-    let tag = b.write(1);
-    assert!(b.devices[0].taken().is_empty());
-    b.devices[0].set_health(Health::Down);
-    b.turn();
-    b.devices[0].set_live(info("a"));
-    b.turns(2);
-    assert_eq!(b.stats(0).state, PathState::Down, "nor because its device answers while its queue does not");
-    b.devices[0].set_health(Health::Ready);
-    b.turns(3);
-    assert_eq!(b.stats(0).state, PathState::Usable);
-    b.devices[0].succeed_all();
-    b.turn();
-    assert_eq!(b.outcome(tag), Some(Code::Ok));
-    b.finish();
-}
-
-#[test]
 fn what_a_split_request_has_not_given_out_when_a_part_fails_is_not_given_out() {
     let mut b = Bench::with_caches(&["a"]);
     b.write(0);
@@ -582,29 +474,29 @@ fn a_full_path_with_nothing_of_ours_is_asked_again() {
 }
 
 #[test]
-fn the_first_reason_for_which_a_path_was_left_stays() {
-    let mut b = Bench::with_caches(&["a"]);
-    b.devices[0].set_down(Code::PathTimeout, "no answer for 500 ms");
-    b.turn();
-    b.devices[0].set_health(Health::Down);
-    b.turn();
-    b.devices[0].set_down(Code::PathLost, "connection refused");
-    b.turn();
-    let s = b.stats(0);
-    assert_eq!((s.state, s.cause, &*s.why), (PathState::Down, Some(Code::PathTimeout), "no answer for 500 ms"));
-    b.finish();
-}
-
-#[test]
-fn a_device_that_changes_in_the_turn_of_its_removal_is_not_flushed() {
-    let mut b = Bench::with_caches(&["c#1", "other"]);
-    b.dirty(0, 1);
-    b.group.remove_path(b.ids[0]).expect("there");
-    // After this turn has followed the group, before it flushes: as another thread does.
-    b.devices[0].on_next_health(|d| d.set_live(info("c#2")));
-    b.turns(4);
-    assert!(b.devices[0].taken().iter().all(|io| io.op != Op::Flush), "the new cache knows nothing of the write");
-    assert_eq!(b.group.paths().len(), 1);
-    assert_eq!(b.flush_now(), Some(Code::CacheLost));
-    b.finish();
+fn a_request_that_every_path_fails_gives_up_after_the_time_limit_and_several_tries() {
+    for (limit_ms, every_ms) in [(1000, 0), (1, 0), (300, 100)] {
+        let mut config = GroupConfig::new("disk");
+        config.no_path_timeout_ms = limit_ms;
+        let mut b = Bench::new(config, vec![info("a"), info("a")]);
+        let (start, tag) = (b.now, b.write(1));
+        while b.outcome(tag).is_none() {
+            b.pass(every_ms);
+            for d in &b.devices {
+                d.in_flight().into_iter().for_each(|io| d.complete(io, Code::PathBusy, Proof::Answered));
+            }
+            b.turn();
+            assert!(b.now.since(start).as_millis() < 5_000, "it never gives up");
+        }
+        assert_eq!(b.outcome(tag), Some(Code::NoPath));
+        let tries: usize = b.devices.iter().map(|d| d.taken().len()).sum();
+        assert!(
+            b.now.since(start).as_millis() >= u128::from(limit_ms),
+            "limit {limit_ms} ms: {:?}",
+            b.now.since(start)
+        );
+        // Rounds over all paths, with growing delays between them.
+        assert!((8..50).contains(&tries), "limit {limit_ms} ms: {tries} tries");
+        b.finish();
+    }
 }
