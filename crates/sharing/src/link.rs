@@ -10,6 +10,7 @@ use polypath_block::{
 };
 use polypath_net::Bell;
 use rtrb::{Consumer, Producer, RingBuffer};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -27,6 +28,10 @@ const OPEN_DEPTHS: u16 = 2;
 const SEGMENTS_A_REQUEST: usize = 16;
 /// Pause between two questions to the heir of a queue that has not quite ended.
 const ASK_AGAIN: Duration = Duration::from_millis(1);
+/// The longest pause while it knows by when it is quiet at the latest: it may be sooner.
+const ASK_PENDING: Duration = Duration::from_millis(20);
+/// How much longer than its terms say an heir may go without having noticed that its queue has ended.
+const HEIR_GRACE: Duration = Duration::from_secs(1);
 /// How long to wait for the owner's reactor to take the link in.
 const JOIN_LIMIT: Duration = Duration::from_secs(1);
 
@@ -69,7 +74,12 @@ pub(crate) struct Served {
     pub(crate) depth: u16,
     /// Requests open at a time.
     pub(crate) open: u16,
+    /// Last, so that it goes last.
+    _end: End,
 }
+
+/// Tells the asking side of the end once the rings are gone: whoever wakes up earlier would find them there, and sleep on.
+struct End(Arc<Wire>);
 
 /// The asking end.
 pub(crate) struct Client {
@@ -85,6 +95,8 @@ pub(crate) struct Client {
     in_flight: usize,
     /// Wide rows that are free, one bit each.
     wide_free: u8,
+    /// Accepted, and waiting for a wide row: fences may hold them all, which must not make the link full for others.
+    waiting: VecDeque<Io>,
     unkicked: bool,
     closed: bool,
     since: Option<Time>,
@@ -96,6 +108,8 @@ pub(crate) struct Client {
     heir: Option<Arc<dyn QueueFence>>,
     /// When to ask next.
     ask: Time,
+    /// When it must have noticed that the queue has ended.
+    heir_knows: Time,
 }
 
 #[derive(Clone, Copy)]
@@ -122,6 +136,7 @@ pub(crate) fn pair(mailbox: &OwnerMailbox, unit: UnitId, depth: u16) -> io::Resu
     // A suspect and a completion for each.
     let (replies_in, replies_out) = RingBuffer::new(usize::from(open) * 2);
     let served = Served {
+        _end: End(wire.clone()),
         wire: wire.clone(),
         requests: requests_out,
         segments: segments_out,
@@ -141,6 +156,7 @@ pub(crate) fn pair(mailbox: &OwnerMailbox, unit: UnitId, depth: u16) -> io::Resu
         depth: depth.into(),
         in_flight: 0,
         wide_free: (1 << WIDE_ROWS) - 1,
+        waiting: VecDeque::with_capacity(depth.into()),
         unkicked: false,
         closed: false,
         since: None,
@@ -149,6 +165,7 @@ pub(crate) fn pair(mailbox: &OwnerMailbox, unit: UnitId, depth: u16) -> io::Resu
         orphaned: false,
         heir: mailbox.heir.clone(),
         ask: Time::ZERO,
+        heir_knows: Time::ZERO,
     };
     Ok((client, served))
 }
@@ -176,6 +193,12 @@ impl Served {
         changed || ends
     }
 
+    /// Has the asking side been shown this?
+    pub(crate) fn is_shown(&self, health: Health, ended: bool) -> bool {
+        let wire = &self.wire;
+        wire.health.load(Ordering::Relaxed) == health_to_u8(health) && (!ended || wire.ended.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn ring(&self) {
         self.wire.bell.ring();
     }
@@ -186,12 +209,11 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for End {
     fn drop(&mut self) {
-        // The asking side learns it by its next turn at the latest: this wakes it.
-        self.wire.ended.store(true, Ordering::Release);
-        self.wire.health.store(health_to_u8(Health::Down), Ordering::Release);
-        self.wire.bell.ring();
+        self.0.ended.store(true, Ordering::Release);
+        self.0.health.store(health_to_u8(Health::Down), Ordering::Release);
+        self.0.bell.ring();
     }
 }
 
@@ -204,29 +226,37 @@ impl Client {
         if self.in_flight >= self.depth || self.open.is_full() || self.early.len() == self.early.capacity() {
             return refuse(RefusedWhy::Full);
         }
-        let (segs, wide) =
-            if io.op.has_data() { (cx.segs.get(io.segs), io.segs.count > NARROW) } else { (&[][..], false) };
-        if segs.len() > WIDE as usize {
+        let wide = is_wide(cx, &io);
+        if wide && cx.segs.get(io.segs).len() > WIDE as usize {
             let status = Code::Invalid.into();
             self.early.push(Completion { tag: io.tag, status, proof: Proof::NeverSent });
             return Ok(());
         }
-        let wide = match wide && segs.len() > NARROW as usize {
-            true if self.wide_free == 0 => return refuse(RefusedWhy::Full),
-            true => Some(self.wide_free.trailing_zeros() as u8),
-            false => None,
-        };
-        if self.requests.is_full() {
+        if wide && (self.wide_free == 0 || !self.waiting.is_empty()) {
+            self.waiting.push_back(io);
+        } else if !self.send(cx, io, wide) {
             return refuse(RefusedWhy::Full);
         }
-        let Ok(mut chunk) = self.segments.write_chunk(segs.len()) else { return refuse(RefusedWhy::Full) };
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Puts a request into the rings, if they have room.
+    #[inline]
+    fn send(&mut self, cx: &Cx<'_>, io: Io, wide: bool) -> bool {
+        let segs = if io.op.has_data() { cx.segs.get(io.segs) } else { &[] };
+        if self.requests.is_full() {
+            return false;
+        }
+        let Ok(mut chunk) = self.segments.write_chunk(segs.len()) else { return false };
         let (first, second) = chunk.as_mut_slices();
         let (head, tail) = segs.split_at(first.len());
         first.copy_from_slice(head);
         second.copy_from_slice(tail);
+        let wide = wide.then_some(self.wide_free.trailing_zeros() as u8);
         let Ok(key) = self.open.insert(Open { tag: io.tag, wide, suspect: false, changes: io.op.changes_medium() })
         else {
-            return refuse(RefusedWhy::Full);
+            return false;
         };
         let span = SegSpan { start: 0, count: segs.len() as u32 };
         chunk.commit_all();
@@ -237,9 +267,26 @@ impl Client {
         if let Some(row) = wide {
             self.wide_free &= !(1 << row);
         }
-        self.in_flight += 1;
         self.unkicked = true;
-        Ok(())
+        true
+    }
+
+    /// Sends what waits for a wide row, or gives it back when the way is down.
+    #[cold]
+    fn serve_waiting(&mut self, cx: &Cx<'_>, done: &mut Done) {
+        if self.is_ended() || self.health == Health::Down {
+            for io in self.waiting.drain(..) {
+                self.in_flight -= 1;
+                done.complete_with(io.tag, Code::PathLost.into(), Proof::NeverSent);
+            }
+        }
+        while self.wide_free != 0
+            && let Some(&io) = self.waiting.front()
+            && self.send(cx, io, true)
+        {
+            self.waiting.pop_front();
+        }
+        self.kick();
     }
 
     pub(crate) fn kick(&mut self) {
@@ -261,7 +308,7 @@ impl Client {
             self.take(reply, done);
         }
         if abandoned && !self.orphaned {
-            self.orphan(done);
+            self.orphan(cx.now, done);
         }
         if self.orphaned && cx.now >= self.ask {
             self.ask_heir(cx.now, done);
@@ -269,6 +316,9 @@ impl Client {
         self.health = if self.orphaned { Health::Down } else { self.shown() };
         if !self.joined {
             self.look_for_owner(cx.now);
+        }
+        if !self.waiting.is_empty() {
+            self.serve_waiting(cx, done);
         }
     }
 
@@ -303,10 +353,11 @@ impl Client {
     /// The owner's reactor has ended under its queues, and their connections with it. What was open has an unknown outcome: changes are
     /// suspect until the heir of the queue knows them quiet.
     #[cold]
-    fn orphan(&mut self, done: &mut Done) {
+    fn orphan(&mut self, now: Time, done: &mut Done) {
         self.orphaned = true;
         let Some(heir) = &self.heir else { return };
         let fence = heir.terms();
+        self.heir_knows = now.after(fence.within).after(HEIR_GRACE);
         for (_, open) in self.open.iter_mut().filter(|(_, open)| open.changes && !open.suspect) {
             open.suspect = true;
             done.suspects.push(Suspect { tag: open.tag, fate: Fate::Unknown, cause: Code::PathLost, fence });
@@ -316,13 +367,17 @@ impl Client {
     /// Completes what is quiet by now.
     #[cold]
     fn ask_heir(&mut self, now: Time, done: &mut Done) {
-        let state = self.heir.as_ref().map(|heir| heir.state(now));
+        let state = self.heir.as_ref().map(|heir| match heir.state(now) {
+            FenceState::Idle if now >= self.heir_knows => FenceState::Failed,
+            state => state,
+        });
         let keys: Vec<SlotKey> = self.open.iter().map(|(key, _)| key).collect();
         for key in keys {
             let changes = self.open.get(key).is_some_and(|open| open.changes);
             let (status, proof) = match state {
-                // Nobody can tell.
+                // Nobody can tell, or not any more.
                 None => (Status::new(Code::OutcomeUnknown), Proof::None),
+                Some(FenceState::Failed) if changes => (Status::new(Code::OutcomeUnknown), Proof::None),
                 Some(FenceState::Quiet(proof)) if changes => (Code::PathLost.into(), proof),
                 Some(_) if changes => continue,
                 // The sockets went with the queue.
@@ -332,10 +387,10 @@ impl Client {
                 done.complete_with(open.tag, status, proof);
             }
         }
-        self.in_flight = 0;
+        self.in_flight = self.waiting.len();
         self.ask = match state {
             _ if self.open.is_empty() => Time::NEVER,
-            Some(FenceState::Pending { by }) => by,
+            Some(FenceState::Pending { by }) => by.min(now.after(ASK_PENDING)),
             _ => now.after(ASK_AGAIN),
         };
     }
@@ -358,7 +413,17 @@ impl Client {
     }
 
     pub(crate) fn health(&self) -> Health {
-        if self.closed || self.is_ended() { Health::Down } else { self.health }
+        if self.closed || self.is_ended() || self.is_full_of_fences() { Health::Down } else { self.health }
+    }
+
+    /// Only the end of a fence makes room. "Full" would promise that a request in flight does.
+    fn is_full_of_fences(&self) -> bool {
+        self.open.is_full() && self.in_flight == self.waiting.len()
+    }
+
+    /// Was it ever taken in?
+    pub(crate) fn was_joined(&self) -> bool {
+        self.joined
     }
 
     fn shown(&self) -> Health {
@@ -376,13 +441,54 @@ impl Client {
     }
 
     pub(crate) fn is_drained(&self) -> bool {
-        self.closed && self.open.is_empty() && self.early.is_empty()
+        self.closed && self.open.is_empty() && self.early.is_empty() && self.waiting.is_empty()
     }
+}
+
+/// Does it need a wide row?
+fn is_wide(cx: &Cx<'_>, io: &Io) -> bool {
+    io.segs.count > NARROW && io.op.has_data() && cx.segs.get(io.segs).len() > NARROW as usize
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
+        // Empty, unless a reactor ends under its queues: the owner drains what runs then, and our table must not object.
+        let keys: Vec<SlotKey> = self.open.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.open.remove(key);
+        }
         self.wire.gone.store(true, Ordering::Release);
         self.owner.ring();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_woken_by_the_end_of_a_link_finds_it_ended() {
+        const ROUNDS: usize = 500;
+        let mailbox = OwnerMailbox::new("raced", 0, None).expect("an eventfd");
+        let (send, receive) = std::sync::mpsc::sync_channel::<Served>(0);
+        let owner = std::thread::spawn(move || receive.into_iter().for_each(drop));
+        let mut segs = polypath_block::SegTable::new(1);
+        let (mut done, mut waits) = (Done::default(), Waits::default());
+        for round in 0..ROUNDS {
+            let (mut client, served) = pair(&mailbox, UnitId::ONLY, 1).expect("an eventfd");
+            client.open.insert(Open { tag: 7, wide: None, suspect: false, changes: false }).expect("a slot");
+            waits.clear();
+            assert_eq!(client.arm(&mut Cx { now: Time::ZERO, segs: &mut segs, reactor: 1 }, &mut waits), Armed::Sleep);
+            send.send(served).expect("a thread that drops it");
+            while !client.wire.bell.is_rung() {
+                std::hint::spin_loop();
+            }
+            // It is rung once: what this turn does not see, no later one is woken for.
+            client.poll(&mut Cx { now: Time::ZERO, segs: &mut segs, reactor: 1 }, &mut done);
+            assert_eq!(done.completions.len(), 1, "round {round}: woken before the end could be seen");
+            done.clear();
+        }
+        drop(send);
+        owner.join().expect("a thread that ends");
     }
 }

@@ -7,8 +7,8 @@
 use crate::link::Served;
 use crate::mailbox::OwnerMailbox;
 use polypath_block::{
-    Armed, Code, Completion, ControllerQueue, Cx, Done, Health, Io, OpenError, Proof, Refused, RefusedWhy, SlotKey,
-    Slots, Suspect, Unit, UnitId, Waits,
+    Armed, Code, Completion, ControllerQueue, Cx, Done, Health, Interest, Io, OpenError, Proof, Refused, RefusedWhy,
+    SlotKey, Slots, Suspect, Time, Unit, UnitId, Waits,
 };
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -44,9 +44,13 @@ struct Core {
     waiting: usize,
     /// Whose line is served next.
     turn: usize,
-    /// Grows each time the queue is polled: once a turn, however many shares there are.
+    /// Grows each time the queue is polled: once a turn of the reactor, by whoever comes first, however many shares there are.
     round: u64,
+    /// The turn in which that was.
+    polled: Time,
     done: Done,
+    /// What the queue waits for was named for the sleep that begins.
+    named: Option<Named>,
     /// Nobody uses it, or it is surplus: it is closed as soon as nothing waits.
     closing: bool,
     closed: bool,
@@ -79,6 +83,18 @@ struct ShareState {
     /// Its user has gone with requests open: it goes when they have completed.
     abandoned: bool,
     round: u64,
+    /// How the unit felt when the user polled last.
+    seen: Health,
+}
+
+/// What the queue named when it was asked last whether the reactor may sleep.
+struct Named {
+    /// Where in the list, and how many.
+    at: usize,
+    count: usize,
+    first: Interest,
+    last: Interest,
+    deadline: Option<Time>,
 }
 
 /// One user of an owner's queue.
@@ -106,7 +122,9 @@ impl ShareOwner {
             waiting: 0,
             turn: 0,
             round: 0,
+            polled: Time::NEVER,
             done: Done::with_capacity(known),
+            named: None,
             closing: false,
             closed: false,
             surplus: false,
@@ -140,6 +158,7 @@ impl ShareOwner {
     /// A new user of `unit` that may have `depth` requests in flight.
     pub(crate) fn join(self: &Rc<Self>, unit: UnitId, depth: u16) -> Result<Share, OpenError> {
         let mut core = self.core.borrow_mut();
+        core.named = None;
         let unit = core.inner.open_unit(unit)?;
         let depth = usize::from(depth.max(1));
         core.next_uid += 1;
@@ -155,6 +174,7 @@ impl ShareOwner {
             abandoned: false,
             // Its first turn polls the queue.
             round: core.round,
+            seen: Health::Down,
         };
         let (uid, free) = (state.uid, core.shares.iter().position(Option::is_none));
         let index = free.unwrap_or(core.shares.len());
@@ -169,7 +189,9 @@ impl ShareOwner {
     }
 
     pub(crate) fn kick(&self, cx: &mut Cx<'_>) {
-        self.core.borrow_mut().inner.kick(cx);
+        let core = &mut *self.core.borrow_mut();
+        core.named = None;
+        core.inner.kick(cx);
     }
 
     /// Keeps the end of a link for as long as the queue lives.
@@ -248,7 +270,9 @@ impl Core {
 
     fn suspected(&mut self, suspect: Suspect) {
         let Some(known) = self.known.get_mut(SlotKey::from_u32(suspect.tag as u32)) else { return };
-        known.suspect = true;
+        if std::mem::replace(&mut known.suspect, true) {
+            return;
+        }
         let Known { share, uid, tag, .. } = *known;
         if let Some(state) = self.share(share, uid) {
             state.in_flight -= 1;
@@ -331,11 +355,54 @@ impl Core {
         }
     }
 
+    /// What the user of a share is about to see of its unit. What waits for one that is down is given back here rather than when its turn
+    /// comes: the queue may be full of what others do, for as long as they like.
+    fn look_at_unit(&mut self, index: usize) {
+        let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { return };
+        state.seen = self.inner.health(state.unit);
+        if state.seen == Health::Down && !state.line.is_empty() {
+            self.fail_line(index);
+        }
+    }
+
+    /// As [`ControllerQueue::arm`], once for all shares of a sleep.
+    fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        if self.named.as_ref().is_some_and(|named| named.is_in(waits)) {
+            return Armed::Sleep;
+        }
+        let (at, others) = (waits.interests.len(), waits.deadline.take());
+        let armed = self.inner.arm(cx, waits);
+        self.named = Named::since(at, waits).filter(|_| armed == Armed::Sleep);
+        others.into_iter().for_each(|deadline| waits.until(deadline));
+        armed
+    }
+
+    /// Its last line may have gone with a user that was dropped: then the next turn closes it.
+    fn is_to_be_closed(&self) -> bool {
+        self.closing && !self.closed && self.waiting == 0
+    }
+
     fn close_when_idle(&mut self, cx: &mut Cx<'_>) {
-        if self.closing && !self.closed && self.waiting == 0 {
+        if self.is_to_be_closed() {
             self.closed = true;
             self.inner.close(cx);
         }
+    }
+}
+
+impl Named {
+    /// What was named in `waits` from `at` on.
+    fn since(at: usize, waits: &Waits) -> Option<Named> {
+        let named = waits.interests.get(at..)?;
+        let (&first, &last) = (named.first()?, named.last()?);
+        Some(Named { at, count: named.len(), first, last, deadline: waits.deadline })
+    }
+
+    /// Does `waits` hold all of it? Nobody else names these descriptors.
+    fn is_in(&self, waits: &Waits) -> bool {
+        let has = |at: usize, interest| waits.interests.get(at) == Some(interest);
+        let in_time = |at: Time| waits.deadline.is_some_and(|deadline| deadline <= at);
+        has(self.at, &self.first) && has(self.at + self.count - 1, &self.last) && self.deadline.is_none_or(in_time)
     }
 }
 
@@ -353,6 +420,7 @@ impl Share {
     pub(crate) fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
         let core = &mut *self.owner.core.borrow_mut();
         let refuse = |why| Err(Refused { io, why });
+        core.named = None;
         let (closing, idle) = (core.closing, core.waiting == 0);
         let Some(state) = core.share(self.index, self.uid) else { return refuse(RefusedWhy::Gone) };
         if closing || state.closed {
@@ -363,7 +431,8 @@ impl Share {
         }
         let unit = state.unit;
         let handed = if idle { core.hand_over(cx, self.index, self.uid, unit, io) } else { Err(RefusedWhy::Full) };
-        if handed == Err(RefusedWhy::Gone) {
+        // What waits in a line waits for room, not for a unit.
+        if handed == Err(RefusedWhy::Gone) || (handed.is_err() && core.inner.health(unit) == Health::Down) {
             return refuse(RefusedWhy::Gone);
         }
         if let Some(state) = core.share(self.index, self.uid) {
@@ -382,16 +451,18 @@ impl Share {
 
     pub(crate) fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
         let core = &mut *self.owner.core.borrow_mut();
-        let round = core.round;
+        core.named = None;
+        let (round, new) = (core.round, core.polled != cx.now);
         let Some(state) = core.share(self.index, self.uid) else { return };
-        if state.round == round {
-            // It has had a turn since the queue was polled last: this is a new turn.
-            state.round += 1;
-            core.round += 1;
+        // A new turn of the reactor; or a second poll within one, as also a clock that stands still makes it.
+        if new || state.round == round {
+            state.round = round + 1;
+            (core.round, core.polled) = (round + 1, cx.now);
             self.owner.turn(core, cx);
         } else {
             state.round = round;
         }
+        core.look_at_unit(self.index);
         if let Some(state) = core.share(self.index, self.uid) {
             done.suspects.append(&mut state.outcomes.suspects);
             done.completions.append(&mut state.outcomes.completions);
@@ -400,10 +471,13 @@ impl Share {
 
     pub(crate) fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
         let core = &mut *self.owner.core.borrow_mut();
-        if core.share(self.index, self.uid).is_some_and(|s| !s.outcomes.is_empty()) {
-            return Armed::Busy;
-        }
-        core.inner.arm(cx, waits)
+        // Others may have polled the queue after this user did: whatever came of that is news.
+        let news = core
+            .shares
+            .get(self.index)
+            .and_then(Option::as_ref)
+            .is_some_and(|state| !state.outcomes.is_empty() || core.inner.health(state.unit) != state.seen);
+        if news || core.is_to_be_closed() { Armed::Busy } else { core.arm(cx, waits) }
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -421,8 +495,19 @@ impl Share {
         let core = &mut *self.owner.core.borrow_mut();
         let Some(state) = core.share(self.index, self.uid).filter(|s| !s.closed) else { return };
         state.closed = true;
+        core.named = None;
         self.owner.share_closed(core);
         core.close_when_idle(cx);
+    }
+
+    /// Gives up what waits in its line, without a word: its user has gone, and with it perhaps the memory of its requests.
+    pub(crate) fn forget_line(&mut self) {
+        let core = &mut *self.owner.core.borrow_mut();
+        let Some(state) = core.share(self.index, self.uid) else { return };
+        let line = state.line.len();
+        state.line.clear();
+        state.in_flight -= line;
+        core.waiting -= line;
     }
 
     /// Nothing of this share is open; where nobody else uses the queue, it has drained as well.
@@ -436,14 +521,12 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
+        self.forget_line();
         let core = &mut *self.owner.core.borrow_mut();
         let Some(state) = core.share(self.index, self.uid) else { return };
-        let (closed, line) = (state.closed, state.line.len());
-        state.line.clear();
+        let closed = state.closed;
         state.outcomes.clear();
-        state.in_flight -= line;
         state.abandoned = true;
-        core.waiting -= line;
         core.forget_when_over(self.index);
         if !closed {
             self.owner.share_closed(core);

@@ -79,6 +79,10 @@ impl Line {
     #[inline]
     fn receive(&mut self, cx: &mut Cx<'_>) -> bool {
         let mut any = false;
+        // What it had not sent yet when it went is nobody's: its memory may be somebody else's by now.
+        if self.link.is_gone() {
+            return false;
+        }
         for _ in 0..self.link.open {
             let Ok(Message { io, wide }) = self.link.requests.pop() else { break };
             any = true;
@@ -125,11 +129,14 @@ impl Line {
         true
     }
 
-    /// The asking side has gone and nothing of it is open: may it be forgotten?
+    /// The asking side has gone. What waits is given up, what runs is drained: is nothing of it open any more?
     fn has_ended(&mut self, cx: &mut Cx<'_>) -> bool {
-        if !self.link.is_gone() || !self.link.requests.is_empty() || !self.done.is_empty() {
+        if !self.link.is_gone() {
             return false;
         }
+        while self.link.requests.pop().is_ok() {}
+        self.done.clear();
+        self.share.forget_line();
         self.share.close(cx);
         self.share.is_drained()
     }
@@ -158,7 +165,7 @@ impl Poller for Proxy {
             line.share.poll(cx, &mut line.done);
             let sent = line.send_back();
             busy |= sent;
-            if line.link.show(line.share.health(), line.share.is_surplus()) | sent {
+            if line.link.show(line.share.health(), line.share.is_surplus()) || sent {
                 line.link.ring();
             }
             ended |= line.link.is_gone();
@@ -177,7 +184,10 @@ impl Poller for Proxy {
             return Armed::Busy;
         }
         for line in &mut self.lines {
-            if !line.link.requests.is_empty() || !line.done.is_empty() || line.share.arm(cx, waits) == Armed::Busy {
+            // Others may have polled the queue since: what the asking side is shown must be true when everybody sleeps.
+            let told = line.link.is_shown(line.share.health(), line.share.is_surplus());
+            let idle = told && line.link.requests.is_empty() && line.done.is_empty();
+            if !idle || line.share.arm(cx, waits) == Armed::Busy {
                 return Armed::Busy;
             }
         }

@@ -71,7 +71,9 @@ impl SharedQueue {
                 None
             }
         };
-        self.pause = if found.is_some() { SEEK_FIRST } else { (self.pause * 2).min(SEEK_MOST) };
+        // A link may still be refused, again and again.
+        let settled = matches!(found, Some(Way::Share(_)));
+        self.pause = if settled { SEEK_FIRST } else { (self.pause * 2).min(SEEK_MOST) };
         // The first looks may just be early: somebody else may be opening the queue that is to be shared.
         if self.pause == SEEK_MOST && !std::mem::replace(&mut self.told, true) {
             tracing::warn!(
@@ -93,8 +95,16 @@ impl SharedQueue {
     /// Gives the way up when it has no place at the device.
     #[cold]
     fn change_way(&mut self, cx: &mut Cx<'_>) {
-        // A link that ends tells so at once; what it led to needs a moment to be gone.
-        let at = if matches!(self.way, Way::Share(_)) { cx.now } else { cx.now.after(SEEK_FIRST) };
+        let at = match &self.way {
+            Way::Share(_) | Way::Seeking { .. } => cx.now,
+            Way::Link(client) => {
+                if client.was_joined() {
+                    self.pause = SEEK_FIRST;
+                }
+                // A link that ends tells so at once; what it led to needs a moment to be gone.
+                cx.now.after(self.pause)
+            }
+        };
         let mut left = std::mem::replace(&mut self.way, Way::Seeking { at });
         left.close(cx);
         self.leaving.push(left);

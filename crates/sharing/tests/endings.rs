@@ -1,0 +1,539 @@
+//! Ends of every kind: of users, of reactors, of queues, of fences. Nothing lost, nothing twice, nothing carried out for somebody who has gone,
+//! nobody left asleep.
+
+mod world;
+
+use polypath_block::{Armed, Code, Fate, FenceState, Health, Io, Op, Proof, RefusedWhy, Time, UnitId};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use world::{FakeHeir, World};
+
+/// An owner on reactor 0 and an asker on reactor 1 of a queue with `slots`, whose heir is `heir`.
+fn crossing(slots: usize, heir: Option<std::sync::Arc<FakeHeir>>) -> (World, usize, usize) {
+    let mut w = World::new(2, 1, slots);
+    w.target.lock().heir = heir;
+    let (owner, asker) = (w.open_ready(0, 1, 4), w.open_ready(1, 2, 4));
+    (w, owner, asker)
+}
+
+#[test]
+fn an_heir_tells_when_changes_of_an_ended_owner_are_quiet() {
+    let heir = FakeHeir::new();
+    let (mut w, _, asker) = crossing(8, Some(heir.clone()));
+    w.write(asker, 1);
+    w.read(asker, 2);
+    w.with(asker, |u, cx| u.queue.submit(cx, Io::range(3, Op::WriteZeroes, 5, 1))).unwrap();
+    w.turns(2);
+    assert_eq!(w.target.running(0).len(), 3);
+    // One more that is still on its way there.
+    w.write(asker, 4);
+    w.settle(1);
+    w.end_reactor(0);
+    assert!(w.would_wake(1), "nobody tells the asker that its owner has ended");
+    w.turn_of(1);
+    // Reads at once; changes are suspect on the heir's terms.
+    let done = w.completions(asker);
+    assert_eq!(
+        done.iter().map(|c| (c.tag, c.status.code, c.proof)).collect::<Vec<_>>(),
+        [(2, Code::PathLost, Proof::SocketClosed)]
+    );
+    let suspects = w.suspects(asker);
+    let mut tags: Vec<_> = suspects.iter().map(|s| s.tag).collect();
+    tags.sort_unstable();
+    assert_eq!(tags, [1, 3, 4]);
+    assert!(suspects.iter().all(|s| (s.fate, s.fence, s.cause) == (Fate::Unknown, FakeHeir::TERMS, Code::PathLost)));
+    assert_eq!(w.health(asker), Health::Down);
+    // The heir has not noticed yet; then it waits; then it knows.
+    for _ in 0..5 {
+        w.pass(Duration::from_millis(1));
+        w.turn_of(1);
+    }
+    let by = w.now.after(Duration::from_secs(9));
+    heir.say(FenceState::Pending { by });
+    w.pass(Duration::from_millis(1));
+    w.turn_of(1);
+    w.turn_of(1);
+    let (_, waits) = w.arm(1);
+    assert!(waits.deadline.is_some_and(|d| d <= by), "it looks again when the fence ends: {waits:?}");
+    w.pass(Duration::from_secs(5));
+    w.turn_of(1);
+    assert!(w.completions(asker).is_empty(), "completed before the heir knew it quiet");
+    heir.say(FenceState::Quiet(FakeHeir::PROOF));
+    w.pass(Duration::from_secs(5));
+    w.turn_of(1);
+    let mut done = w.completions(asker);
+    done.sort_unstable_by_key(|c| c.tag);
+    assert_eq!(done.iter().map(|c| c.tag).collect::<Vec<_>>(), [1, 3, 4]);
+    assert!(done.iter().all(|c| (c.status.code, c.proof) == (Code::PathLost, FakeHeir::PROOF)));
+    assert!(w.suspects(asker).is_empty(), "suspect twice");
+    w.turns(3);
+    assert!(w.completions(asker).is_empty(), "completed twice");
+    w.close(asker);
+    assert!(w.is_drained(asker));
+}
+
+#[test]
+fn what_was_suspect_before_the_owner_ended_waits_for_the_heir_and_is_not_suspect_again() {
+    let heir = FakeHeir::new();
+    let (mut w, _, asker) = crossing(8, Some(heir.clone()));
+    w.write(asker, 1);
+    w.turns(2);
+    w.target.lose(0, FakeHeir::TERMS);
+    w.turns(2);
+    assert_eq!(w.suspects(asker).len(), 1);
+    w.end_reactor(0);
+    w.turn_of(1);
+    assert!(w.suspects(asker).is_empty() && w.completions(asker).is_empty());
+    heir.say(FenceState::Quiet(FakeHeir::PROOF));
+    w.pass(Duration::from_millis(2));
+    w.turn_of(1);
+    assert_eq!(w.completions(asker)[0].proof, FakeHeir::PROOF);
+}
+
+#[test]
+fn an_heir_that_cannot_tell_leaves_nothing_open() {
+    // It says that it failed; or it never says anything.
+    for (says, patience) in [(FenceState::Failed, 0), (FenceState::Idle, 12_000)] {
+        let heir = FakeHeir::new();
+        let (mut w, _, asker) = crossing(8, Some(heir.clone()));
+        w.write(asker, 1);
+        w.read(asker, 2);
+        w.turns(2);
+        w.end_reactor(0);
+        heir.say(says);
+        w.turn_of(1);
+        w.pass(Duration::from_millis(patience));
+        w.turn_of(1);
+        let mut done = w.completions(asker);
+        done.sort_unstable_by_key(|c| c.tag);
+        assert_eq!(
+            done.iter().map(|c| (c.tag, c.status.code, c.proof)).collect::<Vec<_>>(),
+            [(1, Code::OutcomeUnknown, Proof::None), (2, Code::PathLost, Proof::SocketClosed)],
+            "{says:?}"
+        );
+        w.close(asker);
+        assert!(w.is_drained(asker));
+    }
+}
+
+#[test]
+fn without_an_heir_the_outcome_is_unknown() {
+    let (mut w, _, asker) = crossing(8, None);
+    w.write(asker, 1);
+    w.read(asker, 2);
+    w.turns(2);
+    w.end_reactor(0);
+    w.turn_of(1);
+    let done = w.completions(asker);
+    assert_eq!(done.len(), 2);
+    assert!(done.iter().all(|c| (c.status.code, c.proof) == (Code::OutcomeUnknown, Proof::None)));
+    assert!(w.suspects(asker).is_empty());
+    assert_eq!(w.target.open_queues(), 0, "told before the queue was gone");
+}
+
+#[test]
+fn an_asker_finds_another_queue_when_its_owner_has_ended() {
+    let heir = FakeHeir::new();
+    let (mut w, _, asker) = crossing(8, Some(heir.clone()));
+    w.write(asker, 1);
+    w.turns(2);
+    w.end_reactor(0);
+    w.turn_of(1);
+    w.pass(Duration::from_millis(25));
+    w.until("another queue", |w| w.health(asker) == Health::Ready);
+    w.write(asker, 2);
+    w.target.answer(1, 1);
+    w.turn_of(1);
+    assert_eq!(w.completions(asker).iter().map(|c| c.tag).collect::<Vec<_>>(), [2]);
+    // The old one still waits for its fence, and closing waits for it, too.
+    w.close(asker);
+    w.turns(3);
+    assert!(!w.is_drained(asker));
+    heir.say(FenceState::Quiet(FakeHeir::PROOF));
+    w.pass(Duration::from_millis(5));
+    w.turn_of(1);
+    assert_eq!(w.completions(asker).iter().map(|c| c.tag).collect::<Vec<_>>(), [1]);
+    w.turn_of(1);
+    assert!(w.is_drained(asker));
+}
+
+#[test]
+fn nothing_is_sent_for_an_asker_that_has_gone() {
+    let (mut w, owner, asker) = crossing(2, None);
+    // Two in flight, one in the owner's line, one still in the ring: only what runs may run on.
+    (1..=3).for_each(|tag| w.write(asker, tag));
+    w.turns(2);
+    w.write(asker, 4);
+    w.end_reactor(1);
+    let sent = w.target.submitted(0);
+    assert_eq!(sent, [(2, 1), (2, 2)]);
+    for _ in 0..10 {
+        w.turn_of(0);
+    }
+    w.target.answer(0, 1);
+    w.turn_of(0);
+    assert_eq!(w.target.submitted(0), sent, "a request of an asker that has gone was sent");
+    assert_eq!(w.target.lock().queues[0].units.len(), 2, "its unit was closed under a request");
+    // The owner drains what runs, then nothing is left of it.
+    w.target.answer(0, 1);
+    for _ in 0..5 {
+        w.turn_of(0);
+    }
+    assert_eq!(w.target.lock().queues[0].closed_units, [UnitId(2)]);
+    assert!(w.reactors[0].pollers.is_empty());
+    assert_eq!(w.target.submitted(0), sent);
+    w.leave(owner);
+    assert_eq!(w.target.open_queues(), 0);
+}
+
+#[test]
+fn an_asker_that_goes_while_its_requests_are_suspect_is_drained_by_the_owner() {
+    let (mut w, owner, asker) = crossing(8, None);
+    (1..=4).for_each(|tag| w.write(asker, tag));
+    w.turns(2);
+    w.target.lose(0, FakeHeir::TERMS);
+    w.end_reactor(1);
+    for _ in 0..5 {
+        w.turn_of(0);
+    }
+    assert!(w.target.lock().queues[0].closed_units.is_empty(), "its unit was closed under its fence");
+    assert_eq!(w.reactors[0].pollers.len(), 1, "its segments were given up under its fence");
+    w.close(owner);
+    for _ in 0..3 {
+        w.turn_of(0);
+    }
+    assert!(!w.is_drained(owner), "the queue would be dropped under a fence");
+    w.target.quiet(0, FakeHeir::PROOF);
+    w.until("the end of everything", |w| w.reactors[0].pollers.is_empty() && w.is_drained(owner));
+    w.drop_user(owner);
+    assert_eq!(w.target.open_queues(), 0);
+}
+
+#[test]
+fn a_user_on_the_same_reactor_that_is_dropped_is_drained_by_the_others() {
+    let mut w = World::new(1, 1, 2);
+    let (a, b) = (w.open_ready(0, 1, 4), w.open_ready(0, 2, 4));
+    (1..=4).for_each(|tag| w.write(a, tag));
+    w.turn();
+    w.drop_user(a);
+    w.target.lose(0, FakeHeir::TERMS);
+    w.turns(5);
+    assert_eq!(w.target.submitted(0).len(), 2, "what waited in its line was sent");
+    w.close(b);
+    w.turns(5);
+    assert!(!w.is_drained(b), "the queue would be dropped under a fence");
+    w.target.quiet(0, FakeHeir::PROOF);
+    w.turns(2);
+    assert!(w.is_drained(b));
+    assert!(w.completions(b).is_empty() && w.suspects(b).is_empty(), "outcomes of another user");
+}
+
+#[test]
+fn a_dropped_user_does_not_keep_the_queue_from_closing() {
+    let mut w = World::new(1, 1, 2);
+    let (a, b) = (w.open_ready(0, 1, 4), w.open_ready(0, 2, 4));
+    w.read(b, 1);
+    w.turn();
+    w.close(b);
+    (1..=4).for_each(|tag| w.write(a, tag));
+    w.close(a);
+    w.turn();
+    w.target.answer(0, 8);
+    w.turn();
+    assert!(!w.is_drained(b), "lines wait");
+    w.drop_user(a);
+    assert!(w.would_wake(0), "nobody closes the queue");
+    w.target.answer(0, 8);
+    w.turns(3);
+    assert!(w.is_drained(b));
+}
+
+#[test]
+fn a_surplus_queue_gives_back_what_waits_in_its_lines() {
+    let mut w = World::new(2, 1, 2);
+    let (local, remote) = (w.open_ready(0, 1, 4), w.open_ready(1, 2, 4));
+    (1..=4).for_each(|tag| w.write(local, tag));
+    (1..=4).for_each(|tag| w.write(remote, tag));
+    w.turns(2);
+    assert_eq!(w.target.running(0).len(), 2);
+    {
+        let q = &mut w.target.lock().queues[0];
+        // Its requests are lost with the connection, and it says nothing but that it is full.
+        (q.surplus, q.says_full) = (true, true);
+    }
+    w.target.lose(0, FakeHeir::TERMS);
+    w.turns(3);
+    let (a, b) = (w.completions(local), w.completions(remote));
+    assert_eq!(a.len() + b.len(), 6, "{a:?} {b:?}");
+    assert!(a.iter().chain(&b).all(|c| (c.status.code, c.proof) == (Code::PathLost, Proof::NeverSent)));
+    assert_eq!(w.suspects(local).len() + w.suspects(remote).len(), 2);
+    // They find another queue while the fence goes on.
+    w.target.lock().granted = 2;
+    w.pass(Duration::from_millis(1100));
+    w.until("another queue", |w| w.health(local) == Health::Ready && w.health(remote) == Health::Ready);
+    assert_eq!(w.target.open_queues(), 2);
+    w.target.quiet(0, FakeHeir::PROOF);
+    w.until("the surplus queue given back", |w| w.target.open_queues() == 1);
+    let done: Vec<_> = [w.completions(local), w.completions(remote)].concat();
+    assert!(done.len() == 2 && done.iter().all(|c| c.proof == FakeHeir::PROOF));
+}
+
+#[test]
+fn proofs_and_terms_cross_as_they_are() {
+    let (mut w, _, asker) = crossing(64, None);
+    let proofs = [
+        Proof::Answered,
+        Proof::NeverSent,
+        Proof::SocketClosed,
+        Proof::Aborted,
+        FakeHeir::PROOF,
+        Proof::ConfiguredBound { bound_ms: 77 },
+        Proof::QueueDeleted,
+        Proof::None,
+    ];
+    for (n, proof) in (0u64..).zip(proofs) {
+        let terms = polypath_block::FenceTerms { proof, within: Duration::from_millis(300 + n) };
+        w.write(asker, n);
+        w.turns(2);
+        w.target.lose(0, terms);
+        w.turns(2);
+        let suspects = w.suspects(asker);
+        assert_eq!(suspects.iter().map(|s| (s.tag, s.fence)).collect::<Vec<_>>(), [(n, terms)]);
+        w.target.quiet(0, proof);
+        w.turns(2);
+        assert_eq!(w.completions(asker).iter().map(|c| (c.tag, c.proof)).collect::<Vec<_>>(), [(n, proof)]);
+    }
+}
+
+#[test]
+fn a_wide_row_belongs_to_its_request_until_that_is_quiet() {
+    let (mut w, _, asker) = crossing(64, None);
+    let narrow = World::open_ready(&mut w, 1, 2, 64);
+    (0..4).for_each(|tag| w.send(asker, tag, true, 200));
+    w.turns(2);
+    let spans: Vec<_> = w.target.lock().queues[0].running.iter().map(|h| h.io.segs).collect();
+    assert_eq!(spans.len(), 4);
+    w.target.lose(0, FakeHeir::TERMS);
+    w.turns(2);
+    assert_eq!(w.suspects(asker).len(), 4);
+    // All rows are taken by what may still be read by the driver: a fifth waits, and keeps nothing else from going.
+    w.send(asker, 4, true, 200);
+    w.turns(3);
+    assert!(w.target.running(0).is_empty(), "a row was given again under its fence");
+    (10..13).for_each(|tag| w.read(asker, tag));
+    assert_eq!(w.try_send(asker, 13, false, 1).unwrap_err().why, RefusedWhy::Full, "what waits counts");
+    w.read(narrow, 9);
+    w.turns(2);
+    w.target.answer(0, 8);
+    w.turns(2);
+    assert_eq!(w.completions(asker).len(), 3);
+    assert_eq!(w.completions(narrow).len(), 1);
+    assert!(!w.would_wake(1), "a request that waits for a row keeps its reactor awake");
+    // Quiet: the row is free, and nobody has to ask for it.
+    w.target.quiet(0, FakeHeir::PROOF);
+    w.turns(3);
+    assert_eq!(w.completions(asker).len(), 4);
+    let again: Vec<_> = w.target.lock().queues[0].running.iter().map(|h| (h.io.segs, h.segs.len())).collect();
+    assert!(again.len() == 1 && spans.contains(&again[0].0) && again[0].1 == 200, "{again:?}");
+    w.target.answer(0, 1);
+    w.turns(2);
+    assert_eq!(w.completions(asker).iter().map(|c| (c.tag, c.status.code)).collect::<Vec<_>>(), [(4, Code::Ok)]);
+}
+
+#[test]
+fn what_waits_for_a_wide_row_ends_with_its_way() {
+    // The owner ends, the unit goes down, the queue is surplus, the user closes.
+    for end in 0..4 {
+        let (mut w, _, asker) = crossing(64, Some(FakeHeir::new()));
+        (0..4).for_each(|tag| w.send(asker, tag, true, 200));
+        w.turns(2);
+        w.target.lose(0, FakeHeir::TERMS);
+        w.turns(2);
+        w.send(asker, 4, true, 200);
+        match end {
+            0 => w.end_reactor(0),
+            1 => drop(w.target.lock().down.insert(UnitId(2))),
+            2 => w.target.lock().queues[0].surplus = true,
+            _ => w.close(asker),
+        }
+        w.turns(3);
+        let done = w.completions(asker);
+        if end < 3 {
+            let done: Vec<_> = done.iter().map(|c| (c.tag, c.status.code, c.proof)).collect();
+            assert_eq!(done, [(4, Code::PathLost, Proof::NeverSent)], "end {end}");
+            continue;
+        }
+        // A close lets what was accepted complete.
+        assert!(done.is_empty() && !w.is_drained(asker));
+        w.target.quiet(0, FakeHeir::PROOF);
+        w.turns(3);
+        w.target.answer(0, 1);
+        w.turns(2);
+        assert_eq!(w.completions(asker).len(), 5);
+        assert!(w.is_drained(asker));
+    }
+}
+
+#[test]
+fn a_link_that_is_full_of_fences_is_down_and_not_full() {
+    let (mut w, _, asker) = crossing(64, None);
+    for round in 0..2 {
+        assert_eq!(w.fill(asker, round * 4), 4, "suspects do not count against the depth");
+        w.turns(2);
+        w.target.lose(0, FakeHeir::TERMS);
+        w.turns(2);
+        assert_eq!(w.suspects(asker).len(), 4);
+    }
+    // "Full" would promise that a request of one's own makes room: the requester would wait for the fence, with nothing in flight.
+    assert_eq!(w.try_send(asker, 9, true, 1).unwrap_err().why, RefusedWhy::Gone);
+    assert_eq!(w.health(asker), Health::Down);
+    w.target.quiet(0, FakeHeir::PROOF);
+    w.turns(2);
+    assert_eq!(w.health(asker), Health::Ready);
+    assert_eq!(w.completions(asker).len(), 8);
+    assert_eq!(w.fill(asker, 0), 4);
+}
+
+#[test]
+fn a_change_of_health_wakes_whoever_saw_the_old_one() {
+    // The users elsewhere are polled before the local one that moves the queue, and it polls twice a turn.
+    let mut w = World::new(2, 1, 8);
+    let local = w.open_ready(0, 1, 4);
+    let asker = w.open_ready(1, 2, 4);
+    let other = w.open_ready(0, 2, 4);
+    w.reactors[0].pollers_first = true;
+    for down in [true, false, true, false] {
+        w.turns(5);
+        w.settle(1);
+        if down {
+            w.target.lock().down.insert(UnitId(2));
+        } else {
+            w.target.lock().down.clear();
+        }
+        w.now = w.now.after(Duration::from_micros(1));
+        // One turn of reactor 0, in which only the last poll is after the change.
+        w.poll(other);
+        w.poll(local);
+        w.poll(local);
+        assert!(w.would_wake(0), "users that were polled before do not learn that the unit is down={down}");
+        w.settle(0);
+        assert!(w.would_wake(1), "the user elsewhere sleeps on");
+        w.settle(1);
+        let expected = if down { Health::Down } else { Health::Ready };
+        assert_eq!((w.health(other), w.health(asker)), (expected, expected));
+    }
+}
+
+#[test]
+fn a_link_that_is_not_taken_in_is_given_up_and_nothing_comes_of_it_later() {
+    let mut w = World::new(2, 1, 8);
+    let owner = w.open_ready(0, 1, 4);
+    w.reactors[0].stalled = true;
+    let asker = w.open(1, 2, 4);
+    w.turns(3);
+    assert_eq!(w.health(asker), Health::Down);
+    assert_eq!(w.try_send(asker, 1, true, 1).unwrap_err().why, RefusedWhy::Gone);
+    let (armed, waits) = w.arm(1);
+    assert_eq!(armed, Armed::Sleep);
+    assert!(waits.deadline.is_some_and(|d| d <= w.now.after(Duration::from_secs(1))), "it waits without a limit");
+    // Twice it gives up and asks again.
+    for _ in 0..2 {
+        w.pass(Duration::from_millis(1001));
+        w.turns(2);
+        w.pass(Duration::from_millis(200));
+        w.turns(2);
+    }
+    // The owner wakes up: the links that were given up are nobody's, the last one is taken in.
+    w.reactors[0].stalled = false;
+    w.until("a link", |w| w.health(asker) == Health::Ready);
+    assert_eq!(w.target.lock().queues[0].units.values().map(|u| u.1).collect::<Vec<_>>(), [1, 1]);
+    w.write(asker, 1);
+    w.turns(2);
+    w.target.answer(0, 1);
+    w.turns(2);
+    assert_eq!(w.completions(asker).len(), 1);
+    w.leave(asker);
+    w.turns(5);
+    assert!(w.reactors[0].pollers.is_empty());
+    w.leave(owner);
+    assert_eq!(w.target.open_queues(), 0);
+}
+
+#[test]
+fn a_link_that_is_refused_is_asked_for_ever_more_rarely() {
+    let mut w = World::new(2, 1, 8);
+    w.target.lock().most_units = 1;
+    let _owner = w.open_ready(0, 1, 4);
+    let asker = w.open(1, 2, 4);
+    // Five seconds of turns a millisecond apart: each look asks reactor 0 for a poller.
+    let mut looks = [0; 5];
+    for ms in 0..5000 {
+        let before = w.reactors[0].host.spawned.load(Ordering::Relaxed);
+        w.pass(Duration::from_millis(1));
+        w.turn();
+        looks[ms / 1000] += w.reactors[0].host.spawned.load(Ordering::Relaxed) - before;
+    }
+    assert!((4..=8).contains(&looks[0]) && looks[1..].iter().all(|n| (1..=2).contains(n)), "{looks:?}");
+    assert_eq!(w.health(asker), Health::Down);
+    // There is room again: the next look finds it.
+    w.target.lock().most_units = 2;
+    w.pass(Duration::from_millis(1000));
+    w.until("a place", |w| {
+        w.pass(Duration::from_millis(10));
+        w.health(asker) == Health::Ready
+    });
+}
+
+#[test]
+fn the_last_user_may_close_while_another_opens() {
+    let mut w = World::new(1, 1, 8);
+    let a = w.open_ready(0, 1, 4);
+    w.write(a, 1);
+    w.turn();
+    w.close(a);
+    let b = w.open(0, 1, 4);
+    w.turns(3);
+    assert_eq!(w.target.open_queues(), 1);
+    assert_eq!(w.health(b), Health::Down);
+    w.target.answer(0, 1);
+    w.turn();
+    assert_eq!(w.completions(a).len(), 1);
+    assert!(w.is_drained(a));
+    w.drop_user(a);
+    w.pass(Duration::from_millis(1100));
+    w.turns(2);
+    assert_eq!(w.health(b), Health::Ready);
+    assert_eq!(w.target.lock().queues.len(), 2);
+}
+
+#[test]
+fn a_queue_whose_only_unit_cannot_be_opened_is_given_back() {
+    let mut w = World::new(1, 1, 8);
+    w.target.lock().most_units = 0;
+    let user = w.open(0, 1, 4);
+    w.turns(3);
+    assert_eq!((w.health(user), w.target.open_queues()), (Health::Down, 0));
+    w.target.lock().most_units = 1;
+    w.pass(Duration::from_millis(50));
+    w.turns(2);
+    assert_eq!((w.health(user), w.target.open_queues()), (Health::Ready, 1));
+}
+
+#[test]
+fn an_owner_on_a_thread_that_no_host_reaches_is_left_alone() {
+    // Reactor 5 has no host: its queue is its own, and reactor 1 goes without.
+    let mut w = World::new(2, 1, 8);
+    let own = w.open(0, 1, 4);
+    let user = w.users[own].as_mut().unwrap();
+    let mut cx = polypath_block::Cx { now: w.now, segs: &mut w.reactors[0].segs, reactor: 5 };
+    user.queue.poll(&mut cx, &mut user.done);
+    assert_eq!(w.health(own), Health::Ready);
+    let asker = w.open(1, 1, 4);
+    let at = w.now;
+    for _ in 0..20 {
+        w.turn_of(1);
+        w.pass(Duration::from_millis(100));
+    }
+    assert!(w.now > at && w.now != Time::NEVER);
+    assert_eq!(w.health(asker), Health::Down);
+}
