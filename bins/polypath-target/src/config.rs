@@ -126,7 +126,8 @@ pub struct SubsystemConfig {
 #[serde(deny_unknown_fields)]
 pub struct NamespaceConfig {
     /// `ram://SIZE`, `null://SIZE` or `file:///PATH`, with options `bs`, `nsid`, `uuid`, `nguid`, `eui64`, `anagrp`, which
-    /// the fields below override.
+    /// the fields below override; memory also with `cache=volatile` (`power_loss` loses what was not flushed) or
+    /// `cache=through` (it loses nothing).
     pub uri: String,
     /// Namespace identifier; the next free one when not given.
     #[serde(default)]
@@ -224,6 +225,11 @@ pub(crate) enum Backing {
     Ram(u64),
     Null(u64),
     File(PathBuf),
+    /// Memory with a write cache that can lose its power; `through` when it writes through.
+    Cached {
+        bytes: u64,
+        through: bool,
+    },
 }
 
 /// A namespace with everything resolved but its medium.
@@ -318,9 +324,14 @@ impl SubsystemConfig {
 impl NamespaceConfig {
     fn plan(&self, nqn: &str, next_nsid: u32) -> Result<NamespacePlan, String> {
         let uri: DiskUri = self.uri.parse().map_err(|e: polypath_block::UriError| e.to_string())?;
-        uri.check_options(&["bs", "nsid", "uuid", "nguid", "eui64", "anagrp"]).map_err(|e| e.to_string())?;
+        uri.check_options(&["bs", "nsid", "uuid", "nguid", "eui64", "anagrp", "cache"]).map_err(|e| e.to_string())?;
         let backing = match (uri.scheme, &uri.endpoint) {
-            (Scheme::Ram, Endpoint::Size { bytes }) => Backing::Ram(*bytes),
+            (Scheme::Ram, Endpoint::Size { bytes }) => match uri.option("cache") {
+                None => Backing::Ram(*bytes),
+                Some("volatile") => Backing::Cached { bytes: *bytes, through: false },
+                Some("through") => Backing::Cached { bytes: *bytes, through: true },
+                Some(other) => return Err(format!("cache \"{other}\" is neither volatile nor through")),
+            },
             (Scheme::Null, Endpoint::Size { bytes }) => Backing::Null(*bytes),
             (Scheme::File, Endpoint::Path { path, .. }) => Backing::File(path.into()),
             _ => return Err("a namespace lives on ram://SIZE, null://SIZE or file:///PATH".into()),
@@ -416,6 +427,7 @@ mod tests {
             ("ram://1MiB?nguid=12", "nguid"),
             ("iscsi://h/iqn.x/0", "ram://"),
             ("ram://1MiB?colour=red", "colour"),
+            ("ram://1MiB?cache=wet", "wet"),
             ("ram://1MiB?nsid=5000", "5000"),
         ] {
             let error = plan(uri).unwrap_err().to_string();

@@ -54,6 +54,11 @@ pub enum ListenerName {
 /// | `set_ana` | `state`, `listener`, `group` or `nsid`, `nqn` | ANA state, with its event |
 /// | `swap_identity` | `nsid`, `nqn`, `nguid`, `uuid`, `new_contents` | another disk under the same NSID, with its event |
 /// | `resize` | `nsid`, `nqn`, `bytes` | another size, with its event |
+/// | `refuse` | scope, `op`, `count` | commands are answered with Internal Error |
+/// | `detach`, `attach` | `nsid`, `nqn` | hides a namespace, shows it again, with its event |
+/// | `move_group` | `nsid`, `nqn`, `group` | puts a namespace into another ANA group, with its event |
+/// | `queues` | `count` | I/O queues that the next associations are granted at most |
+/// | `power_loss` | | connections are reset; media with `cache=volatile` lose what was not flushed |
 ///
 /// Scope is any of `listener`, `cntlid`, `qid`, `conn`; what is given must all match.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -140,6 +145,7 @@ pub(crate) fn execute(shared: &Shared, command: &Command) -> Result<Value, Strin
             fault(shared, command, Kind::Delay { us }, scope, ops)
         }
         "lose" => fault(shared, command, Kind::Lose { execute: command.execute.unwrap_or(false) }, scope, ops),
+        "refuse" => fault(shared, command, Kind::Refuse, scope, ops),
         "corrupt" => {
             let data = match command.digest.as_deref() {
                 None | Some("data") => true,
@@ -206,6 +212,22 @@ pub(crate) fn execute(shared: &Shared, command: &Command) -> Result<Value, Strin
         "set_ana" => set_ana(shared, command, scope.listener),
         "swap_identity" => swap_identity(shared, command),
         "resize" => resize(shared, command),
+        "attach" | "detach" => {
+            let (subsystem, nsid) = (subsystem(shared, command)?, need_nsid(command)?);
+            subsystem.attach(nsid, command.cmd == "attach")?;
+            raise(shared, subsystem, EVENT_NAMESPACE, Some(nsid), None);
+            Ok(json!({}))
+        }
+        "move_group" => move_group(shared, command),
+        "queues" => {
+            let count = command.count.ok_or("queues needs a count")?.clamp(1, 128) as u16;
+            shared.max_io_queues.store(count, Ordering::Relaxed);
+            Ok(json!({}))
+        }
+        "power_loss" => {
+            lose_power(shared);
+            broken(shared, Scope::default(), true)
+        }
         other => Err(format!("command \"{other}\" is not known; see polypath-target ctl --help")),
     }
 }
@@ -346,6 +368,7 @@ fn swap_identity(shared: &Shared, command: &Command) -> Result<Value, String> {
             let bytes = old.blocks << old.shift;
             let backing = match &*old.medium {
                 Medium::Null => crate::config::Backing::Null(bytes),
+                Medium::Cached(cached) => crate::config::Backing::Cached { bytes, through: cached.is_through() },
                 _ => crate::config::Backing::Ram(bytes),
             };
             Arc::new(Medium::open(&backing, shared.config.threads).map_err(|e| e.to_string())?.0)
@@ -374,6 +397,38 @@ fn resize(shared: &Shared, command: &Command) -> Result<Value, String> {
     })?;
     raise(shared, subsystem, EVENT_NAMESPACE, Some(nsid), None);
     Ok(json!({ "blocks": new.blocks }))
+}
+
+fn move_group(shared: &Shared, command: &Command) -> Result<Value, String> {
+    let subsystem = subsystem(shared, command)?;
+    let (nsid, group) = (need_nsid(command)?, command.group.ok_or("move_group needs a group")?);
+    if !(1..=subsystem.groups()).contains(&group) {
+        return Err(format!("subsystem {} has ANA groups 1 to {}; {group} is none", subsystem.nqn, subsystem.groups()));
+    }
+    subsystem.replace(nsid, |old| Ok(Namespace { group, ..copy(old) }))?;
+    subsystem.ana_changes.fetch_add(1, Ordering::AcqRel);
+    raise(shared, subsystem, EVENT_ANA, None, None);
+    Ok(json!({}))
+}
+
+/// Puts `original` in the place of the namespace that has its identifier now, with the event.
+pub(crate) fn put_back(shared: &Shared, nqn: &str, original: &Namespace) {
+    let Some(subsystem) = shared.subsystems.iter().find(|s| s.nqn == nqn) else { return };
+    // One that is detached meanwhile has no place to be put.
+    if subsystem.replace(original.nsid, |now| Ok(Namespace { group: now.group, ..copy(original) })).is_ok() {
+        raise(shared, subsystem, EVENT_NAMESPACE, Some(original.nsid), None);
+    }
+}
+
+/// Ends every association and takes away what only caches and controllers had. The connections are still there.
+pub(crate) fn lose_power(shared: &Shared) {
+    for subsystem in &shared.subsystems {
+        let controllers: Vec<_> = lock(&subsystem.controllers).values().cloned().collect();
+        controllers.iter().for_each(|controller| shared.kill(controller, "the power failed"));
+        shared.held.forget();
+        subsystem.all_namespaces().iter().for_each(|n| n.medium.lose_power());
+    }
+    shared.power_cycles.fetch_add(1, Ordering::Relaxed);
 }
 
 fn copy(n: &Namespace) -> Namespace {

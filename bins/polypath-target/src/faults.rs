@@ -55,6 +55,8 @@ pub(crate) enum Kind {
     Lose { execute: bool },
     /// A wrong header (or data) digest.
     Corrupt { data: bool },
+    /// Answer with Internal Error and do nothing.
+    Refuse,
     /// Take the write and apply it late.
     Hold { after_us: Option<u64>, beyond: bool, answer: Answer },
     /// Send `bytes` at a time, one lot every `us`.
@@ -165,7 +167,7 @@ pub(crate) fn on_command(rules: &[Arc<Rule>], who: &Who, admin: bool, opcode: u8
         .find(|r| {
             let write = !admin && matches!(opcode, io::WRITE | io::WRITE_ZEROES);
             let fits = match r.kind {
-                Kind::Delay { .. } | Kind::Lose { .. } => r.ops.matches(admin, opcode),
+                Kind::Delay { .. } | Kind::Lose { .. } | Kind::Refuse => r.ops.matches(admin, opcode),
                 Kind::Hold { .. } => write && r.ops.matches(admin, opcode),
                 _ => false,
             };
@@ -342,6 +344,12 @@ impl HeldStore {
             record.applied_unix_us = Some(unix_us);
             record.after_teardown = Some(!alive(record.cntlid));
         }
+    }
+
+    /// Forgets what waits: the controller has lost its power.
+    pub(crate) fn forget(&self) {
+        self.inner.lock().unwrap_or_else(|p| p.into_inner()).waiting.clear();
+        self.next_us.store(u64::MAX, Ordering::Release);
     }
 
     pub(crate) fn records(&self) -> Vec<HeldRecord> {

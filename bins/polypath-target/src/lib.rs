@@ -15,14 +15,18 @@
 //! the same from a command line. Read `proto/mod.rs` for the state machine, `shell.rs` for the loop around it.
 #![forbid(unsafe_code)]
 
+mod cache;
 pub mod cli;
 mod config;
 mod control;
 mod faults;
 mod media;
 mod proto;
+mod service;
 mod shared;
 mod shell;
+#[doc(hidden)]
+pub mod sim_shell;
 mod sock;
 mod status;
 mod target;

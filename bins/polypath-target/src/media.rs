@@ -3,6 +3,7 @@
 //! One logical block is never torn (NVMe's AWUPF of 0): one thread's copies cannot interleave with its own, and with several
 //! threads a striped spin bit per 4 KiB orders them.
 
+use crate::cache::Cached;
 use crate::config::{Backing, ConfigError};
 use polypath_block::Segment;
 use polypath_memory::{Region, Window};
@@ -29,6 +30,7 @@ pub(crate) enum Medium {
     Null,
     Ram(Ram),
     File(File),
+    Cached(Cached),
 }
 
 #[derive(Debug)]
@@ -44,6 +46,7 @@ impl Medium {
     pub(crate) fn open(backing: &Backing, threads: usize) -> Result<(Medium, u64), ConfigError> {
         match backing {
             Backing::Null(bytes) => Ok((Medium::Null, *bytes)),
+            Backing::Cached { bytes, through } => Ok((Medium::Cached(Cached::new(*bytes, *through)), *bytes)),
             Backing::Ram(bytes) => {
                 let fail = |e: String| ConfigError::new(format!("ram://{bytes}"), e);
                 let region = Region::allocate(*bytes, false).map_err(|e| fail(e.to_string()))?;
@@ -62,7 +65,11 @@ impl Medium {
 
     /// Does Flush do anything?
     pub(crate) fn is_volatile(&self) -> bool {
-        matches!(self, Medium::File(_))
+        match self {
+            Medium::File(_) => true,
+            Medium::Cached(cached) => cached.is_volatile(),
+            Medium::Null | Medium::Ram(_) => false,
+        }
     }
 
     /// Where the bytes are in memory, if they may be sent from there: one thread's writes cannot tear what the same thread
@@ -86,6 +93,7 @@ impl Medium {
             Medium::File(file) => {
                 file.read_exact_at(out, offset).map_err(|e| trouble(&e, StatusField::UNRECOVERED_READ_ERROR))?;
             }
+            Medium::Cached(cached) => cached.read(offset, out)?,
         }
         Ok(())
     }
@@ -97,6 +105,7 @@ impl Medium {
             Medium::Null => Ok(()),
             Medium::Ram(ram) => ram.each(offset, data.len(), |at, range| ram.window.copy_in(at, &data[range])),
             Medium::File(file) => file.write_all_at(data, offset).map_err(|e| trouble(&e, StatusField::WRITE_FAULT)),
+            Medium::Cached(cached) => cached.write(offset, data),
         }
     }
 
@@ -146,6 +155,10 @@ impl Medium {
                 }
                 Ok(None)
             }
+            Medium::Cached(cached) => {
+                cached.grow(bytes);
+                Ok(None)
+            }
         }
     }
 
@@ -153,7 +166,27 @@ impl Medium {
     pub(crate) fn flush(&self) -> Result<(), StatusField> {
         match self {
             Medium::File(file) => file.sync_data().map_err(|e| trouble(&e, StatusField::WRITE_FAULT)),
-            _ => Ok(()),
+            Medium::Cached(cached) => {
+                cached.flush();
+                Ok(())
+            }
+            Medium::Null | Medium::Ram(_) => Ok(()),
+        }
+    }
+
+    /// Makes the `len` bytes from byte `offset` on survive a loss of power; more than these, where that is all that can be had.
+    pub(crate) fn persist(&self, offset: u64, len: u64) -> Result<(), StatusField> {
+        if let Medium::Cached(cached) = self {
+            cached.persist(offset, len);
+            return Ok(());
+        }
+        self.flush()
+    }
+
+    /// The power fails: what was written and not flushed is lost. Only a medium with a simulated cache can do that.
+    pub(crate) fn lose_power(&self) {
+        if let Medium::Cached(cached) = self {
+            cached.lose_power();
         }
     }
 }

@@ -68,6 +68,8 @@ pub(crate) struct Subsystem {
     pub(crate) serial: String,
     pub(crate) discovery: bool,
     namespaces: Mutex<Arc<Vec<Arc<Namespace>>>>,
+    /// Namespaces that no controller sees for now.
+    detached: Mutex<Vec<Arc<Namespace>>>,
     version: AtomicU64,
     pub(crate) controllers: Mutex<BTreeMap<u16, Arc<Controller>>>,
     /// `ana[listener][group - 1]`, wire codes.
@@ -131,6 +133,26 @@ impl Subsystem {
         *list = Arc::new(next);
         self.version.fetch_add(1, Ordering::Release);
         Ok(new)
+    }
+
+    /// Hides namespace `nsid` from all controllers, or shows it again.
+    pub(crate) fn attach(&self, nsid: u32, attached: bool) -> Result<(), String> {
+        let (mut list, mut detached) = (lock(&self.namespaces), lock(&self.detached));
+        let mut shown = list.to_vec();
+        let (from, to) = if attached { (&mut *detached, &mut shown) } else { (&mut shown, &mut *detached) };
+        let problem = if attached { "is not detached" } else { "is not there" };
+        let at = from.iter().position(|n| n.nsid == nsid);
+        let at = at.ok_or_else(|| format!("namespace {nsid} of subsystem {} {problem}", self.nqn))?;
+        to.push(from.remove(at));
+        shown.sort_by_key(|n| n.nsid);
+        *list = Arc::new(shown);
+        self.version.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Those that controllers see and those that they do not.
+    pub(crate) fn all_namespaces(&self) -> Vec<Arc<Namespace>> {
+        self.namespaces().iter().chain(lock(&self.detached).iter()).cloned().collect()
     }
 
     pub(crate) fn alive(&self, cntlid: u16) -> bool {
@@ -276,7 +298,7 @@ pub(crate) struct ConnInfo {
 /// Everything.
 pub(crate) struct Shared {
     pub(crate) config: TargetConfig,
-    start: Instant,
+    clock: Clock,
     start_unix_us: u64,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) subsystems: Vec<Subsystem>,
@@ -291,6 +313,19 @@ pub(crate) struct Shared {
     next_cntlid: AtomicU16,
     pub(crate) stopping: AtomicBool,
     pub(crate) counters: Counters,
+    /// I/O queues that the next associations are granted at most.
+    pub(crate) max_io_queues: AtomicU16,
+    /// How often the power came, as SMART tells it.
+    pub(crate) power_cycles: AtomicU64,
+}
+
+/// Where target time comes from.
+#[derive(Debug)]
+enum Clock {
+    /// The machine, since then.
+    Machine(Instant),
+    /// Whoever drives the target ([`Shared::set_now_us`]).
+    Driven(AtomicU64),
 }
 
 /// Events counted over the whole target.
@@ -307,12 +342,28 @@ pub(crate) struct Counters {
 impl Shared {
     /// Opens every medium. `addresses` are those the listeners really have.
     pub(crate) fn new(config: TargetConfig, addresses: &[SocketAddr]) -> Result<Shared, ConfigError> {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Shared::with_clock(config, addresses, Clock::Machine(Instant::now()), unix.as_micros() as u64)
+    }
+
+    /// As [`Shared::new`], with a clock that stands still until [`Shared::set_now_us`].
+    pub(crate) fn driven(config: TargetConfig, addresses: &[SocketAddr]) -> Result<Shared, ConfigError> {
+        Shared::with_clock(config, addresses, Clock::Driven(AtomicU64::new(0)), 0)
+    }
+
+    fn with_clock(
+        config: TargetConfig,
+        addresses: &[SocketAddr],
+        clock: Clock,
+        start_unix_us: u64,
+    ) -> Result<Shared, ConfigError> {
         config.check()?;
         let mut subsystems = vec![Subsystem {
             nqn: DISCOVERY_NQN.into(),
             serial: "polypath-discovery".into(),
             discovery: true,
             namespaces: Mutex::default(),
+            detached: Mutex::default(),
             version: AtomicU64::new(1),
             controllers: Mutex::default(),
             ana: Vec::new(),
@@ -333,6 +384,7 @@ impl Shared {
                 serial: sub.serial.clone().unwrap_or(derived),
                 discovery: false,
                 namespaces: Mutex::new(Arc::new(namespaces?)),
+                detached: Mutex::default(),
                 version: AtomicU64::new(1),
                 controllers: Mutex::default(),
                 ana: config
@@ -353,11 +405,12 @@ impl Shared {
                 bandwidth: Bucket::default(),
             })
             .collect();
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Shared {
+            max_io_queues: AtomicU16::new(config.max_io_queues),
+            power_cycles: AtomicU64::new(1),
             config,
-            start: Instant::now(),
-            start_unix_us: unix.as_micros() as u64,
+            clock,
+            start_unix_us,
             listeners,
             subsystems,
             faults: FaultTable::default(),
@@ -376,7 +429,17 @@ impl Shared {
     /// Target time: microseconds since the start.
     #[inline]
     pub(crate) fn now_us(&self) -> u64 {
-        self.start.elapsed().as_micros() as u64
+        match &self.clock {
+            Clock::Machine(start) => start.elapsed().as_micros() as u64,
+            Clock::Driven(now_us) => now_us.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Moves a driven clock on; the machine's own is not ours to set.
+    pub(crate) fn set_now_us(&self, to_us: u64) {
+        if let Clock::Driven(now_us) = &self.clock {
+            now_us.fetch_max(to_us, Ordering::Relaxed);
+        }
     }
 
     /// Microseconds since 1970 at this target time.

@@ -6,6 +6,7 @@
 
 use crate::faults::{Kind, Rules, Scope};
 use crate::proto::{Conn, Ending, Env};
+use crate::service;
 use crate::shared::{ConnInfo, Shared, lock};
 use crate::sock::Sock;
 use polypath_nvme::StatusField;
@@ -66,6 +67,14 @@ impl ThreadHandle {
         lock(&self.mail).push(msg);
         self.has_mail.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// Takes what has come, if anything has.
+    pub(crate) fn take(&self) -> Vec<Msg> {
+        if !self.has_mail.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *lock(&self.mail))
     }
 
     /// Ends the thread's sleep.
@@ -161,8 +170,7 @@ impl Shell {
     fn look_around(&mut self, now_us: u64) {
         let Some(me) = self.shared.threads.get().and_then(|t| t.get(self.index)) else { return };
         if me.has_mail.load(Ordering::Acquire) {
-            me.has_mail.store(false, Ordering::Release);
-            let mail = std::mem::take(&mut *lock(&me.mail));
+            let mail = me.take();
             mail.into_iter().for_each(|msg| self.message(msg, now_us));
         }
         self.follow_rules(now_us);
@@ -207,17 +215,12 @@ impl Shell {
                     self.settle(i, now_us);
                 }
             }
-            Msg::Abort { conn, victim, reply: (thread, reply_conn, cid) } => {
-                let mut aborted = false;
-                if let Some(i) = self.find(conn)
-                    && let Some(sock) = &mut self.socks[i]
-                {
-                    aborted = sock.conn.abort(&env, victim);
+            Msg::Abort { conn, victim, reply } => {
+                let i = self.find(conn);
+                let owner = i.and_then(|i| self.socks[i].as_mut()).map(|sock| &mut sock.conn);
+                service::abort(&env, owner, victim, reply);
+                if let Some(i) = i {
                     self.settle(i, now_us);
-                }
-                if let Some(handle) = shared.threads.get().and_then(|t| t.get(thread)) {
-                    let result = u64::from(!aborted);
-                    handle.send(Msg::Respond { conn: reply_conn, cid, status: StatusField::SUCCESS, result });
                 }
             }
             Msg::Break { scope, reset, reply } => {
@@ -570,25 +573,14 @@ impl Shell {
         let (shared, rules) = (self.shared.clone(), self.rules.clone());
         let env = Env { now_us, shared: &shared, rules: &rules };
         if self.index == 0 {
-            apply_held(&shared, now_us);
+            service::apply_held(&shared, now_us);
             self.next_timer_us = self.next_timer_us.min(shared.held.next_us());
         }
         for i in 0..self.socks.len() {
             let Some(sock) = &mut self.socks[i] else { continue };
             sock.conn.tick(&env);
-            if sock.conn.qid == 0
-                && let Some(controller) = sock.conn.controller.clone()
-                && let Some(kato_us) = shared.kato_us(&controller)
-            {
-                let since_us = controller.alive_us.load(Ordering::Acquire);
-                if now_us < since_us + kato_us {
-                    self.next_timer_us = self.next_timer_us.min(since_us + kato_us);
-                } else if shared.config.tbkas && controller.traffic.swap(false, Ordering::Relaxed) {
-                    controller.alive_us.store(now_us, Ordering::Release);
-                } else {
-                    shared.counters.keep_alive_expired.fetch_add(1, Ordering::Relaxed);
-                    shared.kill(&controller, "its keep alive expired");
-                }
+            if let Some(next_us) = service::keep_alive(&shared, &sock.conn, now_us) {
+                self.next_timer_us = self.next_timer_us.min(next_us);
             }
             if sock.linger_until_us.is_some_and(|t| now_us >= t) {
                 sock.dead = true;
@@ -600,25 +592,6 @@ impl Shell {
             } else {
                 self.settle(i, now_us);
             }
-        }
-    }
-}
-
-/// Applies held writes that are due, whatever became of their connections.
-fn apply_held(shared: &Shared, now_us: u64) {
-    for write in shared.held.due(now_us) {
-        let result = match &write.data {
-            Some(data) => write.namespace.medium.write(write.offset, data),
-            None => write.namespace.medium.zero(write.offset, write.len),
-        };
-        let unix_us = shared.unix_us(shared.now_us());
-        tracing::info!(id = write.id, ok = result.is_ok(), "held write applied");
-        shared.held.applied(write.id, unix_us, |cntlid| shared.subsystems.iter().any(|s| s.alive(cntlid)));
-        if let Some((thread, conn, cid)) = write.answer
-            && let Some(handle) = shared.threads.get().and_then(|t| t.get(thread))
-        {
-            let status = result.err().unwrap_or(StatusField::SUCCESS);
-            handle.send(Msg::Respond { conn, cid, status, result: 0 });
         }
     }
 }

@@ -144,7 +144,7 @@ impl Conn {
                 if !lock(&controller.inner).queues.is_empty() {
                     return Err(StatusField::COMMAND_SEQUENCE_ERROR);
                 }
-                let granted = asked.usable_pairs().min(env.shared.config.max_io_queues.into());
+                let granted = asked.usable_pairs().min(env.shared.max_io_queues.load(Ordering::Relaxed).into());
                 controller.granted.store(granted as u16, Ordering::Relaxed);
                 Ok(NumberOfQueues::pairs(granted).to_dword().into())
             }

@@ -127,7 +127,7 @@ impl Conn {
             cc: AtomicU32::new(0),
             csts: AtomicU32::new(0),
             epoch: AtomicU32::new(0),
-            granted: AtomicU16::new(env.shared.config.max_io_queues),
+            granted: AtomicU16::new(env.shared.max_io_queues.load(Ordering::Relaxed)),
             kato_ms: AtomicU32::new(kato_ms),
             alive_us: AtomicU64::new(env.now_us),
             traffic: AtomicBool::new(false),

@@ -191,7 +191,7 @@ pub(super) fn log_page(
         lid::DISCOVERY if subsystem.discovery => Ok(discovery(shared, local).to_bytes()),
         lid::ERROR => Ok(vec![0; 64]),
         _ if subsystem.discovery => Err(StatusField::INVALID_LOG_PAGE),
-        lid::SMART => Ok(smart().to_bytes().to_vec()),
+        lid::SMART => Ok(smart(shared).to_bytes().to_vec()),
         lid::FIRMWARE_SLOT => {
             let mut page = vec![0; 512];
             page[0] = 1;
@@ -238,12 +238,15 @@ pub(super) fn log_page(
     }
 }
 
-fn smart() -> SmartLog {
+fn smart(shared: &Shared) -> SmartLog {
+    let cycles = shared.power_cycles.load(Ordering::Relaxed);
     SmartLog {
         temperature_k: 310, // 37 degrees Celsius
         available_spare: 100,
         spare_threshold: 10,
-        power_cycles: 1,
+        power_cycles: cycles.into(),
+        // One came with the target's start; all others without a word.
+        unsafe_shutdowns: (cycles - 1).into(),
         ..SmartLog::default()
     }
 }

@@ -172,7 +172,7 @@ impl Conn {
             return Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
         }
         range.namespace.medium.write(range.offset, data)?;
-        if sqe.fua() { range.namespace.medium.flush() } else { Ok(()) }
+        if sqe.fua() { range.namespace.medium.persist(range.offset, range.len) } else { Ok(()) }
     }
 
     fn compare(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {
@@ -189,7 +189,7 @@ impl Conn {
     fn write_zeroes(&self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {
         let range = self.range(env, sqe)?;
         range.namespace.medium.zero(range.offset, range.len)?;
-        if sqe.fua() { range.namespace.medium.flush() } else { Ok(()) }
+        if sqe.fua() { range.namespace.medium.persist(range.offset, range.len) } else { Ok(()) }
     }
 
     fn flush(&self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {

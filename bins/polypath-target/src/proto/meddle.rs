@@ -2,8 +2,8 @@
 
 use super::{Conn, Env, Pending};
 use crate::faults::{self, Answer, HeldRecord, HeldWrite, Kind};
-use polypath_nvme::Sqe;
 use polypath_nvme::sqe::io as op;
+use polypath_nvme::{Cqe, Sqe, StatusField};
 
 impl Conn {
     /// Applies command faults. `true` when the command has been dealt with.
@@ -15,6 +15,10 @@ impl Conn {
         };
         let cid = sqe.cid();
         let slot = match kind {
+            Kind::Refuse => {
+                self.complete(env, Cqe::new(cid, StatusField::INTERNAL_ERROR));
+                return true;
+            }
             Kind::Delay { us } => {
                 self.delayed += 1;
                 Pending::Delayed { sqe: *sqe, data: data.to_vec(), until_us: env.now_us + us }

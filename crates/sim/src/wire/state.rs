@@ -58,6 +58,8 @@ struct Line {
     free_at: Time,
     skew_us: u64,
     lag_us: u64,
+    /// Its sender has aborted: what a cut swallows is not sent once more.
+    aborted: bool,
     /// When the oldest bytes left that nobody acknowledged because of a cut.
     unacknowledged: Option<Time>,
 }
@@ -258,6 +260,7 @@ impl State {
     pub(crate) fn close(&mut self, id: u64, side: Way, abort: bool) {
         let now = self.now;
         let Some(c) = self.connections.get_mut(&id) else { return };
+        let cut = self.listeners.get(&c.address).is_some_and(|l| l.shapes[side as usize].cut);
         let end = &mut c.ends[side as usize];
         if end.gone {
             return;
@@ -274,7 +277,8 @@ impl State {
             line.packets.clear();
         } else if abort {
             // What has not left the host does not leave any more.
-            line.packets.retain(|p| p.leaves <= now);
+            line.packets.retain(|p| p.leaves <= now && !cut);
+            line.aborted = true;
         }
         if told || (side == Way::ToTarget && !dialling) {
             self.post(id, side, if abort || unread { Load::Reset } else { Load::End });
@@ -347,6 +351,9 @@ impl State {
                 // Stuck until it is healed.
                 if matches!(front.load, Load::Bytes(_)) {
                     line.unacknowledged.get_or_insert(front.sent);
+                }
+                if line.aborted {
+                    line.packets.clear();
                 }
                 line.packets.retain(|p| !matches!(p.load, Load::Reset | Load::Refused));
                 return self.forget(id);

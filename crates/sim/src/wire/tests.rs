@@ -143,6 +143,7 @@ fn a_reset_overtakes_what_was_not_read_and_a_cut_swallows_it() {
 
     let (net, mut host, mut target) = pair(6, 10_000);
     net.shape(address(), Way::ToTarget, Shape { cut: true, ..Shape::default() });
+    send(&mut *host, b"lost with the host's will to send it again").unwrap();
     host.abort();
     net.shape(address(), Way::ToTarget, Shape::default());
     pass(&net, 1000);
