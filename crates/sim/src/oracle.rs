@@ -3,6 +3,9 @@
 //! Per block, the oracle keeps every write that may be its current state: a write that was acknowledged rules out those that had
 //! finished before it began; writes that overlapped in time, and writes that failed, may each be the one. A read may return
 //! anything that was possible at some time between its start and its end. A read with no write about settles which one it is.
+//!
+//! Beside that it keeps what a loss of power may bring back: a write is durable once a flush that began after it was acknowledged
+//! has succeeded, and rules out what it had replaced; everything else since may be there or not.
 
 use core::fmt;
 use std::collections::HashMap;
@@ -14,6 +17,17 @@ struct Entry {
     end: Option<u64>,
     /// When it was ruled out.
     out: Option<u64>,
+    /// It was acknowledged, and nobody was told that it may be lost.
+    promised: bool,
+    /// It survives a loss of power.
+    durable: bool,
+    /// Something durable has replaced it.
+    buried: bool,
+}
+
+impl Entry {
+    const ZERO: Entry =
+        Entry { stamp: 0, start: 0, end: Some(0), out: None, promised: true, durable: true, buried: false };
 }
 
 /// Names a write that has begun.
@@ -58,10 +72,9 @@ pub struct Oracle {
 impl Oracle {
     /// For a zeroed disk.
     pub fn new(blocks: u64, block_size: u32) -> Self {
-        let zero = Entry { stamp: 0, start: 0, end: Some(0), out: None };
         Oracle {
             block_size: block_size as usize,
-            blocks: vec![vec![zero]; blocks as usize],
+            blocks: vec![vec![Entry::ZERO]; blocks as usize],
             clock: 0,
             stamps: 0,
             writes: HashMap::new(),
@@ -89,16 +102,72 @@ impl Oracle {
     /// # Panics
     /// When it did so before: an I/O completes once.
     pub fn end_write(&mut self, id: WriteId, ok: bool) {
+        self.end_change(id, ok, false);
+    }
+
+    /// As [`Oracle::end_write`], acknowledged as durable (force unit access, or a disk without a volatile cache).
+    ///
+    /// # Panics
+    /// As there.
+    pub fn end_durable_write(&mut self, id: WriteId) {
+        self.end_change(id, true, true);
+    }
+
+    /// A flush begins; the number names it.
+    pub fn begin_flush(&mut self) -> u64 {
+        self.tick()
+    }
+
+    /// A flush has succeeded: what was acknowledged before it began is durable.
+    pub fn end_flush(&mut self, id: u64) {
+        for block in &mut self.blocks {
+            let mut any = false;
+            for entry in block.iter_mut().filter(|e| e.promised && !e.durable && e.end.is_some_and(|end| end < id)) {
+                (entry.durable, any) = (true, true);
+            }
+            if any {
+                bury(block);
+            }
+        }
+    }
+
+    /// A flush has failed and said that acknowledged writes may be lost: those that are not durable are no promise any more.
+    pub fn cache_lost(&mut self) {
+        self.blocks.iter_mut().flatten().filter(|e| !e.durable && e.end.is_some()).for_each(|e| e.promised = false);
+    }
+
+    /// The power failed: whatever is not ruled out by something durable may be there again.
+    pub fn power_lost(&mut self) {
+        self.blocks.iter_mut().flatten().filter(|e| !e.buried).for_each(|e| e.out = None);
+    }
+
+    /// Judges what would be left of a block if the power failed now.
+    ///
+    /// # Errors
+    /// When something durable is missing.
+    pub fn check_durable(&self, lba: u64, bytes: &[u8]) -> Result<(), Violation> {
+        let (history, read) = (&self.blocks[lba as usize], parse(bytes, lba));
+        if read.is_some_and(|stamp| history.iter().any(|e| !e.buried && e.stamp == stamp)) {
+            return Ok(());
+        }
+        let possible = history.iter().filter(|e| !e.buried).map(|e| e.stamp).collect();
+        Err(Violation { lba, read, possible, old: read.is_some_and(|s| s <= self.stamps) })
+    }
+
+    fn end_change(&mut self, id: WriteId, ok: bool, durable: bool) {
         let now = self.tick();
         let (lba, blocks, zero) = self.writes.remove(&id.0).expect("a write completes exactly once");
         for block in &mut self.blocks[lba as usize..lba as usize + blocks as usize] {
             let stamp = if zero { 0 } else { id.0 };
             let Some(own) = block.iter_mut().find(|e| e.start == id.0 && e.stamp == stamp) else { continue };
-            own.end = Some(now);
+            (own.end, own.promised, own.durable) = (Some(now), ok, ok && durable);
             let began = own.start_order();
             if ok {
                 let older = |e: &&mut Entry| e.end.is_some_and(|end| end < began) && e.out.is_none();
                 block.iter_mut().filter(older).for_each(|e| e.out = Some(now));
+            }
+            if ok && durable {
+                bury(block);
             }
         }
     }
@@ -129,7 +198,7 @@ impl Oracle {
         for i in 0..u64::from(blocks) {
             let bytes = &data[i as usize * self.block_size..][..self.block_size];
             self.judge(lba + i, bytes, id, now)?;
-            self.blocks[(lba + i) as usize].retain(|e| e.out.is_none_or(|out| out >= oldest));
+            self.blocks[(lba + i) as usize].retain(|e| !e.buried || e.out.is_none_or(|out| out >= oldest));
         }
         Ok(())
     }
@@ -145,8 +214,7 @@ impl Oracle {
 
     /// The disk has more blocks, zeroed.
     pub fn grow(&mut self, blocks: u64) {
-        let zero = Entry { stamp: 0, start: 0, end: Some(0), out: None };
-        self.blocks.resize(blocks as usize, vec![zero]);
+        self.blocks.resize(blocks as usize, vec![Entry::ZERO]);
     }
 
     /// Blocks that it watches.
@@ -173,7 +241,16 @@ impl Oracle {
         let now = self.tick();
         self.stamps = now;
         for block in &mut self.blocks[lba as usize..lba as usize + blocks as usize] {
-            block.push(Entry { stamp: if zero { 0 } else { now }, start: now, end: None, out: None });
+            let stamp = if zero { 0 } else { now };
+            block.push(Entry {
+                stamp,
+                start: now,
+                end: None,
+                out: None,
+                promised: false,
+                durable: false,
+                buried: false,
+            });
         }
         self.writes.insert(now, (lba, blocks, zero));
         WriteId(now)
@@ -190,6 +267,12 @@ impl Entry {
     fn start_order(&self) -> u64 {
         self.start
     }
+}
+
+/// Rules out for good what something durable has replaced.
+fn bury(block: &mut [Entry]) {
+    let newest = block.iter().filter(|e| e.durable).map(|e| e.start).max().unwrap_or(0);
+    block.iter_mut().filter(|e| e.end.is_some_and(|end| end < newest)).for_each(|e| e.buried = true);
 }
 
 fn word(stamp: u64, lba: u64, i: u64) -> u64 {
@@ -272,6 +355,42 @@ mod tests {
         o.end_write(z, true);
         assert_eq!(read(&mut o, 0, &[0; 512]), Ok(()));
         assert!(read(&mut o, 0, &second).is_err());
+    }
+
+    #[test]
+    fn a_flush_makes_durable_what_was_acknowledged_before_it_began() {
+        let mut o = Oracle::new(1, 512);
+        let (a, first) = write(&mut o, 0);
+        o.end_write(a, true);
+        assert_eq!(o.check_durable(0, &[0; 512]), Ok(()), "not flushed yet");
+        let flush = o.begin_flush();
+        let (b, second) = write(&mut o, 0);
+        o.end_write(b, true);
+        o.end_flush(flush);
+        assert!(o.check_durable(0, &[0; 512]).unwrap_err().old, "the first one is promised");
+        assert_eq!((o.check_durable(0, &first), o.check_durable(0, &second)), (Ok(()), Ok(())));
+        assert!(read(&mut o, 0, &first).is_err(), "and is not what is read");
+        o.power_lost();
+        assert_eq!(read(&mut o, 0, &first), Ok(()), "unless the power failed");
+        let flush = o.begin_flush();
+        o.end_flush(flush);
+        assert!(o.check_durable(0, &first).is_err(), "nobody may say now that the second one is durable");
+    }
+
+    #[test]
+    fn a_lost_cache_that_was_reported_breaks_no_promise() {
+        let mut o = Oracle::new(1, 512);
+        let (a, first) = write(&mut o, 0);
+        o.end_write(a, true);
+        o.power_lost();
+        o.cache_lost();
+        let flush = o.begin_flush();
+        o.end_flush(flush);
+        assert_eq!((o.check_durable(0, &[0; 512]), o.check_durable(0, &first)), (Ok(()), Ok(())));
+        let (b, second) = write(&mut o, 0);
+        o.end_durable_write(b);
+        assert!(o.check_durable(0, &first).is_err());
+        assert_eq!(o.check_durable(0, &second), Ok(()));
     }
 
     #[test]
