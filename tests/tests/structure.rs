@@ -9,7 +9,7 @@ use polypath_tests::lab::repository;
 use serde_json::Value;
 
 /// Floors of `docs/ARCHITECTURE.md`. A package imports only lower floors; a package that is not here has no place in the house yet.
-const FLOORS: [(&str, u32); 25] = [
+const FLOORS: [(&str, u32); 26] = [
     ("polypath-block", 0),
     ("polypath-memory", 0),
     ("polypath-pci", 1),
@@ -34,11 +34,12 @@ const FLOORS: [(&str, u32); 25] = [
     ("polypath-bench", 6),
     ("polypath-target", 6),
     ("polypath-tests", 6),
+    ("polypath-world", 6),
     ("xtask", 6),
 ];
 
 /// Imports within one floor that the picture needs: importer, imported.
-const SAME_FLOOR: [(&str, &str); 8] = [
+const SAME_FLOOR: [(&str, &str); 9] = [
     // memory carries the contract's segments
     ("polypath-memory", "polypath-block"),
     // the facade puts the others of its floor together
@@ -50,6 +51,8 @@ const SAME_FLOOR: [(&str, &str); 8] = [
     // the demo runs a target and measures as the bench does
     ("polypath-cli", "polypath-target"),
     ("polypath-cli", "polypath-bench"),
+    // the world drives the target's protocol
+    ("polypath-world", "polypath-target"),
     // `ratio` starts a target of its own
     ("polypath-bench", "polypath-target"),
 ];
