@@ -1,12 +1,9 @@
-//! Running many seeds, and surviving those that panic.
+//! Running many seeds.
 
-use crate::judge::{Rule, Violation};
+use crate::judge::Violation;
 use crate::peer::Family;
 use crate::plan::Plan;
-use crate::world::{Outcome, run};
-use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use crate::world::run;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A seed that broke a rule.
@@ -18,38 +15,11 @@ pub struct Failure {
     pub violation: Violation,
 }
 
-thread_local! {
-    /// What the last panic of this thread said.
-    static SAID: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// As [`run`]; a panic, wherever it comes from, is a violation like others.
-pub fn run_caught(plan: &Plan, family: &dyn Family, room: usize) -> Outcome {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if SAID.with_borrow_mut(|said| said.replace(info.to_string())).is_none() {
-                return;
-            }
-            // Not one of ours to catch.
-            before(info);
-        }));
-    });
-    SAID.set(None);
-    match catch_unwind(AssertUnwindSafe(|| run(plan, family, room))) {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            let what = SAID.take().unwrap_or_else(|| "a panic without words".to_owned());
-            Outcome { result: Err(Violation { rule: Rule::Panic, what }), trace: Vec::new(), hash: 0 }
-        }
-    }
-}
-
-/// Runs `count` seeds from `from` on over `jobs` threads; `told` hears how many are done, from time to time. With `first`, it
+/// Runs the plans of `count` seeds from `from` on over `jobs` threads; `told` hears how many are done, from time to time. With `first`, it
 /// ends at the first failure.
 pub fn batch(
     family: &(dyn Family + Sync),
+    plan: &(dyn Fn(u64) -> Plan + Sync),
     (from, count): (u64, u64),
     jobs: usize,
     first: bool,
@@ -64,7 +34,7 @@ pub fn batch(
                 return failures;
             }
             let seed = from + at;
-            if let Err(violation) = run_caught(&Plan::from_seed(seed), family, 0).result {
+            if let Err(violation) = run(&plan(seed), family, 0).result {
                 stop.fetch_or(first, Ordering::Relaxed);
                 failures.push(Failure { seed, violation });
             }

@@ -79,6 +79,9 @@ pub(crate) struct Guest {
     full: bool,
     flushing: bool,
     closing: bool,
+    /// Blocks that it uses, and those that it was told of.
+    blocks: u64,
+    told_blocks: u64,
     /// Blocks that are still to be read, for a reader.
     reading: Option<u64>,
 }
@@ -128,6 +131,8 @@ impl Guest {
             full: false,
             flushing: false,
             closing: false,
+            blocks: 0,
+            told_blocks: 0,
             reading: reader.then_some(0),
             plan,
         };
@@ -136,12 +141,11 @@ impl Guest {
 
     fn burst(&mut self, cx: &mut Cx<'_>) -> bool {
         let due = cx.now >= self.next_burst && self.handle.submitting.get();
-        if !due || self.queue.health() == Health::Down {
+        if !due || self.blocks == 0 || self.queue.health() == Health::Down {
             return false;
         }
         let mean = self.plan.pause_us;
         self.next_burst = cx.now.after(Duration::from_micros(self.rng.random_range(mean / 4..=mean * 2)));
-        self.follow_size();
         let most = self.rng.random_range(1..=self.plan.depth);
         let mut any = false;
         for _ in 0..most {
@@ -154,17 +158,21 @@ impl Guest {
         any
     }
 
-    fn follow_size(&self) {
+    /// Uses more blocks a turn after the disk has said that it has them: then its queue has heard of it, too.
+    fn follow_size(&mut self) {
+        let told = std::mem::take(&mut self.told_blocks);
+        let mut disk = self.judge.disk(self.plan.disk).borrow_mut();
+        if told > disk.oracle.blocks() {
+            disk.oracle.grow(told);
+        }
+        self.blocks = self.blocks.max(told);
         if let Some(info) = self.group.state().info() {
-            let mut disk = self.judge.disk(self.plan.disk).borrow_mut();
-            if info.geometry.blocks > disk.oracle.blocks() {
-                disk.oracle.grow(info.geometry.blocks);
-            }
+            self.told_blocks = info.geometry.blocks;
         }
     }
 
     fn invent(&mut self) -> Io {
-        let blocks = self.judge.disk(self.plan.disk).borrow().oracle.blocks();
+        let blocks = self.blocks;
         let large = self.rng.random_range(0..100) < 4;
         let most = if large { LARGEST } else { self.plan.most_blocks };
         let n = self.rng.random_range(1..=most);
@@ -209,7 +217,8 @@ impl Guest {
             return false;
         }
         let (name, tag) = (&self.name, io.tag);
-        self.judge.note(cx.now, format_args!("{name} #{tag} {:?} {}+{} {:?}", io.op, io.lba, io.blocks, io.flags));
+        self.judge
+            .note_request(cx.now, format_args!("{name} #{tag} {:?} {}+{} {:?}", io.op, io.lba, io.blocks, io.flags));
         self.free.pop();
         self.next_tag += 1;
         self.open.insert(io.tag, Open { io, doing, slot, began: cx.now, doubt: disk.doubts });
@@ -239,7 +248,7 @@ impl Guest {
         let took = now.since(open.began);
         self.handle.longest.set(self.handle.longest.get().max(took));
         self.handle.completed.set(self.handle.completed.get() + 1);
-        self.judge.note(now, format_args!("{name} #{tag} {} {}", c.status, c.proof));
+        self.judge.note_request(now, format_args!("{name} #{tag} {} {}", c.status, c.proof));
         let judge = self.judge.clone();
         let disk = &mut *judge.disk(self.plan.disk).borrow_mut();
         let doubt = disk.doubtful || disk.doubts != open.doubt;
@@ -324,13 +333,17 @@ impl Poller for Guest {
         let mut done = std::mem::take(&mut self.done);
         self.queue.poll(cx, &mut done);
         for suspect in done.suspects.drain(..) {
-            self.judge.note(cx.now, format_args!("{} #{} is suspect: {:?}", self.name, suspect.tag, suspect.cause));
+            self.judge
+                .note_request(cx.now, format_args!("{} #{} is suspect: {:?}", self.name, suspect.tag, suspect.cause));
         }
         for completion in done.completions.drain(..) {
             busy = true;
             self.complete(cx.now, completion);
         }
         self.done = done;
+        if self.handle.submitting.get() && cx.now >= self.next_burst {
+            self.follow_size();
+        }
         if self.handle.ending.get() {
             match self.end(cx) {
                 Turn::Finished => return Turn::Finished,

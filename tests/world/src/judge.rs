@@ -1,6 +1,6 @@
 //! What a run must not do, and who watches.
 
-use crate::trace::Trace;
+use crate::trace::{Kind, Trace};
 use polypath_block::Time;
 use polypath_sim::Oracle;
 use std::cell::RefCell;
@@ -83,7 +83,12 @@ impl Judge {
 
     /// Something happened.
     pub(crate) fn note(&self, now: Time, what: fmt::Arguments<'_>) {
-        self.trace.borrow_mut().note(now, what);
+        self.trace.borrow_mut().note(now, Kind::Event, what);
+    }
+
+    /// A request began or ended.
+    pub(crate) fn note_request(&self, now: Time, what: fmt::Arguments<'_>) {
+        self.trace.borrow_mut().note(now, Kind::Request, what);
     }
 
     /// A rule was broken. The first time counts.

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod caught;
 mod guest;
 mod judge;
 pub mod log;
@@ -29,7 +30,7 @@ mod trace;
 mod weather;
 mod world;
 
-pub use batch::{Failure, batch, run_caught};
+pub use batch::{Failure, batch};
 pub use judge::{Rule, Violation};
 pub use nvme_tcp::NvmeTcp;
 pub use peer::{Family, Initiator, Peer, Wish, address};

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
-use polypath_world::{NvmeTcp, Plan, batch, run_caught, shrink};
+use polypath_world::{NvmeTcp, Plan, batch, run, shrink};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -11,12 +11,14 @@ usage: polypath-sim --seeds N [--from S] [--jobs J] [--first]   run N worlds fro
        polypath-sim --seed S [--log LEVEL] [--no-shrink]        replay one, with its trace
        polypath-sim --plan FILE [--log LEVEL]                   run a plan that was printed before
 
+--without KIND[,KIND...] leaves actions out of what seeds give, by their names in the plan (PowerLoss, Swap, ...).
+
 LEVEL is error, warn, info, debug or trace: the logs of the code under test, told by virtual time, on the standard error.";
 
 /// Runs of the shrinker at most.
 const SHRINK_RUNS: u32 = 300;
 /// Lines of a trace that are printed.
-const TRACE: usize = 400;
+const TRACE: usize = 300;
 /// Failing seeds of a batch that are cut down and printed.
 const SHOWN: usize = 3;
 
@@ -40,6 +42,7 @@ struct Options {
     jobs: Option<usize>,
     first: bool,
     whole: bool,
+    without: Vec<String>,
 }
 
 fn command(mut words: impl Iterator<Item = String>) -> Result<bool> {
@@ -53,6 +56,7 @@ fn command(mut words: impl Iterator<Item = String>) -> Result<bool> {
             "--jobs" => options.jobs = Some(value()?.parse().context("--jobs: expected a number")?),
             "--plan" => options.plan = Some(value()?),
             "--log" => polypath_world::log::to_stderr(value()?.parse().context("--log: expected a level")?),
+            "--without" => options.without = value()?.split(',').map(str::to_owned).collect(),
             "--first" => options.first = true,
             "--no-shrink" => options.whole = true,
             "--help" | "-h" => {
@@ -64,7 +68,7 @@ fn command(mut words: impl Iterator<Item = String>) -> Result<bool> {
     }
     match (options.seeds, options.seed, &options.plan) {
         (Some(count), None, None) => Ok(many(count, &options)),
-        (None, Some(seed), None) => replay(&Plan::from_seed(seed), !options.whole),
+        (None, Some(seed), None) => replay(&Plan::from_seed(seed).without(&options.without), !options.whole),
         (None, None, Some(file)) => {
             let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
             replay(&serde_json::from_str(&text).with_context(|| format!("{file} is no plan"))?, false)
@@ -82,13 +86,20 @@ fn many(count: u64, options: &Options) -> bool {
         }
     };
     let jobs = options.jobs.unwrap_or_else(cores);
-    let (done, failures) = batch(&NvmeTcp, (options.from, count), jobs, options.first, told);
+    let (done, failures) = batch(
+        &NvmeTcp,
+        &|seed| Plan::from_seed(seed).without(&options.without),
+        (options.from, count),
+        jobs,
+        options.first,
+        told,
+    );
     let seconds = started.elapsed().as_secs_f64();
     for failure in &failures {
         println!("seed {}: {}", failure.seed, failure.violation);
     }
     for failure in failures.iter().take(SHOWN) {
-        let plan = Plan::from_seed(failure.seed);
+        let plan = Plan::from_seed(failure.seed).without(&options.without);
         show(&plan, Some(shrink(&plan, failure.violation.clone(), &NvmeTcp, SHRINK_RUNS).plan));
     }
     println!("{} passed, {} failed in {seconds:.1} s", done - failures.len() as u64, failures.len());
@@ -97,7 +108,7 @@ fn many(count: u64, options: &Options) -> bool {
 
 /// Runs `plan`, prints what happened, and cuts it down when it fails and `smaller`.
 fn replay(plan: &Plan, smaller: bool) -> Result<bool> {
-    let outcome = run_caught(plan, &NvmeTcp, TRACE);
+    let outcome = run(plan, &NvmeTcp, TRACE);
     match outcome.result {
         Ok(report) => {
             outcome.trace.iter().for_each(|line| println!("{line}"));
@@ -115,7 +126,7 @@ fn replay(plan: &Plan, smaller: bool) -> Result<bool> {
 /// Prints a failing plan, or the one it was cut down to, with the trace of that.
 fn show(plan: &Plan, smaller: Option<Plan>) {
     let plan = smaller.as_ref().unwrap_or(plan);
-    let outcome = run_caught(plan, &NvmeTcp, TRACE);
+    let outcome = run(plan, &NvmeTcp, TRACE);
     println!("\n--- seed {}: the last events", plan.seed);
     outcome.trace.iter().for_each(|line| println!("{line}"));
     match serde_json::to_string(plan) {

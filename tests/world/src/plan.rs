@@ -199,6 +199,12 @@ pub enum Action {
 }
 
 impl Action {
+    /// What it is called in a printed plan.
+    pub fn kind(&self) -> String {
+        let text = format!("{self:?}");
+        text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned()
+    }
+
     /// How long it lasts, if it lasts.
     pub fn lasts_ms(&self) -> Option<u64> {
         use Action::*;
@@ -242,6 +248,15 @@ impl Plan {
         }
         plan.actions.sort_by_key(|timed| timed.at_us);
         plan
+    }
+}
+
+impl Plan {
+    /// The same without the actions of these kinds.
+    #[must_use]
+    pub fn without(mut self, kinds: &[String]) -> Plan {
+        self.actions.retain(|timed| !kinds.iter().any(|kind| *kind == timed.action.kind()));
+        self
     }
 }
 

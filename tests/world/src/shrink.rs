@@ -1,9 +1,9 @@
 //! Cutting a failing plan down to what it needs to fail.
 
-use crate::batch::run_caught;
 use crate::judge::Violation;
 use crate::peer::Family;
 use crate::plan::Plan;
+use crate::world::run;
 
 /// A failing plan, cut down.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ impl Shrinker<'_> {
             return false;
         }
         self.runs += 1;
-        match run_caught(&plan, self.family, 0).result {
+        match run(&plan, self.family, 0).result {
             Err(violation) if violation.rule == self.violation.rule => {
                 (self.best, self.violation) = (plan, violation);
                 true

@@ -1,5 +1,6 @@
 //! The assembled world: reactors, wire, targets and guests, moved on by one loop that jumps from event to event.
 
+use crate::caught::{caught, leave};
 use crate::guest::{Guest, Handle};
 use crate::judge::{Judge, Rule, Violation};
 use crate::peer::{Family, Initiator, Peer, address};
@@ -51,13 +52,22 @@ pub struct Outcome {
     pub hash: u64,
 }
 
-/// Runs `plan` over the transport `family` and keeps the last `room` lines of its trace.
+/// Runs `plan` over the transport `family` and keeps the last `room` lines of its trace. A panic, wherever it comes from, is a
+/// violation like others.
 pub fn run(plan: &Plan, family: &dyn Family, room: usize) -> Outcome {
     let judge = Rc::new(Judge::new(plan.disks, plan.blocks, !plan.settings.volatile, room));
-    let result = World::new(plan, family, judge.clone()).and_then(|mut world| world.live());
-    let result = match judge.violation() {
-        Some(violation) => Err(violation),
-        None => result,
+    let ended = caught(|| {
+        let mut world = World::new(plan, family, judge.clone())?;
+        let report = world.live();
+        if judge.is_broken() {
+            leave();
+        }
+        report
+    });
+    let result = match (judge.violation(), ended) {
+        (Some(violation), _) => Err(violation),
+        (None, Ok(result)) => result,
+        (None, Err(what)) => Err(Violation { rule: Rule::Panic, what }),
     };
     let trace = judge.trace();
     Outcome { result, trace: trace.lines(), hash: trace.hash() }
@@ -80,6 +90,8 @@ struct World<'a> {
     reactors: Vec<SimReactor>,
     initiators: Vec<Box<dyn Initiator>>,
     disks: Vec<Disk>,
+    /// Blocks that the target says each disk has.
+    sizes: Vec<u64>,
     guests: Vec<Rc<Handle>>,
     /// The target, and the impostor if there is one.
     peers: Vec<Box<dyn Peer>>,
@@ -119,6 +131,7 @@ impl<'a> World<'a> {
             judge,
             reactors,
             initiators,
+            sizes: vec![plan.blocks; disks.len()],
             disks,
             guests: Vec::new(),
             peers,
@@ -326,9 +339,9 @@ impl<'a> World<'a> {
                 self.sockets.end_path(now, path, true, &mut self.peers);
             }
             Action::Grow { disk, blocks } => {
-                // Blocks to add: the peer is told how many there are in all.
-                let total = self.plan.blocks + blocks;
-                self.tell(&Action::Grow { disk, blocks: total }, begins);
+                // The peer is told how many there are in all.
+                self.sizes[disk as usize] += blocks;
+                self.tell(&Action::Grow { disk, blocks: self.sizes[disk as usize] }, begins);
             }
             Action::Swap { disk, .. } => {
                 let judge = self.judge.clone();
