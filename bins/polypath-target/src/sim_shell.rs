@@ -308,6 +308,13 @@ impl SimTarget {
     }
 }
 
+impl Drop for SimTarget {
+    fn drop(&mut self) {
+        // Connections that nobody has ended: half open ones, or a world that was left.
+        self.connections.values_mut().for_each(|c| c.conn.close(&self.shared));
+    }
+}
+
 fn changes(medium: &Medium) -> u64 {
     match medium {
         Medium::Cached(cached) => cached.changes(),

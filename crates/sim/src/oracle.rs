@@ -23,11 +23,21 @@ struct Entry {
     durable: bool,
     /// Something durable has replaced it.
     buried: bool,
+    /// The power failed while it was open: its acknowledgement may be older than that.
+    shaken: bool,
 }
 
 impl Entry {
-    const ZERO: Entry =
-        Entry { stamp: 0, start: 0, end: Some(0), out: None, promised: true, durable: true, buried: false };
+    const ZERO: Entry = Entry {
+        stamp: 0,
+        start: 0,
+        end: Some(0),
+        out: None,
+        promised: true,
+        durable: true,
+        buried: false,
+        shaken: false,
+    };
 }
 
 /// Names a write that has begun.
@@ -138,7 +148,10 @@ impl Oracle {
 
     /// The power failed: whatever is not ruled out by something durable may be there again.
     pub fn power_lost(&mut self) {
-        self.blocks.iter_mut().flatten().filter(|e| !e.buried).for_each(|e| e.out = None);
+        for entry in self.blocks.iter_mut().flatten().filter(|e| !e.buried) {
+            entry.out = None;
+            entry.shaken |= entry.end.is_none();
+        }
     }
 
     /// Judges what would be left of a block if the power failed now.
@@ -162,7 +175,7 @@ impl Oracle {
             let Some(own) = block.iter_mut().find(|e| e.start == id.0 && e.stamp == stamp) else { continue };
             (own.end, own.promised, own.durable) = (Some(now), ok, ok && durable);
             let began = own.start_order();
-            if ok {
+            if ok && (durable || !own.shaken) {
                 let older = |e: &&mut Entry| e.end.is_some_and(|end| end < began) && e.out.is_none();
                 block.iter_mut().filter(older).for_each(|e| e.out = Some(now));
             }
@@ -242,15 +255,8 @@ impl Oracle {
         self.stamps = now;
         for block in &mut self.blocks[lba as usize..lba as usize + blocks as usize] {
             let stamp = if zero { 0 } else { now };
-            block.push(Entry {
-                stamp,
-                start: now,
-                end: None,
-                out: None,
-                promised: false,
-                durable: false,
-                buried: false,
-            });
+            let open = Entry { end: None, promised: false, durable: false, ..Entry::ZERO };
+            block.push(Entry { stamp, start: now, ..open });
         }
         self.writes.insert(now, (lba, blocks, zero));
         WriteId(now)
@@ -375,6 +381,19 @@ mod tests {
         let flush = o.begin_flush();
         o.end_flush(flush);
         assert!(o.check_durable(0, &first).is_err(), "nobody may say now that the second one is durable");
+    }
+
+    #[test]
+    fn an_acknowledgement_may_be_older_than_the_loss_of_power_that_it_outlived() {
+        let mut o = Oracle::new(1, 512);
+        let (a, first) = write(&mut o, 0);
+        o.power_lost();
+        o.end_write(a, true);
+        assert_eq!(read(&mut o, 0, &[0; 512]), Ok(()), "it was lost after it had been carried out");
+        let (b, second) = write(&mut o, 0);
+        o.end_write(b, true);
+        assert!(read(&mut o, 0, &first).is_err());
+        assert_eq!(read(&mut o, 0, &second), Ok(()));
     }
 
     #[test]

@@ -280,8 +280,8 @@ impl Guest {
                 self.handle.flushed.set(true);
             }
             Doing::Flush(_) if excused => {
+                // Each way to the cache that is lost may say so, so that it is said more than once.
                 disk.oracle.cache_lost();
-                disk.cache_lost = false;
             }
             Doing::Flush(_) => {}
         }

@@ -5,6 +5,7 @@ use crate::plan::{Action, Plan};
 use polypath_block::{Device, Host, Time};
 use polypath_nvme::nqn::{HostIdentity, Nqn};
 use polypath_nvmf_tcp::{Controller, ControllerConfig};
+use polypath_sharing::SharedController;
 use polypath_sim::wire::{Net, SimDialer};
 use polypath_target::sim_shell::SimTarget;
 use polypath_target::{Command, ListenerConfig, NamespaceConfig, SubsystemConfig, TargetConfig};
@@ -74,17 +75,21 @@ impl Family for NvmeTcp {
             ..ControllerConfig::new(&address.ip().to_string(), address.port(), nqn)
         };
         let controller = Controller::start(config, hosts[usize::from(p.admin)].clone());
-        Box::new(NvmeInitiator { controller })
+        let shared = SharedController::new(controller.clone(), hosts.to_vec());
+        Box::new(NvmeInitiator { controller, shared })
     }
 }
 
 struct NvmeInitiator {
     controller: Arc<Controller>,
+    shared: Arc<SharedController>,
 }
 
 impl Initiator for NvmeInitiator {
     fn device(&self, disk: u32) -> Arc<dyn Device> {
-        self.controller.namespace(disk + 1)
+        let namespace = self.controller.namespace(disk + 1);
+        let unit = namespace.unit();
+        self.shared.device(namespace, unit)
     }
 
     fn close(&self) {

@@ -234,7 +234,7 @@ impl Plan {
         let mut dice = Dice(Xoshiro256PlusPlus::seed_from_u64(seed));
         let reactors = dice.one_of(&[1, 2, 2, 3]);
         let disks = dice.one_of(&[1, 1, 2]);
-        let settings = settings(&mut dice, reactors);
+        let settings = settings(&mut dice);
         let paths: Vec<PathPlan> = (0..dice.range(2, 4)).map(|_| path(&mut dice, reactors)).collect();
         let guests =
             (0..dice.range(u64::from(disks), 4)).map(|i| guest(&mut dice, i as u32 % disks, reactors)).collect();
@@ -284,7 +284,7 @@ impl Dice {
     }
 }
 
-fn settings(dice: &mut Dice, reactors: u16) -> Settings {
+fn settings(dice: &mut Dice) -> Settings {
     Settings {
         keep_alive_ms: dice.one_of(&[200, 300, 400]),
         cqt_ms: dice.one_of(&[50, 50, 100, 0]),
@@ -294,8 +294,7 @@ fn settings(dice: &mut Dice, reactors: u16) -> Settings {
         mdts_bytes: dice.one_of(&[8192, 8192, 16_384, 131_072]),
         in_capsule: dice.one_of(&[0, 4096, 8192]),
         r2t_bytes: dice.one_of(&[0, 0, 2048]),
-        // Each reactor has one, and one is to spare for whoever reads the paths alone at the end.
-        queues: dice.one_of(&[8, 16]).max(4 * reactors),
+        queues: dice.one_of(&[1, 2, 16]),
         depth: dice.one_of(&[4, 16, 64]),
         buffer: dice.one_of(&[4096, 16_384, 65_536]),
         volatile: dice.chance(60),
@@ -363,8 +362,8 @@ fn action(dice: &mut Dice, plan: &Plan, left_ms: u64) -> Action {
         88..91 => Action::Grow { disk, blocks: dice.range(1, 64) },
         91..93 => Action::Swap { disk, ms },
         93..95 => Action::Impostor { path, ms },
-        95..97 => Action::Stranger { attach: dice.chance(60) },
-        97..98 => Action::Queues { path, count: dice.range(u64::from(plan.reactors), 8) },
+        95..96 => Action::Stranger { attach: dice.chance(60) },
+        96..98 => Action::Queues { path, count: dice.range(1, 4) },
         _ => Action::PowerLoss,
     }
 }

@@ -202,7 +202,7 @@ impl<'a> World<'a> {
         self.initiators.iter().for_each(|initiator| initiator.close());
         let over = |w: &World<'_>| w.reactors.iter().all(SimReactor::is_empty);
         self.must(Rule::Ends, "pollers did not end", over, |_| String::new());
-        let held = |w: &World<'_>| (0..w.plan.paths.len()).all(|p| w.net.connections(address(p)).is_empty());
+        let held = |w: &World<'_>| (0..w.plan.paths.len()).all(|p| w.net.dialled(address(p)) == 0);
         self.must(Rule::Ends, "sockets are still open", held, |_| String::new());
         let longest = self.guests.iter().map(|g| g.longest.get()).max().unwrap_or_default();
         Ok(Report {
@@ -372,8 +372,10 @@ impl<'a> World<'a> {
         self.tell(&Action::PowerLoss, true);
         for disk in 0..self.plan.disks {
             let mut known = self.judge.disk(disk).borrow_mut();
-            known.cache_lost |= !known.through;
-            known.oracle.power_lost();
+            if !known.through {
+                known.cache_lost = true;
+                known.oracle.power_lost();
+            }
         }
     }
 

@@ -100,6 +100,11 @@ impl Net {
         self.lock().connections(address)
     }
 
+    /// How many connections to `address` whoever dialled still holds.
+    pub fn dialled(&self, address: SocketAddr) -> usize {
+        self.lock().dialled(address)
+    }
+
     /// The next stream that was dialled to `address` and arrived: the listener's end of it.
     pub fn accept(&self, address: SocketAddr) -> Option<SimStream> {
         let connection = self.lock().accept(address)?;

@@ -143,6 +143,11 @@ impl State {
         self.connections.iter().filter(|(_, c)| held(c)).map(|(id, _)| *id).collect()
     }
 
+    pub(crate) fn dialled(&self, address: SocketAddr) -> usize {
+        let held = |c: &&Connection| c.address == address && !c.ends[Way::ToTarget as usize].gone;
+        self.connections.values().filter(held).count()
+    }
+
     pub(crate) fn dial(&mut self, address: SocketAddr) -> u64 {
         let id = self.next_connection;
         self.next_connection += 1;

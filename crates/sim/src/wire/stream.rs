@@ -14,6 +14,8 @@ pub struct SimStream {
     connection: u64,
     /// The way that this end sends.
     side: Way,
+    /// Its owner has been told that it is connected.
+    connected: bool,
     counters: Counters,
 }
 
@@ -30,7 +32,7 @@ impl Dialer for SimDialer {
 
 impl SimStream {
     pub(crate) fn new(net: Net, connection: u64, side: Way) -> SimStream {
-        SimStream { net, connection, side, counters: Counters::default() }
+        SimStream { net, connection, side, connected: side == Way::ToHost, counters: Counters::default() }
     }
 
     /// The number of its connection.
@@ -81,7 +83,8 @@ impl SimStream {
 
 impl Transport for SimStream {
     fn poll_connected(&mut self) -> io::Result<bool> {
-        self.net.lock().poll_connected(self.connection, self.side)
+        self.connected = self.net.lock().poll_connected(self.connection, self.side)?;
+        Ok(self.connected)
     }
 
     fn receive(&mut self, into: &mut Scatter<'_>) -> io::Result<Received> {
@@ -104,9 +107,8 @@ impl Transport for SimStream {
     }
 
     fn arm(&self, waits: &mut Waits, sending: bool) {
-        let connected = self.net.lock().poll_connected(self.connection, self.side).unwrap_or(true);
         let id = self.connection << 1 | self.side as u64;
-        waits.interests.push(Interest { fd: NO_FD, id, read: true, write: sending || !connected });
+        waits.interests.push(Interest { fd: NO_FD, id, read: true, write: sending || !self.connected });
     }
 
     fn unacknowledged(&self) -> Option<Duration> {

@@ -123,10 +123,13 @@ fn a_dial_over_a_cut_way_waits_and_a_closed_port_refuses() {
     let mut waits = Waits::default();
     let mut late = SimDialer(net.clone()).dial(address()).unwrap();
     late.arm(&mut waits, false);
+    assert!(waits.interests[0].write, "room to send is how a connection shows that it is made");
     pass(&net, 1000);
     assert!(!late.poll_connected().unwrap() && !net.is_ready(&waits.interests[0]));
     net.shape(address(), Way::ToHost, Shape::default());
     pass(&net, 30);
+    late.arm(&mut waits, false);
+    assert!(net.is_ready(&waits.interests[1]), "who armed after it was made has not been told yet");
     assert!(late.poll_connected().unwrap() && net.is_ready(&waits.interests[0]));
 }
 
