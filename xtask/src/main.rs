@@ -9,6 +9,7 @@ mod kernel;
 mod mutants;
 mod packages;
 mod run;
+mod sim;
 mod survivors;
 mod test_counts;
 
@@ -26,6 +27,8 @@ usage: cargo xtask COMMAND
   mutants [--sample] [ARGUMENT...]
                     change the code in small wrong ways and fail where no test notices (docs/TESTING-mutants.md); --sample tries
                     a fixed part of them; other arguments are those of cargo-mutants, such as -p PACKAGE or -F PATTERN
+  sim --seeds N ... run N simulated worlds; further words are polypath-sim's own (docs/TESTING-sim.md)
+  sim --defect NAME put a known defect back into a copy of the tree and show the seed that finds it
 
 environment:
   CI=true               a mandatory peer (tests/peers.toml) that was skipped fails the run
@@ -53,6 +56,7 @@ fn command(arguments: &[String]) -> Result<()> {
         ["capture", ..] => run::capture(&words[1..]),
         ["mutants", "--sample", ..] => mutants::run(true, &words[2..]),
         ["mutants", ..] => mutants::run(false, &words[1..]),
+        ["sim", ..] => sim::sim(&words[1..]),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())
