@@ -14,6 +14,10 @@
 //! **Unsafe**: forbidden. Read [`proto`] first, then `link.rs`, `queue/mod.rs`, and `life.rs` for the admin side.
 #![forbid(unsafe_code)]
 
+// What the tests of `tests/` are built on serves tests in here, too.
+#[cfg(test)]
+extern crate self as polypath_nvmf_tcp;
+
 mod admin;
 mod association;
 mod attach;

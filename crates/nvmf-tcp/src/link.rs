@@ -198,6 +198,11 @@ impl Link {
         self.connection.let_go(slot);
     }
 
+    /// Is an Abort under way of a command that is over?
+    pub(crate) fn awaits_aborts(&self) -> bool {
+        self.connection.retained() > 0
+    }
+
     /// Has everything of the command in `slot` left that ever will?
     pub(crate) fn has_left(&self, slot: u16) -> bool {
         self.connection.has_left(slot)
@@ -527,6 +532,29 @@ mod tests {
         fn dial(&self, _: SocketAddr) -> io::Result<Box<dyn Transport>> {
             Ok(Box::new(self.clone()))
         }
+    }
+
+    #[test]
+    fn a_proof_of_abortion_belongs_to_one_command() {
+        let wire = Fake::default();
+        let segs = SegTable::new(1);
+        let mut link = Link::dial(&wire, "127.0.0.1:1".parse().unwrap(), HostConfig::new(4), 8192).unwrap();
+        link.receive(&segs, |_| panic!("nothing was sent")).unwrap();
+        link.flush(&segs).unwrap();
+        let alignment = Default::default();
+        let resp = IcResp { alignment, header_digest: false, data_digest: false, max_h2c_data: 8192 };
+        let mut octets = [0; 128];
+        resp.encode(&mut octets).unwrap();
+        wire.0.lock().unwrap().to_host.extend_from_slice(&octets);
+        link.receive(&segs, |_| panic!("nothing was sent")).unwrap();
+        let slots = [1, 2].map(|user| link.submit(&Sqe::flush(0, 1), Transfer::None, user).unwrap());
+        link.flush(&segs).unwrap();
+        let cids = slots.map(|slot| link.cid(slot).unwrap());
+        link.abort_answered(slots[0], cids[0] ^ 1 << 10, true);
+        link.abort_answered(slots[1], cids[1], true);
+        link.abort();
+        let ended: Vec<_> = std::iter::from_fn(|| link.next_outcome()).map(|e| (e.user, e.aborted)).collect();
+        assert_eq!(ended, [(1, false), (2, true)], "an earlier command in the same slot is not this one");
     }
 
     #[test]

@@ -4,8 +4,8 @@ mod script;
 #[path = "common/turns.rs"]
 mod turns;
 
-use polypath_block::{Code, Fate, Io, Op, Proof, Scope};
-use polypath_nvme::StatusField;
+use polypath_block::{Code, Cx, Fate, Io, Op, Proof, Scope};
+use polypath_nvme::{Cqe, StatusField};
 use script::{Script, What};
 use std::time::Duration;
 use turns::{World, config};
@@ -120,18 +120,20 @@ fn an_aborted_command_is_quiet_when_its_connection_is_lost() {
     world.expect_fenced(0, 2, lost);
 }
 
-/// "Not aborted" proves nothing.
+/// "Not aborted" proves nothing, and neither does an Abort that is refused.
 #[test]
 fn a_command_that_was_not_aborted_waits_for_its_fence() {
-    let mut world = World::up(8);
-    let (_, abort) = write_that_times_out(&mut world, 1);
-    world.script.answer_abort(abort, false);
-    world.let_admin_look();
-    world.script.reset(1);
-    let lost = world.now;
-    world.turn_queue(0);
-    world.let_admin_look();
-    world.expect_fenced(0, 1, lost);
+    for (status, dw0) in [(StatusField::SUCCESS, 1), (StatusField::ABORT_LIMIT_EXCEEDED, 0)] {
+        let mut world = World::up(8);
+        let (_, abort) = write_that_times_out(&mut world, 1);
+        world.script.answer_with(0, Cqe::new(abort, status).with_result(dw0));
+        world.let_admin_look();
+        world.script.reset(1);
+        let lost = world.now;
+        world.turn_queue(0);
+        world.let_admin_look();
+        world.expect_fenced(0, 1, lost);
+    }
 }
 
 /// An order to abort dies with its association: over the next one the same identifier names another command.
@@ -252,6 +254,29 @@ fn a_late_abort_hits_a_younger_command() {
     world.script.answer_abort(abort, true);
     world.run_ms(5);
     assert_eq!(world.controller.statistics().losses, 0);
+}
+
+/// A command is answered after all while an Abort of it is under way, and its queue is closed. Identifiers begin anew with the next
+/// connection of that queue, where the Abort would hit a command of the same name: the queue is not drained before it was answered.
+#[test]
+fn a_late_abort_hits_a_younger_command_of_the_next_connection() {
+    let mut world = World::up(8);
+    let (cid, abort) = write_that_times_out(&mut world, 1);
+    world.script.answer(1, cid, StatusField::SUCCESS);
+    world.turn_queue(0);
+    assert_eq!(world.take_completion(0, 1).status.code, Code::Ok);
+    let mut cx = Cx { now: world.now, segs: &mut world.segs, reactor: 0 };
+    world.queues[0].queue.close(&mut cx);
+    world.run_ms(100);
+    assert!(!world.queues[0].queue.is_drained(), "the Abort still names a command of this queue");
+    world.script.answer_abort(abort, false);
+    world.run_ms(5);
+    assert!(world.queues[0].queue.is_drained() && world.script.is_closed(1));
+    world.queues.clear();
+    let next = world.open_queue(8);
+    let span = world.memory(512, 9);
+    assert_eq!(world.round_trip(Io::write(2, 0, 1, span)).1.status.code, Code::Ok);
+    assert_eq!((next, world.controller.statistics().losses), (0, 0));
 }
 
 /// Several parts fail: what is told is what went wrong first.

@@ -257,6 +257,19 @@ fn one_refused_identify_costs_the_path_nor_do_many() {
     }
 }
 
+/// The first Identify of a namespace is refused while the controller comes up: it is asked again.
+#[test]
+fn one_refused_identify_costs_the_path_not_even_at_bring_up() {
+    let script = Script::new();
+    script.refuse(What::Identify(cns::NAMESPACE), StatusField::NAMESPACE_NOT_READY, 2);
+    let config = config(&script);
+    let mut world = World::start(script, config);
+    world.run_until("a controller that is up", 500, |w| w.controller.is_live());
+    assert_eq!(world.cause(), Code::PathNoAccess);
+    world.run_until("the namespace", 3500, |w| w.is_live());
+    assert_eq!(world.controller.statistics().connects, 1);
+}
+
 /// A world with ANA and one namespace that says it is in group 1.
 fn with_ana(groups: &[(u32, AnaState, Vec<u32>)]) -> World {
     let script = Script::new();

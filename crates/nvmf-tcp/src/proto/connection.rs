@@ -420,6 +420,11 @@ impl HostConnection {
         }
     }
 
+    /// Commands that are over and whose identifiers are kept by [`HostConnection::retain`].
+    pub fn retained(&self) -> usize {
+        self.slots.retained()
+    }
+
     /// Has every octet of the command in `slot` left, as far as the controller has asked for them, and can it ask for no more?
     /// `true` as well when there is no command.
     pub fn has_left(&self, slot: u16) -> bool {

@@ -98,6 +98,11 @@ impl SlotTable {
         self.slots.len() - self.free.len() - self.retained
     }
 
+    /// Slots whose command is over and whose identifier is retained.
+    pub(super) fn retained(&self) -> usize {
+        self.retained
+    }
+
     pub(super) fn has_free(&self) -> bool {
         !self.free.is_empty()
     }

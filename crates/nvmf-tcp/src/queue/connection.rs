@@ -235,6 +235,11 @@ impl Connection {
         }
     }
 
+    /// Is an Abort under way of a command that is over? The next connection of this queue gives the same identifiers again.
+    pub(super) fn awaits_aborts(&self) -> bool {
+        self.link.awaits_aborts()
+    }
+
     /// Names what must wake the owner, and by when.
     pub(super) fn arm(&self, waits: &mut Waits) -> Time {
         self.link.arm(waits);

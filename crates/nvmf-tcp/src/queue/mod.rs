@@ -13,6 +13,8 @@ mod deadlines;
 mod fenced;
 mod requests;
 mod single;
+#[cfg(test)]
+mod tests;
 mod units;
 
 pub(crate) use single::NamespaceQueue;
@@ -553,7 +555,8 @@ impl ControllerQueue for QueuePair {
     }
 
     fn is_drained(&self) -> bool {
-        self.requests.is_empty() && self.fenced.is_empty()
+        let awaits_aborts = self.connection.as_ref().is_some_and(Connection::awaits_aborts);
+        self.requests.is_empty() && self.fenced.is_empty() && !awaits_aborts
     }
 
     fn is_surplus(&self) -> bool {
@@ -570,7 +573,7 @@ impl Drop for QueuePair {
     fn drop(&mut self) {
         // A drained queue has nothing open. Otherwise the reactor ends under it: whoever outlives it learns from the heir when what was
         // sent is quiet, which cannot be before all sockets of the association are closed.
-        let open = self.requests.abandon();
+        let open = self.requests.abandon() | self.connection.as_ref().is_some_and(Connection::awaits_aborts);
         if let Some(connection) = self.connection.take().filter(|_| open) {
             let association = connection.association().clone();
             self.heir.leave(association.clone());

@@ -1,7 +1,7 @@
 //! Turns in virtual time: one thread plays the reactors of an admin queue and of I/O queues, each turn exactly when a test says so.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part of it")]
 
-use crate::script::{NQN, Script};
+use super::script::{NQN, Script};
 use polypath_block::{
     Code, Completion, Cx, Device, DeviceInfo, DeviceState, Done, Health, Host, Io, IoQueue, MakePoller, Poller, Proof,
     QueueConfig, SegRow, SegSpan, SegTable, Suspect, Time, Turn,
@@ -96,6 +96,15 @@ impl World {
             arena: Arena::new(32 << 20, false).unwrap(),
             held: Vec::new(),
         }
+    }
+
+    /// A controller that is up, and no queue.
+    pub fn start_up() -> World {
+        let script = Script::new();
+        let config = config(&script);
+        let mut world = World::start(script, config);
+        world.run_until("a device that is live", 500, |w| w.is_live());
+        world
     }
 
     /// A controller that is up, and one queue of at least `depth` requests that is ready.
