@@ -230,7 +230,6 @@ impl ShareOwner {
             core.surplus = true;
             core.closing = true;
             self.mailbox.close();
-            core.fail_lines();
         }
         core.close_when_idle(cx);
         self.mailbox.set_health(core.best_health());
@@ -348,15 +347,8 @@ impl Core {
         }
     }
 
-    /// The way is down for all.
-    fn fail_lines(&mut self) {
-        for index in 0..self.shares.len() {
-            self.fail_line(index);
-        }
-    }
-
-    /// What the user of a share is about to see of its unit. What waits for one that is down is given back here rather than when its turn
-    /// comes: the queue may be full of what others do, for as long as they like.
+    /// What the user of a share is about to see of its unit. What waits for one that is down (all are, on a surplus queue) is given back
+    /// here rather than when its turn comes: the queue may be full of what others do, for as long as they like.
     fn look_at_unit(&mut self, index: usize) {
         let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { return };
         state.seen = self.inner.health(state.unit);

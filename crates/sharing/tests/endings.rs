@@ -187,6 +187,61 @@ fn nothing_is_sent_for_an_asker_that_has_gone() {
 }
 
 #[test]
+fn what_an_asker_left_in_the_ring_is_not_sent_though_there_is_room() {
+    let (mut w, owner, asker) = crossing(8, None);
+    (1..=3).for_each(|tag| w.write(asker, tag));
+    w.end_reactor(1);
+    for _ in 0..5 {
+        w.turn_of(0);
+    }
+    assert!(w.target.submitted(0).is_empty(), "sent for an asker that has gone: {:?}", w.target.submitted(0));
+    assert_eq!(w.target.lock().queues[0].closed_units, [UnitId(2)]);
+    w.leave(owner);
+}
+
+#[test]
+fn an_asker_that_goes_leaves_no_rows_taken() {
+    let (mut w, _owner, asker) = crossing(8, None);
+    w.drop_user(asker);
+    w.turns(5);
+    // As much again, many times over: the table would be full.
+    for _ in 0..1100 {
+        let asker = w.open_ready(1, 2, 4);
+        w.leave(asker);
+        w.turns(3);
+    }
+}
+
+#[test]
+fn an_asker_that_goes_wakes_its_owner() {
+    let (mut w, owner, asker) = crossing(8, None);
+    w.settle(0);
+    w.settle(1);
+    w.drop_user(asker);
+    assert!(w.would_wake(0), "the owner keeps the place of an asker that has gone");
+    w.leave(owner);
+}
+
+#[test]
+fn an_asker_asks_its_heir_now_and_then_for_it_may_be_quiet_sooner() {
+    let heir = FakeHeir::new();
+    let (mut w, _, asker) = crossing(8, Some(heir.clone()));
+    w.write(asker, 1);
+    w.turns(2);
+    w.close(asker);
+    heir.say(FenceState::Pending { by: w.now.after(Duration::from_secs(60)) });
+    w.end_reactor(0);
+    w.turn_of(1);
+    heir.say(FenceState::Quiet(FakeHeir::PROOF));
+    let (armed, waits) = w.arm(1);
+    assert!(armed == Armed::Sleep && waits.deadline.is_some_and(|at| at <= w.now.after(Duration::from_millis(20))));
+    w.pass(Duration::from_millis(20));
+    w.turn_of(1);
+    assert_eq!(w.completions(asker).len(), 1);
+    assert!(w.is_drained(asker));
+}
+
+#[test]
 fn an_asker_that_goes_while_its_requests_are_suspect_is_drained_by_the_owner() {
     let (mut w, owner, asker) = crossing(8, None);
     (1..=4).for_each(|tag| w.write(asker, tag));

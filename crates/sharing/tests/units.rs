@@ -2,7 +2,8 @@
 
 mod world;
 
-use polypath_block::{Code, Health, Io, Proof, RefusedWhy, UnitId};
+use polypath_block::{Armed, Code, Health, Io, Proof, RefusedWhy, UnitId, Waits};
+use std::time::Duration;
 use world::World;
 
 #[test]
@@ -255,4 +256,99 @@ fn a_sleep_names_each_descriptor_once_however_many_share_the_queue() {
     assert!(w.would_wake(0));
     w.turn();
     assert_eq!(w.completions(0).len(), 1);
+}
+
+#[test]
+fn what_is_done_between_two_looks_counts_also_for_the_same_sleep() {
+    let mut w = World::new(1, 1, 64);
+    let (a, b) = (w.open_ready(0, 1, 4), w.open_ready(0, 2, 4));
+    w.settle(0);
+    let mut waits = Waits::default();
+    let mut arm = |w: &mut World, user: usize| w.with(user, |u, cx| u.queue.arm(cx, &mut waits));
+    let arms = |w: &World| w.target.lock().queues[0].arms;
+    assert_eq!((arm(&mut w, a), arm(&mut w, b)), (Armed::Sleep, Armed::Sleep));
+    // A poll disarms what it polls.
+    w.poll(a);
+    let before = arms(&w);
+    assert_eq!((arm(&mut w, b), arms(&w)), (Armed::Sleep, before + 1));
+    // What was submitted must leave, what was kicked must be waited for, and whoever joins or leaves may change what there is to wait for.
+    w.with(a, |u, cx| u.queue.submit(cx, Io::flush(1))).unwrap();
+    assert_eq!(arm(&mut w, b), Armed::Busy);
+    w.kick(a);
+    assert_eq!(arm(&mut w, b), Armed::Sleep);
+    w.kick(a);
+    let before = arms(&w);
+    assert_eq!((arm(&mut w, b), arms(&w)), (Armed::Sleep, before + 1));
+    w.close(b);
+    assert_eq!((arm(&mut w, a), arms(&w)), (Armed::Sleep, before + 2));
+    // News of a user's own, whatever was named.
+    w.target.answer(0, 1);
+    w.poll(b);
+    assert_eq!(arm(&mut w, a), Armed::Busy);
+}
+
+#[test]
+fn deadlines_of_the_queue_and_of_others_are_both_kept() {
+    let mut w = World::new(1, 1, 64);
+    let users = [w.open_ready(0, 1, 4), w.open_ready(0, 2, 4)];
+    w.settle(0);
+    let (soon, late) = (w.now.after(Duration::from_secs(1)), w.now.after(Duration::from_secs(2)));
+    for (queue, others) in [(soon, late), (late, soon)] {
+        w.target.lock().queues[0].deadline = Some(queue);
+        let mut waits = Waits::default();
+        waits.until(others);
+        for user in users {
+            assert_eq!(w.with(user, |u, cx| u.queue.arm(cx, &mut waits)), Armed::Sleep);
+            assert_eq!(waits.deadline, Some(soon));
+        }
+        // The descriptors are in the list, but another deadline is.
+        waits.deadline = None;
+        w.with(users[0], |u, cx| u.queue.arm(cx, &mut waits));
+        assert_eq!(waits.deadline, Some(queue));
+    }
+}
+
+#[test]
+fn a_line_whose_turn_comes_while_its_unit_is_down_fails_alone() {
+    let mut w = World::new(1, 1, 1);
+    let users = [(1, 4), (2, 4), (1, 4)].map(|(unit, depth)| w.open_ready(0, unit, depth));
+    users.iter().for_each(|&user| assert_eq!(w.fill(user, 0), 4));
+    w.turn();
+    w.target.lock().down.insert(UnitId(2));
+    let mut ok = [0; 3];
+    for _ in 0..8 {
+        w.target.answer(0, 1);
+        w.turn();
+        assert_eq!(w.target.lock().queues[0].unkicked, 0, "what left a line was not kicked");
+        for (at, &user) in users.iter().enumerate() {
+            for c in w.completions(user) {
+                assert_eq!(c.status.is_ok(), at != 1, "user {at}: {c:?}");
+                ok[at] += usize::from(c.status.is_ok());
+            }
+        }
+    }
+    assert_eq!(ok, [4, 0, 4]);
+}
+
+#[test]
+fn a_suspect_that_is_told_twice_counts_once() {
+    let mut w = World::new(2, 1, 8);
+    for user in [w.open_ready(0, 1, 4), w.open_ready(1, 2, 4)] {
+        w.write(user, 5);
+        w.turns(2);
+        w.target.lose(0, world::FakeHeir::TERMS);
+        let again = w.target.lock().queues[0].outbox.suspects.clone();
+        w.target.lock().queues[0].outbox.suspects.extend(again);
+        w.turns(2);
+        assert_eq!(w.suspects(user).len(), 1);
+        assert_eq!(w.fill(user, 10), 4, "its depth is as it was");
+        w.target.quiet(0, world::FakeHeir::PROOF);
+        w.turns(2);
+        w.target.answer(0, 8);
+        w.turns(2);
+        assert_eq!(w.completions(user).len(), 5);
+        w.close(user);
+        w.turns(2);
+        assert!(w.is_drained(user));
+    }
 }

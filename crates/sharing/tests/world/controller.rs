@@ -58,6 +58,8 @@ pub struct QueueState {
     pub polls: usize,
     pub arms: usize,
     pub unkicked: usize,
+    /// When it wants to be woken.
+    pub deadline: Option<Time>,
 }
 
 impl Target {
@@ -221,6 +223,7 @@ impl ControllerQueue for FakeQueue {
             if !q.outbox.is_empty() || q.unkicked > 0 {
                 return Armed::Busy;
             }
+            q.deadline.into_iter().for_each(|at| waits.until(at));
             for n in 0..2 {
                 let id = interest(self.number, n);
                 waits.interests.push(Interest { fd: id as i32, id, read: true, write: false });
