@@ -24,8 +24,10 @@ pub struct Unit(pub u16);
 
 /// One queue pair of a controller, owned by one reactor for life, that carries requests to any of the controller's units.
 ///
-/// It keeps the promises of [`crate::IoQueue`]; tags are unique over all units. Health is that of a unit over this queue: a
-/// namespace in trouble is [`Health::Down`] while the others go on.
+/// It keeps the promises of [`crate::IoQueue`]; tags are unique over all units, and a request becomes suspect once at most. Health is that
+/// of a unit over this queue: a namespace in trouble is [`Health::Down`] while the others go on.
+///
+/// Whoever shares it among several users (`polypath-sharing`) polls it once a turn and arms it once a sleep, for all of them.
 pub trait ControllerQueue {
     /// Opens a unit, whether it answers yet or not. Opening one again gives the same place, which is then closed as often as
     /// it was opened. May allocate.
@@ -34,13 +36,13 @@ pub trait ControllerQueue {
     /// [`OpenError::System`] when the queue's table of units is full.
     fn open_unit(&mut self, id: UnitId) -> Result<Unit, OpenError>;
 
-    /// Closes a unit of which nothing is open any more.
+    /// Closes a unit once. With the last of its users nothing of it is open any more: no request, and no fence.
     fn close_unit(&mut self, unit: Unit);
 
     /// As [`crate::IoQueue::submit`], to `unit`.
     ///
     /// # Errors
-    /// As [`crate::IoQueue::submit`].
+    /// As [`crate::IoQueue::submit`]: `Full` is said of the queue and all units, `Gone` of this unit alone.
     fn submit(&mut self, cx: &mut Cx<'_>, unit: Unit, io: Io) -> Result<(), Refused>;
 
     /// As [`crate::IoQueue::kick`].
@@ -61,24 +63,28 @@ pub trait ControllerQueue {
     /// As [`crate::IoQueue::is_drained`].
     fn is_drained(&self) -> bool;
 
-    /// As [`crate::IoQueue::is_surplus`].
+    /// As [`crate::IoQueue::is_surplus`]: then all units are [`Health::Down`].
     fn is_surplus(&self) -> bool {
         false
     }
 
     /// Who can tell when what the queue had sent is quiet, should it be dropped undrained because its reactor ends. `None` when
-    /// nobody can.
+    /// nobody can: then the outcome of what was open stays unknown. Asked for once, when the queue opens.
     fn heir(&self) -> Option<Arc<dyn QueueFence>> {
         None
     }
 }
 
 /// The fence of a queue that was dropped under its requests, for users on other reactors that outlive it.
+///
+/// It covers everything that the queue had sent and nobody answered, whatever unit it was for. It is asked by several threads, some fifty
+/// times a second each, and only while something waits for it: it may lock.
 pub trait QueueFence: Send + Sync {
-    /// Which proof it gives, and how long after the end of the queue at the latest.
+    /// Which proof it gives, and how long after the end of the queue at the latest. Told to users as the terms of what became suspect.
     fn terms(&self) -> FenceTerms;
 
-    /// Where it stands at `now`: [`FenceState::Idle`] while the queue lives.
+    /// Where it stands at `now`: [`FenceState::Idle`] while the queue lives, never after it was dropped. [`FenceState::Failed`], or to be
+    /// idle for much longer than the terms say, leaves the outcome of changes unknown.
     fn state(&self, now: Time) -> FenceState;
 }
 
