@@ -4,7 +4,7 @@ mod common;
 
 use common::scripted::{Bench, info};
 use polypath_block::{
-    Code, Cx, Device, DeviceInfo, Health, Identifier, Io, Limits, Op, QueueConfig, SegSpan, SegTable,
+    Code, Cx, Device, DeviceInfo, Health, Identifier, Io, Limits, Op, Proof, QueueConfig, SegSpan, SegTable,
 };
 use polypath_multipath::{EventKind, GroupConfig, MatchPolicy, PathState};
 
@@ -164,5 +164,55 @@ fn a_device_that_changes_in_the_turn_of_its_removal_is_not_flushed() {
     assert!(b.devices[0].taken().iter().all(|io| io.op != Op::Flush), "the new cache knows nothing of the write");
     assert_eq!(b.group.paths().len(), 1);
     assert_eq!(b.flush_now(), Some(Code::CacheLost));
+    b.finish();
+}
+
+#[test]
+fn a_queue_that_closes_takes_a_new_path_for_what_waits() {
+    let mut b = Bench::with_caches(&["a"]);
+    b.devices[0].set_health(Health::Down);
+    b.turn();
+    let tag = b.submit(WRITE(1));
+    b.close_queue();
+    b.turn();
+    b.add(info("a"));
+    b.turns(3);
+    b.devices[1].succeed_all();
+    b.turns(2);
+    assert_eq!(b.outcome(tag), Some(Code::Ok));
+    b.finish();
+}
+
+#[test]
+fn a_queue_that_was_never_ready_is_no_loss() {
+    let mut b = Bench::with_caches(&[]);
+    b.add(info("a"));
+    b.devices[0].set_health(Health::Down);
+    b.turns(3);
+    let s = b.stats(0);
+    assert_eq!((s.state, s.failures), (PathState::Usable, 0), "its queue is still connecting");
+    assert!(!b.drain_events().iter().any(|e| matches!(e.kind, EventKind::PathDown { .. })));
+    b.devices[0].set_health(Health::Ready);
+    b.turns(2);
+    b.devices[0].set_health(Health::Down);
+    b.turn();
+    assert_eq!((b.stats(0).state, b.stats(0).failures), (PathState::Down, 1));
+    b.finish();
+}
+
+#[test]
+fn the_cause_of_one_loss_is_not_told_of_the_next() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    b.submit(WRITE(1));
+    let at = usize::from(b.devices[0].in_flight().is_empty());
+    b.devices[at].complete(b.devices[at].only(), Code::PathTimeout, Proof::Answered);
+    b.devices[at].set_health(Health::Down);
+    b.turn();
+    assert_eq!(b.stats(at).cause, Some(Code::PathTimeout));
+    b.devices[at].set_health(Health::Ready);
+    b.turn();
+    b.devices[at].set_health(Health::Down);
+    b.turn();
+    assert_eq!(b.stats(at).cause, Some(Code::PathLost));
     b.finish();
 }
