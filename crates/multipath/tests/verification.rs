@@ -4,9 +4,12 @@ mod common;
 
 use common::scripted::{Bench, info};
 use polypath_block::{
-    Code, Cx, Device, DeviceInfo, Health, Identifier, Io, Limits, Op, Proof, QueueConfig, SegSpan, SegTable,
+    Code, Cx, Device, DeviceInfo, Health, Host, Identifier, Io, Limits, MakePoller, Op, Proof, QueueConfig, SegSpan,
+    SegTable, Time,
 };
-use polypath_multipath::{EventKind, GroupConfig, MatchPolicy, PathState};
+use polypath_multipath::{EventKind, GroupConfig, MatchPolicy, PathState, SelectorKind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const WRITE: fn(u64) -> Io = |lba| Io::write(0, lba, 1, SegSpan::EMPTY);
 
@@ -97,10 +100,11 @@ fn a_path_is_back_when_it_is_back_on_every_reactor() {
         b.turn();
         assert_eq!(b.stats(0).state, PathState::Down, "not on the second one");
         if end_by_closing {
-            // What a queue has reported ends with it.
+            // What a queue has reported ends with it; it has nothing in flight.
             second.close(&mut Cx { now: b.now, segs: &mut SegTable::new(1), reactor: 1 });
-            (0..2).for_each(|_| drop(b.turn_of(&mut *second)));
-            assert!(second.is_drained());
+            drop(second);
+            assert_eq!(b.stats(0).state, PathState::Usable);
+            break;
         } else {
             b.turn_of(&mut *second);
         }
@@ -215,4 +219,75 @@ fn the_cause_of_one_loss_is_not_told_of_the_next() {
     b.turn();
     assert_eq!(b.stats(at).cause, Some(Code::PathLost));
     b.finish();
+}
+
+/// A reactor that counts how often it is woken.
+struct Counting(AtomicU32);
+
+impl Host for Counting {
+    fn spawn(&self, _: MakePoller) {}
+    fn wake(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+    fn reactor(&self) -> u16 {
+        3
+    }
+    fn now(&self) -> Time {
+        Time::ZERO
+    }
+}
+
+#[test]
+fn reactors_are_woken_by_whatever_their_queues_must_follow() {
+    let mut b = Bench::with_caches(&["a", "b"]);
+    let host = Arc::new(Counting(AtomicU32::new(0)));
+    b.group.attach_host(host.clone());
+    b.group.attach_host(host.clone());
+    let mut woken = |what: &str, change: &mut dyn FnMut(&mut Bench)| {
+        let before = host.0.load(Ordering::SeqCst);
+        change(&mut b);
+        assert_eq!(host.0.load(Ordering::SeqCst), before + 1, "{what}");
+    };
+    woken("a new path", &mut |b| b.add(info("c")));
+    woken("a weight", &mut |b| b.group.set_weight(b.ids[0], 7).expect("there"));
+    woken("a selector", &mut |b| b.group.set_selector(SelectorKind::Random));
+    woken("a lost device", &mut |b| {
+        b.devices[1].set_down(Code::PathLost, "connection reset");
+        b.group.refresh();
+    });
+    woken("a removal", &mut |b| b.group.remove_path(b.ids[0]).expect("there"));
+    b.finish();
+}
+
+#[test]
+fn a_queue_sleeps_no_longer_than_what_waits_in_it() {
+    let mut b = Bench::with_caches(&["a"]);
+    // Finished at once, and not handed out yet.
+    b.submit(Io::read(0, 5_000, 1, SegSpan::EMPTY));
+    assert_eq!(b.arm(), None, "busy");
+    b.turn();
+    // Failed everywhere: another round in two milliseconds.
+    b.submit(WRITE(1));
+    b.devices[0].complete(b.devices[0].only(), Code::PathBusy, Proof::Answered);
+    b.turn();
+    let until = b.arm().flatten().expect("a deadline");
+    assert!(until.since(b.now).as_millis() <= 2, "{:?}", until.since(b.now));
+    b.finish();
+}
+
+#[test]
+fn a_queue_without_paths_is_not_drained_while_something_waits() {
+    let mut config = GroupConfig::new("disk");
+    config.no_path_timeout_ms = 100;
+    let mut b = Bench::new(config, vec![info("a")]);
+    b.devices[0].set_gone();
+    b.turns(2);
+    let tag = b.submit(WRITE(1));
+    b.close_queue();
+    b.turns(3);
+    assert!(!b.queue.is_drained() && b.outcome(tag).is_none());
+    b.pass(120);
+    assert_eq!(b.outcome(tag), Some(Code::NoPath));
+    b.turn();
+    assert!(b.queue.is_drained());
 }
