@@ -509,6 +509,29 @@ fn time_in_the_backlog_of_a_usable_path_is_no_time_without_a_path() {
 }
 
 #[test]
+fn time_on_a_path_and_behind_its_fence_is_no_time_without_a_path() {
+    let mut config = GroupConfig::new("disk");
+    config.no_path_timeout_ms = 1000;
+    let mut b = Bench::new(config, vec![info("a")]);
+    b.devices[0].set_health(Health::Down);
+    b.turn();
+    let tag = b.write(1);
+    b.pass(600);
+    b.devices[0].set_health(Health::Ready);
+    b.turn();
+    let io = b.devices[0].only();
+    b.devices[0].suspect(io, Fate::Unknown);
+    b.devices[0].set_health(Health::Down);
+    b.pass(2000);
+    b.devices[0].complete(io, Code::PathLost, BOUND);
+    b.pass(900);
+    assert_eq!(b.outcome(tag), None, "the time begins anew");
+    b.pass(200);
+    assert_eq!(b.outcome(tag), Some(Code::NoPath));
+    b.finish();
+}
+
+#[test]
 fn a_waiting_flush_is_not_answered_by_a_cache_that_took_the_place_of_its_own() {
     // More caches come and go than a group has numbers for.
     let mut b = Bench::with_caches(&["keep", "c#0"]);
