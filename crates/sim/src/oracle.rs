@@ -75,6 +75,8 @@ pub struct Oracle {
     blocks: Vec<Vec<Entry>>,
     clock: u64,
     stamps: u64,
+    /// When the power failed last.
+    power_lost: u64,
     writes: HashMap<u64, (u64, u32, bool)>,
     reads: HashMap<u64, (u64, u32)>,
 }
@@ -87,6 +89,7 @@ impl Oracle {
             blocks: vec![vec![Entry::ZERO]; blocks as usize],
             clock: 0,
             stamps: 0,
+            power_lost: 0,
             writes: HashMap::new(),
             reads: HashMap::new(),
         }
@@ -148,6 +151,7 @@ impl Oracle {
 
     /// The power failed: whatever is not ruled out by something durable may be there again.
     pub fn power_lost(&mut self) {
+        self.power_lost = self.tick();
         for entry in self.blocks.iter_mut().flatten().filter(|e| !e.buried) {
             entry.out = None;
             entry.shaken |= entry.end.is_none();
@@ -241,7 +245,8 @@ impl Oracle {
         let allowed = |e: &&Entry| e.out.is_none_or(|out| out > began);
         if let Some(stamp) = read.filter(|&s| history.iter().filter(allowed).any(|e| e.stamp == s)) {
             let settled = history.iter().all(|e| e.end.is_some_and(|end| end < began) && e.start_order() < began);
-            if settled {
+            // A read that was open when the power failed may tell of what was before.
+            if settled && began > self.power_lost {
                 history.iter_mut().filter(|e| e.stamp != stamp && e.out.is_none()).for_each(|e| e.out = Some(now));
             }
             return Ok(());
@@ -393,7 +398,10 @@ mod tests {
         let (b, second) = write(&mut o, 0);
         o.end_write(b, true);
         assert!(read(&mut o, 0, &first).is_err());
-        assert_eq!(read(&mut o, 0, &second), Ok(()));
+        let open = o.begin_read(0, 1);
+        o.power_lost();
+        assert_eq!(o.end_read(open, &second), Ok(()));
+        assert_eq!(read(&mut o, 0, &first), Ok(()), "what was read before settles nothing");
     }
 
     #[test]
