@@ -3,7 +3,9 @@
 
 mod world;
 
-use polypath_block::{Armed, Code, Fate, FenceState, Health, Io, Op, Proof, RefusedWhy, Time, UnitId};
+use polypath_block::{Armed, Code, Cx, Fate, FenceState, Health, Io, Op, Proof, RefusedWhy, SegTable, Time, UnitId};
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use world::{FakeHeir, World};
@@ -591,4 +593,85 @@ fn an_owner_on_a_thread_that_no_host_reaches_is_left_alone() {
     }
     assert!(w.now > at && w.now != Time::NEVER);
     assert_eq!(w.health(asker), Health::Down);
+}
+
+#[test]
+fn a_surplus_queue_takes_nobody_in_though_some_have_not_left_it_yet() {
+    let mut w = World::new(1, 1, 8);
+    let (slow, quick) = (w.open_ready(0, 1, 4), w.open_ready(0, 2, 4));
+    w.write(slow, 1);
+    w.turn();
+    w.target.lose(0, FakeHeir::TERMS);
+    w.target.lock().queues[0].surplus = true;
+    w.target.lock().granted = 2;
+    // One gets no turns for a while.
+    let slow_user = w.users[slow].take();
+    w.turns(5);
+    let newcomer = w.open(0, 3, 4);
+    w.turns(3);
+    assert_eq!((w.health(quick), w.health(newcomer)), (Health::Ready, Health::Ready));
+    assert_eq!(w.target.lock().queues[0].opened, [UnitId(1), UnitId(2)], "somebody was taken in");
+    w.users[slow] = slow_user;
+    w.turns(5);
+    assert_eq!((w.health(slow), w.suspects(slow).len()), (Health::Ready, 1));
+    w.target.quiet(0, FakeHeir::PROOF);
+    w.turns(3);
+    assert_eq!((w.completions(slow).len(), w.target.open_queues()), (1, 1));
+}
+
+#[test]
+fn nothing_is_told_of_a_queue_before_it_is_gone() {
+    let heir = FakeHeir::new();
+    heir.say(FenceState::Quiet(FakeHeir::PROOF));
+    let (mut w, _, asker) = crossing(8, Some(heir));
+    w.write(asker, 1);
+    w.read(asker, 2);
+    w.turns(2);
+    // The asker is polled in the very moment in which the queue goes.
+    let mut user = w.users[asker].take().unwrap();
+    let (now, told) = (w.now, Rc::new(RefCell::new(None)));
+    let tell = told.clone();
+    let mut segs = SegTable::new(1024);
+    world::at_the_end_of_a_queue(move || {
+        user.queue.poll(&mut Cx { now, segs: &mut segs, reactor: 1 }, &mut user.done);
+        let early = !user.done.is_empty();
+        *tell.borrow_mut() = Some((early, user));
+    });
+    w.end_reactor(0);
+    let (early, user) = told.borrow_mut().take().expect("a queue that has ended");
+    assert!(!early, "requests were given back while the queue was there");
+    w.users[asker] = Some(user);
+    w.turn_of(1);
+    assert_eq!((w.completions(asker).len(), w.suspects(asker).len()), (2, 1));
+}
+
+#[test]
+fn an_asker_does_not_wait_for_ever_for_a_reactor_that_stalls() {
+    let mut w = World::new(2, 1, 8);
+    let _owner = w.open_ready(0, 1, 4);
+    w.reactors[0].stalled = true;
+    let asker = w.open(1, 2, 4);
+    w.turns(3);
+    w.target.lock().granted = 2;
+    w.pass(Duration::from_millis(1001));
+    w.turns(2);
+    w.pass(Duration::from_millis(200));
+    w.turns(2);
+    assert_eq!(w.health(asker), Health::Ready, "it could have a queue of its own by now");
+    // The other reactor wakes up, and finds a link that is nobody's.
+    w.reactors[0].stalled = false;
+    w.turns(3);
+    assert_eq!(w.target.lock().queues[0].opened, [UnitId(1)]);
+    assert!(w.reactors[0].pollers.is_empty());
+}
+
+#[test]
+fn what_was_not_kicked_is_not_slept_over() {
+    let (mut w, _owner, asker) = crossing(8, None);
+    w.settle(0);
+    w.settle(1);
+    w.try_send(asker, 1, true, 1).unwrap();
+    assert!(w.would_wake(1));
+    w.turn_of(1);
+    assert!(w.would_wake(0), "a turn kicks what was forgotten");
 }

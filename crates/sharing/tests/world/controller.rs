@@ -4,6 +4,7 @@ use polypath_block::{
     Armed, Code, ControllerQueue, Cx, Done, Fate, FenceState, FenceTerms, Health, Interest, Io, OpenError, Proof,
     QueueConfig, QueueFence, QueueSource, Refused, RefusedWhy, Segment, Status, Suspect, Time, Unit, UnitId, Waits,
 };
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -257,8 +258,20 @@ impl ControllerQueue for FakeQueue {
     }
 }
 
+thread_local! {
+    static END: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+}
+
+/// What happens as the next queue of this thread is dropped.
+pub fn at_the_end_of_a_queue(act: impl FnOnce() + 'static) {
+    END.set(Some(Box::new(act)));
+}
+
 impl Drop for FakeQueue {
     fn drop(&mut self) {
+        if let Some(act) = END.take() {
+            act();
+        }
         self.with(|q| q.dropped = true);
     }
 }

@@ -6,7 +6,7 @@
 
 mod controller;
 
-pub use controller::{FakeHeir, Target};
+pub use controller::{FakeHeir, Target, at_the_end_of_a_queue};
 
 use polypath_block::{
     Armed, Completion, Cx, Device, DeviceState, Done, Health, Host, Io, IoQueue, MakePoller, OpenError, Poller,
