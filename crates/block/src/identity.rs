@@ -70,6 +70,19 @@ impl fmt::Debug for Identifier {
 #[derive(Clone, PartialEq, Eq, Debug, Hash, PartialOrd, Ord, Default)]
 pub struct CacheDomain(pub String);
 
+impl CacheDomain {
+    /// The cache at `place` since its `power_cycle`, which a driver knows that can tell losses of power. A volatile cache that lost its
+    /// power is another cache at the same place: what the old one held is gone.
+    pub fn since(place: &str, power_cycle: &str) -> Self {
+        CacheDomain(format!("{place}#{power_cycle}"))
+    }
+
+    /// Where the cache is, without the power cycle.
+    pub fn place(&self) -> &str {
+        self.0.rsplit_once('#').map_or(&self.0, |(place, _)| place)
+    }
+}
+
 /// Who a disk is, seen through one path.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Identity {
@@ -119,6 +132,14 @@ mod tests {
 
     fn one(i: &Identifier) -> Identity {
         id(core::slice::from_ref(i))
+    }
+
+    #[test]
+    fn a_cache_that_lost_its_power_is_another_one_at_the_same_place() {
+        let (before, after) = (CacheDomain::since("nvme:nqn.a:S#1", "7"), CacheDomain::since("nvme:nqn.a:S#1", "8"));
+        assert!(before != after && before.place() == after.place());
+        assert_eq!(before.place(), "nvme:nqn.a:S#1");
+        assert_eq!(CacheDomain("one".into()).place(), "one");
     }
 
     #[test]

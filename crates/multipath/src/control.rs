@@ -342,7 +342,7 @@ impl Control {
         }
         // Another cache than before. In the same place it is one that lost its power; elsewhere the old one is lost with its last path.
         if let Some(old) = self.paths[at].cache
-            && membership::place(&self.cache_names[usize::from(old)]) == membership::place(&name)
+            && self.cache_names[usize::from(old)].place() == name.place()
             && caches.lose_power(old)
         {
             self.cache_lost(old, "a write cache lost its power while it was dirty: the next flush fails once", now);

@@ -2,7 +2,7 @@
 
 use crate::config::MatchPolicy;
 use core::mem::discriminant;
-use polypath_block::{CacheDomain, DeviceInfo, Geometry, Identifier, Identity, Limits, Verdict};
+use polypath_block::{DeviceInfo, Geometry, Identifier, Identity, Limits, Verdict};
 
 /// What the group has promised to whoever uses it.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ fn identity(
 
 fn same_place(before: &Identity, shown: &Identity) -> Result<(), String> {
     let (then, now) = (&before.cache_domain, &shown.cache_domain);
-    if place(then) == place(now) {
+    if then.place() == now.place() {
         return Ok(());
     }
     Err(format!(
@@ -91,12 +91,6 @@ fn same_place(before: &Identity, shown: &Identity) -> Result<(), String> {
          remove the path and add it again if that is the same disk",
         now.0, then.0
     ))
-}
-
-/// Where a cache is, without the count of its power cycles: a driver that knows the count appends it behind the last `#`. A cache
-/// that lost its power is another cache in the same place.
-pub(crate) fn place(domain: &CacheDomain) -> &str {
-    domain.0.rsplit_once('#').map_or(&*domain.0, |(place, _)| place)
 }
 
 /// What is known of a path that showed `before` and shows `shown` now: kinds of identifiers that it leaves out are remembered,
@@ -145,7 +139,7 @@ fn abilities(exported: &Exported, have: &Limits) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polypath_block::Access;
+    use polypath_block::{Access, CacheDomain};
 
     fn info(ids: &[Identifier], blocks: u64) -> DeviceInfo {
         DeviceInfo {

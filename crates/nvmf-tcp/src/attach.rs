@@ -7,6 +7,7 @@ use crate::link::{Link, RX_ADMIN};
 use crate::namespace::{ControllerView, PowerHistory, describe, with_access};
 use crate::pdu::IcReq;
 use crate::proto::HostConfig;
+use crate::shared::Shared;
 use polypath_block::{Code, Time};
 use polypath_nvme::bringup::{self, Bringup, Ready, RegOp, Request};
 use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, ConnectResponse, cattr};
@@ -218,9 +219,10 @@ pub(crate) async fn read_log(
 /// How often the controller has lost its power, if that costs its cache anything and it tells.
 pub(crate) async fn power_history(
     admin: &Handle,
-    config: &ControllerConfig,
+    shared: &Shared,
     controller: &IdentifyController,
 ) -> Result<Option<PowerHistory>, Fault> {
+    let config = &shared.config;
     if !controller.has_volatile_write_cache() {
         return Ok(None);
     }
@@ -230,12 +232,15 @@ pub(crate) async fn power_history(
         let status = answer.cqe.status;
         tracing::warn!(
             path = %config.name, %status,
-            "no SMART log: should the controller lose its power, and its write cache, nobody will know"
+            "no SMART log: should the controller have lost its power, and its write cache, nobody knows"
         );
-        return Ok(None);
+        // A refusal is no news.
+        return Ok(shared.power());
     }
     let smart = SmartLog::parse(&answer.data)?;
-    Ok(Some(PowerHistory { cycles: smart.power_cycles, unsafe_shutdowns: smart.unsafe_shutdowns }))
+    let power = PowerHistory { cycles: smart.power_cycles, unsafe_shutdowns: smart.unsafe_shutdowns };
+    shared.set_power(power);
+    Ok(Some(power))
 }
 
 /// The ANA log, if the controller has one.

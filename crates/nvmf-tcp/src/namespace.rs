@@ -141,12 +141,10 @@ fn identity(view: &ControllerView, nsid: u32, ns: &IdentifyNamespace, ids: &Name
         // Nothing that makes two paths one disk; enough to notice that another one answers here.
         identifiers.push(Identifier::Place(format!("{} {} {nsid}", view.subnqn, view.identify.serial())));
     }
-    let mut domain = format!("nvme:{}:{}", view.subnqn, view.identify.serial());
-    if let Some(power) = view.power {
-        // A volatile cache that has lost its power is another one: what the old one held is gone.
-        domain += &format!(":power-cycle-{}-{}", power.cycles, power.unsafe_shutdowns);
-    }
-    Identity { identifiers, cache_domain: CacheDomain(domain) }
+    let place = format!("nvme:{}:{}", view.subnqn, view.identify.serial());
+    // Always said, so that a serial number is not taken for it.
+    let power_cycle = view.power.map_or_else(String::new, |p| format!("{}.{}", p.cycles, p.unsafe_shutdowns));
+    Identity { identifiers, cache_domain: CacheDomain::since(&place, &power_cycle) }
 }
 
 #[cfg(test)]
@@ -177,7 +175,7 @@ mod tests {
         assert_eq!((l.max_transfer_bytes, l.max_write_zeroes_blocks, l.max_discard_blocks), (128 << 10, 32, u32::MAX));
         assert!(l.compare && l.write_cache && l.fua && !l.read_only);
         assert_eq!(n.info.identity.identifiers, [Identifier::Nguid([7; 16]), Identifier::Uuid([9; 16])]);
-        assert_eq!(n.info.identity.cache_domain.0, "nvme:nqn.s:SERIAL");
+        assert_eq!(n.info.identity.cache_domain.place(), "nvme:nqn.s:SERIAL");
         assert_eq!((n.info.access, n.info.max_queues, n.info.max_depth), (Access::Optimized, 4, 127));
     }
 
@@ -190,7 +188,7 @@ mod tests {
         let after = |cycles, unsafe_shutdowns| domain(Some(PowerHistory { cycles, unsafe_shutdowns }));
         assert_eq!(after(3, 1), after(3, 1));
         assert!(after(3, 1) != after(4, 1) && after(3, 1) != after(3, 2));
-        assert_eq!(domain(None).0, "nvme:nqn.s:SERIAL", "without a cache, or a word about its power");
+        assert_eq!(after(3, 1).place(), domain(None).place(), "at the same place");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use crate::association::{Association, Namespace, NoNamespace, Pinned, another, lock};
 use crate::config::ControllerConfig;
+use crate::namespace::PowerHistory;
 use polypath_block::{Code, DeviceState, Host, Identity, OpenError};
 use polypath_net::Bell;
 use polypath_nvme::log::DiscoveryEntry;
@@ -126,6 +127,8 @@ pub(crate) struct Shared {
     called: AtomicBool,
     queues_open: AtomicU32,
     discovered: Mutex<Vec<DiscoveryEntry>>,
+    /// What the controller said last of its losses of power.
+    power: Mutex<Option<PowerHistory>>,
 }
 
 impl Shared {
@@ -148,6 +151,7 @@ impl Shared {
             called: AtomicBool::new(false),
             queues_open: AtomicU32::new(0),
             discovered: Mutex::new(Vec::new()),
+            power: Mutex::new(None),
         }
     }
 
@@ -311,6 +315,14 @@ impl Shared {
 
     pub(crate) fn has_aborts(&self) -> bool {
         !lock(&self.aborts).is_empty()
+    }
+
+    pub(crate) fn power(&self) -> Option<PowerHistory> {
+        *lock(&self.power)
+    }
+
+    pub(crate) fn set_power(&self, power: PowerHistory) {
+        *lock(&self.power) = Some(power);
     }
 
     pub(crate) fn discovered(&self) -> Vec<DiscoveryEntry> {
