@@ -193,12 +193,6 @@ impl Served {
         changed || ends
     }
 
-    /// Has the asking side been shown this?
-    pub(crate) fn is_shown(&self, health: Health, ended: bool) -> bool {
-        let wire = &self.wire;
-        wire.health.load(Ordering::Relaxed) == health_to_u8(health) && (!ended || wire.ended.load(Ordering::Relaxed))
-    }
-
     pub(crate) fn ring(&self) {
         self.wire.bell.ring();
     }

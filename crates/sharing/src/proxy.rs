@@ -184,10 +184,8 @@ impl Poller for Proxy {
             return Armed::Busy;
         }
         for line in &mut self.lines {
-            // Others may have polled the queue since: what the asking side is shown must be true when everybody sleeps.
-            let told = line.link.is_shown(line.share.health(), line.share.is_surplus());
-            let idle = told && line.link.requests.is_empty() && line.done.is_empty();
-            if !idle || line.share.arm(cx, waits) == Armed::Busy {
+            // A share that others have brought news to keeps us awake: then its asking side is told in the next turn.
+            if !line.link.requests.is_empty() || !line.done.is_empty() || line.share.arm(cx, waits) == Armed::Busy {
                 return Armed::Busy;
             }
         }

@@ -3,11 +3,11 @@
 
 mod world;
 
-use polypath_block::{Armed, Code, Cx, Fate, FenceState, Health, Io, Op, Proof, RefusedWhy, SegTable, Time, UnitId};
+use polypath_block::{Armed, Code, Cx, Fate, FenceState, Health, Io, Op, Proof, SegTable, UnitId};
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
+use world::controller::at_the_end_of_a_queue;
 use world::{FakeHeir, World};
 
 /// An owner on reactor 0 and an asker on reactor 1 of a queue with `slots`, whose heir is `heir`.
@@ -336,122 +336,6 @@ fn a_surplus_queue_gives_back_what_waits_in_its_lines() {
 }
 
 #[test]
-fn proofs_and_terms_cross_as_they_are() {
-    let (mut w, _, asker) = crossing(64, None);
-    let proofs = [
-        Proof::Answered,
-        Proof::NeverSent,
-        Proof::SocketClosed,
-        Proof::Aborted,
-        FakeHeir::PROOF,
-        Proof::ConfiguredBound { bound_ms: 77 },
-        Proof::QueueDeleted,
-        Proof::None,
-    ];
-    for (n, proof) in (0u64..).zip(proofs) {
-        let terms = polypath_block::FenceTerms { proof, within: Duration::from_millis(300 + n) };
-        w.write(asker, n);
-        w.turns(2);
-        w.target.lose(0, terms);
-        w.turns(2);
-        let suspects = w.suspects(asker);
-        assert_eq!(suspects.iter().map(|s| (s.tag, s.fence)).collect::<Vec<_>>(), [(n, terms)]);
-        w.target.quiet(0, proof);
-        w.turns(2);
-        assert_eq!(w.completions(asker).iter().map(|c| (c.tag, c.proof)).collect::<Vec<_>>(), [(n, proof)]);
-    }
-}
-
-#[test]
-fn a_wide_row_belongs_to_its_request_until_that_is_quiet() {
-    let (mut w, _, asker) = crossing(64, None);
-    let narrow = World::open_ready(&mut w, 1, 2, 64);
-    (0..4).for_each(|tag| w.send(asker, tag, true, 200));
-    w.turns(2);
-    let spans: Vec<_> = w.target.lock().queues[0].running.iter().map(|h| h.io.segs).collect();
-    assert_eq!(spans.len(), 4);
-    w.target.lose(0, FakeHeir::TERMS);
-    w.turns(2);
-    assert_eq!(w.suspects(asker).len(), 4);
-    // All rows are taken by what may still be read by the driver: a fifth waits, and keeps nothing else from going.
-    w.send(asker, 4, true, 200);
-    w.turns(3);
-    assert!(w.target.running(0).is_empty(), "a row was given again under its fence");
-    (10..13).for_each(|tag| w.read(asker, tag));
-    assert_eq!(w.try_send(asker, 13, false, 1).unwrap_err().why, RefusedWhy::Full, "what waits counts");
-    w.read(narrow, 9);
-    w.turns(2);
-    w.target.answer(0, 8);
-    w.turns(2);
-    assert_eq!(w.completions(asker).len(), 3);
-    assert_eq!(w.completions(narrow).len(), 1);
-    assert!(!w.would_wake(1), "a request that waits for a row keeps its reactor awake");
-    // Quiet: the row is free, and nobody has to ask for it.
-    w.target.quiet(0, FakeHeir::PROOF);
-    w.turns(3);
-    assert_eq!(w.completions(asker).len(), 4);
-    let again: Vec<_> = w.target.lock().queues[0].running.iter().map(|h| (h.io.segs, h.segs.len())).collect();
-    assert!(again.len() == 1 && spans.contains(&again[0].0) && again[0].1 == 200, "{again:?}");
-    w.target.answer(0, 1);
-    w.turns(2);
-    assert_eq!(w.completions(asker).iter().map(|c| (c.tag, c.status.code)).collect::<Vec<_>>(), [(4, Code::Ok)]);
-}
-
-#[test]
-fn what_waits_for_a_wide_row_ends_with_its_way() {
-    // The owner ends, the unit goes down, the queue is surplus, the user closes.
-    for end in 0..4 {
-        let (mut w, _, asker) = crossing(64, Some(FakeHeir::new()));
-        (0..4).for_each(|tag| w.send(asker, tag, true, 200));
-        w.turns(2);
-        w.target.lose(0, FakeHeir::TERMS);
-        w.turns(2);
-        w.send(asker, 4, true, 200);
-        match end {
-            0 => w.end_reactor(0),
-            1 => drop(w.target.lock().down.insert(UnitId(2))),
-            2 => w.target.lock().queues[0].surplus = true,
-            _ => w.close(asker),
-        }
-        w.turns(3);
-        let done = w.completions(asker);
-        if end < 3 {
-            let done: Vec<_> = done.iter().map(|c| (c.tag, c.status.code, c.proof)).collect();
-            assert_eq!(done, [(4, Code::PathLost, Proof::NeverSent)], "end {end}");
-            continue;
-        }
-        // A close lets what was accepted complete.
-        assert!(done.is_empty() && !w.is_drained(asker));
-        w.target.quiet(0, FakeHeir::PROOF);
-        w.turns(3);
-        w.target.answer(0, 1);
-        w.turns(2);
-        assert_eq!(w.completions(asker).len(), 5);
-        assert!(w.is_drained(asker));
-    }
-}
-
-#[test]
-fn a_link_that_is_full_of_fences_is_down_and_not_full() {
-    let (mut w, _, asker) = crossing(64, None);
-    for round in 0..2 {
-        assert_eq!(w.fill(asker, round * 4), 4, "suspects do not count against the depth");
-        w.turns(2);
-        w.target.lose(0, FakeHeir::TERMS);
-        w.turns(2);
-        assert_eq!(w.suspects(asker).len(), 4);
-    }
-    // "Full" would promise that a request of one's own makes room: the requester would wait for the fence, with nothing in flight.
-    assert_eq!(w.try_send(asker, 9, true, 1).unwrap_err().why, RefusedWhy::Gone);
-    assert_eq!(w.health(asker), Health::Down);
-    w.target.quiet(0, FakeHeir::PROOF);
-    w.turns(2);
-    assert_eq!(w.health(asker), Health::Ready);
-    assert_eq!(w.completions(asker).len(), 8);
-    assert_eq!(w.fill(asker, 0), 4);
-}
-
-#[test]
 fn a_change_of_health_wakes_whoever_saw_the_old_one() {
     // The users elsewhere are polled before the local one that moves the queue, and it polls twice a turn.
     let mut w = World::new(2, 1, 8);
@@ -479,66 +363,6 @@ fn a_change_of_health_wakes_whoever_saw_the_old_one() {
         let expected = if down { Health::Down } else { Health::Ready };
         assert_eq!((w.health(other), w.health(asker)), (expected, expected));
     }
-}
-
-#[test]
-fn a_link_that_is_not_taken_in_is_given_up_and_nothing_comes_of_it_later() {
-    let mut w = World::new(2, 1, 8);
-    let owner = w.open_ready(0, 1, 4);
-    w.reactors[0].stalled = true;
-    let asker = w.open(1, 2, 4);
-    w.turns(3);
-    assert_eq!(w.health(asker), Health::Down);
-    assert_eq!(w.try_send(asker, 1, true, 1).unwrap_err().why, RefusedWhy::Gone);
-    let (armed, waits) = w.arm(1);
-    assert_eq!(armed, Armed::Sleep);
-    assert!(waits.deadline.is_some_and(|d| d <= w.now.after(Duration::from_secs(1))), "it waits without a limit");
-    // Twice it gives up and asks again.
-    for _ in 0..2 {
-        w.pass(Duration::from_millis(1001));
-        w.turns(2);
-        w.pass(Duration::from_millis(200));
-        w.turns(2);
-    }
-    // The owner wakes up: the links that were given up are nobody's, the last one is taken in.
-    w.reactors[0].stalled = false;
-    w.until("a link", |w| w.health(asker) == Health::Ready);
-    assert_eq!(w.target.lock().queues[0].units.values().map(|u| u.1).collect::<Vec<_>>(), [1, 1]);
-    w.write(asker, 1);
-    w.turns(2);
-    w.target.answer(0, 1);
-    w.turns(2);
-    assert_eq!(w.completions(asker).len(), 1);
-    w.leave(asker);
-    w.turns(5);
-    assert!(w.reactors[0].pollers.is_empty());
-    w.leave(owner);
-    assert_eq!(w.target.open_queues(), 0);
-}
-
-#[test]
-fn a_link_that_is_refused_is_asked_for_ever_more_rarely() {
-    let mut w = World::new(2, 1, 8);
-    w.target.lock().most_units = 1;
-    let _owner = w.open_ready(0, 1, 4);
-    let asker = w.open(1, 2, 4);
-    // Five seconds of turns a millisecond apart: each look asks reactor 0 for a poller.
-    let mut looks = [0; 5];
-    for ms in 0..5000 {
-        let before = w.reactors[0].host.spawned.load(Ordering::Relaxed);
-        w.pass(Duration::from_millis(1));
-        w.turn();
-        looks[ms / 1000] += w.reactors[0].host.spawned.load(Ordering::Relaxed) - before;
-    }
-    assert!((4..=8).contains(&looks[0]) && looks[1..].iter().all(|n| (1..=2).contains(n)), "{looks:?}");
-    assert_eq!(w.health(asker), Health::Down);
-    // There is room again: the next look finds it.
-    w.target.lock().most_units = 2;
-    w.pass(Duration::from_millis(1000));
-    w.until("a place", |w| {
-        w.pass(Duration::from_millis(10));
-        w.health(asker) == Health::Ready
-    });
 }
 
 #[test]
@@ -574,25 +398,6 @@ fn a_queue_whose_only_unit_cannot_be_opened_is_given_back() {
     w.pass(Duration::from_millis(50));
     w.turns(2);
     assert_eq!((w.health(user), w.target.open_queues()), (Health::Ready, 1));
-}
-
-#[test]
-fn an_owner_on_a_thread_that_no_host_reaches_is_left_alone() {
-    // Reactor 5 has no host: its queue is its own, and reactor 1 goes without.
-    let mut w = World::new(2, 1, 8);
-    let own = w.open(0, 1, 4);
-    let user = w.users[own].as_mut().unwrap();
-    let mut cx = polypath_block::Cx { now: w.now, segs: &mut w.reactors[0].segs, reactor: 5 };
-    user.queue.poll(&mut cx, &mut user.done);
-    assert_eq!(w.health(own), Health::Ready);
-    let asker = w.open(1, 1, 4);
-    let at = w.now;
-    for _ in 0..20 {
-        w.turn_of(1);
-        w.pass(Duration::from_millis(100));
-    }
-    assert!(w.now > at && w.now != Time::NEVER);
-    assert_eq!(w.health(asker), Health::Down);
 }
 
 #[test]
@@ -632,7 +437,7 @@ fn nothing_is_told_of_a_queue_before_it_is_gone() {
     let (now, told) = (w.now, Rc::new(RefCell::new(None)));
     let tell = told.clone();
     let mut segs = SegTable::new(1024);
-    world::at_the_end_of_a_queue(move || {
+    at_the_end_of_a_queue(move || {
         user.queue.poll(&mut Cx { now, segs: &mut segs, reactor: 1 }, &mut user.done);
         let early = !user.done.is_empty();
         *tell.borrow_mut() = Some((early, user));
@@ -643,35 +448,4 @@ fn nothing_is_told_of_a_queue_before_it_is_gone() {
     w.users[asker] = Some(user);
     w.turn_of(1);
     assert_eq!((w.completions(asker).len(), w.suspects(asker).len()), (2, 1));
-}
-
-#[test]
-fn an_asker_does_not_wait_for_ever_for_a_reactor_that_stalls() {
-    let mut w = World::new(2, 1, 8);
-    let _owner = w.open_ready(0, 1, 4);
-    w.reactors[0].stalled = true;
-    let asker = w.open(1, 2, 4);
-    w.turns(3);
-    w.target.lock().granted = 2;
-    w.pass(Duration::from_millis(1001));
-    w.turns(2);
-    w.pass(Duration::from_millis(200));
-    w.turns(2);
-    assert_eq!(w.health(asker), Health::Ready, "it could have a queue of its own by now");
-    // The other reactor wakes up, and finds a link that is nobody's.
-    w.reactors[0].stalled = false;
-    w.turns(3);
-    assert_eq!(w.target.lock().queues[0].opened, [UnitId(1)]);
-    assert!(w.reactors[0].pollers.is_empty());
-}
-
-#[test]
-fn what_was_not_kicked_is_not_slept_over() {
-    let (mut w, _owner, asker) = crossing(8, None);
-    w.settle(0);
-    w.settle(1);
-    w.try_send(asker, 1, true, 1).unwrap();
-    assert!(w.would_wake(1));
-    w.turn_of(1);
-    assert!(w.would_wake(0), "a turn kicks what was forgotten");
 }

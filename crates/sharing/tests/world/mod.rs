@@ -4,9 +4,9 @@
 //! scheduling, and what must wake a sleeper shows as [`World::would_wake`].
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part of it")]
 
-mod controller;
+pub mod controller;
 
-pub use controller::{FakeHeir, Target, at_the_end_of_a_queue};
+pub use controller::{FakeHeir, Target};
 
 use polypath_block::{
     Armed, Completion, Cx, Device, DeviceState, Done, Health, Host, Io, IoQueue, MakePoller, OpenError, Poller,
