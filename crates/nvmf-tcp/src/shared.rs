@@ -486,6 +486,14 @@ mod tests {
     }
 
     #[test]
+    fn of_two_that_say_they_are_the_disk_the_one_in_its_place_is_it() {
+        let (shared, mut show) = rig();
+        show(&[(3, 7)]);
+        show(&[(1, 7), (3, 7)]);
+        assert_eq!(shared.namespace(&shared.live().unwrap(), None).unwrap().0, 3);
+    }
+
+    #[test]
     fn a_number_that_nobody_uses_may_become_another_namespace() {
         let (shared, mut show) = rig();
         let pin = shared.pin(1);
@@ -493,6 +501,9 @@ mod tests {
         show(&[(1, 8), (2, 10)]);
         assert_eq!(cause(shared.device_state(Some(1))), Some(Code::PathIdentity));
         assert_eq!(cause(shared.device_state(Some(2))), None, "nobody has used it");
+        drop(shared.pin(1));
+        show(&[(1, 8), (2, 10)]);
+        assert_eq!(cause(shared.device_state(Some(1))), Some(Code::PathIdentity), "somebody uses it still");
         drop(pin);
         let _pin = shared.pin(1);
         show(&[(1, 8), (2, 10)]);

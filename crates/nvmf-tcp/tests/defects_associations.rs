@@ -63,6 +63,12 @@ fn a_fence_belongs_to_its_association() {
         let waited = when.since(lost);
         assert!(waited >= BOUND && waited <= BOUND + Duration::from_millis(20), "write {tag} waited {waited:?}");
     }
+    // One more when all of them are over.
+    world.send(Io::write(4, 0, 1, span));
+    world.script.reset(1);
+    world.run_until("the loss", 10, |w| w.is_suspect(0, 4));
+    let lost = world.now;
+    world.expect_fenced(0, 4, lost);
 }
 
 /// A reactor whose turns always come late, or every other time. A connection that is cut and silent is left all the same.

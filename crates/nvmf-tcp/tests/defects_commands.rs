@@ -321,6 +321,57 @@ fn an_answer_to_one_part_proves_nothing_of_the_others() {
     }
 }
 
+/// What is known of one part of a write says nothing of the others: one was aborted and the other not, or never left.
+#[test]
+fn a_proof_of_one_part_proves_nothing_of_the_others() {
+    for aborted in [0, 1] {
+        let mut world = World::up(8);
+        let span = world.memory(256 * KIB, 7);
+        world.submit(0, Io::write(1, 0, 512, span));
+        world.run_until("the first Abort", 4000, |w| !w.script.held(What::Abort).is_empty());
+        for part in 0..2 {
+            let abort = world.script.held(What::Abort)[0].cid();
+            world.script.answer_abort(abort, part == aborted);
+            world.let_admin_look();
+            world.let_admin_look();
+        }
+        world.script.reset(1);
+        world.turn_queue(0);
+        world.let_admin_look();
+        let closed = world.now;
+        world.expect_fenced(0, 1, closed);
+    }
+    let mut world = World::up(8);
+    let span = world.memory(256 * KIB, 7);
+    world.script.set_room(1, 72);
+    world.submit(0, Io::write(1, 0, 512, span));
+    world.turn_queue(0);
+    assert_eq!(world.script.open(1).len(), 1, "one part has left");
+    world.script.reset(1);
+    world.turn_queue(0);
+    world.let_admin_look();
+    let closed = world.now;
+    world.expect_fenced(0, 1, closed);
+}
+
+/// A write is answered with an error while data of it are still on their way out, and the connection is lost: the answer stands.
+#[test]
+fn an_answer_stands_although_the_connection_is_lost() {
+    let mut world = World::up(8);
+    let span = world.memory(64 * KIB, 7);
+    let sqe = world.send(Io::write(1, 0, 128, span));
+    world.script.set_room(1, 1000);
+    world.script.ask_data(1, sqe.cid());
+    world.turn_queue(0);
+    world.script.answer(1, sqe.cid(), StatusField::WRITE_FAULT.with_dnr());
+    world.turn_queue(0);
+    assert!(world.queues[0].completions.is_empty());
+    world.script.reset(1);
+    world.turn_queue(0);
+    let completion = world.take_completion(0, 1);
+    assert_eq!((completion.status.code, completion.proof), (Code::Medium, Proof::Answered));
+}
+
 /// A command is not answered, and neither is it aborted: the way is left, and a write on it waits for the fence.
 #[test]
 fn a_command_that_is_neither_answered_nor_aborted_costs_the_way() {

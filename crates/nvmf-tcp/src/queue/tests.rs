@@ -73,7 +73,9 @@ fn no_socket_is_opened_over_a_lost_association() {
     turn(&mut world, &mut pair, &mut done);
     world.script.set_reachable(true);
     assert!(pair.redial.is_some() && pair.connection.is_none(), "it could not dial, and will again");
-    association.lose(Code::PathLost, "elsewhere");
+    assert!(association.lose(Code::PathLost, "elsewhere"));
+    assert!(!association.lose(Code::PathTimeout, "and again"), "it was lost before");
+    assert_eq!(association.loss(), (Code::PathLost, "elsewhere".to_owned()));
     let dialled = world.script.dialled();
     world.pass_ms(200);
     turn(&mut world, &mut pair, &mut done);
