@@ -370,6 +370,17 @@ fn an_answer_stands_although_the_connection_is_lost() {
     world.turn_queue(0);
     let completion = world.take_completion(0, 1);
     assert_eq!((completion.status.code, completion.proof), (Code::Medium, Proof::Answered));
+
+    // What came before the end of the stream counts as well.
+    let mut world = World::up(8);
+    let span = world.memory(512, 7);
+    let sqe = world.send(Io::write(1, 0, 1, span));
+    world.script.answer(1, sqe.cid(), StatusField::SUCCESS);
+    world.script.babble(1);
+    world.turn_queue(0);
+    assert!(world.script.is_closed(1));
+    let completion = world.take_completion(0, 1);
+    assert_eq!((completion.status.code, completion.proof), (Code::Ok, Proof::Answered));
 }
 
 /// A command is not answered, and neither is it aborted: the way is left, and a write on it waits for the fence.

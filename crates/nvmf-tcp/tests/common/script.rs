@@ -266,6 +266,11 @@ impl Script {
         self.with(qid, |c| c.reset = true);
     }
 
+    /// Sends what is no PDU.
+    pub fn babble(&self, qid: u16) {
+        self.with(qid, |c| c.to_host.extend_from_slice(&[0xff; 64]));
+    }
+
     /// From now on nothing arrives at the host over the last connection of `qid`; `cut`: its kernel notices that.
     pub fn silence(&self, qid: u16, cut: bool) {
         self.with(qid, |c| (c.silent, c.unacknowledged) = (true, cut.then_some(Duration::from_secs(3600))));
