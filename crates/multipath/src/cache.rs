@@ -25,6 +25,25 @@ pub(crate) struct FlushTarget {
     pub(crate) epoch: u64,
 }
 
+/// Caches that hold parts of a change which is not acknowledged yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Written {
+    /// As bits.
+    caches: u64,
+    /// The epoch in which the first part completed.
+    epoch: u64,
+}
+
+impl Written {
+    /// What two parts of one change have written together.
+    pub(crate) fn and(one: Option<Written>, other: Option<Written>) -> Option<Written> {
+        match (one, other) {
+            (Some(a), Some(b)) => Some(Written { caches: a.caches | b.caches, epoch: a.epoch.min(b.epoch) }),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
 /// The caches of a group, and the losses that wait to be reported.
 #[derive(Debug)]
 pub(crate) struct Caches {
@@ -58,11 +77,27 @@ impl Caches {
         Caches { epoch: AtomicU64::new(1), list, lost: AtomicU64::new(0), power_lost: AtomicU64::new(0) }
     }
 
-    /// A change completed there and may be in the cache.
-    pub(crate) fn mark_dirty(&self, index: u8) {
+    /// A change, or a part of one, completed there and may be in the cache. [`Caches::acknowledge`] follows with what is returned.
+    pub(crate) fn mark_dirty(&self, index: u8) -> Written {
         let (cache, epoch) = (self.get(index), self.epoch.load(SeqCst));
         if cache.dirty.load(SeqCst) < epoch {
             cache.dirty.fetch_max(epoch, SeqCst);
+        }
+        Written { caches: 1 << index, epoch }
+    }
+
+    /// The change is acknowledged now. Should a cache have been lost since a part of it was written there, that loss may have been
+    /// reported when nobody relied on this change yet: the next flush reports it once more.
+    pub(crate) fn acknowledge(&self, written: Written) {
+        let mut left = written.caches;
+        while left != 0 {
+            let bit = left & left.wrapping_neg();
+            left ^= bit;
+            let cache = self.get(bit.trailing_zeros() as u8);
+            if cache.lost_through.load(SeqCst) >= written.epoch {
+                self.power_lost.fetch_or(bit, SeqCst);
+                self.lost.fetch_or(bit, SeqCst);
+            }
         }
     }
 
@@ -305,6 +340,21 @@ mod tests {
         c.join(0, true);
         assert!(c.mark_clean(early));
         assert_eq!(c.dirty_mask(), 1);
+    }
+
+    #[test]
+    fn a_loss_is_reported_again_for_a_change_that_was_acknowledged_after_the_report() {
+        let c = Caches::new();
+        (0..2).for_each(|i| c.join(i, false));
+        let unharmed = c.mark_dirty(1);
+        let early = Written::and(None, Some(c.mark_dirty(0)));
+        assert!(c.lose_power(0) && c.take_lost(), "reported before the change was acknowledged");
+        let late = c.mark_dirty(0);
+        c.acknowledge(unharmed);
+        c.acknowledge(late);
+        assert!(!c.take_lost(), "what was written after the loss is there");
+        c.acknowledge(Written::and(early, Some(late)).unwrap());
+        assert!(c.take_lost() && !c.take_lost(), "the first part is gone");
     }
 
     #[test]

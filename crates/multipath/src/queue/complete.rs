@@ -3,6 +3,7 @@
 use super::MultipathQueue;
 use super::path::Phase;
 use super::task::{Owner, untag};
+use crate::cache::Written;
 use crate::config::Fencing;
 use crate::disposition::{Disposition, Penalty, on_completion, on_suspect};
 use crate::selector::Selector;
@@ -129,7 +130,7 @@ impl MultipathQueue {
     }
 
     fn succeeded(&mut self, slot: usize, key: SlotKey, proof: Proof) {
-        let (Some(task), Some(path)) = (self.tasks.get(key), self.paths[slot].as_ref()) else { return };
+        let (Some(task), Some(path)) = (self.tasks.get_mut(key), self.paths[slot].as_ref()) else { return };
         if let Some(flush) = task.flush {
             if !self.group.caches.mark_clean(flush) {
                 return self.settle(key, Code::CacheLost.into(), proof);
@@ -137,9 +138,7 @@ impl MultipathQueue {
         } else if !is_durable(&task.io) {
             // The cache that it was sent to, even if the path leads to another one by now; or the one that was enabled meanwhile.
             let cache = task.cache.or(path.write_cache.then_some(path.cache).flatten());
-            if let Some(cache) = cache {
-                self.group.caches.mark_dirty(cache);
-            }
+            task.written = cache.map(|cache| self.group.caches.mark_dirty(cache));
         }
         self.settle(key, Status::OK, proof);
     }
@@ -152,18 +151,21 @@ impl MultipathQueue {
             return;
         }
         if let Some(task) = self.tasks.remove(key) {
-            self.finish(task.owner, status, proof);
+            self.finish(task.owner, status, proof, task.written);
         }
     }
 
-    /// Hands an outcome to whoever waits for it.
-    pub(super) fn finish(&mut self, owner: Owner, status: Status, proof: Proof) {
+    /// Hands an outcome to whoever waits for it. `written`: where it was written to, if that was a volatile cache.
+    pub(super) fn finish(&mut self, owner: Owner, status: Status, proof: Proof, written: Option<Written>) {
         match owner {
             Owner::User(tag) => {
+                if let Some(written) = written.filter(|_| status.is_ok()) {
+                    self.group.caches.acknowledge(written);
+                }
                 self.open -= 1;
                 self.ready.push(Completion { tag, status, proof });
             }
-            Owner::Part(parent) => self.part_done(parent, status, proof),
+            Owner::Part(parent) => self.part_done(parent, status, proof, written),
             Owner::Removal(_) => {}
         }
     }

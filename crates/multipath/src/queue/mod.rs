@@ -145,10 +145,10 @@ impl MultipathQueue {
         let epoch = self.group.caches.begin_flush();
         let mask = self.group.caches.dirty_mask();
         if self.group.caches.take_lost() {
-            return self.finish(owner, Code::CacheLost.into(), Proof::Answered);
+            return self.finish(owner, Code::CacheLost.into(), Proof::Answered, None);
         }
         match mask.count_ones() {
-            0 => self.finish(owner, Status::OK, Proof::Answered),
+            0 => self.finish(owner, Status::OK, Proof::Answered, None),
             1 => {
                 let target = FlushTarget { cache: mask.trailing_zeros() as u8, epoch };
                 self.start(cx, Task::new(io, owner, cx.now, Some(target)));
@@ -227,7 +227,7 @@ impl IoQueue for MultipathQueue {
         }
         self.open += 1;
         if let Err(status) = shown.limits.check(&io, shown.blocks, shown.block_size, cx.segs) {
-            self.finish(Owner::User(io.tag), status, Proof::NeverSent);
+            self.finish(Owner::User(io.tag), status, Proof::NeverSent, None);
         } else if io.op == Op::Flush {
             self.flush(cx, io);
         } else {

@@ -2,7 +2,7 @@
 
 use super::MultipathQueue;
 use super::task::{Owner, Task};
-use crate::cache::FlushTarget;
+use crate::cache::{FlushTarget, Written};
 use polypath_block::{Code, Cx, Io, Limits, Proof, SlotKey, Splitter, Status};
 
 /// What is left to be given out.
@@ -25,6 +25,8 @@ pub(super) struct Parent {
     /// The first error, if any; a lost cache before all others, since it is reported once.
     status: Status,
     proof: Proof,
+    /// The volatile caches that its parts were written to.
+    written: Option<Written>,
 }
 
 impl Parent {
@@ -37,7 +39,7 @@ impl Parent {
     }
 
     fn new(owner: Owner, rest: Rest) -> Self {
-        Parent { owner, rest, live: 0, status: Status::OK, proof: Proof::Answered }
+        Parent { owner, rest, live: 0, status: Status::OK, proof: Proof::Answered, written: None }
     }
 
     fn next(&mut self, cx: &Cx<'_>) -> Option<(Io, Option<FlushTarget>)> {
@@ -98,10 +100,11 @@ impl MultipathQueue {
     }
 
     /// A part of `key` has finished.
-    pub(super) fn part_done(&mut self, key: SlotKey, status: Status, proof: Proof) {
+    pub(super) fn part_done(&mut self, key: SlotKey, status: Status, proof: Proof, written: Option<Written>) {
         let Some(parent) = self.parents.get_mut(key) else { return };
         parent.live -= 1;
         self.extras -= usize::from(parent.live > 0);
+        parent.written = Written::and(parent.written, written);
         // One part that is not proven quiet is enough.
         if parent.proof != Proof::None {
             parent.proof = proof;
@@ -118,7 +121,7 @@ impl MultipathQueue {
     fn end_parent(&mut self, key: SlotKey) {
         let over = self.parents.get(key).is_some_and(|p| p.live == 0 && matches!(p.rest, Rest::Nothing));
         if let Some(parent) = over.then(|| self.parents.remove(key)).flatten() {
-            self.finish(parent.owner, parent.status, parent.proof);
+            self.finish(parent.owner, parent.status, parent.proof, parent.written);
         }
     }
 }

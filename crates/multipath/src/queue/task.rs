@@ -1,6 +1,6 @@
 //! One request to one path at a time.
 
-use crate::cache::FlushTarget;
+use crate::cache::{FlushTarget, Written};
 use polypath_block::{Io, Proof, SlotKey, Status, Time};
 
 /// To whom the outcome of a task or parent goes.
@@ -27,6 +27,8 @@ pub(super) struct Task {
     pub(super) suspect: bool,
     /// Number of the volatile cache that the current attempt went to, if there was one then.
     pub(super) cache: Option<u8>,
+    /// The volatile cache that it was written to.
+    pub(super) written: Option<Written>,
     /// Its outcome, when only superseded attempts keep it open.
     pub(super) settled: Option<(Status, Proof)>,
     /// Why its last attempt is known to be quiet.
@@ -53,6 +55,7 @@ impl Task {
             outstanding: 0,
             suspect: false,
             cache: None,
+            written: None,
             settled: None,
             proof: Proof::NeverSent,
             tried: 0,
