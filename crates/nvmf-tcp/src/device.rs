@@ -3,7 +3,6 @@
 use crate::config::ControllerConfig;
 use crate::controller::Controller;
 use crate::queue::{NamespaceQueue, QueuePair};
-use crate::shared::NamespacePin;
 use polypath_block::{
     ControllerQueue, Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, QueueSource, UnitId, UriError,
 };
@@ -50,7 +49,6 @@ pub struct NvmeDevice {
     /// Closing it closes the controller.
     whole: bool,
     closed: AtomicBool,
-    _pin: Option<NamespacePin>,
 }
 
 impl NvmeDevice {
@@ -60,8 +58,7 @@ impl NvmeDevice {
             Some(nsid) if !whole => format!("{}#ns{nsid}", base.split('?').next().unwrap_or(base)),
             _ => base.clone(),
         };
-        let _pin = ns.map(|nsid| controller.shared.pin(nsid));
-        Arc::new(NvmeDevice { controller, ns, name, whole, closed: AtomicBool::new(false), _pin })
+        Arc::new(NvmeDevice { controller, ns, name, whole, closed: AtomicBool::new(false) })
     }
 
     /// Its controller.

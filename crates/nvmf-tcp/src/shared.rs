@@ -5,7 +5,7 @@
 use crate::association::{Association, Namespace, NoNamespace, Pinned, another, lock};
 use crate::config::ControllerConfig;
 use crate::namespace::PowerHistory;
-use polypath_block::{Code, DeviceState, Host, Identity, OpenError};
+use polypath_block::{Code, DeviceState, Host, OpenError};
 use polypath_net::Bell;
 use polypath_nvme::log::DiscoveryEntry;
 use std::collections::BTreeMap;
@@ -81,21 +81,24 @@ impl QueueMailbox {
     }
 }
 
-/// Somebody uses a namespace: who it was when he first saw it is held against what it shows later. Forgotten with its last user, so
-/// that another namespace may take the number of one that nobody uses.
+/// Somebody sends requests to a namespace (`None`: the only one): who it was when he first saw it is held against what it shows
+/// later. Forgotten with its last user, so that another namespace may take the place of one that nobody uses, and a path that
+/// was refused because of what it showed may come back.
 pub(crate) struct NamespacePin {
     shared: Arc<Shared>,
-    nsid: u32,
+    ns: Option<u32>,
 }
 
 impl Drop for NamespacePin {
     fn drop(&mut self) {
         let mut pinned = lock(&self.shared.pinned);
-        if let Some(pin) = pinned.get_mut(&self.nsid) {
-            pin.users -= 1;
-            if pin.users == 0 {
-                pinned.remove(&self.nsid);
-            }
+        let Some(pin) = pinned.get_mut(&self.ns) else { return };
+        pin.users -= 1;
+        if pin.users == 0 {
+            pinned.remove(&self.ns);
+            drop(pinned);
+            // It may have been in trouble because of what it was.
+            self.shared.announce();
         }
     }
 }
@@ -103,8 +106,8 @@ impl Drop for NamespacePin {
 #[derive(Default)]
 struct PinnedNamespace {
     users: u32,
-    /// Not seen yet: nobody.
-    identity: Option<Identity>,
+    /// `None`: not seen yet.
+    first: Option<Pinned>,
 }
 
 /// See the module.
@@ -114,8 +117,8 @@ pub(crate) struct Shared {
     pub(crate) counts: Counts,
     version: AtomicU64,
     stage: Mutex<Stage>,
-    pinned: Mutex<BTreeMap<u32, PinnedNamespace>>,
-    /// What "the only namespace" was when it was first seen.
+    pinned: Mutex<BTreeMap<Option<u32>, PinnedNamespace>>,
+    /// What the only namespace was when there was one only: so it is known among others. Locked after `pinned`.
     only: Mutex<Option<Pinned>>,
     mailboxes: Mutex<Vec<Weak<QueueMailbox>>>,
     qids: Mutex<Vec<bool>>,
@@ -204,57 +207,62 @@ impl Shared {
         self.announce();
     }
 
-    /// Notes a user of the namespace `nsid`.
-    pub(crate) fn pin(self: &Arc<Self>, nsid: u32) -> NamespacePin {
-        let shown = self.live().and_then(|association| association.namespace(nsid).ok());
+    /// Notes a user of the namespace `ns`.
+    pub(crate) fn pin(self: &Arc<Self>, ns: Option<u32>) -> NamespacePin {
+        let shown = self.live().and_then(|association| self.shown(&association, ns).ok());
         let mut pinned = lock(&self.pinned);
-        let pin = pinned.entry(nsid).or_default();
+        let pin = pinned.entry(ns).or_default();
         pin.users += 1;
-        if pin.identity.is_none() {
-            pin.identity = shown.map(|namespace| namespace.info.identity.clone());
+        if pin.first.is_none() {
+            pin.first = shown.map(|(nsid, namespace)| Pinned { nsid, identity: namespace.info.identity.clone() });
         }
         drop(pinned);
-        NamespacePin { shared: self.clone(), nsid }
+        NamespacePin { shared: self.clone(), ns }
     }
 
-    /// Replaces what is known of the namespaces; identities are held against those seen first.
-    pub(crate) fn set_namespaces(&self, association: &Association, mut found: BTreeMap<u32, Namespace>) {
-        let mut pinned = lock(&self.pinned);
-        for (nsid, namespace) in &mut found {
-            let Some(pin) = pinned.get_mut(nsid) else { continue };
-            let first = pin.identity.get_or_insert_with(|| namespace.info.identity.clone());
-            if let Some(trouble) = another(*nsid, first, &namespace.info.identity) {
-                tracing::error!(path = %self.config.name, "{}", trouble.1);
-                namespace.trouble = Some(trouble);
+    /// Replaces what is known of the namespaces.
+    pub(crate) fn set_namespaces(&self, association: &Association, found: BTreeMap<u32, Namespace>) {
+        if let (Some((nsid, namespace)), 1) = (found.first_key_value(), found.len()) {
+            let used = lock(&self.pinned).contains_key(&None);
+            let mut only = lock(&self.only);
+            if only.is_none() || !used {
+                *only = Some(Pinned { nsid: *nsid, identity: namespace.info.identity.clone() });
             }
         }
-        drop(pinned);
-        if let (Some((nsid, namespace)), 1) = (found.first_key_value(), found.len()) {
-            let pin = || Pinned { nsid: *nsid, identity: namespace.info.identity.clone() };
-            lock(&self.only).get_or_insert_with(pin);
-        }
         association.set_namespaces(found);
+        for (ns, pin) in lock(&self.pinned).iter_mut() {
+            let Ok((nsid, namespace)) = self.shown(association, *ns) else { continue };
+            let seen = || Pinned { nsid, identity: namespace.info.identity.clone() };
+            let first = pin.first.get_or_insert_with(seen);
+            if let Some((_, reason)) = another(nsid, &first.identity, &namespace.info.identity) {
+                tracing::error!(path = %self.config.name, "{reason}");
+            }
+        }
         self.announce();
     }
 
-    /// The namespace `ns` of `association`, or the only one. Which one that is was settled when it was first seen: others that come
-    /// do not matter, and should it give way to another one, whoever uses it must not go on with that.
+    /// The namespace `ns` of `association`, or the only one, with its trouble: whoever uses it must not go on when another one has
+    /// taken its place.
     pub(crate) fn namespace(
         &self,
         association: &Association,
         ns: Option<u32>,
     ) -> Result<(u32, Namespace), NoNamespace> {
-        if let Some(nsid) = ns {
-            return Ok((nsid, association.namespace(nsid)?));
-        }
-        let only = lock(&self.only);
-        let (nsid, mut namespace) = association.only_namespace(only.as_ref())?;
-        if let Some(first) = &*only
-            && namespace.trouble.is_none()
+        let (nsid, mut namespace) = self.shown(association, ns)?;
+        if namespace.trouble.is_none()
+            && let Some(first) = lock(&self.pinned).get(&ns).and_then(|pin| pin.first.as_ref())
         {
             namespace.trouble = another(nsid, &first.identity, &namespace.info.identity);
         }
         Ok((nsid, namespace))
+    }
+
+    /// The namespace that is shown for `ns`. Which one is the only one was settled when there was one: others that come do not matter.
+    fn shown(&self, association: &Association, ns: Option<u32>) -> Result<(u32, Namespace), NoNamespace> {
+        match ns {
+            Some(nsid) => Ok((nsid, association.namespace(nsid)?)),
+            None => association.only_namespace(lock(&self.only).as_ref()),
+        }
     }
 
     /// The device state that the namespace `ns` has now.
@@ -399,7 +407,7 @@ mod tests {
     use super::*;
     use crate::association::Shape;
     use crate::fence::AssociationFence;
-    use polypath_block::{Access, CacheDomain, DeviceInfo, Geometry, Identifier, Limits, MakePoller, Time};
+    use polypath_block::{Access, CacheDomain, DeviceInfo, Geometry, Identifier, Identity, Limits, MakePoller, Time};
     use polypath_nvme::keepalive::{Assumed, Reported};
     use polypath_nvme::nqn::Nqn;
     use std::time::Duration;
@@ -467,7 +475,8 @@ mod tests {
 
     #[test]
     fn the_only_namespace_does_not_become_another_one() {
-        let mut show = show_in_turn();
+        let (shared, mut show) = rig();
+        let _user = shared.pin(None);
         assert_eq!(cause(show(&[(1, 7)])), None);
         assert_eq!(cause(show(&[(2, 8)])), Some(Code::PathIdentity), "another disk in its place");
         assert_eq!(cause(show(&[])), Some(Code::PathNoAccess));
@@ -496,18 +505,36 @@ mod tests {
     #[test]
     fn a_number_that_nobody_uses_may_become_another_namespace() {
         let (shared, mut show) = rig();
-        let pin = shared.pin(1);
+        let pin = shared.pin(Some(1));
         show(&[(1, 7), (2, 9)]);
         show(&[(1, 8), (2, 10)]);
         assert_eq!(cause(shared.device_state(Some(1))), Some(Code::PathIdentity));
         assert_eq!(cause(shared.device_state(Some(2))), None, "nobody has used it");
-        drop(shared.pin(1));
+        drop(shared.pin(Some(1)));
         show(&[(1, 8), (2, 10)]);
         assert_eq!(cause(shared.device_state(Some(1))), Some(Code::PathIdentity), "somebody uses it still");
         drop(pin);
-        let _pin = shared.pin(1);
+        let _pin = shared.pin(Some(1));
         show(&[(1, 8), (2, 10)]);
         assert_eq!(cause(shared.device_state(Some(1))), None, "who came later knows no other");
+    }
+
+    #[test]
+    fn a_path_that_first_showed_another_disk_and_was_never_used_comes_back() {
+        let mut show = show_in_turn();
+        let live = |state: DeviceState| state.info().map(|i| i.identity.identifiers[0].clone());
+        for ns in [9, 7] {
+            assert_eq!(live(show(&[(1, ns)])), Some(Identifier::Nguid([ns; 16])), "whoever uses it judges");
+        }
+        let (shared, mut show) = rig();
+        let user = shared.pin(Some(1));
+        show(&[(1, 9)]);
+        show(&[(1, 7)]);
+        assert_eq!(cause(shared.device_state(Some(1))), Some(Code::PathIdentity));
+        let version = shared.version();
+        drop(user);
+        assert_eq!(cause(shared.device_state(Some(1))), None, "let go of, without another event");
+        assert!(shared.version() > version, "and told");
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) struct UnitState {
     pub(super) blocks: u64,
     pub(super) limits: Limits,
     /// Should another namespace appear under its number, it is noticed.
-    _pin: Option<NamespacePin>,
+    _pin: NamespacePin,
 }
 
 /// See the module.
@@ -55,7 +55,7 @@ impl Units {
             block_size: 512,
             blocks: 0,
             limits: Limits::UNLIMITED,
-            _pin: ns.map(|nsid| shared.pin(nsid)),
+            _pin: shared.pin(ns),
         };
         let at = self.0.iter().position(Option::is_none).unwrap_or(self.0.len());
         if at >= MOST {
