@@ -101,6 +101,7 @@ impl MultipathQueue {
             Disposition::OutcomeUnknown => self.settle(key, Code::OutcomeUnknown.into(), c.proof),
             Disposition::AskAnother => {
                 task.tried |= 1 << slot;
+                task.refused |= 1 << slot;
                 task.refusal = Some(c.status);
                 self.redrive(key, c.proof, now);
             }

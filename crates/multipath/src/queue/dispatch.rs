@@ -121,10 +121,7 @@ impl MultipathQueue {
         let timeout = self.group.no_path_timeout;
         let closed = self.group.is_closed();
         let Some(task) = self.tasks.get_mut(key) else { return };
-        if let Some(status) = task.refusal {
-            let proof = task.proof;
-            return self.settle(key, status, proof);
-        }
+        // That those paths refused it which are gone says nothing of the one that may return.
         let expiry = task.no_path_since.get_or_insert(cx.now).after(timeout);
         if closed {
             self.give_up(key, Code::Gone);
@@ -156,8 +153,9 @@ impl MultipathQueue {
     fn wait_for_round(&mut self, cx: &Cx<'_>, key: SlotKey) {
         self.has_path(key);
         let timeout = self.group.no_path_timeout;
+        let usable = self.usable();
         let Some(task) = self.tasks.get_mut(key) else { return };
-        if let Some(status) = task.refusal {
+        if let Some(status) = task.refusal.filter(|_| usable & !task.refused == 0) {
             let proof = task.proof;
             return self.settle(key, status, proof);
         }
@@ -165,15 +163,16 @@ impl MultipathQueue {
         if expiry <= cx.now && task.retries >= TRIES_LEAST {
             return self.give_up(key, Code::NoPath);
         }
-        task.tried = 0;
+        (task.tried, task.refused) = (0, 0);
         let delay = Duration::from_millis(1 << task.retries.min(7)).min(ROUND_DELAY_MOST);
         self.delayed.push((cx.now.after(delay), key));
     }
 
-    /// A task that no path has: fails it.
+    /// A task that no path has: fails it, with what a path has said of it if one has.
     fn give_up(&mut self, key: SlotKey, code: Code) {
-        let proof = self.tasks.get(key).map_or(Proof::NeverSent, |t| t.proof);
-        self.settle(key, code.into(), proof);
+        let known = self.tasks.get(key).map(|t| (t.refusal, t.proof));
+        let (refusal, proof) = known.unwrap_or((None, Proof::NeverSent));
+        self.settle(key, refusal.unwrap_or(code.into()), proof);
     }
 
     /// Paths that lead to a cache, as bits of slots.

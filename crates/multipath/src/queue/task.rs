@@ -38,6 +38,8 @@ pub(super) struct Task {
     pub(super) retries: u16,
     /// What to report when every path refuses it in the same way.
     pub(super) refusal: Option<Status>,
+    /// Slots that refused it since all were tried.
+    pub(super) refused: u64,
     pub(super) first_failure: Option<Time>,
     /// Since when no path can take it.
     pub(super) no_path_since: Option<Time>,
@@ -61,6 +63,7 @@ impl Task {
             tried: 0,
             retries: 0,
             refusal: None,
+            refused: 0,
             first_failure: None,
             no_path_since: None,
             started: now,
