@@ -395,3 +395,26 @@ fn a_command_that_is_neither_answered_nor_aborted_costs_the_way() {
     world.expect_fenced(0, 1, lost);
     world.run_until("a way back", 3000, |w| w.is_live());
 }
+
+/// The time limit of a command begins when it is sent, not when its request began to wait for room.
+#[test]
+fn a_request_that_waited_for_room_has_the_time_of_a_command() {
+    let mut world = World::up(32);
+    let span = world.memory(512, 7);
+    for tag in 1..=8 {
+        world.submit(0, Io::read(tag, tag, 1, span));
+    }
+    world.turn_queue(0);
+    assert_eq!(world.script.open_cids(1).len(), 4, "four commands find room, four wait");
+    // A medium of 2 s a command; each may take 3 s.
+    world.run_ms(2000);
+    world.script.succeed_all(1);
+    world.run_ms(1900);
+    assert!(world.script.held(What::Abort).is_empty(), "commands that were sent 1.9 s ago are aborted");
+    assert_eq!(world.script.open_cids(1).len(), 4);
+    world.script.succeed_all(1);
+    world.run_ms(10);
+    for tag in 1..=8 {
+        assert!(world.take_completion(0, tag).status.is_ok(), "{tag}");
+    }
+}
