@@ -288,7 +288,7 @@ impl QueuePair {
             if !self.send_part(cx, key, unit, &part) {
                 return;
             }
-            self.requests.part_sent(key, cx.segs);
+            self.requests.part_sent(key, cx.now, cx.segs);
         }
     }
 

@@ -28,7 +28,7 @@ struct Request {
     status: Status,
     /// Some command of it was answered.
     answered: bool,
-    /// When it was taken, or a command of it last finished: the time limit is that of commands, and a large request has many.
+    /// When the oldest command outstanding may have been sent, or a command of it last finished: the time limit is that of commands, and a large request has many.
     since: Time,
     /// Since when it is being aborted.
     aborting: Option<Time>,
@@ -192,8 +192,12 @@ impl Requests {
     }
 
     /// The part that [`Requests::next_part`] gave last is on its way.
-    pub(super) fn part_sent(&mut self, key: SlotKey, segs: &SegTable) {
+    pub(super) fn part_sent(&mut self, key: SlotKey, now: Time, segs: &SegTable) {
         let Some(request) = self.slots.get_mut(key) else { return };
+        if request.parts == 0 {
+            // It has waited for room so far, which is not the controller's doing.
+            request.since = now;
+        }
         request.parts += 1;
         if let Some(rest) = &mut request.rest {
             rest.next_part(segs);
