@@ -4,7 +4,7 @@ mod script;
 #[path = "common/turns.rs"]
 mod turns;
 
-use polypath_block::{Access, Code, Fate, Health, Identifier, Io, Proof, Scope};
+use polypath_block::{Access, Code, Device, Fate, Health, Identifier, Io, Proof, Scope};
 use polypath_nvme::StatusField;
 use polypath_nvme::identify::cns;
 use polypath_nvme::log::{AnaState, EventKind, lid};
@@ -372,4 +372,16 @@ fn namespaces_without_identifiers_are_compared_by_their_place() {
     world.script.state().serial = "SERIAL".into();
     world.script.reset(0);
     world.run_until("the first one again", 1000, |w| w.is_live());
+}
+
+/// A controller that all of its namespaces share is configured for none of them: whoever uses one names it by taking its device.
+#[test]
+fn a_namespace_that_is_used_is_found_behind_a_thousand_others() {
+    let script = Script::new();
+    (2..=1024).for_each(|nsid| script.state().show(nsid, Shown::new(nsid as u8)));
+    script.state().show(5000, Shown::new(77));
+    let mut world = World::start(script.clone(), ControllerConfig { ns: None, ..config(&script) });
+    let used = world.controller.namespace(5000);
+    world.run_until("a controller that is up", 10_000, |w| w.controller.is_live());
+    assert!(used.state().info().is_some(), "{:?}", used.state());
 }
