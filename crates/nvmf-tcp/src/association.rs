@@ -1,5 +1,6 @@
 //! One association with a controller, from Connect to loss, and the values whose lives are bounded by it.
 
+use crate::attach::MOST_NAMESPACES;
 use crate::fence::AssociationFence;
 use polypath_block::{Code, DeviceInfo, Host, Identity, Verdict};
 use std::collections::BTreeMap;
@@ -130,6 +131,12 @@ impl Association {
 
     pub(crate) fn set_listed(&self, listed: Vec<u32>) {
         *lock(&self.listed) = listed;
+    }
+
+    /// Was `nsid` not looked at because there are too many namespaces?
+    pub(crate) fn has_passed_over(&self, nsid: u32) -> bool {
+        let listed = lock(&self.listed);
+        listed.len() >= MOST_NAMESPACES && !listed.contains(&nsid)
     }
 
     /// The namespace `nsid`.

@@ -21,8 +21,8 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::task::Poll;
 
-/// Most namespaces of one controller that are looked at.
-const MOST_NAMESPACES: usize = 1024;
+/// Most namespaces of one controller that are looked at without being asked for.
+pub(crate) const MOST_NAMESPACES: usize = 1024;
 /// Bytes of a log page that any controller gives in one command (MDTS is at least one page).
 pub(crate) const PIECE: u32 = 4096;
 /// Reads of an ANA log that comes in pieces.
@@ -290,12 +290,18 @@ pub(crate) struct Found {
 /// make it untrue.
 pub(crate) async fn namespaces(
     admin: &Handle,
-    config: &ControllerConfig,
+    shared: &Shared,
     view: &ControllerView,
     ana: Option<&AnaLog>,
     known: Option<&BTreeMap<u32, Namespace>>,
 ) -> Result<Found, Fault> {
-    let listed = active_namespaces(admin, config, view, known.is_some()).await?;
+    let config = &shared.config;
+    let mut listed = active_namespaces(admin, config, view, known.is_some()).await?;
+    if listed.len() >= MOST_NAMESPACES {
+        // Those that are wanted are not missed because there are many before them; should one not be active, it says so itself.
+        let last = listed.last().copied().unwrap_or(0);
+        listed.extend(shared.wanted().into_iter().filter(|&wanted| wanted > last));
+    }
     let mut found = Found { namespaces: BTreeMap::new(), listed, whole: true };
     for &nsid in &found.listed {
         if config.ns.is_some_and(|wanted| wanted != nsid) {
@@ -337,7 +343,7 @@ async fn active_namespaces(
             // Controllers of 1.0 have no list; then each identifier is asked for.
             let most = view.identify.nn.min(MOST_NAMESPACES as u32);
             tracing::warn!(path = %config.name, %status, "no list of active namespaces; looking at 1 to {most}");
-            return Ok((1..=most).chain(config.ns.filter(|&wanted| wanted > most)).collect());
+            return Ok((1..=most).collect());
         }
         let list = identify::active_namespaces(&answer.data, above)?;
         let full = list.len() == 1024;
@@ -347,9 +353,6 @@ async fn active_namespaces(
         }
         if all.len() >= MOST_NAMESPACES {
             tracing::warn!(path = %config.name, "only the first {} namespaces are looked at", all.len());
-            // The one that is wanted is not missed because there are many before it; should it not be active, it says so itself.
-            let last = all.last().copied().unwrap_or(0);
-            all.extend(config.ns.filter(|&wanted| wanted > last));
             return Ok(all);
         }
     }

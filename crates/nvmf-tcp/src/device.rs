@@ -3,6 +3,7 @@
 use crate::config::ControllerConfig;
 use crate::controller::Controller;
 use crate::queue::{NamespaceQueue, QueuePair};
+use crate::shared::WantedNamespace;
 use polypath_block::{
     ControllerQueue, Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, QueueSource, UnitId, UriError,
 };
@@ -49,6 +50,8 @@ pub struct NvmeDevice {
     /// Closing it closes the controller.
     whole: bool,
     closed: AtomicBool,
+    /// It is looked at for as long as somebody has it.
+    _wanted: Option<WantedNamespace>,
 }
 
 impl NvmeDevice {
@@ -58,7 +61,8 @@ impl NvmeDevice {
             Some(nsid) if !whole => format!("{}#ns{nsid}", base.split('?').next().unwrap_or(base)),
             _ => base.clone(),
         };
-        Arc::new(NvmeDevice { controller, ns, name, whole, closed: AtomicBool::new(false) })
+        let _wanted = ns.map(|nsid| controller.shared.want(nsid));
+        Arc::new(NvmeDevice { controller, ns, name, whole, closed: AtomicBool::new(false), _wanted })
     }
 
     /// Its controller.

@@ -186,7 +186,7 @@ async fn get_to_know(
         crate::discovery::refresh(admin, shared).await?;
     } else {
         let ana = attach::ana_log(admin, config, &view).await?;
-        let found = attach::namespaces(admin, config, &view, ana.as_ref(), None).await?;
+        let found = attach::namespaces(admin, shared, &view, ana.as_ref(), None).await?;
         if !found.whole {
             news.set(News::NAMESPACES);
         }

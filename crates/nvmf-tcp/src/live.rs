@@ -188,6 +188,9 @@ async fn read_news(l: Living) -> Result<(), Fault> {
             if l.shared.take_ana() {
                 l.want(News::ANA);
             }
+            if l.shared.take_rescan() {
+                l.want(News::NAMESPACES);
+            }
             let mut admin = l.admin.borrow_mut();
             let due = admin.reached(again) | admin.reached(look);
             if due || !l.news.get().is_empty() { Poll::Ready(()) } else { Poll::Pending }
@@ -244,7 +247,7 @@ async fn rescan(l: &Living) -> Result<bool, Fault> {
     let config = &l.shared.config;
     let ana = attach::ana_log(&l.admin, config, &l.view).await?;
     let known = l.association.namespaces();
-    let found = attach::namespaces(&l.admin, config, &l.view, ana.as_ref(), Some(&known)).await?;
+    let found = attach::namespaces(&l.admin, &l.shared, &l.view, ana.as_ref(), Some(&known)).await?;
     l.association.set_listed(found.listed);
     l.shared.set_namespaces(&l.association, found.namespaces);
     Ok(found.whole)

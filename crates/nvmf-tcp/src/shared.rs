@@ -8,7 +8,7 @@ use crate::namespace::PowerHistory;
 use polypath_block::{Code, DeviceState, Host, OpenError};
 use polypath_net::Bell;
 use polypath_nvme::log::DiscoveryEntry;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -103,6 +103,24 @@ impl Drop for NamespacePin {
     }
 }
 
+/// Somebody asks for a namespace by its number, whether it is there or not: it is looked at however many there are.
+pub(crate) struct WantedNamespace {
+    shared: Arc<Shared>,
+    nsid: u32,
+}
+
+impl Drop for WantedNamespace {
+    fn drop(&mut self) {
+        let mut wanted = lock(&self.shared.wanted);
+        if let Some(users) = wanted.get_mut(&self.nsid) {
+            *users -= 1;
+            if *users == 0 {
+                wanted.remove(&self.nsid);
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct PinnedNamespace {
     users: u32,
@@ -120,11 +138,14 @@ pub(crate) struct Shared {
     pinned: Mutex<BTreeMap<Option<u32>, PinnedNamespace>>,
     /// What the only namespace was when there was one only: so it is known among others. Locked after `pinned`.
     only: Mutex<Option<Pinned>>,
+    /// How many ask for each namespace.
+    wanted: Mutex<BTreeMap<u32, u32>>,
     mailboxes: Mutex<Vec<Weak<QueueMailbox>>>,
     qids: Mutex<Vec<bool>>,
     closing: AtomicBool,
     probe: AtomicBool,
     look_at_ana: AtomicBool,
+    look_at_namespaces: AtomicBool,
     aborts: Mutex<Vec<AbortOrder>>,
     /// The admin poller has a reason to look at the above.
     called: AtomicBool,
@@ -145,11 +166,13 @@ impl Shared {
             stage: Mutex::new(Stage::Starting),
             pinned: Mutex::new(BTreeMap::new()),
             only: Mutex::new(None),
+            wanted: Mutex::default(),
             mailboxes: Mutex::new(Vec::new()),
             qids: Mutex::new(qids),
             closing: AtomicBool::new(false),
             probe: AtomicBool::new(false),
             look_at_ana: AtomicBool::new(false),
+            look_at_namespaces: AtomicBool::new(false),
             aborts: Mutex::new(Vec::new()),
             called: AtomicBool::new(false),
             queues_open: AtomicU32::new(0),
@@ -205,6 +228,29 @@ impl Shared {
         drop(stage);
         self.call();
         self.announce();
+    }
+
+    /// Notes that somebody asks for the namespace `nsid`.
+    pub(crate) fn want(self: &Arc<Self>, nsid: u32) -> WantedNamespace {
+        *lock(&self.wanted).entry(nsid).or_default() += 1;
+        // There were too many to look at all of them, and nobody had asked for this one.
+        if self.live().is_some_and(|association| association.has_passed_over(nsid))
+            && !self.look_at_namespaces.swap(true, Ordering::SeqCst)
+        {
+            self.call_and_wake();
+        }
+        WantedNamespace { shared: self.clone(), nsid }
+    }
+
+    /// Namespaces that are asked for by number.
+    pub(crate) fn wanted(&self) -> Vec<u32> {
+        let mut wanted: BTreeSet<u32> = lock(&self.wanted).keys().copied().collect();
+        wanted.extend(self.config.ns);
+        wanted.into_iter().collect()
+    }
+
+    pub(crate) fn take_rescan(&self) -> bool {
+        self.look_at_namespaces.swap(false, Ordering::SeqCst)
     }
 
     /// Notes a user of the namespace `ns`.

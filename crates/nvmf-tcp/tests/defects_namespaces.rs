@@ -384,4 +384,7 @@ fn a_namespace_that_is_used_is_found_behind_a_thousand_others() {
     let used = world.controller.namespace(5000);
     world.run_until("a controller that is up", 10_000, |w| w.controller.is_live());
     assert!(used.state().info().is_some(), "{:?}", used.state());
+    script.state().show(6000, Shown::new(78));
+    let later = world.controller.namespace(6000);
+    world.run_until("one that is asked for later", 10_000, |_| later.state().info().is_some());
 }
