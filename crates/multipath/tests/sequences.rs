@@ -500,3 +500,15 @@ fn a_request_that_every_path_fails_gives_up_after_the_time_limit_and_several_tri
         b.finish();
     }
 }
+
+#[test]
+fn a_path_that_is_to_be_removed_takes_nothing_even_before_its_queues_know() {
+    let mut b = Bench::with_caches(&["a", "b"]);
+    b.group.remove_path(b.ids[0]).expect("there");
+    // No turn of the queue has seen it yet, and its device is what it was.
+    for lba in 0..4 {
+        b.submit(WRITE(lba));
+    }
+    assert_eq!((b.devices[0].in_flight().len(), b.devices[1].in_flight().len()), (0, 4));
+    b.finish();
+}
