@@ -197,3 +197,28 @@ fn a_reactor_that_ends_under_the_admin_queue_loses_the_association() {
     assert!(matches!(world.device.state(), DeviceState::Gone { .. }), "{:?}", world.device.state());
     world.expect_fenced(0, 1, closed);
 }
+
+/// Associations are lost faster than their fences end. A queue takes no more than it could still have wait for a fence: what is open
+/// counts as well.
+#[test]
+fn requests_that_wait_for_fences_are_bounded() {
+    let mut world = World::up(8);
+    let span = world.memory(512, 7);
+    for cycle in 0..10 {
+        for tag in 0..3 {
+            world.send(Io::write(cycle * 3 + tag, tag, 1, span));
+        }
+        world.script.reset(1);
+        world.run_until("the loss", 10, |w| w.is_suspect(0, cycle * 3));
+        world.run_until("a way back", 300, |w| w.is_live() && w.queues[0].queue.health() == Health::Ready);
+    }
+    assert_eq!((world.queues[0].suspects.len(), world.queues[0].completions.len()), (30, 0));
+    let mut cx = polypath_block::Cx { now: world.now, segs: &mut world.segs, reactor: 0 };
+    let queue = &mut world.queues[0].queue;
+    let taken = (100..120).take_while(|&tag| queue.submit(&mut cx, Io::write(tag, 0, 1, span)).is_ok()).count();
+    assert_eq!(taken, 2, "four times the depth of 8, less the 30 that wait");
+    world.run_ms(1);
+    world.script.succeed_all(1);
+    world.run_ms(2 * BOUND.as_millis() as u64);
+    assert_eq!(world.queues[0].completions.len(), 32);
+}
