@@ -297,9 +297,13 @@ impl Drop for MultipathQueue {
     fn drop(&mut self) {
         // Empty, unless a reactor ends under its queues: those below know how to end then, and our tables must not object first.
         let tasks: Vec<SlotKey> = self.tasks.iter().map(|(key, _)| key).collect();
-        tasks.into_iter().for_each(|key| drop(self.tasks.remove(key)));
+        for key in tasks {
+            self.tasks.remove(key);
+        }
         let parents: Vec<SlotKey> = self.parents.iter().map(|(key, _)| key).collect();
-        parents.into_iter().for_each(|key| drop(self.parents.remove(key)));
+        for key in parents {
+            self.parents.remove(key);
+        }
         for path in self.paths.drain(..).flatten() {
             self.group.release(path.shared.id, &path.counters, path.reported);
         }
