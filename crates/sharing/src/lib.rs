@@ -7,7 +7,7 @@
 //! controller grants fewer than before ([`polypath_block::ControllerQueue::is_surplus`]).
 //!
 //! **Refuses to know:** what the devices are, and multipath. A crossing does not retry, nor change a status or a proof. Requests keep their
-//! order, but for wide ones (more than 130 segments) that wait for a row.
+//! order, but for wide ones (more than 32 segments) that wait for a row.
 //!
 //! **Threading:** a [`SharedDevice`] is shared; its queues belong to one reactor each, which they learn in their first turn. What crosses
 //! is values: requests with their segments, completions and suspects. Rows of the owner's segment table are reserved for each crossing

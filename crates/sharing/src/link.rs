@@ -16,12 +16,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
-/// Segments that every request may have.
-pub(crate) const NARROW: u32 = 130;
+/// Segments that every request may have: 128 KiB in pages of a guest. Every request that may be open has a row of so many in the owner's
+/// table, and a host has hundreds of links.
+pub(crate) const NARROW: u32 = 32;
 /// Segments that a few requests at a time may have; more is refused as malformed.
 pub(crate) const WIDE: u32 = 1288;
 /// Wide requests at a time.
-pub(crate) const WIDE_ROWS: u32 = 4;
+pub(crate) const WIDE_ROWS: u32 = 8;
 /// Requests open at a time as a multiple of the depth: those that wait for a fence do not count against the depth.
 const OPEN_DEPTHS: u16 = 2;
 /// Segments in the ring for each request of the depth. A ring without room is a full queue.
@@ -94,7 +95,7 @@ pub(crate) struct Client {
     depth: usize,
     in_flight: usize,
     /// Wide rows that are free, one bit each.
-    wide_free: u8,
+    wide_free: u16,
     /// Accepted, and waiting for a wide row: fences may hold them all, which must not make the link full for others.
     waiting: VecDeque<Io>,
     unkicked: bool,

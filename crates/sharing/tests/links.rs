@@ -16,6 +16,17 @@ fn crossing(slots: usize, heir: Option<std::sync::Arc<FakeHeir>>) -> (World, usi
     (w, owner, asker)
 }
 
+/// Wide requests of a link at a time.
+const ROWS: u64 = 8;
+
+/// As [`crossing`], with an asker as deep as there are wide rows.
+fn deep_crossing(heir: Option<std::sync::Arc<FakeHeir>>) -> (World, usize, usize) {
+    let mut w = World::new(2, 1, 64);
+    w.target.lock().heir = heir;
+    let (owner, asker) = (w.open_ready(0, 1, 4), w.open_ready(1, 2, ROWS as u16));
+    (w, owner, asker)
+}
+
 #[test]
 fn proofs_and_terms_cross_as_they_are() {
     let (mut w, _, asker) = crossing(64, None);
@@ -45,49 +56,49 @@ fn proofs_and_terms_cross_as_they_are() {
 
 #[test]
 fn a_wide_row_belongs_to_its_request_until_that_is_quiet() {
-    let (mut w, _, asker) = crossing(64, None);
+    let (mut w, _, asker) = deep_crossing(None);
     let narrow = World::open_ready(&mut w, 1, 2, 64);
-    (0..4).for_each(|tag| w.send(asker, tag, true, 200));
+    (0..ROWS).for_each(|tag| w.send(asker, tag, true, 100));
     w.turns(2);
     let spans: Vec<_> = w.target.lock().queues[0].running.iter().map(|h| h.io.segs).collect();
-    assert_eq!(spans.len(), 4);
+    assert_eq!(spans.len(), ROWS as usize);
     w.target.lose(0, FakeHeir::TERMS);
     w.turns(2);
-    assert_eq!(w.suspects(asker).len(), 4);
-    // All rows are taken by what may still be read by the driver: a fifth waits, and keeps nothing else from going.
-    w.send(asker, 4, true, 200);
+    assert_eq!(w.suspects(asker).len(), ROWS as usize);
+    // All rows are taken by what may still be read by the driver: one more waits, and keeps nothing else from going.
+    w.send(asker, ROWS, true, 100);
     w.turns(3);
     assert!(w.target.running(0).is_empty(), "a row was given again under its fence");
-    (10..13).for_each(|tag| w.read(asker, tag));
-    assert_eq!(w.try_send(asker, 13, false, 1).unwrap_err().why, RefusedWhy::Full, "what waits counts");
+    (20..27).for_each(|tag| w.read(asker, tag));
+    assert_eq!(w.try_send(asker, 27, false, 1).unwrap_err().why, RefusedWhy::Full, "what waits counts");
     w.read(narrow, 9);
     w.turns(2);
     w.target.answer(0, 8);
     w.turns(2);
-    assert_eq!(w.completions(asker).len(), 3);
+    assert_eq!(w.completions(asker).len(), 7);
     assert_eq!(w.completions(narrow).len(), 1);
     assert!(!w.would_wake(1), "a request that waits for a row keeps its reactor awake");
     // Quiet: the row is free, and nobody has to ask for it.
     w.target.quiet(0, FakeHeir::PROOF);
     w.turns(3);
-    assert_eq!(w.completions(asker).len(), 4);
+    assert_eq!(w.completions(asker).len(), ROWS as usize);
     let again: Vec<_> = w.target.lock().queues[0].running.iter().map(|h| (h.io.segs, h.segs.len())).collect();
-    assert!(again.len() == 1 && spans.contains(&again[0].0) && again[0].1 == 200, "{again:?}");
+    assert!(again.len() == 1 && spans.contains(&again[0].0) && again[0].1 == 100, "{again:?}");
     w.target.answer(0, 1);
     w.turns(2);
-    assert_eq!(w.completions(asker).iter().map(|c| (c.tag, c.status.code)).collect::<Vec<_>>(), [(4, Code::Ok)]);
+    assert_eq!(w.completions(asker).iter().map(|c| (c.tag, c.status.code)).collect::<Vec<_>>(), [(ROWS, Code::Ok)]);
 }
 
 #[test]
 fn what_waits_for_a_wide_row_ends_with_its_way() {
     // The owner ends, the unit goes down, the queue is surplus, the user closes.
     for end in 0..4 {
-        let (mut w, _, asker) = crossing(64, Some(FakeHeir::new()));
-        (0..4).for_each(|tag| w.send(asker, tag, true, 200));
+        let (mut w, _, asker) = deep_crossing(Some(FakeHeir::new()));
+        (0..ROWS).for_each(|tag| w.send(asker, tag, true, 100));
         w.turns(2);
         w.target.lose(0, FakeHeir::TERMS);
         w.turns(2);
-        w.send(asker, 4, true, 200);
+        w.send(asker, ROWS, true, 100);
         match end {
             0 => w.end_reactor(0),
             1 => drop(w.target.lock().down.insert(UnitId(2))),
@@ -98,7 +109,7 @@ fn what_waits_for_a_wide_row_ends_with_its_way() {
         let done = w.completions(asker);
         if end < 3 {
             let done: Vec<_> = done.iter().map(|c| (c.tag, c.status.code, c.proof)).collect();
-            assert_eq!(done, [(4, Code::PathLost, Proof::NeverSent)], "end {end}");
+            assert_eq!(done, [(ROWS, Code::PathLost, Proof::NeverSent)], "end {end}");
             continue;
         }
         // A close lets what was accepted complete.
@@ -107,7 +118,7 @@ fn what_waits_for_a_wide_row_ends_with_its_way() {
         w.turns(3);
         w.target.answer(0, 1);
         w.turns(2);
-        assert_eq!(w.completions(asker).len(), 5);
+        assert_eq!(w.completions(asker).len(), ROWS as usize + 1);
         assert!(w.is_drained(asker));
     }
 }
