@@ -418,3 +418,24 @@ fn a_request_that_waited_for_room_has_the_time_of_a_command() {
         assert!(world.take_completion(0, tag).status.is_ok(), "{tag}");
     }
 }
+
+/// Four writes are late at once. Aborts go out one at a time and the controller takes 600 ms for each, well within the limit of an
+/// admin command: whether a command is aborted can be judged once its own Abort has been sent, not while that waits for others.
+#[test]
+fn a_command_whose_abort_waits_for_others_does_not_cost_the_way() {
+    let mut world = World::up(8);
+    let span = world.memory(512, 1);
+    for tag in 0..4 {
+        world.send(Io::write(tag, tag, 1, span));
+    }
+    for n in 0..4 {
+        world.run_until("an Abort", 4000, |w| !w.script.held(What::Abort).is_empty());
+        let abort = world.script.held(What::Abort)[0];
+        world.run_ms(600);
+        assert_eq!(world.controller.statistics().losses, 0, "Abort {n} was about to be answered");
+        world.script.answer_abort(abort.cid(), true);
+        world.script.answer(1, abort.abort_cid(), StatusField::ABORT_REQUESTED);
+        world.run_ms(2);
+    }
+    assert_eq!((world.queues[0].completions.len(), world.queues[0].suspects.len()), (4, 0));
+}
