@@ -190,12 +190,13 @@ impl Link {
     }
 
     /// The Abort of the command that was `cid` in `slot` was answered. If the controller did abort it and it is still there, that
-    /// is remembered for as long as the command lives.
-    pub(crate) fn abort_answered(&mut self, slot: u16, cid: u16, aborted: bool) {
+    /// is remembered for as long as the command lives. Returns whose command it was.
+    pub(crate) fn abort_answered(&mut self, slot: u16, cid: u16, aborted: bool) -> u64 {
         if self.connection.cid(slot) == Some(cid) {
             self.holdings[usize::from(slot)].aborted |= aborted;
         }
         self.connection.let_go(slot);
+        self.holdings[usize::from(slot)].user
     }
 
     /// Is an Abort under way of a command that is over?

@@ -228,11 +228,11 @@ impl Connection {
         self.link.abort_sent(slot);
     }
 
-    /// An Abort was answered, perhaps one of a connection before this one, which is nobody's any more.
-    pub(super) fn abort_answered(&mut self, answer: AbortAnswer) {
-        if answer.connection == self.id {
-            self.link.abort_answered(answer.slot, answer.cid, answer.aborted);
-        }
+    /// An Abort was answered, perhaps one of a connection before this one, which is nobody's any more. Returns the request
+    /// whose command it named.
+    pub(super) fn abort_answered(&mut self, answer: AbortAnswer) -> Option<SlotKey> {
+        let ours = answer.connection == self.id;
+        ours.then(|| SlotKey::from_u32(self.link.abort_answered(answer.slot, answer.cid, answer.aborted) as u32))
     }
 
     /// Is an Abort under way of a command that is over? The next connection of this queue gives the same identifiers again.

@@ -122,10 +122,12 @@ impl QueuePair {
 
     /// The controller, the association or a namespace may have changed, or an Abort was answered.
     #[cold]
-    fn follow(&mut self, done: &mut Done) {
+    fn follow(&mut self, now: Time, done: &mut Done) {
         for answer in self.mailbox.take_answers() {
             if let Some(connection) = &mut self.connection {
-                connection.abort_answered(answer);
+                if let Some(key) = connection.abort_answered(answer) {
+                    self.requests.abort_answered(key, now);
+                }
             }
         }
         if let Some(connection) = &self.connection
@@ -381,6 +383,7 @@ impl QueuePair {
                 continue;
             }
             connection.abort_sent(slot);
+            self.requests.abort_ordered(key);
             self.shared.ask_abort(AbortOrder {
                 generation: connection.association().generation,
                 qid: self.qid,
@@ -481,7 +484,7 @@ impl ControllerQueue for QueuePair {
             self.ranges_row = cx.segs.reserve(u32::from(self.slots), 1).ok();
         }
         if self.mailbox.bell.answer() {
-            self.follow(done);
+            self.follow(cx.now, done);
         }
         let slept = std::mem::take(&mut self.slept);
         if self.connection.as_ref().is_some_and(|c| c.wants_look(cx.now, slept)) {

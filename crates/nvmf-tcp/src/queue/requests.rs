@@ -30,8 +30,10 @@ struct Request {
     answered: bool,
     /// When the oldest command outstanding may have been sent, or a command of it last finished: the time limit is that of commands, and a large request has many.
     since: Time,
-    /// Since when it is being aborted.
+    /// Since when it is being aborted, or when an Abort of it was last answered.
     aborting: Option<Time>,
+    /// Aborts of its commands that were ordered and not answered.
+    aborts: u32,
     lost: Lost,
 }
 
@@ -158,6 +160,7 @@ impl Requests {
             answered: false,
             since: now,
             aborting: None,
+            aborts: 0,
             lost: Lost::None,
         };
         self.slots.insert(request).ok()
@@ -224,9 +227,10 @@ impl Requests {
         Some(Ending { code, completed: Some((request.unit, request.io)) })
     }
 
-    /// Requests with a command outstanding for `limit` or longer, and since when each is being aborted.
+    /// Requests with a command outstanding for `limit` or longer, and since when each is being aborted. Those whose Aborts are not
+    /// answered are left out: these have a time limit of their own, which costs the association, and wait for each other.
     pub(super) fn late(&self, now: Time, limit: std::time::Duration) -> Vec<(SlotKey, Option<Time>)> {
-        let late = self.slots.iter().filter(|(_, r)| r.parts > 0 && now.since(r.since) >= limit);
+        let late = self.slots.iter().filter(|(_, r)| r.parts > 0 && r.aborts == 0 && now.since(r.since) >= limit);
         late.map(|(key, r)| (key, r.aborting)).collect()
     }
 
@@ -237,6 +241,21 @@ impl Requests {
             if request.rest.is_some() {
                 request.fail(Code::PathTimeout.into());
             }
+        }
+    }
+
+    /// An Abort of a command of the request was ordered.
+    pub(super) fn abort_ordered(&mut self, key: SlotKey) {
+        if let Some(request) = self.slots.get_mut(key) {
+            request.aborts += 1;
+        }
+    }
+
+    /// An Abort of a command of the request was answered: from now on it should end.
+    pub(super) fn abort_answered(&mut self, key: SlotKey, now: Time) {
+        if let Some(request) = self.slots.get_mut(key) {
+            request.aborts = request.aborts.saturating_sub(1);
+            request.aborting = Some(now);
         }
     }
 
