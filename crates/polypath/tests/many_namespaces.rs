@@ -133,3 +133,27 @@ fn sixty_four_disks_over_single_queues_survive_silence_and_reset() {
     end(&stack, &devices, &told);
     target.stop();
 }
+
+/// What a queue of the usual depth on another reactor takes of the owner's table of segments must leave room for all of them.
+#[test]
+fn disks_of_the_usual_depth_cross_to_one_queue_however_many_there_are() {
+    const DISKS: usize = 160;
+    let (target, stack) = (target(1, DISKS, 1), stack());
+    let devices: Vec<_> = (1..=DISKS).map(|nsid| stack.open_device(&uri(&target, 0, nsid)).unwrap()).collect();
+    devices.iter().for_each(|d| drop(wait_live(&**d, Duration::from_secs(5)).unwrap()));
+    let (hosts, arena) = (stack.hosts(), stack.arena().unwrap());
+    // The first one, on the first reactor, has the queue; all others cross to it.
+    let spawn =
+        |host: usize, device: &Arc<dyn Device>| Job::spawn_deep(&*hosts[host], device.clone(), &arena, 0, true, 128);
+    let mut told = vec![spawn(0, &devices[0])];
+    progress("the first disk", &told, 20);
+    told.extend(devices[1..].iter().map(|device| spawn(1, device)));
+    let served = || told.iter().filter(|t| t.verified.load(Ordering::SeqCst) > 0).count();
+    let began = Instant::now();
+    while served() < DISKS && began.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(served(), DISKS, "disks that are served at all");
+    end(&stack, &devices, &told);
+    target.stop();
+}

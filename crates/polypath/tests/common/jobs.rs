@@ -20,7 +20,7 @@ pub fn stack() -> Stack {
     Stack::start(StackConfig {
         cpus: Some(cpus),
         idle: IdlePolicy::Sleep,
-        buffer_bytes: 8 << 20,
+        buffer_bytes: 16 << 20,
         ..StackConfig::default()
     })
     .unwrap()
@@ -50,6 +50,18 @@ pub struct Job {
 
 impl Job {
     pub fn spawn(host: &dyn Host, device: Arc<dyn Device>, arena: &Arena, first: u64, lossy: bool) -> Arc<Told> {
+        Job::spawn_deep(host, device, arena, first, lossy, DEPTH)
+    }
+
+    /// The same over a queue of `depth`, at least what a job has in flight.
+    pub fn spawn_deep(
+        host: &dyn Host,
+        device: Arc<dyn Device>,
+        arena: &Arena,
+        first: u64,
+        lossy: bool,
+        depth: u16,
+    ) -> Arc<Told> {
         let (told, arena) = (Arc::<Told>::default(), arena.clone());
         let mine = told.clone();
         host.spawn(Box::new(move |cx| {
@@ -58,7 +70,7 @@ impl Job {
             for (n, chunk) in buffers.iter().enumerate() {
                 cx.segs.get_mut(rows.span(n as u32, 1))[0] = chunk.segment();
             }
-            let queue = device.open_queue(QueueConfig { depth: DEPTH }).expect("a queue or a share of one");
+            let queue = device.open_queue(QueueConfig { depth }).expect("a queue or a share of one");
             let rounds = vec![(1, false, false); DEPTH.into()];
             let done = Done::with_capacity(64);
             Box::new(Job { queue, first, rows: Some(rows), buffers, rounds, done, told: mine, lossy, closing: false })
