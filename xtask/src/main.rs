@@ -5,6 +5,7 @@
 //! that pass a child's output on. No `unsafe`. Read [`run::test`] first.
 #![forbid(unsafe_code)]
 
+mod defects;
 mod kernel;
 mod mutants;
 mod packages;
@@ -28,7 +29,8 @@ usage: cargo xtask COMMAND
                     change the code in small wrong ways and fail where no test notices (docs/TESTING-mutants.md); --sample tries
                     a fixed part of them; other arguments are those of cargo-mutants, such as -p PACKAGE or -F PATTERN
   sim --seeds N ... run N simulated worlds; further words are polypath-sim's own (docs/TESTING-sim.md)
-  sim --defect NAME put a known defect back into a copy of the tree and show the seed that finds it
+  sim --defects [NAME...]
+                    put known defects, all or these, back into a copy of the tree and show the seed or the test that finds each
 
 environment:
   CI=true               a mandatory peer (tests/peers.toml) that was skipped fails the run

@@ -1,6 +1,6 @@
 //! Running many seeds.
 
-use crate::judge::Violation;
+use crate::checker::Violation;
 use crate::peer::Family;
 use crate::plan::Plan;
 use crate::world::run;

@@ -1,6 +1,6 @@
 //! A guest on one queue of a group: overlapping requests, and memory that is used again the moment a request completes.
 
-use crate::judge::{Judge, Rule};
+use crate::checker::{Checker, Rule};
 use crate::plan::GuestPlan;
 use polypath_block::{
     Armed, Code, Completion, Cx, Device, Done, Flags, Health, Io, IoQueue, Op, Poller, SegRow, SegSpan, Segment, Time,
@@ -55,14 +55,14 @@ struct Open {
     doing: Doing,
     slot: usize,
     began: Time,
-    /// How often the disk had been in doubt by then.
-    doubt: u64,
+    /// How often the disk had been swapped, there or back, by then.
+    swaps: u64,
 }
 
 /// See the module.
 pub(crate) struct Guest {
     name: String,
-    judge: Rc<Judge>,
+    checker: Rc<Checker>,
     plan: GuestPlan,
     handle: Rc<Handle>,
     group: Arc<dyn Device>,
@@ -92,7 +92,7 @@ impl Guest {
     pub(crate) fn new(
         name: String,
         cx: &mut Cx<'_>,
-        judge: Rc<Judge>,
+        checker: Rc<Checker>,
         plan: GuestPlan,
         group: Arc<dyn Device>,
         seed: u64,
@@ -116,7 +116,7 @@ impl Guest {
         });
         let guest = Guest {
             name,
-            judge,
+            checker,
             handle: handle.clone(),
             group,
             queue,
@@ -161,7 +161,7 @@ impl Guest {
     /// Uses more blocks a turn after the disk has said that it has them: then its queue has heard of it, too.
     fn follow_size(&mut self) {
         let told = std::mem::take(&mut self.told_blocks);
-        let mut disk = self.judge.disk(self.plan.disk).borrow_mut();
+        let mut disk = self.checker.disk(self.plan.disk).borrow_mut();
         if told > disk.oracle.blocks() {
             disk.oracle.grow(told);
         }
@@ -195,7 +195,7 @@ impl Guest {
         let Some(&slot) = self.free.last() else { return false };
         let span = if io.op.has_data() { self.segments(cx, slot, io.blocks * 512) } else { SegSpan::EMPTY };
         let io = Io { tag: self.next_tag, segs: span, ..io };
-        let disk = &mut *self.judge.disk(self.plan.disk).borrow_mut();
+        let disk = &mut *self.checker.disk(self.plan.disk).borrow_mut();
         let doing = match io.op {
             Op::Read => Doing::Read(disk.oracle.begin_read(io.lba, io.blocks)),
             Op::Write | Op::Compare => {
@@ -217,11 +217,11 @@ impl Guest {
             return false;
         }
         let (name, tag) = (&self.name, io.tag);
-        self.judge
+        self.checker
             .note_request(cx.now, format_args!("{name} #{tag} {:?} {}+{} {:?}", io.op, io.lba, io.blocks, io.flags));
         self.free.pop();
         self.next_tag += 1;
-        self.open.insert(io.tag, Open { io, doing, slot, began: cx.now, doubt: disk.doubts });
+        self.open.insert(io.tag, Open { io, doing, slot, began: cx.now, swaps: disk.swaps });
         true
     }
 
@@ -243,15 +243,15 @@ impl Guest {
     fn complete(&mut self, now: Time, c: Completion) {
         let (name, tag) = (self.name.clone(), c.tag);
         let Some(open) = self.open.remove(&c.tag) else {
-            return self.judge.accuse(now, Rule::Once, format!("{name} #{tag} completed and is not open: {c:?}"));
+            return self.checker.violate(now, Rule::Once, format!("{name} #{tag} completed and is not open: {c:?}"));
         };
         let took = now.since(open.began);
         self.handle.longest.set(self.handle.longest.get().max(took));
         self.handle.completed.set(self.handle.completed.get() + 1);
-        self.judge.note_request(now, format_args!("{name} #{tag} {} {}", c.status, c.proof));
-        let judge = self.judge.clone();
-        let disk = &mut *judge.disk(self.plan.disk).borrow_mut();
-        let doubt = disk.doubtful || disk.doubts != open.doubt;
+        self.checker.note_request(now, format_args!("{name} #{tag} {} {}", c.status, c.proof));
+        let checker = self.checker.clone();
+        let disk = &mut *checker.disk(self.plan.disk).borrow_mut();
+        let swapped = disk.swapped || disk.swaps != open.swaps;
         let Io { op, lba, blocks, .. } = open.io;
         let ok = c.status.is_ok();
         let excused = op == Op::Flush && c.status.code == Code::CacheLost && disk.cache_lost;
@@ -260,22 +260,22 @@ impl Guest {
                 "{name} #{tag} {op:?} {lba}+{blocks} failed after {took:?}: {} ({:?})",
                 c.status, c.status.code
             );
-            judge.accuse(now, Rule::NoError, what);
+            checker.violate(now, Rule::NoError, what);
         }
         match open.doing {
-            Doing::Read(id) if ok && !doubt => {
+            Doing::Read(id) if ok && !swapped => {
                 let mut data = vec![0; blocks as usize * 512];
                 self.slots[open.slot].window().copy_out(0, &mut data).expect("a slot holds its request");
                 if let Err(violation) = disk.oracle.end_read(id, &data) {
-                    judge.accuse(now, Rule::Data, format!("{name} #{tag} on disk {}: {violation}", self.plan.disk));
+                    checker.violate(now, Rule::Data, format!("{name} #{tag} on disk {}: {violation}", self.plan.disk));
                 }
             }
             Doing::Read(id) => disk.oracle.fail_read(id),
-            Doing::Change(id) if ok && !doubt && (disk.through || open.io.flags.contains(Flags::FUA)) => {
+            Doing::Change(id) if ok && !swapped && (disk.through || open.io.flags.contains(Flags::FUA)) => {
                 disk.oracle.end_durable_write(id);
             }
-            Doing::Change(id) => disk.oracle.end_write(id, ok && !doubt),
-            Doing::Flush(id) if ok && !doubt => {
+            Doing::Change(id) => disk.oracle.end_write(id, ok && !swapped),
+            Doing::Flush(id) if ok && !swapped => {
                 disk.oracle.end_flush(id);
                 self.handle.flushed.set(true);
             }
@@ -295,7 +295,7 @@ impl Guest {
     /// What a guest does that is told to end.
     fn end(&mut self, cx: &mut Cx<'_>) -> Turn {
         if let Some(lba) = self.reading {
-            let blocks = self.judge.disk(self.plan.disk).borrow().oracle.blocks();
+            let blocks = self.checker.disk(self.plan.disk).borrow().oracle.blocks();
             if lba < blocks {
                 let n = blocks.min(lba + 8) - lba;
                 if self.queue.health() != Health::Down && self.submit(cx, Io::read(0, lba, n as u32, SegSpan::EMPTY)) {
@@ -333,7 +333,7 @@ impl Poller for Guest {
         let mut done = std::mem::take(&mut self.done);
         self.queue.poll(cx, &mut done);
         for suspect in done.suspects.drain(..) {
-            self.judge
+            self.checker
                 .note_request(cx.now, format_args!("{} #{} is suspect: {:?}", self.name, suspect.tag, suspect.cause));
         }
         for completion in done.completions.drain(..) {

@@ -16,22 +16,22 @@
 #![forbid(unsafe_code)]
 
 mod batch;
-mod caught;
+mod checker;
+mod conditions;
 mod guest;
-mod judge;
 pub mod log;
 mod nvme_tcp;
+mod panics;
 mod peer;
 mod plan;
 mod reactor;
 mod shrink;
 mod sockets;
 mod trace;
-mod weather;
 mod world;
 
 pub use batch::{Failure, batch};
-pub use judge::{Rule, Violation};
+pub use checker::{Rule, Violation};
 pub use nvme_tcp::NvmeTcp;
 pub use peer::{Family, Initiator, Peer, Wish, address};
 pub use plan::{Action, Cut, GuestPlan, Op, PathPlan, Plan, Settings, Timed};

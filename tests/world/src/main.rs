@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 const USAGE: &str = "\
-usage: polypath-sim --seeds N [--from S] [--jobs J] [--first]   run N worlds from seed S (0) on; --first ends at a failure
+usage: polypath-sim --seeds N [--from S] [--jobs J] [--first]   run N worlds from seed S (0) on; --first ends at a failure,
+       [--no-shrink]                                            --no-shrink only names what fails
        polypath-sim --seed S [--log LEVEL] [--no-shrink]        replay one, with its trace
        polypath-sim --plan FILE [--log LEVEL]                   run a plan that was printed before
 
@@ -41,7 +42,7 @@ struct Options {
     plan: Option<String>,
     jobs: Option<usize>,
     first: bool,
-    whole: bool,
+    no_shrink: bool,
     without: Vec<String>,
 }
 
@@ -58,7 +59,7 @@ fn command(mut words: impl Iterator<Item = String>) -> Result<bool> {
             "--log" => polypath_world::log::to_stderr(value()?.parse().context("--log: expected a level")?),
             "--without" => options.without = value()?.split(',').map(str::to_owned).collect(),
             "--first" => options.first = true,
-            "--no-shrink" => options.whole = true,
+            "--no-shrink" => options.no_shrink = true,
             "--help" | "-h" => {
                 println!("{USAGE}");
                 return Ok(true);
@@ -68,7 +69,7 @@ fn command(mut words: impl Iterator<Item = String>) -> Result<bool> {
     }
     match (options.seeds, options.seed, &options.plan) {
         (Some(count), None, None) => Ok(many(count, &options)),
-        (None, Some(seed), None) => replay(&Plan::from_seed(seed).without(&options.without), !options.whole),
+        (None, Some(seed), None) => replay(&Plan::from_seed(seed).without(&options.without), !options.no_shrink),
         (None, None, Some(file)) => {
             let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
             replay(&serde_json::from_str(&text).with_context(|| format!("{file} is no plan"))?, false)
@@ -98,7 +99,7 @@ fn many(count: u64, options: &Options) -> bool {
     for failure in &failures {
         println!("seed {}: {}", failure.seed, failure.violation);
     }
-    for failure in failures.iter().take(SHOWN) {
+    for failure in failures.iter().take(if options.no_shrink { 0 } else { SHOWN }) {
         let plan = Plan::from_seed(failure.seed).without(&options.without);
         show(&plan, Some(shrink(&plan, failure.violation.clone(), &NvmeTcp, SHRINK_RUNS).plan));
     }

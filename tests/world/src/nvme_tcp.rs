@@ -21,13 +21,13 @@ pub(crate) const NQN: &str = "nqn.2024-01.org.polypath:world";
 pub struct NvmeTcp;
 
 impl Family for NvmeTcp {
-    fn peer(&self, plan: &Plan, impostor: bool) -> Result<Box<dyn Peer>, String> {
+    fn peer(&self, plan: &Plan, other: bool) -> Result<Box<dyn Peer>, String> {
         let s = &plan.settings;
         let cache = if s.volatile { "volatile" } else { "through" };
         // One more than there are disks: the namespace that nobody asked for.
         let namespaces = (1..=plan.disks + 1).map(|nsid| {
             let uri = format!("ram://{}?nsid={nsid}&cache={cache}", plan.blocks * 512);
-            let other = |kind: &str| impostor.then(|| format!("{kind}{nsid:030x}"));
+            let other = |kind: &str| other.then(|| format!("{kind}{nsid:030x}"));
             NamespaceConfig { nguid: other("ee"), uuid: other("ef"), ..NamespaceConfig::new(uri) }
         });
         let listeners = (0..plan.paths.len()).map(|path| ListenerConfig::new(address(path).to_string()));
@@ -62,7 +62,8 @@ impl Family for NvmeTcp {
             data_digest: p.digests,
             header_digest: p.digests,
             keep_alive: ms(s.keep_alive_ms.into()),
-            connect_timeout: ms(s.silence_ms * 3),
+            // Connecting takes a slow reactor several turns, which count.
+            connect_timeout: ms((s.silence_ms * 3).max(s.slow_turns_ms * 8)),
             silence_timeout: ms(s.silence_ms),
             io_timeout: ms(s.io_timeout_ms),
             reconnect_delay: ms(20),
@@ -76,18 +77,19 @@ impl Family for NvmeTcp {
         };
         let controller = Controller::start(config, hosts[usize::from(p.admin)].clone());
         let shared = SharedController::new(controller.clone(), hosts.to_vec());
-        Box::new(NvmeInitiator { controller, shared })
+        Box::new(NvmeInitiator { controller, shared, unnamed: s.unnamed })
     }
 }
 
 struct NvmeInitiator {
     controller: Arc<Controller>,
     shared: Arc<SharedController>,
+    unnamed: bool,
 }
 
 impl Initiator for NvmeInitiator {
     fn device(&self, disk: u32) -> Arc<dyn Device> {
-        let namespace = self.controller.namespace(disk + 1);
+        let namespace = if self.unnamed { self.controller.device() } else { self.controller.namespace(disk + 1) };
         let unit = namespace.unit();
         self.shared.device(namespace, unit)
     }
@@ -152,6 +154,11 @@ impl Peer for NvmePeer {
             return Ok(());
         }
         let answer = self.target.control(us(now), &command)?;
+        if let Action::MoveGroup { disk, .. } = action {
+            let state = if begins { "inaccessible" } else { "optimized" };
+            let group = Command { group: Some(disk + 1), nqn: Some(NQN.into()), ..Command::new("set_ana") };
+            self.target.control(us(now), &Command { state: Some(state.into()), ..group })?;
+        }
         if let Some(id) = answer["id"].as_u64() {
             self.rules.insert(format!("{action:?}"), id);
         }
@@ -164,7 +171,7 @@ impl Peer for NvmePeer {
         }
     }
 
-    fn changes_of_strangers(&self) -> u64 {
+    fn changes_of_swapped(&self) -> u64 {
         self.target.changes_of_strangers()
     }
 
@@ -211,7 +218,7 @@ impl NvmePeer {
             }
             Action::Grow { disk, blocks } => Command { bytes: Some(blocks * 512), ..of("resize", disk) },
             Action::Swap { disk, .. } => Command { new_contents: Some(true), ..of("swap_identity", disk) },
-            Action::Stranger { attach } if attach != self.attached => {
+            Action::UnusedNamespace { attach } if attach != self.attached => {
                 self.attached = attach;
                 of(if attach { "attach" } else { "detach" }, self.disks)
             }

@@ -36,18 +36,18 @@ pub trait Peer {
     /// Reads `out.len()` bytes at `offset` of disk `disk`: as they are now, or as a loss of power would leave them.
     fn look(&self, disk: u32, offset: u64, durable: bool, out: &mut [u8]);
     /// How often media were changed that were swapped in for disks.
-    fn changes_of_strangers(&self) -> u64;
+    fn changes_of_swapped(&self) -> u64;
     /// How often any disk of the target was changed.
     fn changes(&self) -> u64;
 }
 
 /// A transport: how its target is made, and its initiators.
 pub trait Family {
-    /// The target of a plan, or an impostor that has the same names and other disks.
+    /// The target of a plan; with `other`, one that has the same names and other disks.
     ///
     /// # Errors
     /// For people: what of the plan cannot be served.
-    fn peer(&self, plan: &Plan, impostor: bool) -> Result<Box<dyn Peer>, String>;
+    fn peer(&self, plan: &Plan, other: bool) -> Result<Box<dyn Peer>, String>;
     /// Starts the initiator of path `path`, which dials over `net`. `hosts` are the reactors in order.
     fn initiator(&self, plan: &Plan, path: usize, net: &Net, hosts: &[Arc<dyn Host>]) -> Box<dyn Initiator>;
 }

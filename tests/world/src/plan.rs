@@ -90,6 +90,10 @@ pub struct Settings {
     pub volatile: bool,
     /// Groups fence. Off only to show what fencing is for.
     pub fencing: bool,
+    /// The URI names no namespace: the disk is the only one of its subsystem. With one disk only.
+    pub unnamed: bool,
+    /// Each turn of the last reactor takes so long, in milliseconds, from the first to the last; zero for a reactor like the others.
+    pub slow_turns_ms: u64,
 }
 
 /// An action and when it begins.
@@ -182,16 +186,16 @@ pub enum Action {
     Hold { path: usize, after_ms: u64, beyond: bool, answer: bool, count: u64, ms: u64 },
     /// ANA state of a path.
     Ana { path: usize, state: String, ms: u64 },
-    /// A disk moves to the other ANA group and back; there are as many as disks.
-    MoveGroup { disk: u32, ms: u64 },
+    /// A disk moves to the spare ANA group, and the one it leaves becomes inaccessible. It comes back, or stays there for good.
+    MoveGroup { disk: u32, stays: bool, ms: u64 },
     /// A disk grows.
     Grow { disk: u32, blocks: u64 },
     /// Another disk answers under the same namespace identifier, on every path.
     Swap { disk: u32, ms: u64 },
     /// The address of a path leads to a target that has the same name and other disks.
-    Impostor { path: usize, ms: u64 },
+    OtherTarget { path: usize, ms: u64 },
     /// A namespace that nobody uses appears, or goes.
-    Stranger { attach: bool },
+    UnusedNamespace { attach: bool },
     /// The target grants so many I/O queues from now on; the connections of a path are reset.
     Queues { path: usize, count: u64 },
     /// The target loses its power.
@@ -211,7 +215,7 @@ impl Action {
         match *self {
             Cut { ms, .. } | Slow { ms, .. } | Trickle { ms, .. } | Close { ms, .. } | LongTurns { ms, .. } => Some(ms),
             Delay { ms, .. } | Lose { ms, .. } | Refuse { ms, .. } | Hold { ms, .. } | Ana { ms, .. } => Some(ms),
-            MoveGroup { ms, .. } | Swap { ms, .. } | Impostor { ms, .. } => Some(ms),
+            MoveGroup { ms, stays: false, .. } | Swap { ms, .. } | OtherTarget { ms, .. } => Some(ms),
             _ => None,
         }
     }
@@ -222,7 +226,7 @@ impl Action {
         match self {
             Cut { ms, .. } | Slow { ms, .. } | Trickle { ms, .. } | Close { ms, .. } | LongTurns { ms, .. } => *ms = to,
             Delay { ms, .. } | Lose { ms, .. } | Refuse { ms, .. } | Hold { ms, .. } | Ana { ms, .. } => *ms = to,
-            MoveGroup { ms, .. } | Swap { ms, .. } | Impostor { ms, .. } => *ms = to,
+            MoveGroup { ms, .. } | Swap { ms, .. } | OtherTarget { ms, .. } => *ms = to,
             _ => {}
         }
     }
@@ -234,8 +238,10 @@ impl Plan {
         let mut dice = Dice(Xoshiro256PlusPlus::seed_from_u64(seed));
         let reactors = dice.one_of(&[1, 2, 2, 3]);
         let disks = dice.one_of(&[1, 1, 2]);
-        let settings = settings(&mut dice);
-        let paths: Vec<PathPlan> = (0..dice.range(2, 4)).map(|_| path(&mut dice, reactors)).collect();
+        let settings = settings(&mut dice, reactors, disks);
+        // Admin queues have their time limits, too: a slow reactor serves I/O only.
+        let quick = if settings.slow_turns_ms > 0 { reactors - 1 } else { reactors };
+        let paths: Vec<PathPlan> = (0..dice.range(2, 4)).map(|_| path(&mut dice, quick)).collect();
         let guests =
             (0..dice.range(u64::from(disks), 4)).map(|i| guest(&mut dice, i as u32 % disks, reactors)).collect();
         let length_ms = dice.range(600, 2500);
@@ -244,6 +250,13 @@ impl Plan {
         for _ in 0..dice.range(2, 12) {
             let at_us = dice.range(20_000, length_ms * 1000 - 50_000);
             let action = action(&mut dice, &plan, length_ms - at_us / 1000);
+            if let Action::Refuse { op: Op::Identify, ms, .. } = action
+                && dice.chance(60)
+            {
+                // Something to identify.
+                let news = Action::Grow { disk: dice.range(0, u64::from(disks) - 1) as u32, blocks: dice.range(1, 64) };
+                plan.actions.push(Timed { at_us: at_us + dice.range(0, ms * 500), action: news });
+            }
             plan.actions.push(Timed { at_us, action });
         }
         plan.actions.sort_by_key(|timed| timed.at_us);
@@ -284,21 +297,26 @@ impl Dice {
     }
 }
 
-fn settings(dice: &mut Dice) -> Settings {
+fn settings(dice: &mut Dice, reactors: u16, disks: u32) -> Settings {
+    let slow_turns_ms = if reactors > 1 && dice.chance(10) { dice.range(75, 120) } else { 0 };
+    let slow = slow_turns_ms > 0;
     Settings {
         keep_alive_ms: dice.one_of(&[200, 300, 400]),
         cqt_ms: dice.one_of(&[50, 50, 100, 0]),
         silence_ms: dice.one_of(&[60, 100, 150]),
-        io_timeout_ms: dice.one_of(&[150, 250, 400]),
+        // Several turns, which count.
+        io_timeout_ms: dice.one_of(&[150, 250, 400]).max(slow_turns_ms * 6),
         tbkas: dice.chance(20),
         mdts_bytes: dice.one_of(&[8192, 8192, 16_384, 131_072]),
         in_capsule: dice.one_of(&[0, 4096, 8192]),
-        r2t_bytes: dice.one_of(&[0, 0, 2048]),
+        r2t_bytes: if slow { 0 } else { dice.one_of(&[0, 0, 2048]) },
         queues: dice.one_of(&[1, 2, 16]),
-        depth: dice.one_of(&[4, 16, 64]),
+        depth: dice.one_of(&[4, 4, 16, 64]),
         buffer: dice.one_of(&[4096, 16_384, 65_536]),
         volatile: dice.chance(60),
         fencing: true,
+        unnamed: disks == 1 && dice.chance(30),
+        slow_turns_ms,
     }
 }
 
@@ -358,11 +376,11 @@ fn action(dice: &mut Dice, plan: &Plan, left_ms: u64) -> Action {
             let state = dice.one_of(&["non_optimized", "inaccessible", "persistent_loss", "change"]).to_owned();
             Action::Ana { path, state, ms }
         }
-        87..88 => Action::MoveGroup { disk, ms },
-        88..91 => Action::Grow { disk, blocks: dice.range(1, 64) },
+        87..89 => Action::MoveGroup { disk, stays: dice.chance(50), ms },
+        89..91 => Action::Grow { disk, blocks: dice.range(1, 64) },
         91..93 => Action::Swap { disk, ms },
-        93..95 => Action::Impostor { path, ms },
-        95..96 => Action::Stranger { attach: dice.chance(60) },
+        93..94 => Action::OtherTarget { path, ms },
+        94..96 => Action::UnusedNamespace { attach: dice.chance(70) },
         96..98 => Action::Queues { path, count: dice.range(1, 4) },
         _ => Action::PowerLoss,
     }

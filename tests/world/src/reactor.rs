@@ -64,6 +64,8 @@ pub(crate) struct SimReactor {
     stalled_until: Time,
     /// Each turn takes this long, until then.
     long_turns: (Duration, Time),
+    /// Each turn takes this long at least.
+    least_turn: Duration,
     /// Turns taken.
     pub(crate) turns: u64,
 }
@@ -80,6 +82,7 @@ impl SimReactor {
             asleep: false,
             stalled_until: Time::ZERO,
             long_turns: (Duration::ZERO, Time::ZERO),
+            least_turn: Duration::ZERO,
             turns: 0,
         }
     }
@@ -104,6 +107,11 @@ impl SimReactor {
     /// Each turn takes `turn`, until `until`.
     pub(crate) fn lengthen_turns(&mut self, turn: Duration, until: Time) {
         self.long_turns = (turn, until);
+    }
+
+    /// Each turn takes `turn` at least, from now on.
+    pub(crate) fn set_least_turn(&mut self, turn: Duration) {
+        self.least_turn = turn;
     }
 
     /// Has it nothing to run?
@@ -137,7 +145,8 @@ impl SimReactor {
             }
         }
         let (turn, until) = self.long_turns;
-        if now < until {
+        let turn = if now < until { turn.max(self.least_turn) } else { self.least_turn };
+        if !turn.is_zero() {
             self.stall(now.after(turn));
         }
         if !busy {

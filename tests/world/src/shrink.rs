@@ -1,6 +1,6 @@
 //! Cutting a failing plan down to what it needs to fail.
 
-use crate::judge::Violation;
+use crate::checker::Violation;
 use crate::peer::Family;
 use crate::plan::Plan;
 use crate::world::run;

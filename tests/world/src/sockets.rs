@@ -3,7 +3,7 @@
 use crate::peer::{Peer, Wish, address};
 use polypath_block::Time;
 use polypath_net::{Received, Transport};
-use polypath_sim::wire::{Net, SimStream};
+use polypath_sim::wire::{Net, SimStream, Way};
 
 /// The targets' ends of all connections.
 #[derive(Debug)]
@@ -11,6 +11,8 @@ pub(crate) struct Sockets {
     list: Vec<Socket>,
     /// Which target each path leads to.
     routes: Vec<usize>,
+    /// By path: its devices have said that every disk which is swapped is another one now.
+    known_swapped: Vec<bool>,
     buffer: Vec<u8>,
 }
 
@@ -21,12 +23,14 @@ struct Socket {
     number: u64,
     stream: SimStream,
     over: bool,
+    /// Of what comes next, so many bytes left the host before the disks were known to be other ones.
+    innocent: usize,
 }
 
 impl Sockets {
     /// No connection; every path leads to the first target.
     pub(crate) fn new(paths: usize) -> Sockets {
-        Sockets { list: Vec::new(), routes: vec![0; paths], buffer: Vec::new() }
+        Sockets { list: Vec::new(), routes: vec![0; paths], known_swapped: vec![false; paths], buffer: Vec::new() }
     }
 
     /// Connections that are made from now on over `path` reach target `peer`.
@@ -34,23 +38,40 @@ impl Sockets {
         self.routes[path] = peer;
     }
 
-    /// Moves everything that can be moved now.
-    pub(crate) fn pump(&mut self, now: Time, net: &Net, peers: &mut [Box<dyn Peer>]) {
+    /// The devices of `path` say that every disk which is swapped is another one now, or do not say so any more. What leaves for such
+    /// a disk from now on is a violation.
+    pub(crate) fn set_known_swapped(&mut self, path: usize, known: bool, net: &Net) {
+        if std::mem::replace(&mut self.known_swapped[path], known) || !known {
+            return;
+        }
+        for socket in self.list.iter_mut().filter(|s| s.path == path) {
+            socket.innocent = net.unread(socket.stream.connection(), Way::ToTarget);
+        }
+    }
+
+    /// Moves everything that can be moved now. Returns the path over which a disk was changed that was known to be another one when
+    /// the last of the command left.
+    pub(crate) fn pump(&mut self, now: Time, net: &Net, peers: &mut [Box<dyn Peer>]) -> Option<usize> {
+        let mut violated = None;
         for (path, &peer) in self.routes.iter().enumerate() {
             while let Some(stream) = net.accept(address(path)) {
                 let number = peers[peer].accept(now, path);
-                self.list.push(Socket { path, peer, number, stream, over: false });
+                self.list.push(Socket { path, peer, number, stream, over: false, innocent: 0 });
             }
         }
-        let Sockets { list, buffer, .. } = self;
+        let Sockets { list, buffer, known_swapped, .. } = self;
         for socket in list.iter_mut().filter(|s| net.take_changed(s.stream.connection())) {
-            socket.take_in(now, &mut *peers[socket.peer], buffer);
+            let peer = &mut *peers[socket.peer];
+            if socket.take_in(now, peer, buffer, known_swapped[socket.path]) {
+                violated = Some(socket.path);
+            }
         }
         peers.iter_mut().for_each(|peer| peer.poll(now));
         for socket in list.iter_mut().filter(|s| !s.over) {
             socket.give_out(now, &mut *peers[socket.peer], buffer);
         }
         list.retain(|s| !s.over);
+        violated
     }
 
     /// The target resets the connections of `path`, or ends them in order.
@@ -73,15 +94,27 @@ impl Sockets {
 }
 
 impl Socket {
-    fn take_in(&mut self, now: Time, peer: &mut dyn Peer, buffer: &mut Vec<u8>) {
+    /// Takes what has come. With `known_swapped`: whether bytes that left since then changed a disk that was swapped in. A change that the
+    /// target puts off is not seen, and one that it makes at once is that of the command whose last byte it was given.
+    fn take_in(&mut self, now: Time, peer: &mut dyn Peer, buffer: &mut Vec<u8>, known_swapped: bool) -> bool {
+        let mut violated = false;
         loop {
             buffer.clear();
             match self.stream.read(buffer) {
+                Ok(Received::Bytes(_)) if known_swapped => {
+                    let (before, since) = buffer.split_at(self.innocent.min(buffer.len()));
+                    self.innocent -= before.len();
+                    peer.input(now, self.number, before);
+                    let changes = peer.changes_of_swapped();
+                    peer.input(now, self.number, since);
+                    violated |= peer.changes_of_swapped() > changes;
+                }
                 Ok(Received::Bytes(_)) => peer.input(now, self.number, buffer),
-                Ok(Received::Nothing) => return,
+                Ok(Received::Nothing) => return violated,
                 Ok(Received::End) | Err(_) => {
                     self.over = true;
-                    return peer.closed(now, self.number);
+                    peer.closed(now, self.number);
+                    return violated;
                 }
             }
         }

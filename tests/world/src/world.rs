@@ -1,14 +1,14 @@
 //! The assembled world: reactors, wire, targets and guests, moved on by one loop that jumps from event to event.
 
-use crate::caught::{caught, leave};
+use crate::checker::{Checker, Rule, Violation};
+use crate::conditions::Conditions;
 use crate::guest::{Guest, Handle};
-use crate::judge::{Judge, Rule, Violation};
+use crate::panics::{catch_panic, unwind};
 use crate::peer::{Family, Initiator, Peer, address};
 use crate::plan::{Action, GuestPlan, Plan};
 use crate::reactor::{Clock, SimReactor};
 use crate::sockets::Sockets;
-use crate::weather::Weather;
-use polypath_block::{Device, Host, Time};
+use polypath_block::{Code, Device, DeviceState, Host, Time};
 use polypath_multipath::{EventKind, Events, Fencing, Group, GroupConfig, PathConfig, PathState};
 use polypath_sim::wire::{Net, Way};
 use rand::rngs::Xoshiro256PlusPlus;
@@ -55,21 +55,21 @@ pub struct Outcome {
 /// Runs `plan` over the transport `family` and keeps the last `room` lines of its trace. A panic, wherever it comes from, is a
 /// violation like others.
 pub fn run(plan: &Plan, family: &dyn Family, room: usize) -> Outcome {
-    let judge = Rc::new(Judge::new(plan.disks, plan.blocks, !plan.settings.volatile, room));
-    let ended = caught(|| {
-        let mut world = World::new(plan, family, judge.clone())?;
+    let checker = Rc::new(Checker::new(plan.disks, plan.blocks, !plan.settings.volatile, room));
+    let ended = catch_panic(|| {
+        let mut world = World::new(plan, family, checker.clone())?;
         let report = world.live();
-        if judge.is_broken() {
-            leave();
+        if checker.is_broken() {
+            unwind();
         }
         report
     });
-    let result = match (judge.violation(), ended) {
+    let result = match (checker.violation(), ended) {
         (Some(violation), _) => Err(violation),
         (None, Ok(result)) => result,
         (None, Err(what)) => Err(Violation { rule: Rule::Panic, what }),
     };
-    let trace = judge.trace();
+    let trace = checker.trace();
     Outcome { result, trace: trace.lines(), hash: trace.hash() }
 }
 
@@ -86,39 +86,44 @@ struct World<'a> {
     clock: Arc<Clock>,
     net: Net,
     rng: Xoshiro256PlusPlus,
-    judge: Rc<Judge>,
+    checker: Rc<Checker>,
     reactors: Vec<SimReactor>,
     initiators: Vec<Box<dyn Initiator>>,
     disks: Vec<Disk>,
     /// Blocks that the target says each disk has.
     sizes: Vec<u64>,
     guests: Vec<Rc<Handle>>,
-    /// The target, and the impostor if there is one.
+    /// The target, and the one that other addresses may lead to, if there is one.
     peers: Vec<Box<dyn Peer>>,
     sockets: Sockets,
-    weather: Weather,
+    conditions: Conditions,
     /// What begins and ends when, in order; from `agenda_at` on it is still to come.
     agenda: Vec<(Time, usize, bool)>,
     agenda_at: usize,
-    /// Since when it is known on every path that another disk answers, and how often it was changed when that was.
-    stranger_known: Option<(Time, Option<u64>)>,
+    /// A disk is swapped, or was when it was looked last.
+    watch_swaps: bool,
+    /// By path: its devices have been seen.
+    seen: Vec<bool>,
 }
 
 impl<'a> World<'a> {
-    fn new(plan: &'a Plan, family: &dyn Family, judge: Rc<Judge>) -> Result<World<'a>, Violation> {
+    fn new(plan: &'a Plan, family: &dyn Family, checker: Rc<Checker>) -> Result<World<'a>, Violation> {
         let fault = |what: String| Violation { rule: Rule::Panic, what };
         let clock = Arc::new(Clock::default());
         clock.set(START);
         crate::log::set_now(START);
         let net = Net::new(plan.seed, START, plan.settings.buffer);
-        let reactors: Vec<SimReactor> = (0..plan.reactors).map(|r| SimReactor::new(r, clock.clone())).collect();
+        let mut reactors: Vec<SimReactor> = (0..plan.reactors).map(|r| SimReactor::new(r, clock.clone())).collect();
+        if let Some(last) = reactors.last_mut() {
+            last.set_least_turn(Duration::from_millis(plan.settings.slow_turns_ms));
+        }
         let hosts: Vec<Arc<dyn Host>> = reactors.iter().map(|r| r.host() as Arc<dyn Host>).collect();
         let mut peers = vec![family.peer(plan, false).map_err(fault)?];
-        if plan.actions.iter().any(|t| matches!(t.action, Action::Impostor { .. })) {
+        if plan.actions.iter().any(|t| matches!(t.action, Action::OtherTarget { .. })) {
             peers.push(family.peer(plan, true).map_err(fault)?);
         }
-        let mut weather = Weather::new(plan);
-        (0..plan.paths.len()).for_each(|path| weather.apply(path, &net));
+        let mut conditions = Conditions::new(plan);
+        (0..plan.paths.len()).for_each(|path| conditions.apply(path, &net));
         let initiators: Vec<_> = (0..plan.paths.len()).map(|path| family.initiator(plan, path, &net, &hosts)).collect();
         let disks =
             (0..plan.disks).map(|disk| found(plan, disk, &initiators)).collect::<Result<Vec<_>, _>>().map_err(fault)?;
@@ -128,7 +133,7 @@ impl<'a> World<'a> {
             clock,
             net,
             rng: Xoshiro256PlusPlus::seed_from_u64(plan.seed ^ 0x5eed),
-            judge,
+            checker,
             reactors,
             initiators,
             sizes: vec![plan.blocks; disks.len()],
@@ -136,22 +141,23 @@ impl<'a> World<'a> {
             guests: Vec::new(),
             peers,
             sockets: Sockets::new(plan.paths.len()),
-            weather,
+            conditions,
             agenda: agenda(plan),
             agenda_at: 0,
-            stranger_known: None,
+            watch_swaps: false,
+            seen: vec![false; plan.paths.len()],
         };
         for (i, guest) in plan.guests.iter().enumerate() {
             let group: Arc<dyn Device> = world.disks[guest.disk as usize].group.clone();
             let handle =
-                world.settle(format!("guest{i}"), guest.clone(), group, plan.seed ^ (i as u64 + 1) << 32, false)?;
+                world.add_guest(format!("guest{i}"), guest.clone(), group, plan.seed ^ (i as u64 + 1) << 32, false)?;
             world.guests.push(handle);
         }
         Ok(world)
     }
 
-    /// A guest, or a reader, moves in.
-    fn settle(
+    /// Adds a guest, or a reader, to its reactor.
+    fn add_guest(
         &mut self,
         name: String,
         plan: GuestPlan,
@@ -159,25 +165,25 @@ impl<'a> World<'a> {
         seed: u64,
         reader: bool,
     ) -> Result<Rc<Handle>, Violation> {
-        let (judge, mut made) = (self.judge.clone(), None);
+        let (checker, mut made) = (self.checker.clone(), None);
         let now = self.now;
         let made = &mut made;
         self.reactors[usize::from(plan.reactor)].add(now, |cx| {
-            match Guest::new(name, cx, judge, plan, device, seed, reader) {
+            match Guest::new(name, cx, checker, plan, device, seed, reader) {
                 Ok((guest, handle)) => {
                     *made = Some(Ok(handle));
                     Box::new(guest)
                 }
                 Err(what) => {
                     *made = Some(Err(what));
-                    Box::new(Nobody)
+                    Box::new(NoGuest)
                 }
             }
         });
         match made.take() {
             Some(Ok(handle)) => Ok(handle),
             Some(Err(what)) => Err(Violation { rule: Rule::NoError, what }),
-            None => Err(Violation { rule: Rule::Panic, what: "nobody moved in".into() }),
+            None => Err(Violation { rule: Rule::Panic, what: "no guest was added".into() }),
         }
     }
 
@@ -197,7 +203,7 @@ impl<'a> World<'a> {
         self.must(Rule::Ends, "guests did not end", |w| w.guests.iter().all(|g| g.ended.get()), World::open_requests);
         self.check_media();
         self.read_alone()?;
-        self.check_strangers();
+        self.check_other_target();
         self.disks.iter().for_each(|disk| disk.group.close());
         self.initiators.iter().for_each(|initiator| initiator.close());
         let over = |w: &World<'_>| w.reactors.iter().all(SimReactor::is_empty);
@@ -226,15 +232,15 @@ impl<'a> World<'a> {
         detail: impl Fn(&World<'a>) -> String,
     ) {
         let limit = self.now.after(PATIENCE);
-        if !self.until(limit, done) && !self.judge.is_broken() {
+        if !self.until(limit, done) && !self.checker.is_broken() {
             let detail = detail(self);
-            self.judge.accuse(self.now, rule, format!("{what} within {PATIENCE:?}: {detail}"));
+            self.checker.violate(self.now, rule, format!("{what} within {PATIENCE:?}: {detail}"));
         }
     }
 
     /// Moves the world on until `limit`, until `done`, or until a rule is broken; says whether `done`.
     fn until(&mut self, limit: Time, done: impl Fn(&World<'a>) -> bool) -> bool {
-        while self.now < limit && !self.judge.is_broken() {
+        while self.now < limit && !self.checker.is_broken() {
             if done(self) {
                 return true;
             }
@@ -246,7 +252,7 @@ impl<'a> World<'a> {
             let tick = Duration::from_nanos(self.rng.random_range(TURN_NS.0..=TURN_NS.1));
             self.move_to(next.max(self.now.after(tick)).min(limit));
             if self.turns() > MOST_TURNS {
-                self.judge.accuse(self.now, Rule::Sleeps, format!("more than {MOST_TURNS} turns: a reactor spins"));
+                self.checker.violate(self.now, Rule::Sleeps, format!("more than {MOST_TURNS} turns: a reactor spins"));
             }
         }
         done(self)
@@ -266,7 +272,10 @@ impl<'a> World<'a> {
             debug_assert!(at <= self.now);
             self.act(index, begins);
         }
-        self.sockets.pump(self.now, &self.net, &mut self.peers);
+        if let Some(path) = self.sockets.pump(self.now, &self.net, &mut self.peers) {
+            let what = format!("a command left over path {path} for a disk after that was known to be another one");
+            self.checker.violate(self.now, Rule::OtherDisk, what);
+        }
         let mut next = self.agenda.get(self.agenda_at).map_or(Time::NEVER, |(at, ..)| *at);
         let first = self.rng.random_range(0..self.reactors.len());
         for i in 0..self.reactors.len() {
@@ -290,32 +299,27 @@ impl<'a> World<'a> {
                 if matches!(event.kind, EventKind::Redriven { .. } | EventKind::PathAdded) {
                     continue;
                 }
-                self.judge.note(self.now, format_args!("disk{i} {path} {:?}", event.kind));
+                self.checker.note(self.now, format_args!("disk{i} {path} {:?}", event.kind));
             }
         }
         let flushed = self.guests.iter().zip(&self.plan.guests).filter(|(g, _)| g.flushed.replace(false));
         let disks: Vec<u32> = flushed.map(|(_, plan)| plan.disk).collect();
         disks.into_iter().for_each(|disk| self.check_durable(disk));
-        if self.stranger_known.is_some() {
-            self.look_at_strangers();
+        if self.watch_swaps {
+            self.follow_swaps();
+        }
+        for (path, seen) in self.seen.iter_mut().enumerate().filter(|(_, seen)| !**seen) {
+            *seen = self.disks.iter().all(|disk| disk.devices[path].state().info().is_some());
         }
     }
 
     fn act(&mut self, index: usize, begins: bool) {
         let action = self.plan.actions[index].action.clone();
-        self.judge.note(self.now, format_args!("{} {action:?}", if begins { "BEGIN" } else { "END" }));
+        self.checker.note(self.now, format_args!("{} {action:?}", if begins { "BEGIN" } else { "END" }));
         let now = self.now;
         match action {
-            Action::Cut { path, .. } | Action::Slow { path, .. } | Action::Trickle { path, .. } => {
-                self.weather.set(index, begins);
-                self.weather.apply(path, &self.net);
-            }
-            Action::Close { path, .. } => {
-                self.weather.set(index, begins);
-                self.weather.apply(path, &self.net);
-                if begins {
-                    self.sockets.end_path(now, path, true, &mut self.peers);
-                }
+            Action::Cut { .. } | Action::Slow { .. } | Action::Trickle { .. } | Action::Close { .. } => {
+                self.change_wire(index, begins);
             }
             Action::Lag { path, nth, back, us } => {
                 let ids = self.net.connections(address(path));
@@ -334,7 +338,7 @@ impl<'a> World<'a> {
                 self.reactors[usize::from(reactor)].lengthen_turns(Duration::from_millis(turn_ms), until);
             }
             Action::LongTurns { .. } => {}
-            Action::Impostor { path, .. } => {
+            Action::OtherTarget { path, .. } => {
                 self.sockets.route(path, usize::from(begins));
                 self.sockets.end_path(now, path, true, &mut self.peers);
             }
@@ -343,15 +347,9 @@ impl<'a> World<'a> {
                 self.sizes[disk as usize] += blocks;
                 self.tell(&Action::Grow { disk, blocks: self.sizes[disk as usize] }, begins);
             }
-            Action::Swap { disk, .. } => {
-                let judge = self.judge.clone();
-                let mut known = judge.disk(disk).borrow_mut();
-                known.doubtful = begins;
-                known.doubts += 1;
-                drop(known);
-                self.stranger_known = begins.then_some((Time::NEVER, None));
-                self.tell(&action, begins);
-            }
+            Action::Swap { disk, .. } => self.swap(disk, &action, begins),
+            // Of two namespaces that are seen at once nobody can say which is the only one.
+            Action::UnusedNamespace { attach: true } if self.plan.settings.unnamed && self.seen.contains(&false) => {}
             Action::Queues { path, .. } => {
                 self.tell(&action, begins);
                 self.sockets.end_path(now, path, true, &mut self.peers);
@@ -361,9 +359,33 @@ impl<'a> World<'a> {
         }
     }
 
+    fn change_wire(&mut self, index: usize, begins: bool) {
+        let (path, closes) = match self.plan.actions[index].action {
+            Action::Cut { path, .. } | Action::Slow { path, .. } | Action::Trickle { path, .. } => (path, false),
+            Action::Close { path, .. } => (path, begins),
+            _ => return,
+        };
+        self.conditions.set(index, begins);
+        self.conditions.apply(path, &self.net);
+        if closes {
+            self.sockets.end_path(self.now, path, true, &mut self.peers);
+        }
+    }
+
+    fn swap(&mut self, disk: u32, action: &Action, begins: bool) {
+        let checker = self.checker.clone();
+        let mut known = checker.disk(disk).borrow_mut();
+        // The first end brings the disk back, however many swaps there are.
+        known.swapped = begins;
+        known.swaps += 1;
+        drop(known);
+        self.watch_swaps = true;
+        self.tell(action, begins);
+    }
+
     fn tell(&mut self, action: &Action, begins: bool) {
         if let Err(what) = self.peers[0].act(self.now, action, begins) {
-            self.judge.accuse(self.now, Rule::Panic, format!("the plan cannot be carried out: {action:?}: {what}"));
+            self.checker.violate(self.now, Rule::Panic, format!("the plan cannot be carried out: {action:?}: {what}"));
         }
     }
 
@@ -371,7 +393,7 @@ impl<'a> World<'a> {
         (0..self.plan.disks).for_each(|disk| self.check_durable(disk));
         self.tell(&Action::PowerLoss, true);
         for disk in 0..self.plan.disks {
-            let mut known = self.judge.disk(disk).borrow_mut();
+            let mut known = self.checker.disk(disk).borrow_mut();
             if !known.through {
                 known.cache_lost = true;
                 known.oracle.power_lost();
@@ -385,9 +407,9 @@ impl<'a> World<'a> {
     }
 
     fn check_blocks(&self, disk: u32, durable: bool) {
-        let judge = self.judge.clone();
-        let known = &mut *judge.disk(disk).borrow_mut();
-        if known.doubtful {
+        let checker = self.checker.clone();
+        let known = &mut *checker.disk(disk).borrow_mut();
+        if known.swapped {
             return;
         }
         let mut block = [0; 512];
@@ -397,7 +419,7 @@ impl<'a> World<'a> {
                 if durable { known.oracle.check_durable(lba, &block) } else { known.oracle.check_block(lba, &block) };
             if let Err(violation) = verdict {
                 let (rule, what) = if durable { (Rule::Durable, "durable content") } else { (Rule::Data, "medium") };
-                return judge.accuse(self.now, rule, format!("{what} of disk {disk}: {violation}"));
+                return checker.violate(self.now, rule, format!("{what} of disk {disk}: {violation}"));
             }
         }
     }
@@ -416,7 +438,7 @@ impl<'a> World<'a> {
             for disk in 0..self.plan.disks {
                 let device = self.disks[disk as usize].devices[path].clone();
                 let plan = GuestPlan { disk, reactor: 0, depth: 8, most_blocks: 8, pause_us: 1, reads: 100 };
-                let reader = self.settle(format!("reader{path}.{disk}"), plan, device, 1, true)?;
+                let reader = self.add_guest(format!("reader{path}.{disk}"), plan, device, 1, true)?;
                 self.must(
                     Rule::Ends,
                     &format!("path {path} alone did not give disk {disk}"),
@@ -428,36 +450,27 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn check_strangers(&self) {
-        let changed = self.peers.get(1).map_or(0, |impostor| impostor.changes());
+    fn check_other_target(&self) {
+        let changed = self.peers.get(1).map_or(0, |target| target.changes());
         if changed > 0 {
             let what = format!("{changed} changes of disks behind an address that leads elsewhere since a reconnect");
-            self.judge.accuse(self.now, Rule::Stranger, what);
+            self.checker.violate(self.now, Rule::OtherDisk, what);
         }
     }
 
-    /// Once every path has said that another disk answers, and what was on its way has arrived, that disk does not change.
-    fn look_at_strangers(&mut self) {
-        let Some((known_at, before)) = self.stranger_known else { return };
-        let swapped = (0..self.plan.disks).find(|&d| self.judge.disk(d).borrow().doubtful);
-        let Some(disk) = swapped else { return };
-        let known = self.disks[disk as usize].devices.iter().all(|d| d.state().info().is_none());
-        if !known {
-            self.stranger_known = Some((Time::NEVER, None));
-            return;
+    /// Tells the sockets which paths know that every disk which is swapped is another one now.
+    fn follow_swaps(&mut self) {
+        let swapped: Vec<usize> =
+            (0..self.disks.len()).filter(|&d| self.checker.disk(d as u32).borrow().swapped).collect();
+        self.watch_swaps = !swapped.is_empty();
+        for path in 0..self.plan.paths.len() {
+            let is_known = |disk: &usize| {
+                let state = self.disks[*disk].devices[path].state();
+                matches!(state, DeviceState::Down { cause: Code::PathIdentity, .. })
+            };
+            let known = self.watch_swaps && swapped.iter().all(is_known);
+            self.sockets.set_known_swapped(path, known, &self.net);
         }
-        let known_at = known_at.min(self.now);
-        let changes = self.peers[0].changes_of_strangers();
-        let arrived = self.now > known_at.after(self.weather.longest_way());
-        if arrived && before.is_some_and(|before| changes > before) {
-            let span = self.now.since(known_at);
-            self.judge.accuse(
-                self.now,
-                Rule::Stranger,
-                format!("another disk was changed {span:?} after that was known"),
-            );
-        }
-        self.stranger_known = Some((known_at, arrived.then_some(changes)));
     }
 
     fn all_usable(&self) -> bool {
@@ -491,10 +504,10 @@ impl Drop for World<'_> {
     }
 }
 
-/// What moves in when a guest cannot.
-struct Nobody;
+/// The poller that a reactor gets when a guest cannot be made.
+struct NoGuest;
 
-impl polypath_block::Poller for Nobody {
+impl polypath_block::Poller for NoGuest {
     fn poll(&mut self, _: &mut polypath_block::Cx<'_>) -> polypath_block::Turn {
         polypath_block::Turn::Finished
     }
@@ -504,7 +517,7 @@ impl polypath_block::Poller for Nobody {
     }
 
     fn name(&self) -> &str {
-        "nobody"
+        "no guest"
     }
 }
 

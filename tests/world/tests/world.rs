@@ -23,6 +23,8 @@ fn calm(seed: u64) -> Plan {
         buffer: 16_384,
         volatile: true,
         fencing: true,
+        unnamed: false,
+        slow_turns_ms: 0,
     };
     Plan {
         seed,

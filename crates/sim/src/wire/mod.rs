@@ -100,6 +100,11 @@ impl Net {
         self.lock().connections(address)
     }
 
+    /// Bytes that were sent one way of `connection` and not read yet.
+    pub fn unread(&self, connection: u64, way: Way) -> usize {
+        self.lock().unread(connection, way)
+    }
+
     /// How many connections to `address` whoever dialled still holds.
     pub fn dialled(&self, address: SocketAddr) -> usize {
         self.lock().dialled(address)

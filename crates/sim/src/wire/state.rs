@@ -143,6 +143,10 @@ impl State {
         self.connections.iter().filter(|(_, c)| held(c)).map(|(id, _)| *id).collect()
     }
 
+    pub(crate) fn unread(&self, id: u64, way: Way) -> usize {
+        self.connections.get(&id).map_or(0, |c| c.lines[way as usize].held)
+    }
+
     pub(crate) fn dialled(&self, address: SocketAddr) -> usize {
         let held = |c: &&Connection| c.address == address && !c.ends[Way::ToTarget as usize].gone;
         self.connections.values().filter(held).count()

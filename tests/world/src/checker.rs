@@ -1,4 +1,4 @@
-//! What a run must not do, and who watches.
+//! What a run must not do, and the checker that everybody reports to.
 
 use crate::trace::{Kind, Trace};
 use polypath_block::Time;
@@ -19,8 +19,8 @@ pub enum Rule {
     NoError,
     /// What a FLUSH said is durable is.
     Durable,
-    /// Nothing is written to a disk that is known to be another one.
-    Stranger,
+    /// Nothing leaves for a disk after its device has said that another one answers there.
+    OtherDisk,
     /// A path that is healed comes back.
     ComesBack,
     /// Closed queues drain and ended controllers let go of their sockets.
@@ -48,33 +48,33 @@ impl fmt::Display for Violation {
 
 /// What everybody in a world shares: the trace, the first violation, and an oracle for each disk.
 #[derive(Debug)]
-pub(crate) struct Judge {
+pub(crate) struct Checker {
     trace: RefCell<Trace>,
     violation: RefCell<Option<Violation>>,
-    disks: Vec<RefCell<DiskJudge>>,
+    disks: Vec<RefCell<DiskModel>>,
 }
 
 /// What is known of one disk.
 #[derive(Debug)]
-pub(crate) struct DiskJudge {
+pub(crate) struct DiskModel {
     /// What its blocks may hold.
     pub(crate) oracle: Oracle,
     /// Another disk answers in its place: until it does no more, nobody can say what a write did.
-    pub(crate) doubtful: bool,
+    pub(crate) swapped: bool,
     /// How often that began or ended.
-    pub(crate) doubts: u64,
+    pub(crate) swaps: u64,
     /// Its cache may be lost: FLUSH may say so.
     pub(crate) cache_lost: bool,
     /// The medium has no volatile cache.
     pub(crate) through: bool,
 }
 
-impl Judge {
-    /// A judge over `disks` zeroed disks of `blocks` blocks of 512 bytes, who keeps `room` lines of trace.
-    pub(crate) fn new(disks: u32, blocks: u64, through: bool, room: usize) -> Judge {
+impl Checker {
+    /// A checker over `disks` zeroed disks of `blocks` blocks of 512 bytes, that keeps `room` lines of trace.
+    pub(crate) fn new(disks: u32, blocks: u64, through: bool, room: usize) -> Checker {
         let disk =
-            || DiskJudge { oracle: Oracle::new(blocks, 512), doubtful: false, doubts: 0, cache_lost: false, through };
-        Judge {
+            || DiskModel { oracle: Oracle::new(blocks, 512), swapped: false, swaps: 0, cache_lost: false, through };
+        Checker {
             trace: RefCell::new(Trace::new(room)),
             violation: RefCell::new(None),
             disks: (0..disks).map(|_| RefCell::new(disk())).collect(),
@@ -92,7 +92,7 @@ impl Judge {
     }
 
     /// A rule was broken. The first time counts.
-    pub(crate) fn accuse(&self, now: Time, rule: Rule, what: String) {
+    pub(crate) fn violate(&self, now: Time, rule: Rule, what: String) {
         self.note(now, format_args!("VIOLATION {rule:?}: {what}"));
         self.violation.borrow_mut().get_or_insert(Violation { rule, what });
     }
@@ -108,7 +108,7 @@ impl Judge {
     }
 
     /// What is known of disk `index`.
-    pub(crate) fn disk(&self, index: u32) -> &RefCell<DiskJudge> {
+    pub(crate) fn disk(&self, index: u32) -> &RefCell<DiskModel> {
         &self.disks[index as usize]
     }
 

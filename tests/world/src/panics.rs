@@ -11,7 +11,7 @@ thread_local! {
 }
 
 /// What `work` returns, or what it said when it panicked. Nothing is printed.
-pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
@@ -30,8 +30,8 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     result.map_err(|_| SAID.take().unwrap_or_else(|| "it ended early".to_owned()))
 }
 
-/// Leaves [`caught`] at once and drops what is on the way, which may be in the middle of something: tables that object to being
+/// Leaves [`catch_panic`] at once and drops what is on the way, which may be in the middle of something: tables that object to being
 /// dropped with I/O in them do not when their thread unwinds.
-pub(crate) fn leave() -> ! {
+pub(crate) fn unwind() -> ! {
     resume_unwind(Box::new(()))
 }

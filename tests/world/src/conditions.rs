@@ -1,24 +1,23 @@
-//! What the faults in force make of the wire.
+//! The conditions on the wire: what the faults in force make of it.
 
 use crate::peer::address;
 use crate::plan::{Action, Cut, Plan};
 use polypath_sim::wire::{Net, Shape, Way};
-use std::time::Duration;
 
 /// Bytes of a packet on a slow wire.
 const SMALL: usize = 536;
 
 /// The wire's faults, by the actions that made them.
 #[derive(Debug)]
-pub(crate) struct Weather {
+pub(crate) struct Conditions {
     plan: Plan,
     active: Vec<bool>,
 }
 
-impl Weather {
-    /// Fair weather.
-    pub(crate) fn new(plan: &Plan) -> Weather {
-        Weather { active: vec![false; plan.actions.len()], plan: plan.clone() }
+impl Conditions {
+    /// No fault in force.
+    pub(crate) fn new(plan: &Plan) -> Conditions {
+        Conditions { active: vec![false; plan.actions.len()], plan: plan.clone() }
     }
 
     /// Action `index` begins or ends.
@@ -51,26 +50,5 @@ impl Weather {
         }
         net.listen(address(path), open);
         Way::ALL.into_iter().zip(shapes).for_each(|(way, shape)| net.shape(address(path), way, shape));
-    }
-
-    /// Longest that something may be on its way, whatever meets it there: the worst of everything that is planned.
-    pub(crate) fn longest_way(&self) -> Duration {
-        let paths = self.plan.paths.iter().map(|p| p.delay_us.1 + p.skew_us).max().unwrap_or(0);
-        let faults: u64 = self
-            .plan
-            .actions
-            .iter()
-            .map(|timed| match timed.action {
-                Action::Slow { us, .. } | Action::Lag { us, .. } | Action::Delay { us, .. } => us,
-                Action::Hold { after_ms, .. } => after_ms * 1000,
-                Action::Stall { ms, .. } | Action::LongTurns { turn_ms: ms, .. } => ms * 1000,
-                Action::Trickle { bytes_per_s, .. } => {
-                    2_000_000 * self.plan.settings.buffer as u64 / bytes_per_s.max(1)
-                }
-                Action::Cut { ms, .. } => ms * 1000,
-                _ => 0,
-            })
-            .sum();
-        Duration::from_micros(20_000 + 2 * paths + faults)
     }
 }
