@@ -245,6 +245,8 @@ pub(crate) struct HeldWrite {
     /// The data; `None` for Write Zeroes of `len` bytes.
     pub(crate) data: Option<Vec<u8>>,
     pub(crate) len: u64,
+    /// It is not answered before it is durable.
+    pub(crate) fua: bool,
     pub(crate) apply_us: u64,
     /// Whom to tell afterwards: thread, connection, command.
     pub(crate) answer: Option<(usize, u64, u16)>,

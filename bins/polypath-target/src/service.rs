@@ -41,6 +41,10 @@ pub(crate) fn apply_held(shared: &Shared, now_us: u64) {
             Some(data) => write.namespace.medium.write(write.offset, data),
             None => write.namespace.medium.zero(write.offset, write.len),
         };
+        let result = match result {
+            Ok(()) if write.fua => write.namespace.medium.persist(write.offset, write.len),
+            result => result,
+        };
         let unix_us = shared.unix_us(shared.now_us());
         tracing::info!(id = write.id, ok = result.is_ok(), "held write applied");
         shared.held.applied(write.id, unix_us, |cntlid| shared.subsystems.iter().any(|s| s.alive(cntlid)));

@@ -97,6 +97,7 @@ impl Conn {
             offset: range.offset,
             data: (!zeroes).then(|| data.to_vec()),
             len: range.len,
+            fua: sqe.fua(),
             apply_us: env.now_us + after_us,
             answer: (answer == Answer::After).then(|| (self.info.thread, self.info.id, sqe.cid())),
         };
