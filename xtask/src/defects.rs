@@ -188,7 +188,10 @@ fn copy_tree(tree: &Path) -> Result<()> {
     for name in &wanted {
         let (from, to) = (repository().join(name), tree.join(name));
         // A file that is listed and gone was deleted and not committed yet.
-        let Ok(bytes) = fs::read(&from) else { continue };
+        let Ok(mut bytes) = fs::read(&from) else { continue };
+        if *name == "Cargo.toml" {
+            bytes = told_apart(&bytes)?;
+        }
         if fs::read(&to).is_ok_and(|old| old == bytes) {
             continue;
         }
@@ -197,6 +200,16 @@ fn copy_tree(tree: &Path) -> Result<()> {
         fs::write(&to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
     }
     remove_others(tree, tree, &wanted)
+}
+
+/// The workspace's manifest with another version. Cargo tells a package of one workspace from the same package of another by its version
+/// only, not by where the workspace lies: in one target folder it would take what was built from one tree for that of another.
+fn told_apart(manifest: &[u8]) -> Result<Vec<u8>> {
+    let text = std::str::from_utf8(manifest).context("Cargo.toml is not UTF-8")?;
+    let line = text.lines().find(|line| line.starts_with("version = \""));
+    let line = line.context("Cargo.toml: expected the version of the workspace's packages, `version = \"...\"`")?;
+    let other = format!("{}+defect\"", line.trim_end_matches('"'));
+    Ok(text.replacen(line, &other, 1).into_bytes())
 }
 
 /// Removes what an earlier patch, or an earlier state of the repository, has left in the copy.

@@ -20,8 +20,7 @@ pub(crate) fn sim(words: &[&str]) -> Result<()> {
 }
 
 /// Builds `polypath-sim` from `tree`; returns the program. All trees share the folder that cargo builds in, and with it every
-/// dependency that is not of this workspace: packages of a tree are told apart by where they lie. The program is not: the tree that
-/// was built last has it.
+/// dependency that is not of this workspace. The program is not shared: the tree that was built last has it.
 pub(crate) fn build(tree: &Path) -> Result<PathBuf> {
     let words = ["build", "--quiet", "--profile", "sim", "--package", "polypath-world", "--bin", "polypath-sim"];
     let status = cargo(tree)?.args(words).stdin(Stdio::null()).status().context("cannot run cargo")?;

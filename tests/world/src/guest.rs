@@ -173,7 +173,7 @@ impl Guest {
 
     fn invent(&mut self) -> Io {
         let blocks = self.blocks;
-        let large = self.rng.random_range(0..100) < 4;
+        let large = self.rng.random_range(0..100) < 7;
         let most = if large { LARGEST } else { self.plan.most_blocks };
         let n = self.rng.random_range(1..=most);
         let lba = self.rng.random_range(0..=blocks - u64::from(n));

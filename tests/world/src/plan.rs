@@ -369,7 +369,7 @@ fn action(dice: &mut Dice, plan: &Plan, left_ms: u64) -> Action {
         }
         70..73 => Action::Refuse { path, op: dice.one_of(&[Op::Identify, Op::GetLogPage]), count: count.min(3), ms },
         73..81 => {
-            let (after_ms, answer) = (dice.span(1, 900), dice.chance(30));
+            let (after_ms, answer) = (dice.span(10, 900), dice.chance(50));
             Action::Hold { path, after_ms, beyond: false, answer, count, ms }
         }
         81..87 => {
