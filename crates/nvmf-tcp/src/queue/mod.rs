@@ -124,10 +124,10 @@ impl QueuePair {
     #[cold]
     fn follow(&mut self, now: Time, done: &mut Done) {
         for answer in self.mailbox.take_answers() {
-            if let Some(connection) = &mut self.connection {
-                if let Some(key) = connection.abort_answered(answer) {
-                    self.requests.abort_answered(key, now);
-                }
+            if let Some(connection) = &mut self.connection
+                && let Some(key) = connection.abort_answered(answer)
+            {
+                self.requests.abort_answered(key, now);
             }
         }
         if let Some(connection) = &self.connection
