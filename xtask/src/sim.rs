@@ -23,8 +23,10 @@ pub(crate) fn sim(words: &[&str]) -> Result<()> {
 /// dependency that is not of this workspace. The program is not shared: the tree that was built last has it.
 pub(crate) fn build(tree: &Path) -> Result<PathBuf> {
     let words = ["build", "--quiet", "--profile", "sim", "--package", "polypath-world", "--bin", "polypath-sim"];
-    let status = cargo(tree)?.args(words).stdin(Stdio::null()).status().context("cannot run cargo")?;
-    ensure!(status.success(), "polypath-sim cannot be built from {}", tree.display());
+    let built = cargo(tree)?.args(words).stdin(Stdio::null()).output().context("cannot run cargo")?;
+    // Warnings are for `cargo clippy`: a defect leaves things unused.
+    let said = String::from_utf8_lossy(&built.stderr);
+    ensure!(built.status.success(), "polypath-sim cannot be built from {}:\n{said}", tree.display());
     Ok(target_folder()?.join("sim").join(format!("polypath-sim{}", std::env::consts::EXE_SUFFIX)))
 }
 
