@@ -230,12 +230,16 @@ pub(crate) async fn power_history(
     let answer = command(admin, sqe, Data::In(SmartLog::LEN as u32), Some(config.connect_timeout)).await?;
     if !answer.cqe.status.is_success() {
         let status = answer.cqe.status;
+        if shared.power().is_some() {
+            // What it said to an association before this one says nothing of what has happened since.
+            let reason = format!("the SMART log, which tells whether the power was lost, was refused: {status}");
+            return Err(Fault::new(Code::PathProtocol, reason));
+        }
         tracing::warn!(
             path = %config.name, %status,
             "no SMART log: should the controller have lost its power, and its write cache, nobody knows"
         );
-        // A refusal is no news.
-        return Ok(shared.power());
+        return Ok(None);
     }
     let smart = SmartLog::parse(&answer.data)?;
     let power = PowerHistory { cycles: smart.power_cycles, unsafe_shutdowns: smart.unsafe_shutdowns };
