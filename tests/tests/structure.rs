@@ -171,6 +171,25 @@ fn every_mandatory_peer_is_met_by_some_test() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn every_defect_that_can_be_put_back_applies() -> Result<()> {
+    let folder = repository().join("tests/world/defects");
+    let mut patches: Vec<PathBuf> =
+        fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>().context("cannot list defects")?;
+    patches.retain(|path| path.extension().is_some_and(|e| e == "patch"));
+    ensure!(patches.len() >= 10, "only {} defects were found: this test has lost its way", patches.len());
+    let mut faults = Vec::new();
+    for patch in patches {
+        let check = Command::new("git").args(["apply", "--check"]).arg(&patch).current_dir(repository()).output()?;
+        if !check.status.success() {
+            let why = String::from_utf8_lossy(&check.stderr);
+            faults.push(format!("{} does not apply any more, make it anew: {}", patch.display(), why.trim()));
+        }
+    }
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(())
+}
+
 fn packages() -> Result<Vec<Value>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
