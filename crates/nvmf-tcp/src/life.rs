@@ -172,7 +172,7 @@ async fn get_to_know(
         Arc::new(Association::new(Shape { generation, address, cntlid, queues, depth, in_capsule, fence }));
     // The admin socket, open since Connect.
     admin.borrow_mut().set_socket(association.open_socket(&shared.host));
-    let power = if discovery { None } else { attach::power_history(admin, shared, &identify).await? };
+    let power = if discovery { None } else { attach::power_history(admin, shared, &identify, generation).await? };
     let view = Arc::new(ControllerView {
         page_shift_min: ready.cap.page_shift_min(),
         subnqn: identify.subsystem_nqn().map_or_else(|_| config.subnqn.to_string(), |nqn| nqn.to_string()),

@@ -7,6 +7,7 @@ use crate::namespace::{ControllerView, with_access};
 use crate::shared::{AbortAnswer, AbortOrder, Shared};
 use polypath_block::{Access, Code, Time};
 use polypath_nvme::Sqe;
+use polypath_nvme::features::AsyncEventConfig;
 use polypath_nvme::keepalive::send_interval_ms;
 use polypath_nvme::log::{AsyncEvent, EventKind, lid};
 use polypath_nvme::sqe::NSID_ALL;
@@ -155,24 +156,21 @@ async fn events(l: Living) -> Result<(), Fault> {
         tracing::info!(path = %config.name, event = ?event.kind, "event");
         let taken = l.admin.borrow().now;
         match event.kind {
-            EventKind::NamespacesChanged => {
-                // Reading the list clears the event; what changed is found by looking at all.
-                clear_event(&l, lid::CHANGED_NAMESPACES, 4096).await?;
-                l.want(News::NAMESPACES);
-            }
+            EventKind::NamespacesChanged => l.want(News::NAMESPACES),
             EventKind::AnaChanged => l.want(News::ANA),
             EventKind::DiscoveryChanged => l.want(News::DISCOVERY),
-            _ => clear_event(&l, event.log_page, 512).await?,
+            _ => drop(clear_event(&l, event.log_page, 512).await?),
         }
         // A storm of events must not keep us, nor every queue that is told of each, from everything else.
         sleep_until(&l.admin, taken.after(BREATH)).await;
     }
 }
 
-/// Reads `len` bytes of a log page so that its event is cleared. Any answer will do.
-async fn clear_event(l: &Living, page: u8, len: u32) -> Result<(), Fault> {
+/// Reads `len` bytes of a log page so that its event is cleared, and told again when it happens again. Was it given?
+async fn clear_event(l: &Living, page: u8, len: u32) -> Result<bool, Fault> {
     let log = Sqe::get_log_page(0, NSID_ALL, page, 0, false, 0, len);
-    command(&l.admin, log, Data::In(len), Some(l.shared.config.connect_timeout)).await.map(drop)
+    let answer = command(&l.admin, log, Data::In(len), Some(l.shared.config.connect_timeout)).await?;
+    Ok(answer.cqe.status.is_success())
 }
 
 /// Reads what events, queues and earlier refusals ask for. A refusal, or an answer that makes no sense, is no reason to leave a way
@@ -245,12 +243,17 @@ fn is_whole(l: &Living, what: &str, read: Result<bool, Fault>) -> Result<bool, F
 
 async fn rescan(l: &Living) -> Result<bool, Fault> {
     let config = &l.shared.config;
+    // Before all else, so that whatever changes from now on is told. What the list says is found by looking at all; a controller that
+    // has none refuses it and sends no such events.
+    let tells =
+        AsyncEventConfig::from_bits_truncate(l.view.identify.oaes).contains(AsyncEventConfig::NAMESPACE_ATTRIBUTES);
+    let cleared = clear_event(l, lid::CHANGED_NAMESPACES, 4096).await? || !tells;
     let ana = attach::ana_log(&l.admin, config, &l.view).await?;
     let known = l.association.namespaces();
     let found = attach::namespaces(&l.admin, &l.shared, &l.view, ana.as_ref(), Some(&known)).await?;
     l.association.set_listed(found.listed);
     l.shared.set_namespaces(&l.association, found.namespaces);
-    Ok(found.whole)
+    Ok(found.whole && cleared)
 }
 
 async fn refresh_ana(l: &Living) -> Result<bool, Fault> {

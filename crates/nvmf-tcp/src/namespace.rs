@@ -24,11 +24,22 @@ pub(crate) struct ControllerView {
     pub(crate) power: Option<PowerHistory>,
 }
 
-/// What a controller counts of its losses of power (SMART log, Base 2.1 section 5.1.12.1.3).
+/// What is known of a controller's losses of power (SMART log, Base 2.1 section 5.1.12.1.3).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct PowerHistory {
-    pub(crate) cycles: u128,
-    pub(crate) unsafe_shutdowns: u128,
+pub(crate) enum PowerHistory {
+    /// What it counts.
+    Counted { cycles: u128, unsafe_shutdowns: u128 },
+    /// It told once, and refused to at the beginning of this association: its power may have been lost since.
+    Untold { association: u64 },
+}
+
+impl std::fmt::Display for PowerHistory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            PowerHistory::Counted { cycles, unsafe_shutdowns } => write!(f, "{cycles}.{unsafe_shutdowns}"),
+            PowerHistory::Untold { association } => write!(f, "untold.{association}"),
+        }
+    }
 }
 
 /// Access that an ANA state means.
@@ -143,7 +154,7 @@ fn identity(view: &ControllerView, nsid: u32, ns: &IdentifyNamespace, ids: &Name
     }
     let place = format!("nvme:{}:{}", view.subnqn, view.identify.serial());
     // Always said, so that a serial number is not taken for it.
-    let power_cycle = view.power.map_or_else(String::new, |p| format!("{}.{}", p.cycles, p.unsafe_shutdowns));
+    let power_cycle = view.power.map_or_else(String::new, |power| power.to_string());
     Identity { identifiers, cache_domain: CacheDomain::since(&place, &power_cycle) }
 }
 
@@ -185,10 +196,12 @@ mod tests {
             let view = ControllerView { power, ..view() };
             describe(&view, 1, &namespace(), &NamespaceIds::default(), None).info.identity.cache_domain.clone()
         };
-        let after = |cycles, unsafe_shutdowns| domain(Some(PowerHistory { cycles, unsafe_shutdowns }));
+        let after = |cycles, unsafe_shutdowns| domain(Some(PowerHistory::Counted { cycles, unsafe_shutdowns }));
         assert_eq!(after(3, 1), after(3, 1));
         assert!(after(3, 1) != after(4, 1) && after(3, 1) != after(3, 2));
-        assert_eq!(after(3, 1).place(), domain(None).place(), "at the same place");
+        let untold = |association| domain(Some(PowerHistory::Untold { association }));
+        assert!(untold(1) != untold(2) && untold(1) != after(3, 1), "nobody knows whether it is the same");
+        assert!([domain(None), untold(1)].iter().all(|d| d.place() == after(3, 1).place()), "at the same place");
     }
 
     #[test]

@@ -4,7 +4,6 @@
 
 use crate::association::{Association, Namespace, NoNamespace, Pinned, another, lock};
 use crate::config::ControllerConfig;
-use crate::namespace::PowerHistory;
 use polypath_block::{Code, DeviceState, Host, OpenError};
 use polypath_net::Bell;
 use polypath_nvme::log::DiscoveryEntry;
@@ -151,8 +150,8 @@ pub(crate) struct Shared {
     called: AtomicBool,
     queues_open: AtomicU32,
     discovered: Mutex<Vec<DiscoveryEntry>>,
-    /// What the controller said last of its losses of power.
-    power: Mutex<Option<PowerHistory>>,
+    /// The controller has told how often it lost its power.
+    tells_power: AtomicBool,
 }
 
 impl Shared {
@@ -177,7 +176,7 @@ impl Shared {
             called: AtomicBool::new(false),
             queues_open: AtomicU32::new(0),
             discovered: Mutex::new(Vec::new()),
-            power: Mutex::new(None),
+            tells_power: AtomicBool::new(false),
         }
     }
 
@@ -371,12 +370,12 @@ impl Shared {
         !lock(&self.aborts).is_empty()
     }
 
-    pub(crate) fn power(&self) -> Option<PowerHistory> {
-        *lock(&self.power)
+    pub(crate) fn tells_power(&self) -> bool {
+        self.tells_power.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_power(&self, power: PowerHistory) {
-        *lock(&self.power) = Some(power);
+    pub(crate) fn set_tells_power(&self) {
+        self.tells_power.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn discovered(&self) -> Vec<DiscoveryEntry> {
