@@ -70,7 +70,7 @@ pub trait ControllerQueue {
 
     /// Who can tell when what the queue had sent is quiet, should it be dropped undrained because its reactor ends. `None` when
     /// nobody can: then the outcome of what was open stays unknown. Asked for once, when the queue opens.
-    fn heir(&self) -> Option<Arc<dyn QueueFence>> {
+    fn end_fence(&self) -> Option<Arc<dyn QueueFence>> {
         None
     }
 }

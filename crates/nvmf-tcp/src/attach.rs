@@ -1,6 +1,6 @@
 //! From an address to a controller that is up and known: the admin commands of one association, in order.
 
-use crate::admin::{ADMIN_DATA, ADMIN_DEPTH, Data, Fault, Handle, command, demand, sleep, sleep_until};
+use crate::admin::{ADMIN_DATA, ADMIN_DEPTH, Data, Fault, Handle, command, demand, sleep_until};
 use crate::association::Namespace;
 use crate::config::ControllerConfig;
 use crate::link::{Link, RX_ADMIN};
@@ -20,15 +20,13 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::task::Poll;
-use std::time::Duration;
 
 /// Most namespaces of one controller that are looked at without being asked for.
 pub(crate) const MOST_NAMESPACES: usize = 1024;
 /// Bytes of a log page that any controller gives in one command (MDTS is at least one page).
 pub(crate) const PIECE: u32 = 4096;
-/// Reads of a SMART log that was given once, and the pause between two.
-const SMART_READS: u32 = 3;
-const SMART_PAUSE: Duration = Duration::from_millis(50);
+/// Attempts to come up at which a SMART log that was given once may be refused.
+const POWER_REFUSALS: u32 = 5;
 /// Reads of an ANA log that comes in pieces.
 const ANA_READS: u32 = 3;
 /// Most bytes of a log page that are read.
@@ -223,7 +221,11 @@ pub(crate) async fn read_log(
 /// How often the controller has lost its power, if that costs its cache anything and it tells.
 ///
 /// What it said to an association before this one says nothing of what has happened since. A controller that told then and does not
-/// now is asked a few times; after that its cache is taken for another one, so that what was not flushed is reported as lost.
+/// now is not used, and asked again at the next attempts. If it refuses at all of [`POWER_REFUSALS`], its cache is taken for another
+/// one, so that what was not flushed is reported as lost.
+///
+/// # Errors
+/// [`Code::PathProtocol`] for a refusal that may not be the last word.
 pub(crate) async fn power_history(
     admin: &Handle,
     shared: &Shared,
@@ -234,29 +236,35 @@ pub(crate) async fn power_history(
     if !controller.has_volatile_write_cache() {
         return Ok(None);
     }
-    for left in (0..SMART_READS).rev() {
-        let sqe = Sqe::get_log_page(0, NSID_ALL, lid::SMART, 0, true, 0, SmartLog::LEN as u32);
-        let answer = command(admin, sqe, Data::In(SmartLog::LEN as u32), Some(config.connect_timeout)).await?;
-        let status = answer.cqe.status;
-        if status.is_success() {
-            let smart = SmartLog::parse(&answer.data)?;
-            shared.set_tells_power();
-            let (cycles, unsafe_shutdowns) = (smart.power_cycles, smart.unsafe_shutdowns);
-            return Ok(Some(PowerHistory::Counted { cycles, unsafe_shutdowns }));
-        }
-        if !shared.tells_power() {
+    let sqe = Sqe::get_log_page(0, NSID_ALL, lid::SMART, 0, true, 0, SmartLog::LEN as u32);
+    let answer = command(admin, sqe, Data::In(SmartLog::LEN as u32), Some(config.connect_timeout)).await?;
+    let status = answer.cqe.status;
+    if status.is_success() {
+        let smart = SmartLog::parse(&answer.data)?;
+        shared.power_told();
+        let (cycles, unsafe_shutdowns) = (smart.power_cycles, smart.unsafe_shutdowns);
+        return Ok(Some(PowerHistory::Counted { cycles, unsafe_shutdowns }));
+    }
+    match shared.power_refused() {
+        None => {
             tracing::warn!(
                 path = %config.name, %status,
                 "no SMART log: should the controller lose its power, and its write cache, nobody will know"
             );
-            return Ok(None);
+            Ok(None)
         }
-        if left > 0 {
-            sleep(admin, SMART_PAUSE).await;
+        Some(times) if times < POWER_REFUSALS => {
+            let reason = format!("the SMART log, which tells whether the power was lost, was refused: {status}");
+            Err(Fault::new(Code::PathProtocol, reason))
+        }
+        Some(_) => {
+            tracing::warn!(
+                path = %config.name, %status,
+                "no SMART log any more: the write cache may have lost its power, and is taken for another one"
+            );
+            Ok(Some(PowerHistory::Untold { association }))
         }
     }
-    tracing::warn!(path = %config.name, "no SMART log any more: the write cache may have lost its power, and is taken for another one");
-    Ok(Some(PowerHistory::Untold { association }))
 }
 
 /// The ANA log, if the controller has one.

@@ -150,8 +150,8 @@ pub(crate) struct Shared {
     called: AtomicBool,
     queues_open: AtomicU32,
     discovered: Mutex<Vec<DiscoveryEntry>>,
-    /// The controller has told how often it lost its power.
-    tells_power: AtomicBool,
+    /// How often the controller has refused to tell how often it lost its power since it told that; `None`: it never has.
+    power_refusals: Mutex<Option<u32>>,
 }
 
 impl Shared {
@@ -176,7 +176,7 @@ impl Shared {
             called: AtomicBool::new(false),
             queues_open: AtomicU32::new(0),
             discovered: Mutex::new(Vec::new()),
-            tells_power: AtomicBool::new(false),
+            power_refusals: Mutex::new(None),
         }
     }
 
@@ -370,12 +370,15 @@ impl Shared {
         !lock(&self.aborts).is_empty()
     }
 
-    pub(crate) fn tells_power(&self) -> bool {
-        self.tells_power.load(Ordering::Relaxed)
+    pub(crate) fn power_told(&self) {
+        *lock(&self.power_refusals) = Some(0);
     }
 
-    pub(crate) fn set_tells_power(&self) {
-        self.tells_power.store(true, Ordering::Relaxed);
+    /// Counts a refusal, if it ever told.
+    pub(crate) fn power_refused(&self) -> Option<u32> {
+        let mut refusals = lock(&self.power_refusals);
+        *refusals = refusals.map(|n| n.saturating_add(1));
+        *refusals
     }
 
     pub(crate) fn discovered(&self) -> Vec<DiscoveryEntry> {

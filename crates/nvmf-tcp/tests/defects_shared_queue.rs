@@ -199,12 +199,12 @@ fn a_reactor_that_ends_under_its_queues() {
     queue.kick(&mut cx);
     assert_eq!(world.script.open(2).len(), 1);
 
-    let heir = queue.heir().expect("somebody knows");
-    assert_eq!(heir.state(world.now), FenceState::Idle, "it lives");
+    let end_fence = queue.end_fence().expect("somebody knows");
+    assert_eq!(end_fence.state(world.now), FenceState::Idle, "it lives");
     drop(queue);
     assert!(world.script.is_closed(2));
-    let pending = |world: &World| matches!(heir.state(world.now), FenceState::Pending { .. });
-    assert_eq!((heir.terms().proof, heir.terms().within), (FENCE, BOUND));
+    let pending = |world: &World| matches!(end_fence.state(world.now), FenceState::Pending { .. });
+    assert_eq!((end_fence.terms().proof, end_fence.terms().within), (FENCE, BOUND));
     world.pass_ms(10_000);
     assert!(pending(&world), "the admin socket and that of queue 1 are open");
     world.turn_queue(0);
@@ -214,11 +214,11 @@ fn a_reactor_that_ends_under_its_queues() {
     world.let_admin_look();
     assert!(world.script.is_closed(0));
     let closed = world.now;
-    assert_eq!(heir.state(closed), FenceState::Pending { by: closed.after(BOUND) });
-    assert_eq!(heir.state(closed.after(BOUND)), FenceState::Quiet(FENCE));
+    assert_eq!(end_fence.state(closed), FenceState::Pending { by: closed.after(BOUND) });
+    assert_eq!(end_fence.state(closed.after(BOUND)), FenceState::Quiet(FENCE));
     world.expect_fenced(0, 1, closed);
     world.run_until("a way back", 1000, |w| w.is_live());
-    assert_eq!(heir.state(world.now), FenceState::Quiet(FENCE), "whatever the next association does");
+    assert_eq!(end_fence.state(world.now), FenceState::Quiet(FENCE), "whatever the next association does");
 }
 
 /// A reactor ends under a queue whose write already waits for the fence of an association that was lost before.
@@ -233,11 +233,11 @@ fn a_reactor_that_ends_under_a_fence() {
     assert_eq!(pair.done.suspects.len(), 1);
     pair.world.let_admin_look();
     let closed = pair.world.now;
-    let heir = pair.queue.heir().unwrap();
+    let end_fence = pair.queue.end_fence().unwrap();
     pair.world.pass_ms(500);
     drop(pair.queue);
-    assert_eq!(heir.state(pair.world.now), FenceState::Pending { by: closed.after(BOUND) });
-    assert_eq!(heir.state(closed.after(BOUND)), FenceState::Quiet(FENCE));
+    assert_eq!(end_fence.state(pair.world.now), FenceState::Pending { by: closed.after(BOUND) });
+    assert_eq!(end_fence.state(closed.after(BOUND)), FenceState::Quiet(FENCE));
 }
 
 /// A queue that ends with nothing open leaves the association alone.
@@ -250,9 +250,9 @@ fn a_queue_that_ends_with_nothing_open_costs_nothing() {
     pair.world.script.answer(1, pair.world.script.open_cids(1)[0], StatusField::SUCCESS);
     pair.turn();
     assert_eq!(pair.code(1), Some(Code::Ok));
-    let heir = pair.queue.heir().unwrap();
+    let end_fence = pair.queue.end_fence().unwrap();
     drop(pair.queue);
-    assert!(matches!(heir.state(pair.world.now), FenceState::Quiet(_)));
+    assert!(matches!(end_fence.state(pair.world.now), FenceState::Quiet(_)));
     pair.world.run_ms(100);
     assert!(pair.world.controller.is_live());
     assert_eq!(pair.world.controller.statistics().losses, 0);

@@ -115,7 +115,7 @@ impl Sharing {
             name: self.source.name().to_owned(),
             reason: format!("no eventfd for a queue: {e}; raise the limit of open files"),
         };
-        let mailbox = OwnerMailbox::new(self.source.name(), reactor, inner.heir()).map_err(system)?;
+        let mailbox = OwnerMailbox::new(self.source.name(), reactor, inner.end_fence()).map_err(system)?;
         let mut owners = lock(&self.owners);
         owners.retain(|o| o.strong_count() > 0);
         owners.push(Arc::downgrade(&mailbox));

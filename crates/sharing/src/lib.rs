@@ -23,7 +23,7 @@
 //! # Ends
 //! An asker that goes undrained takes what was not sent yet with it; the owner drains what runs, and keeps its rows and its unit until
 //! then. An owner's reactor that ends drops the queue first and the links last: whoever learns of the end by its link may count on the
-//! queue being gone, and asks its heir ([`polypath_block::QueueFence`]) when changes are quiet.
+//! queue being gone, and asks its end fence ([`polypath_block::QueueFence`]) when changes are quiet.
 //!
 //! Both bells are [`polypath_net::Bell`]s: a flag looked at each turn, a system call only when the other side sleeps, and no
 //! wake-up lost between its last look and its sleep.

@@ -27,12 +27,12 @@ pub(crate) const WIDE_ROWS: u32 = 8;
 const OPEN_DEPTHS: u16 = 2;
 /// Segments in the ring for each request of the depth. A ring without room is a full queue.
 const SEGMENTS_A_REQUEST: usize = 16;
-/// Pause between two questions to the heir of a queue that has not quite ended.
+/// Pause between two questions to the end fence of a queue that has not quite ended.
 const ASK_AGAIN: Duration = Duration::from_millis(1);
 /// The longest pause while it knows by when it is quiet at the latest: it may be sooner.
 const ASK_PENDING: Duration = Duration::from_millis(20);
-/// How much longer than its terms say an heir may go without having noticed that its queue has ended.
-const HEIR_GRACE: Duration = Duration::from_secs(1);
+/// How much longer than its terms say an end fence may go without having noticed that its queue has ended.
+const END_GRACE: Duration = Duration::from_secs(1);
 /// How long to wait for the owner's reactor to take the link in.
 const JOIN_LIMIT: Duration = Duration::from_secs(1);
 
@@ -106,11 +106,11 @@ pub(crate) struct Client {
     /// The owner has ended without a word.
     orphaned: bool,
     /// Who can tell then when changes are quiet.
-    heir: Option<Arc<dyn QueueFence>>,
+    end_fence: Option<Arc<dyn QueueFence>>,
     /// When to ask next.
     ask: Time,
     /// When it must have noticed that the queue has ended.
-    heir_knows: Time,
+    end_known_by: Time,
 }
 
 #[derive(Clone, Copy)]
@@ -164,9 +164,9 @@ pub(crate) fn pair(mailbox: &OwnerMailbox, unit: UnitId, depth: u16) -> io::Resu
         joined: false,
         health: Health::Down,
         orphaned: false,
-        heir: mailbox.heir.clone(),
+        end_fence: mailbox.end_fence.clone(),
         ask: Time::ZERO,
-        heir_knows: Time::ZERO,
+        end_known_by: Time::ZERO,
     };
     Ok((client, served))
 }
@@ -306,7 +306,7 @@ impl Client {
             self.orphan(cx.now, done);
         }
         if self.orphaned && cx.now >= self.ask {
-            self.ask_heir(cx.now, done);
+            self.ask_end_fence(cx.now, done);
         }
         self.health = if self.orphaned { Health::Down } else { self.shown() };
         if !self.joined {
@@ -346,13 +346,13 @@ impl Client {
     }
 
     /// The owner's reactor has ended under its queues, and their connections with it. What was open has an unknown outcome: changes are
-    /// suspect until the heir of the queue knows them quiet.
+    /// suspect until the end fence of the queue knows them quiet.
     #[cold]
     fn orphan(&mut self, now: Time, done: &mut Done) {
         self.orphaned = true;
-        let Some(heir) = &self.heir else { return };
-        let fence = heir.terms();
-        self.heir_knows = now.after(fence.within).after(HEIR_GRACE);
+        let Some(end_fence) = &self.end_fence else { return };
+        let fence = end_fence.terms();
+        self.end_known_by = now.after(fence.within).after(END_GRACE);
         for (_, open) in self.open.iter_mut().filter(|(_, open)| open.changes && !open.suspect) {
             open.suspect = true;
             done.suspects.push(Suspect { tag: open.tag, fate: Fate::Unknown, cause: Code::PathLost, fence });
@@ -361,9 +361,9 @@ impl Client {
 
     /// Completes what is quiet by now.
     #[cold]
-    fn ask_heir(&mut self, now: Time, done: &mut Done) {
-        let state = self.heir.as_ref().map(|heir| match heir.state(now) {
-            FenceState::Idle if now >= self.heir_knows => FenceState::Failed,
+    fn ask_end_fence(&mut self, now: Time, done: &mut Done) {
+        let state = self.end_fence.as_ref().map(|end_fence| match end_fence.state(now) {
+            FenceState::Idle if now >= self.end_known_by => FenceState::Failed,
             state => state,
         });
         let keys: Vec<SlotKey> = self.open.iter().map(|(key, _)| key).collect();

@@ -20,7 +20,7 @@ pub(crate) struct OwnerMailbox {
     /// Number of the reactor that owns the queue.
     pub(crate) reactor: u16,
     /// Who can tell when what the queue had sent is quiet, should its reactor end under it.
-    pub(crate) heir: Option<Arc<dyn QueueFence>>,
+    pub(crate) end_fence: Option<Arc<dyn QueueFence>>,
     shares: AtomicU32,
     health: AtomicU8,
     closed: AtomicBool,
@@ -41,13 +41,17 @@ struct Inbox {
 }
 
 impl OwnerMailbox {
-    pub(crate) fn new(name: &str, reactor: u16, heir: Option<Arc<dyn QueueFence>>) -> io::Result<Arc<OwnerMailbox>> {
+    pub(crate) fn new(
+        name: &str,
+        reactor: u16,
+        end_fence: Option<Arc<dyn QueueFence>>,
+    ) -> io::Result<Arc<OwnerMailbox>> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Ok(Arc::new(OwnerMailbox {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: name.to_owned(),
             reactor,
-            heir,
+            end_fence,
             shares: AtomicU32::new(0),
             health: AtomicU8::new(health_to_u8(Health::Down)),
             closed: AtomicBool::new(false),

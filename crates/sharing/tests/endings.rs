@@ -8,20 +8,20 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 use world::controller::at_the_end_of_a_queue;
-use world::{FakeHeir, World};
+use world::{FakeEndFence, World};
 
-/// An owner on reactor 0 and an asker on reactor 1 of a queue with `slots`, whose heir is `heir`.
-fn crossing(slots: usize, heir: Option<std::sync::Arc<FakeHeir>>) -> (World, usize, usize) {
+/// An owner on reactor 0 and an asker on reactor 1 of a queue with `slots`, whose end fence is `end_fence`.
+fn crossing(slots: usize, end_fence: Option<std::sync::Arc<FakeEndFence>>) -> (World, usize, usize) {
     let mut w = World::new(2, 1, slots);
-    w.target.lock().heir = heir;
+    w.target.lock().end_fence = end_fence;
     let (owner, asker) = (w.open_ready(0, 1, 4), w.open_ready(1, 2, 4));
     (w, owner, asker)
 }
 
 #[test]
-fn an_heir_tells_when_changes_of_an_ended_owner_are_quiet() {
-    let heir = FakeHeir::new();
-    let (mut w, _, asker) = crossing(8, Some(heir.clone()));
+fn a_fence_of_an_end_tells_when_changes_of_an_ended_owner_are_quiet() {
+    let end_fence = FakeEndFence::new();
+    let (mut w, _, asker) = crossing(8, Some(end_fence.clone()));
     w.write(asker, 1);
     w.read(asker, 2);
     w.with(asker, |u, cx| u.queue.submit(cx, Io::range(3, Op::WriteZeroes, 5, 1))).unwrap();
@@ -33,7 +33,7 @@ fn an_heir_tells_when_changes_of_an_ended_owner_are_quiet() {
     w.end_reactor(0);
     assert!(w.would_wake(1), "nobody tells the asker that its owner has ended");
     w.turn_of(1);
-    // Reads at once; changes are suspect on the heir's terms.
+    // Reads at once; changes are suspect on the end fence's terms.
     let done = w.completions(asker);
     assert_eq!(
         done.iter().map(|c| (c.tag, c.status.code, c.proof)).collect::<Vec<_>>(),
@@ -43,15 +43,17 @@ fn an_heir_tells_when_changes_of_an_ended_owner_are_quiet() {
     let mut tags: Vec<_> = suspects.iter().map(|s| s.tag).collect();
     tags.sort_unstable();
     assert_eq!(tags, [1, 3, 4]);
-    assert!(suspects.iter().all(|s| (s.fate, s.fence, s.cause) == (Fate::Unknown, FakeHeir::TERMS, Code::PathLost)));
+    assert!(
+        suspects.iter().all(|s| (s.fate, s.fence, s.cause) == (Fate::Unknown, FakeEndFence::TERMS, Code::PathLost))
+    );
     assert_eq!(w.health(asker), Health::Down);
-    // The heir has not noticed yet; then it waits; then it knows.
+    // The end fence has not noticed yet; then it waits; then it knows.
     for _ in 0..5 {
         w.pass(Duration::from_millis(1));
         w.turn_of(1);
     }
     let by = w.now.after(Duration::from_secs(9));
-    heir.say(FenceState::Pending { by });
+    end_fence.say(FenceState::Pending { by });
     w.pass(Duration::from_millis(1));
     w.turn_of(1);
     w.turn_of(1);
@@ -59,14 +61,14 @@ fn an_heir_tells_when_changes_of_an_ended_owner_are_quiet() {
     assert!(waits.deadline.is_some_and(|d| d <= by), "it looks again when the fence ends: {waits:?}");
     w.pass(Duration::from_secs(5));
     w.turn_of(1);
-    assert!(w.completions(asker).is_empty(), "completed before the heir knew it quiet");
-    heir.say(FenceState::Quiet(FakeHeir::PROOF));
+    assert!(w.completions(asker).is_empty(), "completed before the end_fence knew it quiet");
+    end_fence.say(FenceState::Quiet(FakeEndFence::PROOF));
     w.pass(Duration::from_secs(5));
     w.turn_of(1);
     let mut done = w.completions(asker);
     done.sort_unstable_by_key(|c| c.tag);
     assert_eq!(done.iter().map(|c| c.tag).collect::<Vec<_>>(), [1, 3, 4]);
-    assert!(done.iter().all(|c| (c.status.code, c.proof) == (Code::PathLost, FakeHeir::PROOF)));
+    assert!(done.iter().all(|c| (c.status.code, c.proof) == (Code::PathLost, FakeEndFence::PROOF)));
     assert!(w.suspects(asker).is_empty(), "suspect twice");
     w.turns(3);
     assert!(w.completions(asker).is_empty(), "completed twice");
@@ -76,33 +78,33 @@ fn an_heir_tells_when_changes_of_an_ended_owner_are_quiet() {
 
 #[test]
 fn what_was_suspect_before_the_owner_ended_waits_for_the_heir_and_is_not_suspect_again() {
-    let heir = FakeHeir::new();
-    let (mut w, _, asker) = crossing(8, Some(heir.clone()));
+    let end_fence = FakeEndFence::new();
+    let (mut w, _, asker) = crossing(8, Some(end_fence.clone()));
     w.write(asker, 1);
     w.turns(2);
-    w.target.lose(0, FakeHeir::TERMS);
+    w.target.lose(0, FakeEndFence::TERMS);
     w.turns(2);
     assert_eq!(w.suspects(asker).len(), 1);
     w.end_reactor(0);
     w.turn_of(1);
     assert!(w.suspects(asker).is_empty() && w.completions(asker).is_empty());
-    heir.say(FenceState::Quiet(FakeHeir::PROOF));
+    end_fence.say(FenceState::Quiet(FakeEndFence::PROOF));
     w.pass(Duration::from_millis(2));
     w.turn_of(1);
-    assert_eq!(w.completions(asker)[0].proof, FakeHeir::PROOF);
+    assert_eq!(w.completions(asker)[0].proof, FakeEndFence::PROOF);
 }
 
 #[test]
-fn an_heir_that_cannot_tell_leaves_nothing_open() {
+fn a_fence_of_an_end_that_cannot_tell_leaves_nothing_open() {
     // It says that it failed; or it never says anything.
     for (says, patience) in [(FenceState::Failed, 0), (FenceState::Idle, 12_000)] {
-        let heir = FakeHeir::new();
-        let (mut w, _, asker) = crossing(8, Some(heir.clone()));
+        let end_fence = FakeEndFence::new();
+        let (mut w, _, asker) = crossing(8, Some(end_fence.clone()));
         w.write(asker, 1);
         w.read(asker, 2);
         w.turns(2);
         w.end_reactor(0);
-        heir.say(says);
+        end_fence.say(says);
         w.turn_of(1);
         w.pass(Duration::from_millis(patience));
         w.turn_of(1);
@@ -119,7 +121,7 @@ fn an_heir_that_cannot_tell_leaves_nothing_open() {
 }
 
 #[test]
-fn without_an_heir_the_outcome_is_unknown() {
+fn without_a_fence_of_an_end_the_outcome_is_unknown() {
     let (mut w, _, asker) = crossing(8, None);
     w.write(asker, 1);
     w.read(asker, 2);
@@ -135,8 +137,8 @@ fn without_an_heir_the_outcome_is_unknown() {
 
 #[test]
 fn an_asker_finds_another_queue_when_its_owner_has_ended() {
-    let heir = FakeHeir::new();
-    let (mut w, _, asker) = crossing(8, Some(heir.clone()));
+    let end_fence = FakeEndFence::new();
+    let (mut w, _, asker) = crossing(8, Some(end_fence.clone()));
     w.write(asker, 1);
     w.turns(2);
     w.end_reactor(0);
@@ -151,7 +153,7 @@ fn an_asker_finds_another_queue_when_its_owner_has_ended() {
     w.close(asker);
     w.turns(3);
     assert!(!w.is_drained(asker));
-    heir.say(FenceState::Quiet(FakeHeir::PROOF));
+    end_fence.say(FenceState::Quiet(FakeEndFence::PROOF));
     w.pass(Duration::from_millis(5));
     w.turn_of(1);
     assert_eq!(w.completions(asker).iter().map(|c| c.tag).collect::<Vec<_>>(), [1]);
@@ -226,15 +228,15 @@ fn an_asker_that_goes_wakes_its_owner() {
 
 #[test]
 fn an_asker_asks_its_heir_now_and_then_for_it_may_be_quiet_sooner() {
-    let heir = FakeHeir::new();
-    let (mut w, _, asker) = crossing(8, Some(heir.clone()));
+    let end_fence = FakeEndFence::new();
+    let (mut w, _, asker) = crossing(8, Some(end_fence.clone()));
     w.write(asker, 1);
     w.turns(2);
     w.close(asker);
-    heir.say(FenceState::Pending { by: w.now.after(Duration::from_secs(60)) });
+    end_fence.say(FenceState::Pending { by: w.now.after(Duration::from_secs(60)) });
     w.end_reactor(0);
     w.turn_of(1);
-    heir.say(FenceState::Quiet(FakeHeir::PROOF));
+    end_fence.say(FenceState::Quiet(FakeEndFence::PROOF));
     let (armed, waits) = w.arm(1);
     assert!(armed == Armed::Sleep && waits.deadline.is_some_and(|at| at <= w.now.after(Duration::from_millis(20))));
     w.pass(Duration::from_millis(20));
@@ -248,7 +250,7 @@ fn an_asker_that_goes_while_its_requests_are_suspect_is_drained_by_the_owner() {
     let (mut w, owner, asker) = crossing(8, None);
     (1..=4).for_each(|tag| w.write(asker, tag));
     w.turns(2);
-    w.target.lose(0, FakeHeir::TERMS);
+    w.target.lose(0, FakeEndFence::TERMS);
     w.end_reactor(1);
     for _ in 0..5 {
         w.turn_of(0);
@@ -260,7 +262,7 @@ fn an_asker_that_goes_while_its_requests_are_suspect_is_drained_by_the_owner() {
         w.turn_of(0);
     }
     assert!(!w.is_drained(owner), "the queue would be dropped under a fence");
-    w.target.quiet(0, FakeHeir::PROOF);
+    w.target.quiet(0, FakeEndFence::PROOF);
     w.until("the end of everything", |w| w.reactors[0].pollers.is_empty() && w.is_drained(owner));
     w.drop_user(owner);
     assert_eq!(w.target.open_queues(), 0);
@@ -273,13 +275,13 @@ fn a_user_on_the_same_reactor_that_is_dropped_is_drained_by_the_others() {
     (1..=4).for_each(|tag| w.write(a, tag));
     w.turn();
     w.drop_user(a);
-    w.target.lose(0, FakeHeir::TERMS);
+    w.target.lose(0, FakeEndFence::TERMS);
     w.turns(5);
     assert_eq!(w.target.submitted(0).len(), 2, "what waited in its line was sent");
     w.close(b);
     w.turns(5);
     assert!(!w.is_drained(b), "the queue would be dropped under a fence");
-    w.target.quiet(0, FakeHeir::PROOF);
+    w.target.quiet(0, FakeEndFence::PROOF);
     w.turns(2);
     assert!(w.is_drained(b));
     assert!(w.completions(b).is_empty() && w.suspects(b).is_empty(), "outcomes of another user");
@@ -318,7 +320,7 @@ fn a_surplus_queue_gives_back_what_waits_in_its_lines() {
         // Its requests are lost with the connection, and it says nothing but that it is full.
         (q.surplus, q.says_full) = (true, true);
     }
-    w.target.lose(0, FakeHeir::TERMS);
+    w.target.lose(0, FakeEndFence::TERMS);
     w.turns(3);
     let (a, b) = (w.completions(local), w.completions(remote));
     assert_eq!(a.len() + b.len(), 6, "{a:?} {b:?}");
@@ -329,10 +331,10 @@ fn a_surplus_queue_gives_back_what_waits_in_its_lines() {
     w.pass(Duration::from_millis(1100));
     w.until("another queue", |w| w.health(local) == Health::Ready && w.health(remote) == Health::Ready);
     assert_eq!(w.target.open_queues(), 2);
-    w.target.quiet(0, FakeHeir::PROOF);
+    w.target.quiet(0, FakeEndFence::PROOF);
     w.until("the surplus queue given back", |w| w.target.open_queues() == 1);
     let done: Vec<_> = [w.completions(local), w.completions(remote)].concat();
-    assert!(done.len() == 2 && done.iter().all(|c| c.proof == FakeHeir::PROOF));
+    assert!(done.len() == 2 && done.iter().all(|c| c.proof == FakeEndFence::PROOF));
 }
 
 #[test]
@@ -406,7 +408,7 @@ fn a_surplus_queue_takes_nobody_in_though_some_have_not_left_it_yet() {
     let (slow, quick) = (w.open_ready(0, 1, 4), w.open_ready(0, 2, 4));
     w.write(slow, 1);
     w.turn();
-    w.target.lose(0, FakeHeir::TERMS);
+    w.target.lose(0, FakeEndFence::TERMS);
     w.target.lock().queues[0].surplus = true;
     w.target.lock().granted = 2;
     // One gets no turns for a while.
@@ -419,16 +421,16 @@ fn a_surplus_queue_takes_nobody_in_though_some_have_not_left_it_yet() {
     w.users[slow] = slow_user;
     w.turns(5);
     assert_eq!((w.health(slow), w.suspects(slow).len()), (Health::Ready, 1));
-    w.target.quiet(0, FakeHeir::PROOF);
+    w.target.quiet(0, FakeEndFence::PROOF);
     w.turns(3);
     assert_eq!((w.completions(slow).len(), w.target.open_queues()), (1, 1));
 }
 
 #[test]
 fn nothing_is_told_of_a_queue_before_it_is_gone() {
-    let heir = FakeHeir::new();
-    heir.say(FenceState::Quiet(FakeHeir::PROOF));
-    let (mut w, _, asker) = crossing(8, Some(heir));
+    let end_fence = FakeEndFence::new();
+    end_fence.say(FenceState::Quiet(FakeEndFence::PROOF));
+    let (mut w, _, asker) = crossing(8, Some(end_fence));
     w.write(asker, 1);
     w.read(asker, 2);
     w.turns(2);

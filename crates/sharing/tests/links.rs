@@ -6,12 +6,12 @@ use polypath_block::{Armed, Code, Cx, Device, Done, Health, Proof, QueueConfig, 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
-use world::{FakeHeir, World};
+use world::{FakeEndFence, World};
 
-/// An owner on reactor 0 and an asker on reactor 1 of a queue with `slots`, whose heir is `heir`.
-fn crossing(slots: usize, heir: Option<std::sync::Arc<FakeHeir>>) -> (World, usize, usize) {
+/// An owner on reactor 0 and an asker on reactor 1 of a queue with `slots`, whose end fence is `end_fence`.
+fn crossing(slots: usize, end_fence: Option<std::sync::Arc<FakeEndFence>>) -> (World, usize, usize) {
     let mut w = World::new(2, 1, slots);
-    w.target.lock().heir = heir;
+    w.target.lock().end_fence = end_fence;
     let (owner, asker) = (w.open_ready(0, 1, 4), w.open_ready(1, 2, 4));
     (w, owner, asker)
 }
@@ -20,9 +20,9 @@ fn crossing(slots: usize, heir: Option<std::sync::Arc<FakeHeir>>) -> (World, usi
 const ROWS: u64 = 8;
 
 /// As [`crossing`], with an asker as deep as there are wide rows.
-fn deep_crossing(heir: Option<std::sync::Arc<FakeHeir>>) -> (World, usize, usize) {
+fn deep_crossing(end_fence: Option<std::sync::Arc<FakeEndFence>>) -> (World, usize, usize) {
     let mut w = World::new(2, 1, 64);
-    w.target.lock().heir = heir;
+    w.target.lock().end_fence = end_fence;
     let (owner, asker) = (w.open_ready(0, 1, 4), w.open_ready(1, 2, ROWS as u16));
     (w, owner, asker)
 }
@@ -35,7 +35,7 @@ fn proofs_and_terms_cross_as_they_are() {
         Proof::NeverSent,
         Proof::SocketClosed,
         Proof::Aborted,
-        FakeHeir::PROOF,
+        FakeEndFence::PROOF,
         Proof::ConfiguredBound { bound_ms: 77 },
         Proof::QueueDeleted,
         Proof::None,
@@ -62,7 +62,7 @@ fn a_wide_row_belongs_to_its_request_until_that_is_quiet() {
     w.turns(2);
     let spans: Vec<_> = w.target.lock().queues[0].running.iter().map(|h| h.io.segs).collect();
     assert_eq!(spans.len(), ROWS as usize);
-    w.target.lose(0, FakeHeir::TERMS);
+    w.target.lose(0, FakeEndFence::TERMS);
     w.turns(2);
     assert_eq!(w.suspects(asker).len(), ROWS as usize);
     // All rows are taken by what may still be read by the driver: one more waits, and keeps nothing else from going.
@@ -79,7 +79,7 @@ fn a_wide_row_belongs_to_its_request_until_that_is_quiet() {
     assert_eq!(w.completions(narrow).len(), 1);
     assert!(!w.would_wake(1), "a request that waits for a row keeps its reactor awake");
     // Quiet: the row is free, and nobody has to ask for it.
-    w.target.quiet(0, FakeHeir::PROOF);
+    w.target.quiet(0, FakeEndFence::PROOF);
     w.turns(3);
     assert_eq!(w.completions(asker).len(), ROWS as usize);
     let again: Vec<_> = w.target.lock().queues[0].running.iter().map(|h| (h.io.segs, h.segs.len())).collect();
@@ -93,10 +93,10 @@ fn a_wide_row_belongs_to_its_request_until_that_is_quiet() {
 fn what_waits_for_a_wide_row_ends_with_its_way() {
     // The owner ends, the unit goes down, the queue is surplus, the user closes.
     for end in 0..4 {
-        let (mut w, _, asker) = deep_crossing(Some(FakeHeir::new()));
+        let (mut w, _, asker) = deep_crossing(Some(FakeEndFence::new()));
         (0..ROWS).for_each(|tag| w.send(asker, tag, true, 100));
         w.turns(2);
-        w.target.lose(0, FakeHeir::TERMS);
+        w.target.lose(0, FakeEndFence::TERMS);
         w.turns(2);
         w.send(asker, ROWS, true, 100);
         match end {
@@ -114,7 +114,7 @@ fn what_waits_for_a_wide_row_ends_with_its_way() {
         }
         // A close lets what was accepted complete.
         assert!(done.is_empty() && !w.is_drained(asker));
-        w.target.quiet(0, FakeHeir::PROOF);
+        w.target.quiet(0, FakeEndFence::PROOF);
         w.turns(3);
         w.target.answer(0, 1);
         w.turns(2);
@@ -129,14 +129,14 @@ fn a_link_that_is_full_of_fences_is_down_and_not_full() {
     for round in 0..2 {
         assert_eq!(w.fill(asker, round * 4), 4, "suspects do not count against the depth");
         w.turns(2);
-        w.target.lose(0, FakeHeir::TERMS);
+        w.target.lose(0, FakeEndFence::TERMS);
         w.turns(2);
         assert_eq!(w.suspects(asker).len(), 4);
     }
     // "Full" would promise that a request of one's own makes room: the requester would wait for the fence, with nothing in flight.
     assert_eq!(w.try_send(asker, 9, true, 1).unwrap_err().why, RefusedWhy::Gone);
     assert_eq!(w.health(asker), Health::Down);
-    w.target.quiet(0, FakeHeir::PROOF);
+    w.target.quiet(0, FakeEndFence::PROOF);
     w.turns(2);
     assert_eq!(w.health(asker), Health::Ready);
     assert_eq!(w.completions(asker).len(), 8);

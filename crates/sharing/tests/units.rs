@@ -177,7 +177,7 @@ fn what_one_user_lost_takes_no_place_of_anothers() {
     // 20 times everything is lost, and no fence ends.
     for round in 0..20 {
         assert_eq!(w.fill(a, 0), 4, "round {round}");
-        w.target.lose(0, world::FakeHeir::TERMS);
+        w.target.lose(0, world::FakeEndFence::TERMS);
         w.turn();
         assert_eq!(w.suspects(a).len(), 4);
     }
@@ -185,11 +185,11 @@ fn what_one_user_lost_takes_no_place_of_anothers() {
     w.target.answer(0, 1);
     w.turn();
     assert_eq!(w.completions(b).len(), 1);
-    assert_eq!(w.target.quiet(0, world::FakeHeir::PROOF), 80);
+    assert_eq!(w.target.quiet(0, world::FakeEndFence::PROOF), 80);
     w.turn();
     let done = w.completions(a);
     assert_eq!(done.len(), 80);
-    assert!(done.iter().all(|c| c.proof == world::FakeHeir::PROOF && c.status.code == Code::PathLost));
+    assert!(done.iter().all(|c| c.proof == world::FakeEndFence::PROOF && c.status.code == Code::PathLost));
 }
 
 #[test]
@@ -336,13 +336,13 @@ fn a_suspect_that_is_told_twice_counts_once() {
     for user in [w.open_ready(0, 1, 4), w.open_ready(1, 2, 4)] {
         w.write(user, 5);
         w.turns(2);
-        w.target.lose(0, world::FakeHeir::TERMS);
+        w.target.lose(0, world::FakeEndFence::TERMS);
         let again = w.target.lock().queues[0].outbox.suspects.clone();
         w.target.lock().queues[0].outbox.suspects.extend(again);
         w.turns(2);
         assert_eq!(w.suspects(user).len(), 1);
         assert_eq!(w.fill(user, 10), 4, "its depth is as it was");
-        w.target.quiet(0, world::FakeHeir::PROOF);
+        w.target.quiet(0, world::FakeEndFence::PROOF);
         w.turns(2);
         w.target.answer(0, 8);
         w.turns(2);

@@ -174,7 +174,7 @@ pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
     pub(crate) counters: Vec<Arc<Counters>>,
     /// Per vring: the socket was left by a back-end that was killed, and the vring has not been seen without old requests yet.
-    pub(crate) heir: Vec<AtomicBool>,
+    pub(crate) end_fence: Vec<AtomicBool>,
     stopping: AtomicBool,
     connected: AtomicBool,
     config_space: Mutex<Option<ConfigSpace>>,
@@ -270,12 +270,12 @@ impl Server {
         config.check()?;
         let path = config.socket_path.clone();
         let system = |call, source: std::io::Error| ServerError::System { call, path: path.clone(), source };
-        let (listener, identity, heir) = make_socket(&path, config.socket_mode)?;
+        let (listener, identity, end_fence) = make_socket(&path, config.socket_mode)?;
         let stop =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| system("eventfd", e.into()))?;
         let shared = Arc::new(Shared {
             counters: (0..config.num_queues).map(|_| Arc::default()).collect(),
-            heir: (0..config.num_queues).map(|_| AtomicBool::new(heir)).collect(),
+            end_fence: (0..config.num_queues).map(|_| AtomicBool::new(end_fence)).collect(),
             stopping: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             config_space: Mutex::new(None),
@@ -488,20 +488,20 @@ fn make_socket(path: &Path, mode: u32) -> Result<(UnixListener, (u64, u64), bool
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let make = || socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(system("socket"));
     let socket = make()?;
-    let mut heir = false;
+    let mut end_fence = false;
     match bind(&socket, &address) {
         Ok(()) => {}
         Err(Errno::ADDRINUSE) => {
             clear_stale(path, &make()?, &address)?;
             bind(&socket, &address).map_err(system("bind"))?;
-            heir = true;
+            end_fence = true;
         }
         Err(error) => return Err(system("bind")(error)),
     }
     chmod(path, Mode::from_raw_mode(mode)).map_err(system("chmod"))?;
     let stat = lstat(path).map_err(system("lstat"))?;
     listen(&socket, 8).map_err(system("listen"))?;
-    Ok((UnixListener::from(socket), (stat.st_dev, stat.st_ino), heir))
+    Ok((UnixListener::from(socket), (stat.st_dev, stat.st_ino), end_fence))
 }
 
 /// Removes a socket that nobody answers on.

@@ -426,13 +426,13 @@ impl<'a> Session<'a> {
         let mut ring = Vring::new(spec, memory).map_err(|source| Refusal::Ring { index, source })?;
         // Front-ends go on at the used index after their back-end died. Requests complete in any order, so what is available from
         // there on need not be what was in flight: to run it might write memory that the guest has given to something else.
-        let heir = &server.heir[index as usize];
-        let orphaned = base != 0 && ring.waiting() != Ok(0) && heir.load(Ordering::Relaxed);
+        let end_fence = &server.end_fence[index as usize];
+        let orphaned = base != 0 && ring.waiting() != Ok(0) && end_fence.load(Ordering::Relaxed);
         let (kick, call, err) = (vring.kick.clone(), vring.call.clone(), vring.err.clone());
         let start = Start { ring, kick, call, err, write_through, orphaned };
         self.ensure_poller(index, size)?;
         self.tell(index, Command::Start(Box::new(start)))?;
-        heir.store(orphaned, Ordering::Relaxed);
+        end_fence.store(orphaned, Ordering::Relaxed);
         self.vring(index)?.running = true;
         tracing::debug!(disk = %self.server.config.name, index, size, base, event_idx, "vring started");
         Ok(())

@@ -327,7 +327,7 @@ fn what_a_killed_back_end_may_have_had_in_flight_is_not_run_again() {
     let device = ram();
     let mut served = serve(device.clone(), |_| ());
     let path = path(&served);
-    let config = || ServerConfig::new("heir", &path, device.clone(), served.pool.hosts());
+    let config = || ServerConfig::new("end_fence", &path, device.clone(), served.pool.hosts());
     served.server.stop().unwrap();
     for killed in [true, false] {
         if killed {

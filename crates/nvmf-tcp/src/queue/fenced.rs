@@ -74,23 +74,23 @@ impl FencedChanges {
         (!self.list.is_empty()).then_some(self.look)
     }
 
-    /// Hands over to `heir` what is left of them: the reactor ends.
-    pub(super) fn abandon(&mut self, heir: &Heir) {
-        self.list.drain(..).for_each(|fenced| heir.leave(fenced.association));
+    /// Hands over to `end_fence` what is left of them: the reactor ends.
+    pub(super) fn abandon(&mut self, end_fence: &EndFence) {
+        self.list.drain(..).for_each(|fenced| end_fence.leave(fenced.association));
     }
 }
 
 /// What stays of a queue that was dropped undrained: the associations over which something may still be carried out.
 #[derive(Debug)]
-pub(super) struct Heir {
+pub(super) struct EndFence {
     assumed: FenceTerms,
     left: Mutex<Option<Vec<Arc<Association>>>>,
 }
 
-impl Heir {
+impl EndFence {
     /// `assumed`: the terms while nothing is known.
     pub(super) fn new(assumed: FenceTerms) -> Self {
-        Heir { assumed, left: Mutex::new(None) }
+        EndFence { assumed, left: Mutex::new(None) }
     }
 
     /// The queue has ended.
@@ -108,7 +108,7 @@ impl Heir {
     }
 }
 
-impl QueueFence for Heir {
+impl QueueFence for EndFence {
     fn terms(&self) -> FenceTerms {
         let left = lock(&self.left);
         let longest = left.iter().flatten().map(|a| a.fence.terms()).max_by_key(|terms| terms.within);

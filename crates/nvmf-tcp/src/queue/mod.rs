@@ -27,7 +27,7 @@ use crate::command;
 use crate::link::{Broken, Finished, Transfer};
 use crate::shared::{AbortOrder, QueueMailbox, Shared, Stage};
 use connection::{CONNECT, Connection};
-use fenced::{FencedChanges, Heir};
+use fenced::{EndFence, FencedChanges};
 use polypath_block::{
     Armed, Code, ControllerQueue, Cx, Done, FenceTerms, Health, Io, Op, OpenError, Proof, QueueConfig, QueueFence,
     Refused, RefusedWhy, SegRow, SlotKey, Splitter, Time, Unit, UnitId, Waits,
@@ -77,7 +77,7 @@ pub(crate) struct QueuePair {
     slept: bool,
     closing: bool,
     counts: Counts,
-    heir: Arc<Heir>,
+    end_fence: Arc<EndFence>,
 }
 
 impl QueuePair {
@@ -110,7 +110,7 @@ impl QueuePair {
             slept: false,
             closing: false,
             counts: Counts::default(),
-            heir: Arc::new(Heir::new(assumed)),
+            end_fence: Arc::new(EndFence::new(assumed)),
         })
     }
 
@@ -567,24 +567,24 @@ impl ControllerQueue for QueuePair {
         self.connection.is_none() && self.redial.as_ref().is_some_and(too_few)
     }
 
-    fn heir(&self) -> Option<Arc<dyn QueueFence>> {
-        Some(self.heir.clone())
+    fn end_fence(&self) -> Option<Arc<dyn QueueFence>> {
+        Some(self.end_fence.clone())
     }
 }
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        // A drained queue has nothing open. Otherwise the reactor ends under it: whoever outlives it learns from the heir when what was
+        // A drained queue has nothing open. Otherwise the reactor ends under it: whoever outlives it learns from the end fence when what was
         // sent is quiet, which cannot be before all sockets of the association are closed.
         let open = self.requests.abandon() | self.connection.as_ref().is_some_and(Connection::awaits_aborts);
         if let Some(connection) = self.connection.take().filter(|_| open) {
             let association = connection.association().clone();
-            self.heir.leave(association.clone());
+            self.end_fence.leave(association.clone());
             drop(connection);
             self.shared.lose(&association, Code::PathLost, format!("the reactor of I/O queue {} has ended", self.qid));
         }
-        self.fenced.abandon(&self.heir);
-        self.heir.end();
+        self.fenced.abandon(&self.end_fence);
+        self.end_fence.end();
         self.shared.release_queue(self.qid);
     }
 }

@@ -23,7 +23,7 @@ pub struct Fake {
     /// Units that take nothing.
     pub down: BTreeSet<UnitId>,
     /// What queues opened from now on leave.
-    pub heir: Option<Arc<FakeHeir>>,
+    pub end_fence: Option<Arc<FakeEndFence>>,
     /// Every queue that was ever opened.
     pub queues: Vec<QueueState>,
 }
@@ -65,7 +65,8 @@ pub struct QueueState {
 
 impl Target {
     pub fn new(granted: usize, slots: usize) -> Target {
-        let fake = Fake { granted, slots, most_units: 1024, down: BTreeSet::new(), heir: None, queues: Vec::new() };
+        let fake =
+            Fake { granted, slots, most_units: 1024, down: BTreeSet::new(), end_fence: None, queues: Vec::new() };
         Target(Arc::new(Mutex::new(fake)))
     }
 
@@ -133,15 +134,15 @@ impl QueueSource for Target {
             return Err(OpenError::NoQueue { name: "fake".into(), granted: granted as u16 });
         }
         fake.queues.push(QueueState { config_depth: config.depth, ..QueueState::default() });
-        let (number, heir) = (fake.queues.len() - 1, fake.heir.clone());
-        Ok(Box::new(FakeQueue { target: self.clone(), number, heir }))
+        let (number, end_fence) = (fake.queues.len() - 1, fake.end_fence.clone());
+        Ok(Box::new(FakeQueue { target: self.clone(), number, end_fence }))
     }
 }
 
 struct FakeQueue {
     target: Target,
     number: usize,
-    heir: Option<Arc<FakeHeir>>,
+    end_fence: Option<Arc<FakeEndFence>>,
 }
 
 impl FakeQueue {
@@ -253,8 +254,8 @@ impl ControllerQueue for FakeQueue {
         self.with(|q| q.surplus)
     }
 
-    fn heir(&self) -> Option<Arc<dyn QueueFence>> {
-        self.heir.clone().map(|h| h as Arc<dyn QueueFence>)
+    fn end_fence(&self) -> Option<Arc<dyn QueueFence>> {
+        self.end_fence.clone().map(|h| h as Arc<dyn QueueFence>)
     }
 }
 
@@ -282,14 +283,14 @@ pub fn interest(queue: usize, n: u64) -> u64 {
 }
 
 /// Says what the test tells it.
-pub struct FakeHeir(pub Mutex<FenceState>);
+pub struct FakeEndFence(pub Mutex<FenceState>);
 
-impl FakeHeir {
+impl FakeEndFence {
     pub const PROOF: Proof = Proof::KeepAliveBound { kato_ms: 5000, multiple: 2, cqt_ms: 17 };
-    pub const TERMS: FenceTerms = FenceTerms { proof: FakeHeir::PROOF, within: Duration::from_secs(11) };
+    pub const TERMS: FenceTerms = FenceTerms { proof: FakeEndFence::PROOF, within: Duration::from_secs(11) };
 
-    pub fn new() -> Arc<FakeHeir> {
-        Arc::new(FakeHeir(Mutex::new(FenceState::Idle)))
+    pub fn new() -> Arc<FakeEndFence> {
+        Arc::new(FakeEndFence(Mutex::new(FenceState::Idle)))
     }
 
     pub fn say(&self, state: FenceState) {
@@ -297,9 +298,9 @@ impl FakeHeir {
     }
 }
 
-impl QueueFence for FakeHeir {
+impl QueueFence for FakeEndFence {
     fn terms(&self) -> FenceTerms {
-        FakeHeir::TERMS
+        FakeEndFence::TERMS
     }
     fn state(&self, _: Time) -> FenceState {
         *self.0.lock().unwrap()

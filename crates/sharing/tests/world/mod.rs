@@ -6,7 +6,7 @@
 
 pub mod controller;
 
-pub use controller::{FakeHeir, Target};
+pub use controller::{FakeEndFence, Target};
 
 use polypath_block::{
     Armed, Completion, Cx, Device, DeviceState, Done, Health, Host, Io, IoQueue, MakePoller, OpenError, Poller,
