@@ -62,7 +62,7 @@ impl Group {
     }
 
     /// Removes a path while I/O runs: it takes nothing new, what is in flight on it drains, every reactor releases it,
-    /// then its device is closed and [`EventKind::PathRemoved`] told. Idempotent until that has happened.
+    /// then its device is closed and [`crate::EventKind::PathRemoved`] told. Idempotent until that has happened.
     ///
     /// # Errors
     /// [`GroupError::NoSuchPath`].

@@ -254,8 +254,9 @@ impl Shared {
 
     /// Notes a user of the namespace `ns`.
     pub(crate) fn pin(self: &Arc<Self>, ns: Option<u32>) -> NamespacePin {
-        let shown = self.live().and_then(|association| self.shown(&association, ns).ok());
         let mut pinned = lock(&self.pinned);
+        // Under the lock: a list that replaces this one meanwhile is held against the pin.
+        let shown = self.live().and_then(|association| self.shown(&association, ns).ok());
         let pin = pinned.entry(ns).or_default();
         pin.users += 1;
         if pin.first.is_none() {
