@@ -13,8 +13,6 @@ mod deadlines;
 mod fenced;
 mod requests;
 mod single;
-#[cfg(test)]
-mod tests;
 mod units;
 
 pub(crate) use single::NamespaceQueue;
@@ -588,3 +586,6 @@ impl Drop for QueuePair {
         self.shared.release_queue(self.qid);
     }
 }
+
+#[cfg(test)]
+mod tests;
