@@ -2,13 +2,11 @@
 
 mod common;
 
+use common::log::capture;
 use common::{Setup, ms};
 use polypath_block::{Code, Io, Op, Proof, SegSpan};
 use polypath_multipath::{EventKind, Fencing, GroupConfig};
 use polypath_sim::{Guest, Late, Mix, seeds};
-use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
-use tracing::field::{Field, Visit};
 
 /// Path 0 goes silent with writes on it, which its target carries out late; meanwhile everything is written again.
 fn held_writes(seed: u64, fencing: Fencing, late: Late) -> (Setup, Guest) {
@@ -101,45 +99,12 @@ fn reads_do_not_wait_for_the_fence() {
     t.finish_clean(&mut guest);
 }
 
-/// Keeps the events of a test's own thread: message and proof.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<(String, String)>>>);
-
-impl tracing::Subscriber for Log {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        #[derive(Default)]
-        struct Fields(String, String);
-        impl Visit for Fields {
-            fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-                match field.name() {
-                    "message" => self.0 = format!("{value:?}"),
-                    "proof" => self.1 = format!("{value:?}"),
-                    _ => {}
-                }
-            }
-        }
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        self.0.lock().expect("one thread").push((fields.0, fields.1));
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn the_log_names_the_proof_of_every_redriven_change() {
-    let log = Log::default();
-    let t = tracing::subscriber::with_default(log.clone(), || held_writes(3, Fencing::On, Late::JustInside).0);
-    let lines = log.0.lock().expect("one thread");
-    let sent_again: Vec<_> = lines.iter().filter(|(m, _)| m.contains("change is sent again")).collect();
+    let mut setup = None;
+    let lines = capture(|| setup = Some(held_writes(3, Fencing::On, Late::JustInside).0));
+    let t = setup.expect("it ran");
+    let sent_again: Vec<_> = lines.iter().filter(|l| l.contains("change is sent again")).collect();
     let told: u64 = t
         .kinds()
         .iter()
@@ -149,7 +114,9 @@ fn the_log_names_the_proof_of_every_redriven_change() {
         })
         .sum();
     assert!(told > 0 && sent_again.len() as u64 == told, "{} lines for {told} changes", sent_again.len());
-    let named = |p: &str| p == "keep-alive-bound(2*1000ms+cqt 50ms)" || p == "never-sent" || p == "answered";
-    assert!(sent_again.iter().all(|(_, p)| named(p)), "{sent_again:?}");
-    assert!(lines.iter().any(|(m, _)| m.contains("path left")), "why a path was left");
+    // With the field that follows, so that it is all of the proof.
+    let names = |l: &str, proof: &str| l.contains(&format!(" proof={proof} op="));
+    let proofs = ["keep-alive-bound(2*1000ms+cqt 50ms)", "never-sent", "answered"];
+    assert!(sent_again.iter().all(|l| proofs.iter().any(|p| names(l, p))), "{sent_again:?}");
+    assert!(lines.iter().any(|l| l.contains("path left")), "why a path was left");
 }

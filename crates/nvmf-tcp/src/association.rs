@@ -1,12 +1,14 @@
 //! One association with a controller, from Connect to loss, and the values whose lives are bounded by it.
 
-use crate::attach::MOST_NAMESPACES;
 use crate::fence::AssociationFence;
 use polypath_block::{Code, DeviceInfo, Host, Identity, Verdict};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Most namespaces of one controller that are looked at without being asked for.
+pub(crate) const MOST_NAMESPACES: usize = 1024;
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())

@@ -1,7 +1,7 @@
 //! From an address to a controller that is up and known: the admin commands of one association, in order.
 
 use crate::admin::{ADMIN_DATA, ADMIN_DEPTH, Data, Fault, Handle, command, demand, sleep_until};
-use crate::association::Namespace;
+use crate::association::{MOST_NAMESPACES, Namespace};
 use crate::config::ControllerConfig;
 use crate::link::{Link, RX_ADMIN};
 use crate::namespace::{ControllerView, PowerHistory, describe, with_access};
@@ -21,8 +21,6 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::task::Poll;
 
-/// Most namespaces of one controller that are looked at without being asked for.
-pub(crate) const MOST_NAMESPACES: usize = 1024;
 /// Bytes of a log page that any controller gives in one command (MDTS is at least one page).
 pub(crate) const PIECE: u32 = 4096;
 /// Attempts to come up at which a SMART log that was given once may be refused.

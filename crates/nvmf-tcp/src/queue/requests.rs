@@ -28,7 +28,8 @@ struct Request {
     status: Status,
     /// Some command of it was answered.
     answered: bool,
-    /// When the oldest command outstanding may have been sent, or a command of it last finished: the time limit is that of commands, and a large request has many.
+    /// When the oldest command outstanding may have been sent, or a command of it last finished: the time limit is that of commands,
+    /// and a large request has many.
     since: Time,
     /// Since when it is being aborted, or when an Abort of it was last answered.
     aborting: Option<Time>,
@@ -147,8 +148,7 @@ impl Requests {
         self.early.push(Completion { tag, status, proof: Proof::NeverSent });
     }
 
-    /// Takes a request. `rest`: what is to be made into commands by [`Requests::next_part`]; `None` when the caller sends it whole, as
-    /// its only part. `None` when there is no room.
+    /// Takes a request that the caller sends whole, as its only part. `None` when there is no room.
     #[inline]
     pub(super) fn insert(&mut self, unit: Unit, io: Io, now: Time) -> Option<SlotKey> {
         let request = Request {
