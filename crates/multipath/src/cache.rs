@@ -326,20 +326,22 @@ mod tests {
 
     #[test]
     fn an_answer_that_was_on_the_way_as_the_last_path_went_makes_up_for_the_loss() {
-        let c = Caches::new();
-        c.join(0, false);
-        c.mark_dirty(0);
-        let early = flush(&c, 0);
-        assert!(c.leave(0) && c.mark_clean(early) && !c.take_lost(), "it covered everything");
-        c.join(0, false);
-        c.mark_dirty(0);
-        let early = flush(&c, 0);
-        c.mark_dirty(0);
-        assert!(c.leave(0) && c.mark_clean(early) && c.take_lost(), "it did not cover the second write");
-        // Nor does it say anything about what has the number now.
-        c.join(0, true);
-        assert!(c.mark_clean(early));
-        assert_eq!(c.dirty_mask(), 1);
+        for i in [0, 5, 63] {
+            let c = Caches::new();
+            c.join(i, false);
+            c.mark_dirty(i);
+            let early = flush(&c, i);
+            assert!(c.leave(i) && c.mark_clean(early) && !c.take_lost(), "it covered everything");
+            c.join(i, false);
+            c.mark_dirty(i);
+            let early = flush(&c, i);
+            c.mark_dirty(i);
+            assert!(c.leave(i) && c.mark_clean(early) && c.take_lost(), "it did not cover the second write");
+            // Nor does it say anything about what has the number now.
+            c.join(i, true);
+            assert!(c.mark_clean(early));
+            assert_eq!(c.dirty_mask(), 1 << i);
+        }
     }
 
     #[test]
@@ -355,6 +357,23 @@ mod tests {
         assert!(!c.take_lost(), "what was written after the loss is there");
         c.acknowledge(Written::and(early, Some(late)).unwrap());
         assert!(c.take_lost() && !c.take_lost(), "the first part is gone");
+    }
+
+    #[test]
+    fn a_change_acknowledged_late_reports_the_loss_of_each_of_its_own_caches_and_of_no_other() {
+        for (mine, other) in [(0, 1), (1, 0), (4, 5), (63, 62)] {
+            let c = Caches::new();
+            [mine, other].iter().for_each(|&i| c.join(i, false));
+            let change = c.mark_dirty(mine);
+            c.mark_dirty(other);
+            assert!(c.lose_power(other) && c.take_lost());
+            c.acknowledge(change);
+            assert!(!c.take_lost(), "{mine}: it was never in {other}");
+            let parts = Written::and(Some(c.mark_dirty(mine)), Some(c.mark_dirty(other)));
+            assert!(c.lose_power(mine) && c.take_lost());
+            c.acknowledge(parts.unwrap());
+            assert!(c.take_lost() && !c.take_lost(), "{mine}: one of its parts was there");
+        }
     }
 
     #[test]
@@ -379,6 +398,33 @@ mod tests {
         c.mark_dirty(0);
         let answered = flush(&c, 0);
         assert!(c.leave(0) && c.mark_clean(answered) && !c.take_lost());
+    }
+
+    #[test]
+    fn the_report_of_a_loss_of_power_settles_that_loss_and_no_other() {
+        for (told, untold) in [(0, 1), (5, 4)] {
+            let both = || {
+                let c = Caches::new();
+                for i in [told, untold] {
+                    c.join(i, false);
+                    c.mark_dirty(i);
+                }
+                c
+            };
+            let c = both();
+            let covered = flush(&c, told);
+            assert!(c.lose_power(told) && c.abandon(covered));
+            // The next loss of the same cache is one that an answer on the way makes up for.
+            c.mark_dirty(told);
+            let answered = flush(&c, told);
+            assert!(c.leave(told) && c.mark_clean(answered) && !c.take_lost(), "{told}");
+            let c = both();
+            let covered = flush(&c, told);
+            assert!(c.lose_power(told) && c.lose_power(untold) && c.abandon(covered));
+            // Nobody has been told of the other one, and a flush of what came after it is no comfort.
+            c.mark_dirty(untold);
+            assert!(c.mark_clean(flush(&c, untold)) && c.take_lost(), "{untold}");
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@ mod common;
 
 use common::scripted::{Bench, info};
 use polypath_block::{
-    Code, Cx, Device, DeviceInfo, Health, Host, Identifier, Io, Limits, MakePoller, Op, Proof, QueueConfig, SegSpan,
-    SegTable, Time,
+    Code, Cx, Device, DeviceInfo, DeviceState, Health, Host, Identifier, Io, Limits, MakePoller, Op, Proof,
+    QueueConfig, SegSpan, SegTable, Time,
 };
 use polypath_multipath::{EventKind, GroupConfig, MatchPolicy, PathState, SelectorKind};
 use std::sync::Arc;
@@ -290,4 +290,35 @@ fn a_queue_without_paths_is_not_drained_while_something_waits() {
     assert_eq!(b.outcome(tag), Some(Code::NoPath));
     b.turn();
     assert!(b.queue.is_drained());
+}
+
+#[test]
+fn a_group_is_starting_until_every_path_was_found_to_be_another_disk() {
+    let mut config = GroupConfig::new("disk");
+    config.matching = MatchPolicy::Pinned(vec![Identifier::Uuid([9; 16])]);
+    let mut b = Bench::new(config, vec![]);
+    assert!(matches!(b.group.state(), DeviceState::Starting), "without paths there is nothing to say");
+    b.add(info("a"));
+    b.add_in(DeviceState::Starting);
+    assert!(matches!(b.group.state(), DeviceState::Starting), "the second path may be the right one");
+    b.devices[1].set_live(info("a"));
+    let DeviceState::Down { cause, reason } = b.group.state() else { panic!("{:?}", b.group.state()) };
+    assert!(cause == Code::PathIdentity && reason.contains("p0") && reason.contains("expects"), "{cause:?} {reason}");
+    b.finish();
+}
+
+#[test]
+fn a_device_that_starts_again_is_a_loss_and_one_that_has_only_begun_is_none() {
+    let mut b = Bench::with_caches(&[]);
+    b.add_in(DeviceState::Starting);
+    b.turns(2);
+    assert_eq!((b.stats(0).state, b.stats(0).cause), (PathState::Connecting, None));
+    b.devices[0].set_live(info("a"));
+    b.turns(2);
+    assert_eq!(b.stats(0).state, PathState::Usable);
+    b.devices[0].set_state(DeviceState::Starting);
+    b.turn();
+    let s = b.stats(0);
+    assert_eq!((s.state, s.cause, s.failures), (PathState::Down, Some(Code::PathLost), 1));
+    b.finish();
 }

@@ -290,8 +290,14 @@ impl Bench {
     }
 
     pub fn add(&mut self, info: DeviceInfo) {
+        self.add_in(DeviceState::Live(Arc::new(info)));
+    }
+
+    /// As [`Bench::add`], of a device in any state.
+    pub fn add_in(&mut self, state: DeviceState) {
         let name = format!("p{}", self.devices.len());
-        let device = Scripted::new(&name, info);
+        let device = Scripted::new(&name, info(""));
+        device.set_state(state);
         let config = PathConfig { name, ..PathConfig::new(Arc::new(Opener(device.clone()))) };
         self.ids.push(self.group.add_path(config).expect("a new path"));
         self.devices.push(device);
