@@ -189,10 +189,10 @@ impl Control {
         domains.sort_unstable();
         domains.dedup();
         let mut identity = exported.identity.clone();
-        if let [one] = domains[..] {
-            identity.cache_domain = one.clone();
-        } else if domains.len() > 1 {
-            identity.cache_domain = CacheDomain(format!("multipath:{}", self.name));
+        match domains[..] {
+            [] => {}
+            [one] => identity.cache_domain = one.clone(),
+            _ => identity.cache_domain = CacheDomain(format!("multipath:{}", self.name)),
         }
         let info = DeviceInfo {
             geometry: exported.geometry,

@@ -143,6 +143,11 @@ mod tests {
             subscribers.publish(&event);
         }
         assert_eq!(events.missed(), 3);
+        let longest = core::time::Duration::from_secs(60);
+        assert_eq!(events.next_within(longest), Some(event.clone()), "at once: there are some");
+        subscribers.publish(&event);
+        assert_eq!((events.missed(), events.next_within(longest).is_some()), (3, true), "there was room again");
+        subscribers.publish(&event);
         assert_eq!(core::iter::from_fn(|| events.try_next()).count(), ROOM);
         drop(events);
         subscribers.publish(&event);

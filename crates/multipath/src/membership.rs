@@ -174,6 +174,10 @@ mod tests {
         assert_eq!(admit(&pin, None, None, &info(std::slice::from_ref(&t10), 100)), Ok(()));
         assert!(admit(&pin, None, None, &info(&[A], 100)).unwrap_err().contains("expects"));
         assert!(admit(&MatchPolicy::Pinned(vec![A]), None, None, &info(&[B], 100)).is_err());
+        // One identifier that was pinned does not make up for another one that differs.
+        let pin = MatchPolicy::Pinned(vec![A, Identifier::Nguid([1; 16])]);
+        assert_eq!(admit(&pin, None, None, &info(&[A], 100)), Ok(()));
+        assert!(admit(&pin, None, None, &info(&[A, Identifier::Nguid([2; 16])], 100)).is_err());
     }
 
     #[test]
@@ -260,5 +264,37 @@ mod tests {
         let mut other = info(&[A], 100);
         other.limits.max_transfer_bytes = 512;
         assert_eq!(admit(&w, Some(&p), None, &other), Ok(()));
+    }
+
+    #[test]
+    fn what_was_promised_and_nothing_else_is_asked_for() {
+        let with = |edit: &dyn Fn(&mut Limits)| {
+            let mut i = info(&[A], 100);
+            edit(&mut i.limits);
+            i
+        };
+        let abilities: [(&str, &dyn Fn(&mut Limits)); 4] = [
+            ("force unit access", &|l| l.fua = false),
+            ("Compare", &|l| l.compare = false),
+            ("Write Zeroes", &|l| l.max_write_zeroes_blocks = 0),
+            ("Discard", &|l| l.max_discard_blocks = 0),
+        ];
+        for (what, lacking) in abilities {
+            let (able, unable) = (with(&|_| {}), with(lacking));
+            let check = |first: &DeviceInfo, path: &DeviceInfo| {
+                admit(&MatchPolicy::Worldwide, Some(&exported(first, true)), None, path)
+            };
+            assert!(check(&able, &unable).unwrap_err().contains(what));
+            assert_eq!((check(&able, &able), check(&unable, &able), check(&unable, &unable)), (Ok(()), Ok(()), Ok(())));
+        }
+        // Who may take changes is a matter of what the disk is, and no ability that could be narrowed.
+        let (open, protected) = (with(&|_| {}), with(&|l| l.read_only = true));
+        for frozen in [false, true] {
+            let check = |first: &DeviceInfo, path: &DeviceInfo| {
+                admit(&MatchPolicy::Worldwide, Some(&exported(first, frozen)), None, path)
+            };
+            assert!(check(&open, &protected).unwrap_err().contains("read-only"));
+            assert_eq!((check(&protected, &protected), check(&protected, &open)), (Ok(()), Ok(())));
+        }
     }
 }

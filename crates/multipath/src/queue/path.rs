@@ -296,7 +296,6 @@ impl MultipathQueue {
         self.paths[slot] = Some(QueuePath::new(view, counters));
         self.loads[slot] = PathLoad { uid: view.shared.id.0, ..PathLoad::default() };
         self.selector.forget(slot);
-        self.full &= !(1 << slot);
         Some(slot)
     }
 
@@ -397,12 +396,29 @@ impl MultipathQueue {
         }
         path.incident.report(&self.group, &path.shared);
         if let Some(path) = self.paths[slot].take() {
-            self.ranks.iter_mut().for_each(|rank| *rank &= !(1 << slot));
             self.group.release(path.shared.id, &path.counters, path.reported);
             self.selector.forget(slot);
         }
         self.loads[slot] = PathLoad::default();
         // The path may have been readmitted meanwhile: look again.
         self.generation = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_incident_counts_each_proof_apart_and_forgets_no_request_when_there_are_too_many() {
+        let bound = |bound_ms| Proof::ConfiguredBound { bound_ms };
+        let mut incident = Incident::default();
+        for (proof, changes) in [(bound(1), true), (bound(2), false), (bound(1), false)] {
+            incident.redriven(proof, changes, Time::ZERO);
+        }
+        assert_eq!(incident.proofs, [Some((bound(1), 2, 1)), Some((bound(2), 1, 0)), None, None]);
+        (3..10).for_each(|ms| incident.redriven(bound(ms), true, Time::ZERO));
+        let all = incident.proofs.iter().flatten().fold((0, 0), |sum, p| (sum.0 + p.1, sum.1 + p.2));
+        assert_eq!(all, (10, 8), "of requests, of changes");
     }
 }

@@ -51,8 +51,11 @@ impl Selector for AverageRate {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::config::SelectorKind;
+    use crate::selector::PathLoad;
     use crate::selector::model::{EQUAL, Server, run, share};
+    use polypath_block::Time;
 
     #[test]
     fn shares_follow_the_rates() {
@@ -67,5 +70,45 @@ mod tests {
         let dead = Server { latency_us: 50_000, ..EQUAL };
         let r = run(SelectorKind::AverageRate, &[EQUAL, dead], 128, 4096, 40_000, |_| 0b11);
         assert!((0.01..0.10).contains(&share(&r, 1)), "{:?}", r.counts);
+    }
+
+    fn loads() -> [PathLoad; 2] {
+        [PathLoad { weight: 100, ..PathLoad::default() }; 2]
+    }
+
+    /// How many of `n` choices fall on path 1.
+    fn second(rule: &mut AverageRate, n: u32) -> u32 {
+        let loads = loads();
+        let choice = Choice { mask: 0b11, loads: &loads, bytes: 4096, offset: 0, now: Time::ZERO };
+        (0..n).map(|_| rule.pick(&choice) as u32).sum()
+    }
+
+    #[test]
+    fn one_odd_request_moves_little_and_many_move_all() {
+        let us = Duration::from_micros;
+        let mut rule = AverageRate::default();
+        (0..2).for_each(|slot| rule.finished(slot, 4096, us(100)));
+        assert_eq!(second(&mut rule, 100), 50);
+        rule.finished(1, 4096, us(100_000));
+        assert!((48..=50).contains(&second(&mut rule, 100)), "one of 64 has its say");
+        (0..64).for_each(|_| rule.finished(1, 4096, us(100_000)));
+        let share = second(&mut rule, 1000);
+        assert!((240..300).contains(&share), "on the way from one half to nothing: {share} of 1000");
+        (0..600).for_each(|_| rule.finished(1, 4096, us(100_000)));
+        let share = second(&mut rule, 1700);
+        assert!((95..=105).contains(&share), "a sixteenth of the best is left: {share} of 1700");
+    }
+
+    #[test]
+    fn a_path_without_history_counts_as_the_best_and_its_first_request_counts_in_full() {
+        let us = Duration::from_micros;
+        let mut rule = AverageRate::default();
+        assert_eq!(second(&mut rule, 100), 50, "nobody knows anything");
+        rule.finished(0, 4096, us(100));
+        assert_eq!(second(&mut rule, 100), 50, "a new path is tried as much as the best");
+        rule.finished(1, 0, us(1));
+        assert_eq!(second(&mut rule, 100), 50, "a flush tells nothing");
+        rule.finished(1, 4096, us(300));
+        assert!((24..=26).contains(&second(&mut rule, 100)));
     }
 }

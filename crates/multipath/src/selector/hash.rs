@@ -61,4 +61,24 @@ mod tests {
         assert!(counts.iter().all(|c| (900..1100).contains(c)), "{counts:?}");
         assert_eq!(moved, counts[1]);
     }
+
+    #[test]
+    fn mixing_is_that_of_split_mix() {
+        // Its first three numbers from the seed 1234567, each of which adds the same to what is mixed.
+        let seed = |n: u64| 1234567u64.wrapping_add(0x9E37_79B9_7F4A_7C15u64.wrapping_mul(n));
+        let want = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
+        assert_eq!([0, 1, 2].map(|n| mix(seed(n))), want);
+    }
+
+    #[test]
+    fn ranges_are_as_large_as_they_were_told_to_be() {
+        let mut h = Hash::new(64 << 10);
+        let mut changes = 0;
+        for block in 1..4096u64 {
+            let (before, here) = (pick(&mut h, 0b1111, (block - 1) << 12), pick(&mut h, 0b1111, block << 12));
+            assert!(before == here || block.is_multiple_of(16), "block {block}");
+            changes += u32::from(before != here);
+        }
+        assert!((150..230).contains(&changes), "three of four ranges follow one of another path: {changes} of 255");
+    }
 }

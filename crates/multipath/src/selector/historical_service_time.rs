@@ -153,4 +153,59 @@ mod tests {
             |bytes| h.pick(&Choice { mask: 0b11, loads: &loads, bytes, offset: 0, now: Time::from_millis(1) });
         assert_eq!((pick(4096), pick(1 << 20)), (0, 1));
     }
+
+    #[test]
+    fn sizes_have_their_classes() {
+        let kib = |n: u64| n << 10;
+        for (most, class_of) in [(4, 0), (16, 1), (64, 2), (256, 3)] {
+            assert_eq!((class(kib(most)), class(kib(most) + 1)), (class_of, class_of + 1), "{most} KiB");
+        }
+        assert_eq!((class(0), class(u64::MAX)), (0, 4));
+    }
+
+    #[test]
+    fn a_size_without_history_is_expected_to_take_as_long_as_the_nearest_one() {
+        let mut h = History::default();
+        assert_eq!(h.expected(2), None);
+        (h.took[0], h.took[3]) = (10.0, 70.0);
+        assert_eq!([0, 1, 2, 3, 4].map(|c| h.expected(c)), [10.0, 10.0, 70.0, 70.0, 70.0].map(Some));
+    }
+
+    #[test]
+    fn one_odd_request_moves_the_history_by_its_share_and_the_first_one_makes_it() {
+        let mut h = Historical::default();
+        h.finished(0, 4096, Duration::from_micros(100));
+        h.finished(0, 0, Duration::from_secs(1));
+        assert_eq!(h.paths[0].expected(0), Some(100_000.0), "a flush tells nothing");
+        h.finished(0, 4096, Duration::from_micros(420));
+        assert_eq!(h.paths[0].expected(0), Some(110_000.0));
+        (0..500).for_each(|_| h.finished(0, 4096, Duration::from_micros(420)));
+        let got = h.paths[0].expected(0).unwrap();
+        assert!((419_000.0..=420_000.0).contains(&got), "{got}");
+    }
+
+    #[test]
+    fn what_is_in_flight_counts_as_many_times() {
+        let mut h = Historical::default();
+        (0..2).for_each(|slot| h.finished(slot, 4096, Duration::from_micros([100, 350][slot])));
+        let mut pick = |in_flight: u32| {
+            let load = |in_flight| PathLoad { weight: 100, in_flight, ..PathLoad::default() };
+            let loads = [load(in_flight), load(1)];
+            h.pick(&Choice { mask: 0b11, loads: &loads, bytes: 4096, offset: 0, now: Time::ZERO })
+        };
+        // Two on the second path would take 700.
+        assert_eq!([1, 5, 7].map(&mut pick), [0, 0, 1]);
+    }
+
+    #[test]
+    fn a_path_with_something_in_flight_is_not_probed() {
+        let mut h = Historical::default();
+        (0..2).for_each(|slot| h.finished(slot, 4096, Duration::from_micros([100, 350][slot])));
+        let load = |in_flight| PathLoad { weight: 100, in_flight, ..PathLoad::default() };
+        let loads = [load(0), load(1)];
+        for s in 1..10 {
+            let choice = Choice { mask: 0b11, loads: &loads, bytes: 4096, offset: 0, now: Time::from_millis(2000 * s) };
+            assert_eq!(h.pick(&choice), 0, "its answer will tell");
+        }
+    }
 }

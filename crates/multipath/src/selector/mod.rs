@@ -308,4 +308,42 @@ mod tests {
         assert_eq!(c.slots_after(5).collect::<Vec<_>>(), [63, 0, 5]);
         assert_eq!(c.slots_after(63).collect::<Vec<_>>(), [0, 5, 63]);
     }
+
+    #[test]
+    fn a_path_that_was_passed_over_catches_up_a_little_and_not_all_at_once() {
+        let mut smooth = Smooth::default();
+        // Path 0 earns among heavy ones what it is not given.
+        for _ in 0..400 {
+            smooth.pick(Slots(0b011), |slot| [100, 100_000][slot]);
+        }
+        let turns: Vec<_> = (0..20).map(|_| smooth.pick(Slots(0b101), |_| 100)).collect();
+        let burst = turns.iter().take_while(|&&slot| slot == 0).count();
+        assert!((4..=6).contains(&burst), "{burst} in a row");
+        assert!(turns[burst..].windows(2).all(|w| w[0] != w[1]), "{turns:?}");
+    }
+
+    #[test]
+    fn a_path_in_the_place_of_another_one_begins_without_its_past() {
+        let loads = [PathLoad { weight: 1, ..PathLoad::default() }; 2];
+        let choice = |n: u64| Choice { mask: 0b11, loads: &loads, bytes: 4096, offset: 0, now: Time::from_nanos(n) };
+        for kind in [SelectorKind::Weight, SelectorKind::AverageRate, SelectorKind::HistoricalServiceTime] {
+            let used = || {
+                let mut s = AnySelector::new(kind, 7);
+                for n in 0..21 {
+                    let slot = s.pick(&choice(n));
+                    s.finished(slot, 4096, Duration::from_micros(if slot == 0 { 10 } else { 10_000 }));
+                }
+                s
+            };
+            let picks = |mut s: AnySelector| -> Vec<usize> { (100..140).map(|n| s.pick(&choice(n))).collect() };
+            let (mut forgetful, mut fresh) = (used(), AnySelector::new(kind, 7));
+            (0..2).for_each(|slot| forgetful.forget(slot));
+            // Which of equals comes first is all that may be left.
+            let first = fresh.pick(&choice(99));
+            if forgetful.pick(&choice(99)) != first {
+                fresh.pick(&choice(99));
+            }
+            assert_eq!(picks(forgetful), picks(fresh), "{kind}");
+        }
+    }
 }

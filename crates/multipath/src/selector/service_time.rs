@@ -39,4 +39,16 @@ mod tests {
         let c = Choice { mask: 0b11, loads: &loads, bytes: 4096, offset: 0, now: Time::ZERO };
         assert_eq!(ServiceTime::default().pick(&c), 1);
     }
+
+    #[test]
+    fn what_is_to_be_sent_counts_with_what_is_in_flight() {
+        let load = |bytes_in_flight, weight| PathLoad { bytes_in_flight, weight, ..PathLoad::default() };
+        let pick = |loads: [PathLoad; 2], bytes| {
+            let c = Choice { mask: 0b11, loads: &loads, bytes, offset: 0, now: Time::ZERO };
+            ServiceTime::default().pick(&c)
+        };
+        // With nothing in flight the heavier one is faster; a small request does not move as much as a large one.
+        assert_eq!(pick([load(0, 300), load(0, 100)], 4096), 0);
+        assert_eq!((pick([load(4096, 300), load(0, 100)], 4096), pick([load(8192, 300), load(0, 100)], 512)), (0, 1));
+    }
 }

@@ -27,6 +27,10 @@ struct Inner {
     room: usize,
     health: Health,
     refuse_queues: bool,
+    /// How often somebody wanted a queue.
+    asked_for_queues: usize,
+    /// Its queues are not drained, whatever they hold.
+    undrained: bool,
     on_health: Option<fn(&Scripted)>,
 }
 
@@ -38,6 +42,7 @@ struct Seat {
     outbox: Done,
     /// Everything it ever took.
     taken: Vec<Io>,
+    kicks: usize,
     closing: bool,
 }
 
@@ -67,6 +72,8 @@ impl Scripted {
                 room: 64,
                 health: Health::Ready,
                 refuse_queues: false,
+                asked_for_queues: 0,
+                undrained: false,
                 on_health: None,
             }),
         })
@@ -105,6 +112,25 @@ impl Scripted {
 
     pub fn set_refuse_queues(&self, refuse: bool) {
         self.lock().refuse_queues = refuse;
+    }
+
+    /// How often somebody wanted a queue.
+    pub fn asked_for_queues(&self) -> usize {
+        self.lock().asked_for_queues
+    }
+
+    /// Queues that were opened and not closed.
+    pub fn open_queues(&self) -> usize {
+        self.lock().queues.iter().filter(|q| !q.closing).count()
+    }
+
+    pub fn set_undrained(&self, undrained: bool) {
+        self.lock().undrained = undrained;
+    }
+
+    /// How often its queues were kicked.
+    pub fn kicks(&self) -> usize {
+        self.lock().queues.iter().map(|q| q.kicks).sum()
     }
 
     /// Requests in flight on all queues, in the order they came, without those that are suspect.
@@ -190,6 +216,7 @@ impl Device for Opener {
     }
     fn open_queue(&self, _: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
         let mut inner = self.0.lock();
+        inner.asked_for_queues += 1;
         if inner.refuse_queues {
             return Err(OpenError::System { name: self.0.name.clone(), reason: "told to refuse".to_owned() });
         }
@@ -218,7 +245,9 @@ impl IoQueue for Queue {
         seat.taken.push(io);
         Ok(())
     }
-    fn kick(&mut self, _: &mut Cx<'_>) {}
+    fn kick(&mut self, _: &mut Cx<'_>) {
+        self.device.lock().queues[self.at].kicks += 1;
+    }
     fn poll(&mut self, _: &mut Cx<'_>, done: &mut Done) {
         let mut inner = self.device.lock();
         let outbox = &mut inner.queues[self.at].outbox;
@@ -240,7 +269,11 @@ impl IoQueue for Queue {
     fn is_drained(&self) -> bool {
         let inner = self.device.lock();
         let seat = &inner.queues[self.at];
-        seat.closing && seat.in_flight.is_empty() && seat.suspects.is_empty() && seat.outbox.is_empty()
+        !inner.undrained
+            && seat.closing
+            && seat.in_flight.is_empty()
+            && seat.suspects.is_empty()
+            && seat.outbox.is_empty()
     }
 }
 
@@ -310,12 +343,22 @@ impl Bench {
 
     /// As [`Bench::submit`], where the queue may refuse.
     pub fn try_submit(&mut self, io: Io) -> Result<u64, RefusedWhy> {
+        let tag = self.submit_unkicked(io)?;
+        self.kick();
+        Ok(tag)
+    }
+
+    pub fn kick(&mut self) {
+        self.queue.kick(&mut Cx { now: self.now, segs: &mut self.segs, reactor: 0 });
+    }
+
+    /// As [`Bench::try_submit`], of a reactor that goes on with something else before it kicks.
+    pub fn submit_unkicked(&mut self, io: Io) -> Result<u64, RefusedWhy> {
         let tag = self.next_tag;
         self.next_tag += 1;
         let segs = if io.op.has_data() { self.row.span(0, 1) } else { io.segs };
         let mut cx = Cx { now: self.now, segs: &mut self.segs, reactor: 0 };
         self.queue.submit(&mut cx, Io { tag, segs, ..io }).map_err(|refused| refused.why)?;
-        self.queue.kick(&mut cx);
         Ok(tag)
     }
 
@@ -373,6 +416,11 @@ impl Bench {
     /// How the request ended, if it has.
     pub fn outcome(&self, tag: u64) -> Option<Code> {
         self.completion(tag).map(|c| c.status.code)
+    }
+
+    /// What has happened since somebody asked last.
+    pub fn told(&self) -> Vec<EventKind> {
+        self.drain_events().into_iter().map(|e| e.kind).collect()
     }
 
     pub fn completion(&self, tag: u64) -> Option<Completion> {
