@@ -268,19 +268,19 @@ mod tests {
 
     #[test]
     fn what_was_promised_and_nothing_else_is_asked_for() {
-        let with = |edit: &dyn Fn(&mut Limits)| {
+        let with = |edit: fn(&mut Limits)| {
             let mut i = info(&[A], 100);
             edit(&mut i.limits);
             i
         };
-        let abilities: [(&str, &dyn Fn(&mut Limits)); 4] = [
-            ("force unit access", &|l| l.fua = false),
-            ("Compare", &|l| l.compare = false),
-            ("Write Zeroes", &|l| l.max_write_zeroes_blocks = 0),
-            ("Discard", &|l| l.max_discard_blocks = 0),
+        let abilities: [(&str, fn(&mut Limits)); 4] = [
+            ("force unit access", |l| l.fua = false),
+            ("Compare", |l| l.compare = false),
+            ("Write Zeroes", |l| l.max_write_zeroes_blocks = 0),
+            ("Discard", |l| l.max_discard_blocks = 0),
         ];
         for (what, lacking) in abilities {
-            let (able, unable) = (with(&|_| {}), with(lacking));
+            let (able, unable) = (with(|_| {}), with(lacking));
             let check = |first: &DeviceInfo, path: &DeviceInfo| {
                 admit(&MatchPolicy::Worldwide, Some(&exported(first, true)), None, path)
             };
@@ -288,7 +288,7 @@ mod tests {
             assert_eq!((check(&able, &able), check(&unable, &able), check(&unable, &unable)), (Ok(()), Ok(()), Ok(())));
         }
         // Who may take changes is a matter of what the disk is, and no ability that could be narrowed.
-        let (open, protected) = (with(&|_| {}), with(&|l| l.read_only = true));
+        let (open, protected) = (with(|_| {}), with(|l| l.read_only = true));
         for frozen in [false, true] {
             let check = |first: &DeviceInfo, path: &DeviceInfo| {
                 admit(&MatchPolicy::Worldwide, Some(&exported(first, frozen)), None, path)

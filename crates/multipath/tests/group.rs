@@ -227,3 +227,13 @@ fn a_device_that_was_not_verified_is_asked_for_no_queue() {
     b.group.close();
     assert_eq!(b.queue.health(), Health::Down);
 }
+
+#[test]
+fn a_path_that_never_answered_is_held_by_nobody() {
+    let mut b = Bench::with_caches(&["a"]);
+    b.add_in(polypath_block::DeviceState::Starting);
+    b.turns(2);
+    b.group.remove_path(b.ids[1]).expect("there");
+    assert_eq!(b.group.paths(), [b.ids[0]], "no reactor has to let go of it first");
+    b.finish();
+}

@@ -80,7 +80,7 @@ fn a_path_that_returns_takes_what_waits_in_the_same_turn() {
         b.turns(3);
         b.devices[at].set_health(Health::Ready);
         b.turn();
-        assert_eq!(b.devices[at].in_flight().len(), 1);
+        assert_eq!((b.devices[at].in_flight().len(), b.queue.health()), (1, Health::Ready));
         b.finish();
     }
 }

@@ -46,7 +46,7 @@ fn a_queue_with_something_waiting_or_about_to_end_looks_often() {
     assert_eq!(sleeps(&mut b), Some(10), "no path takes it");
     b.devices[0].set_health(Health::Ready);
     b.devices[0].set_room(0);
-    b.turns(2);
+    b.turn();
     assert_eq!(sleeps(&mut b), Some(10), "its path has no room for it");
     b.devices[0].set_room(1);
     b.turn();

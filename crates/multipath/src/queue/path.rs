@@ -246,11 +246,7 @@ impl MultipathQueue {
             self.selector_kind = snapshot.selector;
             self.selector = AnySelector::new(snapshot.selector, self.group.seed);
         }
-        for path in self.paths.iter_mut().flatten() {
-            if !snapshot.paths.iter().any(|v| v.shared.id == path.shared.id) {
-                (path.usage, path.verified) = (PathUse::Release { removal: true }, false);
-            }
-        }
+        // Every path held here is among them: the group keeps it until its last holder has released it.
         self.watched.clear();
         for view in &snapshot.paths {
             let known = self.paths.iter().position(|p| p.as_ref().is_some_and(|p| p.shared.id == view.shared.id));

@@ -110,5 +110,10 @@ mod tests {
         assert_eq!(second(&mut rule, 100), 50, "a flush tells nothing");
         rule.finished(1, 4096, us(300));
         assert!((24..=26).contains(&second(&mut rule, 100)));
+        // However long the history of the other one is.
+        rule.forget(1);
+        (0..600).for_each(|_| rule.finished(0, 4096, us(100)));
+        rule.finished(1, 4096, us(100));
+        assert!((49..=51).contains(&second(&mut rule, 100)));
     }
 }
