@@ -273,7 +273,8 @@ mod tests {
             edit(&mut i.limits);
             i
         };
-        let abilities: [(&str, fn(&mut Limits)); 4] = [
+        type Edit = fn(&mut Limits);
+        let abilities: [(&str, Edit); 4] = [
             ("force unit access", |l| l.fua = false),
             ("Compare", |l| l.compare = false),
             ("Write Zeroes", |l| l.max_write_zeroes_blocks = 0),
