@@ -127,19 +127,20 @@ fn what_is_finished_and_not_handed_out_yet_takes_a_place() {
     b.finish();
 }
 
-#[test]
-fn a_request_whose_parts_find_no_place_in_the_table_waits_for_one() {
+/// What the path of the next function takes at a time.
+fn limited(blocks: u32) -> DeviceInfo {
+    DeviceInfo { limits: Limits { max_transfer_bytes: 512 * blocks, ..info("a").limits }, ..info("a") }
+}
+
+/// Twelve writes over a path that takes less each time it is asked, down to `least` blocks, so that parts are cut again and again. With
+/// 16 there is no place left for the parts of one more.
+fn cut_again_and_again(least: u32) -> (Bench, Vec<u64>) {
     let mut b = Bench::with_caches(&["a", "b"]);
-    let limited = |blocks: u32| DeviceInfo {
-        limits: Limits { max_transfer_bytes: 512 * blocks, ..info("a").limits },
-        ..info("a")
-    };
     b.group.freeze();
     b.devices[1].set_health(Health::Down);
     b.turns(2);
     let tags: Vec<_> = (0..12).map(|n| b.submit(Io::write(0, 64 * n, 64, SegSpan::EMPTY))).collect();
-    // The path takes less each time it is asked, so that parts are cut again and again.
-    for blocks in (1..64).rev() {
+    for blocks in (least..64).rev() {
         b.devices[0].set_live(limited(blocks));
         b.turns(2);
         for io in b.devices[0].in_flight() {
@@ -151,14 +152,45 @@ fn a_request_whose_parts_find_no_place_in_the_table_waits_for_one() {
         b.pass(130);
     }
     assert_eq!(b.try_submit(Io::flush(0)), Err(RefusedWhy::Full), "it might need parts");
+    (b, tags)
+}
+
+#[test]
+fn a_request_whose_parts_find_no_place_in_the_table_waits_for_one() {
+    // For one that a device which takes more makes superfluous...
+    let (mut b, tags) = cut_again_and_again(1);
     b.try_submit(READ(0)).expect("this one needs none");
     b.devices[0].set_live(info("a"));
-    for _ in 0..100 {
+    b.succeed_within(1000, &tags);
+    b.submit(Io::flush(0));
+    b.finish();
+    // ... or for one that another request gives back.
+    let (mut b, tags) = cut_again_and_again(16);
+    b.devices[0].set_live(limited(15));
+    b.turns(2);
+    let large = |b: &Bench| b.devices[0].in_flight().into_iter().filter(|io| io.blocks == 16).collect::<Vec<_>>();
+    let in_flight = large(&b);
+    assert_eq!(in_flight.len(), 12);
+    in_flight[..6].iter().for_each(|io| b.devices[0].complete(*io, Code::PathBusy, Proof::Answered));
+    b.pass(130);
+    assert_eq!(large(&b), in_flight[6..]);
+    b.succeed_within(2000, &tags);
+    b.finish();
+}
+
+#[test]
+fn requests_that_wait_for_each_others_places_in_the_table_wait_for_a_limited_time() {
+    let (mut b, tags) = cut_again_and_again(1);
+    let mut waited_ms = 0;
+    while tags.iter().any(|&t| b.outcome(t).is_none()) && waited_ms <= 60_000 {
         b.devices[0].succeed_all();
-        b.pass(10);
+        b.pass(100);
+        waited_ms += 100;
     }
     let outcomes: Vec<_> = tags.iter().map(|&t| b.outcome(t)).collect();
-    assert_eq!(outcomes, [Some(Code::Ok); 12], "{} in flight, {:?}", b.devices[0].in_flight().len(), b.now);
+    let ended = |code| outcomes.iter().filter(|&&o| o == Some(code)).count();
+    assert!(ended(Code::NoPath) > 0, "{outcomes:?} after {waited_ms} ms");
+    assert_eq!(ended(Code::NoPath) + ended(Code::Ok), 12, "{outcomes:?} after {waited_ms} ms");
     b.submit(Io::flush(0));
     b.finish();
 }

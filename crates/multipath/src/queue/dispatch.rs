@@ -24,7 +24,7 @@ enum Dispatched {
     Yes,
     /// The paths that could take it are full.
     NoRoom,
-    /// No path can take it now.
+    /// No path can take it now, or only in parts for which there is no place.
     NoPath,
     /// Every path that could take it has failed it.
     AllTried,
@@ -78,8 +78,12 @@ impl MultipathQueue {
             }
             if !path.limits.fits(&io, shown.block_size, cx.segs) {
                 let limits = path.limits;
-                if !may_split || !self.has_room_for_parent() {
+                if !may_split {
                     return Dispatched::NoRoom;
+                }
+                // Those that have the places may be waiting for more of them: this wait has a limit.
+                if !self.has_room_for_parent() {
+                    return Dispatched::NoPath;
                 }
                 let Some(task) = self.tasks.remove(key) else { return Dispatched::Yes };
                 self.start_parent(cx, Parent::split(task.owner, task.io, &limits, shown.block_size));

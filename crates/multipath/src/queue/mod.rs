@@ -1,8 +1,10 @@
 //! The data path: one queue of the group on one reactor, over one queue per path.
 //!
 //! A request lives in one [`Task`] from `submit` to its completion, whatever paths it sees. Where a path takes less at a time than
-//! the group shows, the task becomes a [`Parent`] and its parts are tasks; a flush of several caches likewise. Tasks for which there is
-//! no room wait in the backlog, in turn; tasks that no path can take are stranded, and hold up nobody. All tables are sized at open; nothing below allocates until a path comes or goes.
+//! the group shows, the task becomes a [`Parent`] and its parts are tasks; a flush of several caches likewise. Tasks for which there
+//! is no room wait in the backlog: it is gone through until eight in a row find none, and the next look begins behind those. Tasks
+//! that no path can take are stranded, and hold up nobody. All tables are sized at open; nothing below allocates until a path comes
+//! or goes.
 
 mod complete;
 mod dispatch;

@@ -121,6 +121,8 @@ impl MultipathQueue {
     fn end_parent(&mut self, key: SlotKey) {
         let over = self.parents.get(key).is_some_and(|p| p.live == 0 && matches!(p.rest, Rest::Nothing));
         if let Some(parent) = over.then(|| self.parents.remove(key)).flatten() {
+            // Its place may be what a stranded task waits for.
+            self.retry_stranded_now |= !self.stranded.is_empty();
             self.finish(parent.owner, parent.status, parent.proof, parent.written);
         }
     }

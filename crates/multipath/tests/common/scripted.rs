@@ -413,6 +413,17 @@ impl Bench {
         self.queue.close(&mut cx);
     }
 
+    /// Lets the first device do whatever it is given, until all of these have succeeded, which must be within `ms`.
+    pub fn succeed_within(&mut self, ms: u64, tags: &[u64]) {
+        for _ in 0..ms.div_ceil(10) {
+            self.devices[0].succeed_all();
+            self.pass(10);
+        }
+        let outcomes: Vec<_> = tags.iter().map(|&t| self.outcome(t)).collect();
+        let done = outcomes.iter().all(|&o| o == Some(Code::Ok));
+        assert!(done, "{outcomes:?}, {} in flight at {:?}", self.devices[0].in_flight().len(), self.now);
+    }
+
     /// How the request ended, if it has.
     pub fn outcome(&self, tag: u64) -> Option<Code> {
         self.completion(tag).map(|c| c.status.code)
