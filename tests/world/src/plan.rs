@@ -250,13 +250,7 @@ impl Plan {
         for _ in 0..dice.range(2, 12) {
             let at_us = dice.range(20_000, length_ms * 1000 - 50_000);
             let action = action(&mut dice, &plan, length_ms - at_us / 1000);
-            if let Action::Refuse { op: Op::Identify, ms, .. } = action
-                && dice.chance(60)
-            {
-                // Something to identify.
-                let news = Action::Grow { disk: dice.range(0, u64::from(disks) - 1) as u32, blocks: dice.range(1, 64) };
-                plan.actions.push(Timed { at_us: at_us + dice.range(0, ms * 500), action: news });
-            }
+            plan.actions.extend(company(&mut dice, &plan, at_us, &action));
             plan.actions.push(Timed { at_us, action });
         }
         plan.actions.sort_by_key(|timed| timed.at_us);
@@ -338,6 +332,24 @@ fn guest(dice: &mut Dice, disk: u32, reactors: u16) -> GuestPlan {
         most_blocks: dice.one_of(&[1, 4, 8]),
         pause_us: dice.span(1000, 20_000),
         reads: dice.one_of(&[10, 30, 60]),
+    }
+}
+
+/// What makes an action matter, often enough that few worlds go by without it.
+fn company(dice: &mut Dice, plan: &Plan, at_us: u64, action: &Action) -> Option<Timed> {
+    let timed = |at_us, action| Some(Timed { at_us, action });
+    match *action {
+        // Something to identify.
+        Action::Refuse { op: Op::Identify, ms, .. } if dice.chance(60) => {
+            let news =
+                Action::Grow { disk: dice.range(0, u64::from(plan.disks) - 1) as u32, blocks: dice.range(1, 64) };
+            timed(at_us + dice.range(0, ms * 500), news)
+        }
+        // Writes that are still to land when their connection is lost.
+        Action::Hold { path, after_ms, ms, .. } if dice.chance(50) => {
+            timed(at_us + dice.range(0, ms.min(after_ms) * 1000), Action::Reset { path })
+        }
+        _ => None,
     }
 }
 

@@ -338,6 +338,7 @@ impl<'a> World<'a> {
                 self.reactors[usize::from(reactor)].lengthen_turns(Duration::from_millis(turn_ms), until);
             }
             Action::LongTurns { .. } => {}
+            Action::OtherTarget { .. } | Action::Swap { .. } if begins && !self.all_known() => {}
             Action::OtherTarget { path, .. } => {
                 self.sockets.route(path, usize::from(begins));
                 self.sockets.end_path(now, path, true, &mut self.peers);
@@ -375,7 +376,10 @@ impl<'a> World<'a> {
     fn swap(&mut self, disk: u32, action: &Action, begins: bool) {
         let checker = self.checker.clone();
         let mut known = checker.disk(disk).borrow_mut();
-        // The first end brings the disk back, however many swaps there are.
+        // The first end brings the disk back, however many swaps there are; one that never began has no end.
+        if !begins && !known.swapped {
+            return;
+        }
         known.swapped = begins;
         known.swaps += 1;
         drop(known);
@@ -471,6 +475,11 @@ impl<'a> World<'a> {
             let known = self.watch_swaps && swapped.iter().all(is_known);
             self.sockets.set_known_swapped(path, known, &self.net);
         }
+    }
+
+    /// Do all groups know which disk they are? What answers first is taken for it, and rightly so: nothing is put in its place before.
+    fn all_known(&self) -> bool {
+        !self.seen.contains(&false) && self.disks.iter().all(|disk| disk.group.state().info().is_some())
     }
 
     fn all_usable(&self) -> bool {
