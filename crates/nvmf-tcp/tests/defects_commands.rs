@@ -120,6 +120,24 @@ fn an_aborted_command_is_quiet_when_its_connection_is_lost() {
     world.expect_fenced(0, 2, lost);
 }
 
+/// A read changes nothing: it is quiet as soon as its socket is closed, whatever an Abort of it has brought.
+#[test]
+fn a_read_is_quiet_when_its_socket_is_closed() {
+    for aborted in [false, true] {
+        let mut world = World::up(8);
+        let span = world.memory(512, 7);
+        world.send(Io::read(1, 0, 1, span));
+        world.run_until("an Abort", 4000, |w| !w.script.held(What::Abort).is_empty());
+        world.script.answer_abort(world.script.held(What::Abort)[0].cid(), aborted);
+        world.let_admin_look();
+        world.script.reset(1);
+        world.turn_queue(0);
+        assert!(world.queues[0].suspects.is_empty());
+        let completion = world.take_completion(0, 1);
+        assert_eq!((completion.status.scope(), completion.proof), (Scope::Path, Proof::SocketClosed), "{aborted}");
+    }
+}
+
 /// "Not aborted" proves nothing, and neither does an Abort that is refused.
 #[test]
 fn a_command_that_was_not_aborted_waits_for_its_fence() {
@@ -401,20 +419,22 @@ fn a_command_that_is_neither_answered_nor_aborted_costs_the_way() {
 fn a_request_that_waited_for_room_has_the_time_of_a_command() {
     let mut world = World::up(32);
     let span = world.memory(512, 7);
-    for tag in 1..=8 {
+    for tag in 1..=12 {
         world.submit(0, Io::read(tag, tag, 1, span));
     }
     world.turn_queue(0);
-    assert_eq!(world.script.open_cids(1).len(), 4, "four commands find room, four wait");
+    assert_eq!(world.script.open_cids(1).len(), 4, "four commands find room, eight wait");
     // A medium of 2 s a command; each may take 3 s.
     world.run_ms(2000);
     world.script.succeed_all(1);
     world.run_ms(1900);
     assert!(world.script.held(What::Abort).is_empty(), "commands that were sent 1.9 s ago are aborted");
-    assert_eq!(world.script.open_cids(1).len(), 4);
-    world.script.succeed_all(1);
-    world.run_ms(10);
-    for tag in 1..=8 {
+    assert_eq!((world.script.open_cids(1).len(), world.queues[0].completions.len()), (4, 4), "four wait for 3.9 s");
+    for _ in 0..2 {
+        world.script.succeed_all(1);
+        world.run_ms(10);
+    }
+    for tag in 1..=12 {
         assert!(world.take_completion(0, tag).status.is_ok(), "{tag}");
     }
 }

@@ -12,7 +12,7 @@ use polypath_block::{
 use polypath_nvme::StatusField;
 use polypath_nvme::log::EventKind;
 use polypath_nvmf_tcp::ControllerConfig;
-use script::{Script, Shown};
+use script::{Script, Shown, What};
 use turns::{BOUND, FENCE, World, config};
 
 /// A queue pair with a unit for each of two namespaces. The world's own queues are not used for it.
@@ -178,6 +178,22 @@ fn a_number_that_nobody_uses_may_become_another_disk() {
     assert_eq!(pair.code(1), Some(Code::Ok));
 }
 
+/// A unit that is opened again is the same place, and usable until it was closed as often.
+#[test]
+fn a_unit_is_closed_as_often_as_it_was_opened() {
+    let mut pair = Pair::up();
+    assert_eq!([2, 1].map(|id| pair.queue.open_unit(UnitId(id)).unwrap()), [pair.units[1], pair.units[0]]);
+    pair.turn();
+    let span = pair.world.memory(512, 7);
+    for tag in 1..=2 {
+        pair.submit(1, Io::write(tag, 0, 1, span));
+        pair.finish_all();
+        assert_eq!(pair.code(tag), Some(Code::Ok), "open {} times", 3 - tag);
+        pair.queue.close_unit(pair.units[0]);
+    }
+    assert_eq!([0, 1].map(|at| pair.queue.health(pair.units[at])), [Health::Down, Health::Ready]);
+}
+
 /// A reactor ends under its queue, with a write on the way. Who outlives it learns when that is quiet: not before all sockets of the
 /// association, that of the admin queue and of other queues included, are closed, and the bound has passed.
 #[test]
@@ -219,6 +235,39 @@ fn a_reactor_that_ends_under_its_queues() {
     world.expect_fenced(0, 1, closed);
     world.run_until("a way back", 1000, |w| w.is_live());
     assert_eq!(end_fence.state(world.now), FenceState::Quiet(FENCE), "whatever the next association does");
+}
+
+/// A reactor ends under a queue with a write on the way, or with an Abort under way of one that is over, or both: the Abort could still
+/// hit a command of the next connection, which is the same queue to the controller.
+#[test]
+fn a_reactor_that_ends_under_an_abort() {
+    for (open, aborting) in [(true, false), (false, true), (true, true)] {
+        let mut pair = Pair::up();
+        let span = pair.world.memory(512, 7);
+        if aborting {
+            pair.submit(1, Io::write(1, 0, 1, span));
+            while pair.world.script.held(What::Abort).is_empty() {
+                pair.world.let_admin_look();
+                pair.turn();
+            }
+            pair.world.script.answer(1, pair.world.script.open_cids(1)[0], StatusField::SUCCESS);
+            pair.turn();
+            assert_eq!(pair.code(1), Some(Code::Ok), "late, and done all the same");
+        }
+        if open {
+            pair.submit(1, Io::write(2, 8, 1, span));
+            pair.turn();
+        }
+        let end_fence = pair.queue.end_fence().unwrap();
+        drop(pair.queue);
+        assert!(
+            !pair.world.controller.is_live() && pair.world.script.is_aborted(1),
+            "open {open}, aborting {aborting}"
+        );
+        pair.world.let_admin_look();
+        let by = pair.world.now.after(BOUND);
+        assert_eq!(end_fence.state(pair.world.now), FenceState::Pending { by }, "open {open}, aborting {aborting}");
+    }
 }
 
 /// A reactor ends under a queue whose write already waits for the fence of an association that was lost before.

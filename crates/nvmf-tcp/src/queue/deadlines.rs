@@ -130,6 +130,15 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_looked_at_as_often_as_the_shortest_of_them_needs() {
+        for (silence, io, tick_ms) in [(1000, 10_000, 100), (400, 10_000, 50), (10_000, 80, 10), (8, 8000, 2)] {
+            let mut config = ControllerConfig::new("h", 1, Nqn::new("nqn.x").unwrap());
+            (config.silence_timeout, config.io_timeout) = (Duration::from_millis(silence), Duration::from_millis(io));
+            assert_eq!(tick(&config).as_millis(), tick_ms, "silence {silence} ms, commands {io} ms");
+        }
+    }
+
+    #[test]
     fn silence_grows_suspicious_asks_now_and_then_and_is_long_at_last() {
         let config = ControllerConfig::new("h", 1, Nqn::new("nqn.x").unwrap());
         let mut deadlines = Deadlines::new(&config, at(0));

@@ -359,3 +359,44 @@ impl Requests {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polypath_block::{Limits, Segment};
+    use polypath_nvme::Cqe;
+
+    /// A controller that takes one segment in a command, and requests of blocks of 512 octets whose segments are as long as this.
+    fn queued(requests: &mut Requests, segs: &mut SegTable, lens: &[u32]) -> SlotKey {
+        let limits = Limits { max_segments: 1, ..Limits::UNLIMITED };
+        let span = segs.reserve(1, lens.len() as u32).unwrap().span(0, lens.len() as u32);
+        segs.get_mut(span).iter_mut().zip(lens).for_each(|(seg, &len)| *seg = Segment { len, ..Segment::default() });
+        let io = Io::write(7, 0, lens.iter().sum::<u32>() / 512, span);
+        let key = requests.insert(Unit(0), io, Time::ZERO).unwrap();
+        requests.queue(key, Splitter::new(io, &limits, 512));
+        key
+    }
+
+    /// Segments that no command can carry are an error of their request: at once when nothing of it has left, and otherwise with the
+    /// last of what has.
+    #[test]
+    fn what_cannot_be_cut_ends_with_an_error() {
+        let (mut requests, mut segs, mut done) = (Requests::new(4), SegTable::new(64), Done::default());
+        let (invalid, now) = (Status::from(Code::Invalid), Time::ZERO);
+        queued(&mut requests, &mut segs, &[256, 256]);
+        assert!(requests.next_part(&segs).is_none() && requests.has_early());
+        requests.drain_early(&mut done);
+        assert_eq!(done.completions, [Completion { tag: 7, status: invalid, proof: Proof::NeverSent }]);
+
+        done.clear();
+        let key = queued(&mut requests, &mut segs, &[512, 256, 256]);
+        assert_eq!(requests.next_part(&segs).map(|(of, _, part)| (of, part.blocks)), Some((key, 1)));
+        requests.part_sent(key, now, &segs);
+        assert!(requests.next_part(&segs).is_none() && !requests.has_early(), "a part of it is out");
+        let finished =
+            Finished { user: key.as_u32().into(), cqe: Cqe::new(0, StatusField::SUCCESS), bad_memory: false };
+        requests.finish(&finished, now, &mut done);
+        assert_eq!(done.completions, [Completion { tag: 7, status: invalid, proof: Proof::Answered }]);
+        assert!(requests.is_empty() && !requests.has_backlog());
+    }
+}

@@ -71,6 +71,7 @@ pub struct Open {
 }
 
 /// One connection, from the dial on.
+#[derive(Default)]
 struct Connection {
     /// Known once Connect has come.
     qid: Option<u16>,
@@ -85,6 +86,10 @@ struct Connection {
     reset: bool,
     /// The host has closed it.
     closed: bool,
+    /// It did so abortively: nothing that waited in its kernel leaves any more.
+    aborted: bool,
+    /// Times the host has asked its kernel to receive or send.
+    calls: u64,
     /// Octets the host has sent.
     octets: usize,
     cc: u32,
@@ -107,6 +112,8 @@ pub struct State {
     connections: Vec<Connection>,
     /// Connections are refused.
     unreachable: bool,
+    /// Nothing arrives over connections that are dialled from now on.
+    pub mute: bool,
 }
 
 /// The controller, as tests and dialer share it.
@@ -126,6 +133,7 @@ impl Script {
             refuse: Vec::new(),
             connections: Vec::new(),
             unreachable: false,
+            mute: false,
         })))
     }
 
@@ -200,6 +208,16 @@ impl Script {
     /// Has the host closed the last connection of `qid`?
     pub fn is_closed(&self, qid: u16) -> bool {
         self.with(qid, |c| c.closed)
+    }
+
+    /// Was that abortive?
+    pub fn is_aborted(&self, qid: u16) -> bool {
+        self.with(qid, |c| c.aborted)
+    }
+
+    /// Times the host has asked its kernel for something over the last connection of `qid`.
+    pub fn calls(&self, qid: u16) -> u64 {
+        self.with(qid, |c| c.calls)
     }
 
     /// Answers an open command.
@@ -508,20 +526,8 @@ impl Dialer for Script {
         if state.unreachable {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        state.connections.push(Connection {
-            qid: None,
-            from_host: Vec::new(),
-            to_host: Vec::new(),
-            room: usize::MAX,
-            silent: false,
-            unacknowledged: None,
-            reset: false,
-            closed: false,
-            octets: 0,
-            cc: 0,
-            open: Vec::new(),
-            seen: Vec::new(),
-        });
+        let silent = state.mute;
+        state.connections.push(Connection { room: usize::MAX, silent, ..Connection::default() });
         Ok(Box::new(Wire { script: self.clone(), at: state.connections.len() - 1 }))
     }
 }
@@ -545,6 +551,7 @@ impl Transport for Wire {
     fn receive(&mut self, into: &mut Scatter<'_>) -> io::Result<Received> {
         self.usable()?;
         Ok(self.with(|c| {
+            c.calls += 1;
             if c.silent {
                 return Received::Nothing;
             }
@@ -558,6 +565,7 @@ impl Transport for Wire {
         self.usable()?;
         let mut state = self.script.state();
         let c = &mut state.connections[self.at];
+        c.calls += 1;
         let n = from.copy_to(&mut c.from_host, c.room);
         c.octets += n;
         c.room = c.room.saturating_sub(n);
@@ -572,11 +580,11 @@ impl Transport for Wire {
     }
 
     fn counters(&self) -> Counters {
-        Counters::default()
+        Counters { syscalls: self.with(|c| c.calls), ..Counters::default() }
     }
 
     fn abort(&mut self) {
-        self.with(|c| c.closed = true);
+        self.with(|c| (c.closed, c.aborted) = (true, true));
     }
 }
 
