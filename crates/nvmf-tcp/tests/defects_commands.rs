@@ -212,6 +212,35 @@ fn cut_before_the_last_parts_left(op: Op) {
     assert_eq!((completion.status.code, completion.status.scope()), (Code::PathTimeout, Scope::Path));
 }
 
+/// The connection is lost while requests wait for room. Those of which nothing was sent are not done; nor is one whose first parts were
+/// all answered and whose others wait.
+#[test]
+fn ok_for_what_was_never_sent_when_the_connection_is_lost() {
+    let mut world = World::up(8);
+    let span = world.memory(512, 7);
+    (1..=8).for_each(|tag| world.submit(0, Io::write(tag, tag, 1, span)));
+    world.turn_queue(0);
+    assert_eq!(world.script.open(1).len(), 4, "four find room, four wait");
+    world.script.reset(1);
+    world.turn_queue(0);
+    assert!((1..=4).all(|tag| world.is_suspect(0, tag)));
+    for tag in 5..=8 {
+        let completion = world.take_completion(0, tag);
+        assert_eq!((completion.status.code, completion.proof), (Code::PathLost, Proof::NeverSent), "{tag}");
+    }
+
+    let mut world = World::up(8);
+    let span = world.memory(2048 * KIB, 7);
+    world.submit(0, Io::read(1, 0, 4096, span));
+    world.turn_queue(0);
+    assert_eq!(world.script.open(1).len(), 4, "four of sixteen parts");
+    world.script.succeed_all(1);
+    world.script.babble(1);
+    world.turn_queue(0);
+    let completion = world.take_completion(0, 1);
+    assert_eq!((completion.status.scope(), completion.proof), (Scope::Path, Proof::Answered));
+}
+
 /// The same with a send side that is stuck: some parts wait in the transmit ring, and one of them has left in part.
 #[test]
 fn ok_for_what_was_never_sent_through_a_stuck_socket() {

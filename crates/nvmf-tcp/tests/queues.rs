@@ -243,6 +243,21 @@ fn a_queue_that_is_let_in_and_not_answered_gives_up_in_time() {
     assert_eq!((world.script.dialled(), world.controller.statistics().losses), (dialled + 2, 0));
 }
 
+/// The answer to Connect takes its time: nothing else is sent meanwhile, and Connect not again.
+#[test]
+fn connect_is_sent_once() {
+    let mut world = World::start_up();
+    let at = open_unready(&mut world);
+    // The dial, ICReq, Connect.
+    (0..3).for_each(|_| world.turn_queue(at));
+    world.script.silence(1, false);
+    (0..10).for_each(|_| world.turn_queue(at));
+    assert_eq!((world.script.octets(1), world.queues[at].queue.health()), (128 + 72 + 1024, Health::Down));
+    world.script.speak(1);
+    world.turn_queue(at);
+    assert_eq!(world.queues[at].queue.health(), Health::Ready);
+}
+
 /// After a reconnect the controller grants fewer queues than are open. Those with numbers it did not grant are not dialled and say
 /// that they are too many, as long as that association is up; the last one that was granted is not.
 #[test]

@@ -92,11 +92,6 @@ impl Connection {
         self.deadlines.is_stalled()
     }
 
-    #[inline]
-    pub(super) fn in_flight(&self) -> usize {
-        self.link.in_flight()
-    }
-
     pub(super) fn syscalls(&self) -> u64 {
         self.link.counters().syscalls
     }

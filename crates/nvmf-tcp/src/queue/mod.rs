@@ -351,7 +351,7 @@ impl QueuePair {
     fn check_time(&mut self, now: Time, done: &mut Done) {
         let Some(connection) = &mut self.connection else { return };
         connection.check_silence(&self.shared, self.qid, now);
-        if connection.in_flight() == 0 || connection.broken().is_some() {
+        if connection.broken().is_some() {
             return;
         }
         let config = &self.shared.config;
