@@ -190,6 +190,9 @@ fn a_closed_queue_does_not_dial() {
     world.turn_queue(0);
     close(&mut world, 0);
     world.run_until("a way back", 1000, |w| w.is_live());
+    world.turn_queue(0);
+    let (armed, until) = arm(&mut world, 0);
+    assert!(armed == Armed::Sleep && until.is_some_and(|at| at > world.now), "{until:?}: the fence, and no attempt");
     let dialled = world.script.dialled();
     world.run_until("the fence", 3000, |w| w.queues[0].queue.is_drained());
     assert_eq!((world.script.dialled(), world.is_live()), (dialled, true));
@@ -417,10 +420,9 @@ fn a_reactor_that_sleeps_as_agreed_sees_silence_in_its_time() {
     world.script.silence(1, true);
     let sent = world.now;
     while !world.is_suspect(0, 1) {
-        if let (Armed::Sleep, Some(until)) = arm(&mut world, 0) {
-            let ms = until.since(world.now).as_millis() as u64;
-            keep_alive_for(&mut world, ms);
-        }
+        let (_, until) = arm(&mut world, 0);
+        let sleep_ms = until.map_or(0, |until| until.since(world.now).as_millis() as u64);
+        keep_alive_for(&mut world, sleep_ms.clamp(1, 1000));
         world.turn_queue(0);
         assert!(world.now.since(sent) <= ms(1100), "cut for more than a second, and nobody leaves");
     }
