@@ -180,6 +180,23 @@ fn a_queue_sleeps_until_its_fence_and_wakes_to_a_completion() {
     assert!(world.queues[0].queue.is_drained());
 }
 
+/// A closed queue finishes what is open, and what waits to be handed out, before it is drained.
+#[test]
+fn a_closed_queue_finishes_what_is_open() {
+    for (lba, code) in [(0, Code::Ok), (script::BLOCKS, Code::OutOfRange)] {
+        let mut world = World::up(8);
+        let span = world.memory(512, 7);
+        world.submit(0, Io::write(1, lba, 1, span));
+        kick(&mut world, 0);
+        close(&mut world, 0);
+        assert!(!world.queues[0].queue.is_drained() && !world.script.is_closed(1), "{code:?}");
+        world.script.succeed_all(1);
+        world.turn_queue(0);
+        assert_eq!(world.take_completion(0, 1).status.code, code);
+        assert!(world.queues[0].queue.is_drained() && world.script.is_closed(1), "{code:?}");
+    }
+}
+
 /// A closed queue whose writes wait for their fence does not connect any more, although the controller is back before.
 #[test]
 fn a_closed_queue_does_not_dial() {
