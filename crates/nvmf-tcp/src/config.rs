@@ -62,7 +62,7 @@ pub struct ControllerConfig {
     pub silence_timeout: Duration,
     /// Longest time for one I/O command; then it is aborted, and when that does not help, the way is left (`io_timeout_ms`, 10000).
     pub io_timeout: Duration,
-    /// Pause before the first attempt to come back (`reconnect_delay_ms`, 1000); doubles up to ten times that.
+    /// Pause before the first attempt to come back (`reconnect_delay_ms`, 1000); grows up to ten times that.
     pub reconnect_delay: Duration,
     /// How long it is tried to come back before the device is given up (`ctrl_loss_timeout_ms`, 600000; `None` for -1: for ever).
     pub ctrl_loss_timeout: Option<Duration>,
