@@ -317,6 +317,45 @@ pub(crate) async fn race<T>(mut tasks: Vec<Task<T>>) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::RX_ADMIN;
+    use crate::proto::HostConfig;
+    use crate::script::{Script, What};
+    use polypath_nvme::StatusField;
+    use polypath_nvme::fabrics::ConnectData;
+    use polypath_nvme::identify::cns;
+
+    /// A connected admin queue of a scripted controller.
+    fn connected(script: &Script) -> Admin {
+        let mut admin = Admin::new(Time::from_millis(1)).unwrap();
+        let address = "127.0.0.1:4420".parse().unwrap();
+        admin.set_link(Link::dial(script, address, HostConfig::new(ADMIN_DEPTH), RX_ADMIN).unwrap());
+        // ICReq goes, ICResp comes.
+        admin.receive();
+        admin.flush();
+        admin.receive();
+        let connect = Sqe::connect(0, 0, ADMIN_DEPTH, 0, 0);
+        assert!(answer(&mut admin, &connect, Data::Out(&[0; ConnectData::LEN])).cqe.status.is_success());
+        admin
+    }
+
+    fn answer(admin: &mut Admin, sqe: &Sqe, data: Data<'_>) -> Answer {
+        let key = admin.start(sqe, data).unwrap();
+        admin.flush();
+        assert!(admin.receive());
+        admin.finish(key).unwrap()
+    }
+
+    #[test]
+    fn only_a_command_that_succeeds_brings_data() {
+        let script = Script::new();
+        let mut admin = connected(&script);
+        let identify = |admin: &mut Admin| answer(admin, &Sqe::identify(0, cns::CONTROLLER, 0, 0), Data::In(4096));
+        assert_eq!(identify(&mut admin).data.len(), 4096);
+        script.refuse(What::Identify(cns::CONTROLLER), StatusField::INTERNAL_ERROR, 1);
+        let refused = identify(&mut admin);
+        assert_eq!((refused.cqe.status, refused.data.len()), (StatusField::INTERNAL_ERROR, 0));
+        assert!(answer(&mut admin, &Sqe::keep_alive(0), Data::None).data.is_empty());
+    }
 
     #[test]
     fn a_stall_of_our_own_makes_no_answer_late() {

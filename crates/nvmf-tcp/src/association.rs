@@ -235,3 +235,81 @@ pub(crate) fn another(nsid: u32, first: &Identity, now: &Identity) -> Option<(Co
         (Code::PathIdentity, reason)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polypath_block::{Access, CacheDomain, Geometry, Identifier, Limits};
+    use polypath_nvme::keepalive::{Assumed, Reported};
+
+    fn association() -> Association {
+        let reported = Reported { kato_ms: 1000, kas: 1, traffic_based: false, cqt_ms: 0 };
+        let fence = AssociationFence::new(reported, Assumed { without_keep_alive_ms: 1, quiesce_ms: 1 });
+        let address = "127.0.0.1:1".parse().unwrap();
+        Association::new(Shape { generation: 1, address, cntlid: 1, queues: 1, depth: 1, in_capsule: 0, fence })
+    }
+
+    fn identity(identifier: &Identifier) -> Identity {
+        Identity { identifiers: vec![identifier.clone()], cache_domain: CacheDomain("d".into()) }
+    }
+
+    fn showing(all: &[(u32, &Identifier)]) -> Association {
+        let association = association();
+        let namespace = |identifier: &Identifier| {
+            let info = DeviceInfo {
+                geometry: Geometry { block_size: 512, blocks: 8 },
+                limits: Limits::UNLIMITED,
+                identity: identity(identifier),
+                access: Access::Optimized,
+                max_queues: 1,
+                max_depth: 1,
+            };
+            Namespace { info: Arc::new(info), ana_group: 0, trouble: None }
+        };
+        association.set_namespaces(all.iter().map(|(nsid, identifier)| (*nsid, namespace(identifier))).collect());
+        association
+    }
+
+    #[test]
+    fn a_namespace_without_identifiers_is_found_among_others_by_what_it_says_and_where() {
+        let place = |serial: &str| Identifier::Place(serial.to_owned());
+        let (ours, other, worldwide) = (place("SERIAL"), place("ANOTHER"), Identifier::Nguid([9; 16]));
+        let pinned = Pinned { nsid: 2, identity: identity(&ours) };
+        let found = |all: &[(u32, &Identifier)]| showing(all).only_namespace(Some(&pinned)).ok().map(|(nsid, _)| nsid);
+        assert_eq!(found(&[(1, &worldwide), (2, &ours)]), Some(2));
+        assert_eq!(found(&[(1, &ours), (3, &worldwide)]), None, "it says the same, somewhere else");
+        assert_eq!(found(&[(1, &worldwide), (2, &other)]), None, "it says something else in the same place");
+        assert_eq!(found(&[(1, &ours), (2, &ours)]), Some(2), "whatever others say");
+    }
+
+    #[test]
+    fn a_message_names_what_there_is_instead() {
+        let (a, b) = (Identifier::Nguid([1; 16]), Identifier::Nguid([2; 16]));
+        let pinned = Pinned { nsid: 5, identity: identity(&Identifier::Nguid([5; 16])) };
+        let why = |all: &[(u32, &Identifier)], pinned| showing(all).only_namespace(pinned).unwrap_err().to_string();
+        assert_eq!(why(&[(1, &a), (3, &b)], Some(&pinned)), "namespace 5 is not active; active namespaces: 1, 3");
+        assert_eq!(why(&[], Some(&pinned)), "the controller shows no active namespace to this host");
+        assert_eq!(why(&[], None), "the controller shows no active namespace to this host");
+        let many = NoNamespace::Missing { nsid: 9, active: (100..200).collect() }.to_string();
+        assert!(many.ends_with("113, 114, 115 and 84 more"), "{many}");
+    }
+
+    #[test]
+    fn only_what_a_full_list_lacks_was_passed_over() {
+        let association = association();
+        let passed_over = |nsids| {
+            association.set_listed((1..=nsids).collect());
+            [1, 1024, 1025].map(|nsid| association.has_passed_over(nsid))
+        };
+        assert_eq!(passed_over(1023), [false; 3], "all are listed: the others are not active");
+        assert_eq!(passed_over(1024), [false, false, true]);
+    }
+
+    #[test]
+    fn the_first_reason_of_a_loss_stands() {
+        let association = association();
+        assert!(association.lose(Code::PathTimeout, "silence"));
+        assert!(association.is_lost() && !association.lose(Code::PathProtocol, "noise"));
+        assert_eq!(association.loss(), (Code::PathTimeout, "silence".to_owned()));
+    }
+}

@@ -71,6 +71,16 @@ mod tests {
     }
 
     #[test]
+    fn a_sleep_that_was_agreed_is_no_stall() {
+        for (woken, late) in [(500, None), (550, None), (551, Some(Duration::from_millis(51)))] {
+            let mut clock = TurnClock::new();
+            assert_eq!(clock.turn(at(0), GRACE), None);
+            clock.sleeps_until(at(500));
+            assert_eq!(clock.turn(at(woken), GRACE), late, "{woken}");
+        }
+    }
+
+    #[test]
     fn a_reactor_that_is_always_late_judges_all_the_same() {
         for pattern in [&[60u64][..], &[51], &[1000], &[60, 10], &[10, 60, 10], &[99, 1, 200]] {
             let mut clock = TurnClock::new();

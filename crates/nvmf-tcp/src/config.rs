@@ -281,6 +281,54 @@ mod tests {
     }
 
     #[test]
+    fn every_option_goes_where_it_belongs() {
+        let ms = Duration::from_millis;
+        type Says = fn(&ControllerConfig) -> Duration;
+        let times: [(&str, Says); 8] = [
+            ("keep_alive_ms", |c| c.keep_alive),
+            ("connect_timeout_ms", |c| c.connect_timeout),
+            ("silence_timeout_ms", |c| c.silence_timeout),
+            ("io_timeout_ms", |c| c.io_timeout),
+            ("reconnect_delay_ms", |c| c.reconnect_delay),
+            ("fence_ms", |c| c.fence),
+            ("quiesce_ms", |c| c.quiesce),
+            ("ctrl_loss_timeout_ms", |c| c.ctrl_loss_timeout.unwrap()),
+        ];
+        for (option, says) in times {
+            let c = config(&format!("nvme-tcp://h/nqn.x?{option}=1234")).unwrap();
+            assert_eq!(says(&c), ms(1234), "{option}");
+            assert_eq!(c.name, format!("nvme-tcp://h/nqn.x?{option}=1234"));
+            for (other, says) in times.iter().filter(|(other, _)| *other != option) {
+                assert_eq!(says(&c), says(&config("nvme-tcp://h/nqn.x").unwrap()), "{option} has changed {other}");
+            }
+        }
+        let c = config("nvme-tcp://h/nqn.x?queue_depth=33&queues=7&fast_io_fail_timeout_ms=0").unwrap();
+        assert_eq!((c.queue_depth, c.queues, c.fast_io_fail_timeout), (33, 7, Some(ms(0))));
+        assert!(!c.header_digest && !c.data_digest && !c.is_discovery());
+        assert!(config("nvme-tcp://h/nqn.x?hdgst=1").is_ok_and(|c| c.header_digest && !c.data_digest));
+        assert!(config("nvme-tcp://h/nqn.x?ddgst=1").is_ok_and(|c| c.data_digest && !c.header_digest));
+    }
+
+    #[test]
+    fn the_least_and_the_most_of_an_option_are_allowed() {
+        for (option, least, most) in [
+            ("keep_alive_ms", 100, None),
+            ("connect_timeout_ms", 1, None),
+            ("silence_timeout_ms", 10, None),
+            ("io_timeout_ms", 10, None),
+            ("queue_depth", 1, Some(4096)),
+            ("queues", 1, Some(1024)),
+            ("ns", 1, Some(0xffff_fffd_u32)),
+        ] {
+            let with = |n: u32| config(&format!("nvme-tcp://h/nqn.x?{option}={n}"));
+            assert!(with(least).is_ok(), "{option}={least}");
+            // Keep alive is switched off by 0.
+            assert!(with(if least == 100 { 99 } else { least - 1 }).is_err(), "{option} below {least}");
+            assert!(most.is_none_or(|most| with(most).is_ok() && with(most + 1).is_err()), "{option} up to {most:?}");
+        }
+    }
+
+    #[test]
     fn errors_name_the_option() {
         for (uri, part) in [
             ("nvme-tcp://h/nqn.x?nss=1", "option nss"),
@@ -308,5 +356,10 @@ mod tests {
         assert_ne!(a, id("0123456789abcdef0123456789abcde0"));
         assert_ne!(&a[..8], &[0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef]);
         assert_eq!(host_identity(), host_identity());
+        // Targets know hosts by it and reservations belong to it: an update of ours must not make another host of this one.
+        assert_eq!(u128::from_be_bytes(a), 0x2c9f_36f9_a399_c65c_22e8_c6a4_74e3_ddbe);
+        let uuid = "2cd2c43b-a90a-45c1-a8cd-86b33ab273b5";
+        let board = machine_id(|path| path.ends_with("product_uuid").then(|| uuid.to_owned()));
+        assert_eq!(HostId::from_random(board).to_string(), uuid);
     }
 }

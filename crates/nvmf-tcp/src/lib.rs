@@ -17,6 +17,9 @@
 // What the tests of `tests/` are built on serves tests in here, too.
 #[cfg(test)]
 extern crate self as polypath_nvmf_tcp;
+#[cfg(test)]
+#[path = "../tests/common/script.rs"]
+mod script;
 
 mod admin;
 mod association;

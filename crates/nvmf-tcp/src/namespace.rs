@@ -191,6 +191,51 @@ mod tests {
     }
 
     #[test]
+    fn what_the_controller_can_not_do_is_not_asked_of_it() {
+        let can = |oncs| {
+            let mut view = view();
+            view.identify.oncs = oncs;
+            let l = describe(&view, 1, &namespace(), &NamespaceIds::default(), None).info.limits;
+            (l.max_write_zeroes_blocks > 0, l.max_discard_blocks > 0, l.compare)
+        };
+        assert_eq!(can(0), (false, false, false));
+        assert_eq!(can(oncs::WRITE_ZEROES), (true, false, false));
+        assert_eq!(can(oncs::DATASET_MANAGEMENT), (false, true, false));
+        assert_eq!(can(oncs::COMPARE), (false, false, true));
+    }
+
+    #[test]
+    fn what_the_namespace_prefers_is_passed_on() {
+        let limits = |ns: IdentifyNamespace| describe(&view(), 1, &ns, &NamespaceIds::default(), None).info.limits;
+        let sizes = |ns| {
+            let l = limits(ns);
+            (l.discard_granularity_blocks, l.optimal_blocks)
+        };
+        for (noiob, optimal) in [(0, 0), (1, 0), (2, 2), (64, 64)] {
+            assert_eq!(sizes(IdentifyNamespace { noiob, ..namespace() }), (1, optimal), "{noiob}");
+        }
+        // Its own words count for more, and are zero-based.
+        let prefers = |npdg_z, nows_z| IdentifyNamespace { nsfeat: 1 << 4, noiob: 64, npdg_z, nows_z, ..namespace() };
+        assert_eq!((sizes(prefers(7, 15)), sizes(prefers(0, 0))), ((8, 16), (1, 0)));
+        assert!(limits(IdentifyNamespace { nsattr: 1, ..namespace() }).read_only);
+        assert!(!limits(IdentifyNamespace { nsattr: 2, ..namespace() }).read_only);
+    }
+
+    #[test]
+    fn identifiers_come_from_the_descriptors_and_else_from_identify() {
+        let ns = IdentifyNamespace { eui64: [0, 0, 0, 0, 0, 0, 0, 3], ..namespace() };
+        let of = |ns: &IdentifyNamespace, ids: &NamespaceIds| {
+            describe(&view(), 1, ns, ids, None).info.identity.identifiers.clone()
+        };
+        let none = NamespaceIds::default();
+        let (nguid, eui64) = (Identifier::Nguid([7; 16]), Identifier::Eui64([0, 0, 0, 0, 0, 0, 0, 3]));
+        assert_eq!(of(&ns, &none), [nguid, eui64.clone()]);
+        assert_eq!(of(&IdentifyNamespace { nguid: [0; 16], ..ns.clone() }, &none), [eui64.clone()]);
+        let ids = NamespaceIds { nguid: Some([8; 16]), ..none };
+        assert_eq!(of(&ns, &ids), [Identifier::Nguid([8; 16]), eui64]);
+    }
+
+    #[test]
     fn a_cache_that_lost_its_power_is_another_one() {
         let domain = |power| {
             let view = ControllerView { power, ..view() };
@@ -229,6 +274,9 @@ mod tests {
         let mut ns = namespace();
         ns.lbaf[0].metadata_bytes = 8;
         assert!(trouble(&ns, &none).contains("metadata"));
+        ns = namespace();
+        ns.dps = 1;
+        assert!(trouble(&ns, &none).contains("protection"));
         ns = namespace();
         ns.lbaf[0].block_shift = 3;
         assert!(trouble(&ns, &none).contains("namespace 3"));

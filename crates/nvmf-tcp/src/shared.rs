@@ -544,6 +544,18 @@ mod tests {
     }
 
     #[test]
+    fn the_only_one_is_who_was_used_or_else_who_was_last() {
+        let live = |state: DeviceState| state.info().map(|i| i.identity.identifiers[0].clone());
+        for (used, known) in [(true, 9), (false, 7)] {
+            let (shared, mut show) = rig();
+            let _user = used.then(|| shared.pin(None));
+            show(&[(1, 9)]);
+            show(&[(1, 7)]);
+            assert_eq!(live(show(&[(1, 7), (2, 8), (3, 9)])), Some(Identifier::Nguid([known; 16])), "{used}");
+        }
+    }
+
+    #[test]
     fn of_two_that_say_they_are_the_disk_the_one_in_its_place_is_it() {
         let (shared, mut show) = rig();
         show(&[(3, 7)]);

@@ -99,6 +99,7 @@ mod tests {
             (S::NAMESPACE_NOT_READY.with_dnr(), Code::Medium),
             (S::COMMAND_INTERRUPTED, Code::PathBusy),
             (S::INVALID_NAMESPACE.with_dnr(), Code::PathNoAccess),
+            (S::NAMESPACE_NOT_ATTACHED, Code::PathNoAccess),
             (S::INTERNAL_ERROR, Code::PathLost),
             (S::INTERNAL_ERROR.with_dnr(), Code::Medium),
             (S::new(7, 1), Code::Medium),
