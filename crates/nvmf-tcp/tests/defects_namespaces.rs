@@ -381,10 +381,23 @@ fn a_namespace_that_is_used_is_found_behind_a_thousand_others() {
     (2..=1024).for_each(|nsid| script.state().show(nsid, Shown::new(nsid as u8)));
     script.state().show(5000, Shown::new(77));
     let mut world = World::start(script.clone(), ControllerConfig { ns: None, ..config(&script) });
-    let used = world.controller.namespace(5000);
+    let used = [1024, 5000, 5000].map(|nsid| world.controller.namespace(nsid));
     world.run_until("a controller that is up", 10_000, |w| w.controller.is_live());
-    assert!(used.state().info().is_some(), "{:?}", used.state());
+    assert!(used.iter().all(|device| device.state().info().is_some()), "{:?}", used[1].state());
+    assert_eq!(script.asked(What::Identify(cns::NAMESPACE)), 1025, "each once");
     script.state().show(6000, Shown::new(78));
     let later = world.controller.namespace(6000);
     world.run_until("one that is asked for later", 10_000, |_| later.state().info().is_some());
+    // Nobody uses that one any more, and one of two has let go of the other.
+    let [_, one, other] = used;
+    drop((later, one));
+    let mut look_again = || {
+        let before = script.asked(What::Identify(cns::NAMESPACE));
+        change(&mut world, |_| ());
+        world.run_ms(6000);
+        script.asked(What::Identify(cns::NAMESPACE)) - before
+    };
+    assert_eq!((look_again(), other.state().info().is_some()), (1025, true));
+    drop(other);
+    assert_eq!(look_again(), 1024);
 }

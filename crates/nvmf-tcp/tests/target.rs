@@ -219,3 +219,23 @@ fn discovery_follows_referrals() {
     let nobody = ControllerConfig { port: 1, ..controller.config().clone() };
     assert!(discover(&nobody).unwrap_err().to_string().contains("127.0.0.1:1"));
 }
+
+/// One listed entry takes 1 KiB, and a transfer holds four of them.
+#[test]
+fn discovery_lists_more_than_one_transfer_holds() {
+    let name = |n: u32| format!("nqn.2024-01.org.example:number-{n:02}");
+    let subsystem = |n| SubsystemConfig::new(&name(n), vec![NamespaceConfig::new("null://1GiB")]);
+    let target = start(TargetConfig { subsystems: (0..11).map(subsystem).collect(), ..target_config(&[]) });
+    let uri = format!("nvme-tcp://127.0.0.1:{}", target.port(0)).parse().unwrap();
+    let found = discover(&ControllerConfig::from_uri(&uri).unwrap()).unwrap();
+    let mut names: Vec<String> = found.iter().map(|e| e.subnqn.to_string()).filter(|n| n.contains("number")).collect();
+    names.sort();
+    assert_eq!(names, (0..11).map(name).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_target_is_found_by_its_name() {
+    let target = start(target_config(&["ram://1MiB"]));
+    let mut rig = Rig::new(&format!("nvme-tcp://localhost:{}/{NQN}", target.port(0)), 8);
+    assert_eq!(rig.run(Io::flush(1)).status.code, Code::Ok);
+}

@@ -12,7 +12,7 @@ use polypath_nvme::features::{NumberOfQueues, fid};
 use polypath_nvme::identify::{
     IdentifyController, IdentifyNamespace, NamespaceIds, build_namespace_list, cmic, cns, oaes, oncs,
 };
-use polypath_nvme::log::{AnaGroup, AnaLog, AnaState, AsyncEvent, EventKind, lid};
+use polypath_nvme::log::{AnaGroup, AnaLog, AnaState, AsyncEvent, EventKind, SmartLog, lid};
 use polypath_nvme::properties::{Cap, Cc, Csts, Register, Version};
 use polypath_nvme::sqe::{DataDirection, admin};
 use polypath_nvme::{Cqe, SglDescriptor, Sqe, StatusField};
@@ -92,6 +92,8 @@ struct Connection {
     calls: u64,
     /// Octets the host has sent.
     octets: usize,
+    /// How often the host has looked for octets.
+    looks: usize,
     cc: u32,
     open: Vec<Open>,
     /// Every command that came.
@@ -107,6 +109,17 @@ pub struct State {
     pub serial: String,
     /// Largest transfer as a power of two pages of 4 KiB.
     pub mdts: u8,
+    /// CAP, and OAES of Identify Controller.
+    pub cap: u64,
+    pub oaes: u32,
+    /// Most ANA groups there may be (NANAGRPID), and most namespaces (NN and MNAN).
+    pub most_groups: u32,
+    pub most_namespaces: u32,
+    /// It has a volatile write cache, and lost its power so often.
+    pub write_cache: bool,
+    pub power_cycles: u128,
+    /// So many answers to Get Log Page of the ANA log make no sense.
+    pub babbled_ana: u32,
     hold: Vec<What>,
     refuse: Vec<(What, StatusField, u32)>,
     connections: Vec<Connection>,
@@ -129,6 +142,13 @@ impl Script {
             granted: 4,
             serial: "SERIAL".into(),
             mdts: 5,
+            cap: Cap::CSS_NVM | 2 << 24 | 1023,
+            oaes: oaes::NAMESPACE_ATTRIBUTES | oaes::ANA_CHANGE,
+            most_groups: 8,
+            most_namespaces: 16,
+            write_cache: true,
+            power_cycles: 3,
+            babbled_ana: 0,
             hold: vec![What::Abort, What::Event],
             refuse: Vec::new(),
             connections: Vec::new(),
@@ -198,6 +218,11 @@ impl Script {
     /// Octets that came over the last connection of `qid`.
     pub fn octets(&self, qid: u16) -> usize {
         self.with(qid, |c| c.octets)
+    }
+
+    /// How often the host has looked for octets over the last connection of `qid`.
+    pub fn looks(&self, qid: u16) -> usize {
+        self.with(qid, |c| c.looks)
     }
 
     /// Connections that were dialled.
@@ -411,7 +436,7 @@ impl State {
             return Cqe::new(sqe.cid(), StatusField::SUCCESS);
         }
         let value = match register {
-            Register::Cap => Cap::CSS_NVM | 2 << 24 | 1023,
+            Register::Cap => self.cap,
             Register::Vs => Version::new(2, 0, 0).0.into(),
             Register::Cc => c.cc.into(),
             Register::Csts if Cc(c.cc).is_enabled() => Csts::RDY.bits().into(),
@@ -440,16 +465,16 @@ impl State {
             mdts: self.mdts,
             kas: 1,
             cqt_ms: 50,
-            oaes: oaes::NAMESPACE_ATTRIBUTES | oaes::ANA_CHANGE,
+            oaes: self.oaes,
             cmic: if self.ana.is_empty() { 0 } else { cmic::ANA },
-            nanagrpid: 8,
-            nn: 16,
-            mnan: 16,
+            nanagrpid: self.most_groups,
+            nn: self.most_namespaces,
+            mnan: self.most_namespaces,
             lpa: 4,
             oncs: oncs::DATASET_MANAGEMENT | oncs::WRITE_ZEROES,
             sqes: 0x66,
             cqes: 0x44,
-            vwc: 1,
+            vwc: self.write_cache.into(),
             // 8 KiB in the capsule.
             ioccsz: (64 + 8192) / 16,
             iorcsz: 1,
@@ -460,16 +485,22 @@ impl State {
         identify
     }
 
-    fn log(&self, sqe: &Sqe) -> Vec<u8> {
+    fn log(&mut self, sqe: &Sqe) -> Vec<u8> {
         let mut page = match sqe.lid() {
+            lid::ANA if self.babbled_ana > 0 => {
+                self.babbled_ana -= 1;
+                return vec![0xff; sqe.log_length() as usize];
+            }
             lid::ANA => {
                 let groups = self.ana.iter();
                 let groups =
                     groups.map(|(id, state, n)| AnaGroup { id: *id, change_count: 1, state: *state, nsids: n.clone() });
                 AnaLog { change_count: 1, groups: groups.collect() }.to_bytes(false)
             }
+            lid::SMART => SmartLog { power_cycles: self.power_cycles, ..SmartLog::default() }.to_bytes().to_vec(),
             _ => Vec::new(),
         };
+        page.drain(..page.len().min(sqe.log_offset() as usize));
         page.resize(sqe.log_length() as usize, 0);
         page
     }
@@ -552,6 +583,7 @@ impl Transport for Wire {
         self.usable()?;
         Ok(self.with(|c| {
             c.calls += 1;
+            c.looks += 1;
             if c.silent {
                 return Received::Nothing;
             }
