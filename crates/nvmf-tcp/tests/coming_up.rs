@@ -81,6 +81,12 @@ fn an_ana_log_that_is_longer_than_a_transfer_comes_in_pieces() {
         let mut world = World::start(script.clone(), config);
         world.run_until("a device that is live", 500, |w| w.is_live());
         assert_eq!((world.info().access, script.asked(ANA)), (Access::NonOptimized, pieces), "{groups}");
+        let mut end = 0;
+        for piece in script.seen(0).iter().filter(|sqe| script::kind(sqe) == ANA) {
+            assert_eq!(piece.log_offset(), end, "one behind the other");
+            end += piece.log_length();
+        }
+        assert_eq!(end, 16 + 4 * 12 + 32 * u64::from(groups), "and no more than there is");
     }
 }
 
