@@ -230,7 +230,7 @@ mod tests {
         let none = NamespaceIds::default();
         let (nguid, eui64) = (Identifier::Nguid([7; 16]), Identifier::Eui64([0, 0, 0, 0, 0, 0, 0, 3]));
         assert_eq!(of(&ns, &none), [nguid, eui64.clone()]);
-        assert_eq!(of(&IdentifyNamespace { nguid: [0; 16], ..ns.clone() }, &none), [eui64.clone()]);
+        assert_eq!(of(&IdentifyNamespace { nguid: [0; 16], ..ns.clone() }, &none), vec![eui64.clone()]);
         let ids = NamespaceIds { nguid: Some([8; 16]), ..none };
         assert_eq!(of(&ns, &ids), [Identifier::Nguid([8; 16]), eui64]);
     }

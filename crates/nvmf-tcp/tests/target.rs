@@ -224,7 +224,7 @@ fn discovery_follows_referrals() {
 #[test]
 fn discovery_lists_more_than_one_transfer_holds() {
     let name = |n: u32| format!("nqn.2024-01.org.example:number-{n:02}");
-    let subsystem = |n| SubsystemConfig::new(&name(n), vec![NamespaceConfig::new("null://1GiB")]);
+    let subsystem = |n| SubsystemConfig::new(name(n), vec![NamespaceConfig::new("null://1GiB")]);
     let target = start(TargetConfig { subsystems: (0..11).map(subsystem).collect(), ..target_config(&[]) });
     let uri = format!("nvme-tcp://127.0.0.1:{}", target.port(0)).parse().unwrap();
     let found = discover(&ControllerConfig::from_uri(&uri).unwrap()).unwrap();

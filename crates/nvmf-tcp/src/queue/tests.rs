@@ -1,11 +1,10 @@
 //! What only another thread can bring about between two lines of this one, put in its place by hand.
 
-#[path = "../../tests/common/script.rs"]
-mod script;
 #[path = "../../tests/common/turns.rs"]
 mod turns;
 
 use super::QueuePair;
+use crate::script;
 use crate::shared::AbortAnswer;
 use polypath_block::{Code, ControllerQueue, Cx, Done, Fate, Health, Io, QueueConfig, Unit, UnitId};
 use turns::World;
