@@ -174,6 +174,22 @@ fn a_controller_that_is_closed_while_it_comes_up_ends_at_once() {
     }
 }
 
+/// The resolver works on a thread of its own, whose answer is waited for: the first attempt is not over before it has come.
+#[test]
+fn a_name_that_takes_its_time_to_be_resolved_costs_no_attempt() {
+    for _ in 0..20 {
+        let script = Script::new();
+        let config = ControllerConfig { host: "localhost".into(), ..config(&script) };
+        let mut world = World::start(script, config);
+        while matches!(world.device.state(), DeviceState::Starting) {
+            world.pass_ms(1);
+            world.turn_admin();
+            std::thread::yield_now();
+        }
+        assert!(world.is_live(), "{:?}", world.device.state());
+    }
+}
+
 #[test]
 fn a_controller_ends_with_its_last_handle() {
     let mut world = World::start_up();
