@@ -148,6 +148,15 @@ mod tests {
         Mutant::parse(line).unwrap()
     }
 
+    #[test]
+    fn every_row_of_the_real_table_has_a_reason() {
+        let rows = parse_table(include_str!("../../docs/TESTING-mutants.md")).unwrap();
+        assert!(!rows.is_empty());
+        for row in rows {
+            assert!(row.has_reason(), "line {}: {}", row.line, row.mutant);
+        }
+    }
+
     fn table(rows: &[String]) -> Vec<Row> {
         let head = "# Title\n\n| not | this | table |\n|---|---|---|\n| a | b | c |\n\n## Survivors\n\nText.\n\n";
         let rows = rows.join("\n");
