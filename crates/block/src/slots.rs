@@ -130,6 +130,15 @@ impl<T> Slots<T> {
         Some(value)
     }
 
+    /// Frees every slot and drops what was in them; their keys find nothing from then on. For slow paths: it walks the whole table.
+    pub fn clear(&mut self) {
+        for index in 0..self.capacity() {
+            if let Some(key) = self.key_at(index) {
+                self.remove(key);
+            }
+        }
+    }
+
     /// The key of the value at `index`, if the slot is taken (for wire ids that carry only an index).
     pub fn key_at(&self, index: u16) -> Option<SlotKey> {
         match self.slots.get(index as usize)? {
@@ -172,6 +181,18 @@ impl<T> Drop for Slots<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_was_cleared_knows_no_key_and_takes_as_many_again() {
+        let mut slots = Slots::new(3);
+        let old = ['a', 'b', 'c'].map(|value| slots.insert(value).unwrap());
+        slots.remove(old[1]);
+        slots.clear();
+        assert!(slots.is_empty() && old.iter().all(|&key| slots.get(key).is_none()));
+        let new = ['d', 'e', 'f'].map(|value| slots.insert(value).unwrap());
+        assert!(slots.is_full() && old.iter().all(|key| !new.contains(key)));
+        slots.clear();
+    }
 
     #[test]
     fn stale_keys_find_nothing() {

@@ -15,8 +15,7 @@ fn shown(b: &Bench) -> DeviceInfo {
 #[test]
 fn a_path_is_silent_until_it_speaks_on_every_reactor() {
     let mut b = Bench::with_caches(&["a"]);
-    let mut second = b.group.open_queue(QueueConfig { depth: 8 }).expect("a queue");
-    (0..2).for_each(|_| drop(b.turn_of(&mut *second)));
+    let mut second = b.second_queue();
     b.told();
     b.devices[0].set_health(Health::Stalled);
     b.turn();

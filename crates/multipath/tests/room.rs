@@ -8,6 +8,14 @@ use polypath_multipath::{GroupConfig, SelectorKind};
 
 const READ: fn(u64) -> Io = |lba| Io::read(0, lba, 1, SegSpan::EMPTY);
 
+/// Two paths to one disk, of which only `at` carries anything, and no more than `room` requests.
+fn only_room(at: usize, room: usize) -> Bench {
+    let mut b = only_path(at);
+    b.turn();
+    b.devices[at].set_room(room);
+    b
+}
+
 /// Two paths to one disk, of which only `at` carries anything.
 fn only_path(at: usize) -> Bench {
     let b = Bench::with_caches(&["a", "a"]);
@@ -18,9 +26,7 @@ fn only_path(at: usize) -> Bench {
 #[test]
 fn everything_that_waits_goes_on_as_soon_as_there_is_room() {
     for at in [0, 1] {
-        let mut b = only_path(at);
-        b.turn();
-        b.devices[at].set_room(1);
+        let mut b = only_room(at, 1);
         let first = b.submit(READ(0));
         (1..=20).for_each(|lba| assert!(b.try_submit(READ(lba)).is_ok()));
         b.turns(3);
@@ -37,18 +43,14 @@ fn everything_that_waits_goes_on_as_soon_as_there_is_room() {
 fn room_is_found_by_whatever_frees_it() {
     for at in [0, 1] {
         // One suspect among others.
-        let mut b = only_path(at);
-        b.turn();
-        b.devices[at].set_room(2);
+        let mut b = only_room(at, 2);
         (0..3).for_each(|lba| assert!(b.try_submit(READ(lba)).is_ok()));
         b.devices[at].suspect(b.devices[at].in_flight()[0], Fate::Unknown);
         b.turn();
         assert_eq!(b.devices[at].in_flight().iter().map(|io| io.lba).collect::<Vec<_>>(), [1, 2]);
         b.finish();
         // Somebody else's requests.
-        let mut b = only_path(at);
-        b.turn();
-        b.devices[at].set_room(0);
+        let mut b = only_room(at, 0);
         b.submit(READ(0));
         b.turn();
         b.devices[at].set_room(1);
@@ -56,9 +58,7 @@ fn room_is_found_by_whatever_frees_it() {
         assert_eq!(b.devices[at].in_flight().len(), 1);
         b.finish();
         // A new connection, although requests of the old one are still under way.
-        let mut b = only_path(at);
-        b.turn();
-        b.devices[at].set_room(1);
+        let mut b = only_room(at, 1);
         (0..2).for_each(|lba| assert!(b.try_submit(READ(lba)).is_ok()));
         b.devices[at].set_health(Health::Down);
         b.turn();

@@ -4,8 +4,8 @@ mod common;
 
 use common::scripted::{Bench, info};
 use polypath_block::{
-    Code, Cx, Device, DeviceInfo, DeviceState, Health, Host, Identifier, Io, Limits, MakePoller, Op, Proof,
-    QueueConfig, SegSpan, SegTable, Time,
+    Code, Cx, Device, DeviceInfo, DeviceState, Health, Host, Identifier, Io, Limits, MakePoller, Op, Proof, SegSpan,
+    SegTable, Time,
 };
 use polypath_multipath::{EventKind, GroupConfig, MatchPolicy, PathState, SelectorKind};
 use std::sync::Arc;
@@ -88,8 +88,7 @@ fn nobody_becomes_another_disk_in_two_reconnects() {
 #[test]
 fn a_path_is_back_when_it_is_back_on_every_reactor() {
     let mut b = Bench::with_caches(&["a"]);
-    let mut second = b.group.open_queue(QueueConfig { depth: 8 }).expect("a queue");
-    (0..2).for_each(|_| drop(b.turn_of(&mut *second)));
+    let mut second = b.second_queue();
     b.drain_events();
     for end_by_closing in [false, true] {
         b.devices[0].set_health(Health::Down);

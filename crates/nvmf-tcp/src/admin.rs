@@ -123,8 +123,7 @@ impl Admin {
         }
         // After the link.
         self.socket = None;
-        let keys: Vec<SlotKey> = self.tickets.iter().map(|(key, _)| key).collect();
-        keys.into_iter().for_each(|key| drop(self.tickets.remove(key)));
+        self.tickets.clear();
     }
 
     /// Takes what has come; says whether anything came.

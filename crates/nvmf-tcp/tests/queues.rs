@@ -43,6 +43,17 @@ fn open_unready(world: &mut World) -> usize {
     world.queues.len() - 1
 }
 
+/// A queue that is closed while a write of its lost connection, with tag 1, waits for its fence.
+fn closed_before_its_fence() -> World {
+    let mut world = World::up(8);
+    let span = world.memory(512, 7);
+    world.send(Io::write(1, 0, 1, span));
+    world.script.reset(1);
+    world.turn_queue(0);
+    close(&mut world, 0);
+    world
+}
+
 /// Only the admin queue has turns.
 fn keep_alive_for(world: &mut World, ms: u64) {
     (0..ms).for_each(|_| world.let_admin_look());
@@ -156,12 +167,7 @@ fn a_queue_sleeps_until_its_next_limit() {
 /// The reactor sleeps until the fence ends, and one turn then completes what waited for it, at that very time.
 #[test]
 fn a_queue_sleeps_until_its_fence_and_wakes_to_a_completion() {
-    let mut world = World::up(8);
-    let span = world.memory(512, 7);
-    world.send(Io::write(1, 0, 1, span));
-    world.script.reset(1);
-    world.turn_queue(0);
-    close(&mut world, 0);
+    let mut world = closed_before_its_fence();
     world.turn_queue(0);
     let others = world.now.after(ms(5));
     assert_eq!(
@@ -200,12 +206,7 @@ fn a_closed_queue_finishes_what_is_open() {
 /// A closed queue whose writes wait for their fence does not connect any more, although the controller is back before.
 #[test]
 fn a_closed_queue_does_not_dial() {
-    let mut world = World::up(8);
-    let span = world.memory(512, 7);
-    world.send(Io::write(1, 0, 1, span));
-    world.script.reset(1);
-    world.turn_queue(0);
-    close(&mut world, 0);
+    let mut world = closed_before_its_fence();
     world.run_until("a way back", 1000, |w| w.is_live());
     world.turn_queue(0);
     let (armed, until) = arm(&mut world, 0);

@@ -448,10 +448,7 @@ fn is_wide(cx: &Cx<'_>, io: &Io) -> bool {
 impl Drop for Client {
     fn drop(&mut self) {
         // Empty, unless a reactor ends under its queues: the owner drains what runs then, and our table must not object.
-        let keys: Vec<SlotKey> = self.open.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.open.remove(key);
-        }
+        self.open.clear();
         self.wire.gone.store(true, Ordering::Release);
         self.owner.ring();
     }

@@ -401,10 +401,7 @@ impl Named {
 impl Drop for Core {
     fn drop(&mut self) {
         // Empty, unless a reactor ends under its queues: the queue below knows how to end then, and our table must not object first.
-        let keys: Vec<SlotKey> = self.known.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.known.remove(key);
-        }
+        self.known.clear();
     }
 }
 

@@ -1,5 +1,5 @@
-//! Ends of every kind: of users, of reactors, of queues, of fences. Nothing lost, nothing twice, nothing carried out for somebody who has gone,
-//! nobody left asleep.
+//! Ends of every kind: of users, of reactors, of queues, of fences. Nothing lost, nothing twice, nothing carried out for somebody who
+//! has gone, nobody left asleep.
 
 mod world;
 

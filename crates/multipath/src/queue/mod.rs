@@ -298,14 +298,8 @@ impl IoQueue for MultipathQueue {
 impl Drop for MultipathQueue {
     fn drop(&mut self) {
         // Empty, unless a reactor ends under its queues: those below know how to end then, and our tables must not object first.
-        let tasks: Vec<SlotKey> = self.tasks.iter().map(|(key, _)| key).collect();
-        for key in tasks {
-            self.tasks.remove(key);
-        }
-        let parents: Vec<SlotKey> = self.parents.iter().map(|(key, _)| key).collect();
-        for key in parents {
-            self.parents.remove(key);
-        }
+        self.tasks.clear();
+        self.parents.clear();
         for path in self.paths.drain(..).flatten() {
             self.group.release(path.shared.id, &path.counters, path.reported);
         }

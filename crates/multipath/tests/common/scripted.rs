@@ -382,6 +382,13 @@ impl Bench {
         self.done.append(&mut done.completions);
     }
 
+    /// Another queue of the group, which has heard of every path; give it turns by [`Bench::turn_of`].
+    pub fn second_queue(&mut self) -> Box<dyn IoQueue> {
+        let mut queue = self.group.open_queue(QueueConfig { depth: 8 }).expect("a queue");
+        (0..2).for_each(|_| drop(self.turn_of(&mut *queue)));
+        queue
+    }
+
     /// One turn of another queue of the group, as another reactor gives it.
     pub fn turn_of(&mut self, queue: &mut dyn IoQueue) -> Vec<Completion> {
         let mut done = Done::default();

@@ -572,8 +572,8 @@ impl ControllerQueue for QueuePair {
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        // A drained queue has nothing open. Otherwise the reactor ends under it: whoever outlives it learns from the end fence when what was
-        // sent is quiet, which cannot be before all sockets of the association are closed.
+        // A drained queue has nothing open. Otherwise the reactor ends under it: whoever outlives it learns from the end fence when what
+        // was sent is quiet, which cannot be before all sockets of the association are closed.
         let open = self.requests.abandon() | self.connection.as_ref().is_some_and(Connection::awaits_aborts);
         if let Some(connection) = self.connection.take().filter(|_| open) {
             let association = connection.association().clone();

@@ -342,11 +342,8 @@ impl Requests {
 
     /// Forgets everything: the reactor ends under its queue. True when something was open.
     pub(super) fn abandon(&mut self) -> bool {
-        let keys: Vec<SlotKey> = self.slots.iter().map(|(key, _)| key).collect();
-        let any = !keys.is_empty();
-        for key in keys {
-            self.slots.remove(key);
-        }
+        let any = !self.slots.is_empty();
+        self.slots.clear();
         any
     }
 
