@@ -146,3 +146,21 @@ impl Sharing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polypath_block::{Done, SegTable};
+
+    #[test]
+    fn owners_that_have_gone_are_forgotten() {
+        let device = polypath_local::open(&"ram://1MiB".parse().expect("a URI")).expect("a disk");
+        let shared = SharedDevice::new(device, Vec::new());
+        let (mut segs, mut done) = (SegTable::new(1), Done::default());
+        for n in 0..3 {
+            let mut queue = shared.open_queue(QueueConfig { depth: 1 }).expect("a queue");
+            queue.poll(&mut Cx { now: polypath_block::Time::from_millis(1), segs: &mut segs, reactor: 0 }, &mut done);
+            assert_eq!((queue.health(), lock(&shared.sharing.owners).len()), (Health::Ready, 1), "round {n}");
+        }
+    }
+}

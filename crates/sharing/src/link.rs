@@ -107,7 +107,7 @@ pub(crate) struct Client {
     orphaned: bool,
     /// Who can tell then when changes are quiet.
     end_fence: Option<Arc<dyn QueueFence>>,
-    /// When to ask next.
+    /// When to ask next; never while nothing is left open by an owner that has ended.
     ask: Time,
     /// When it must have noticed that the queue has ended.
     end_known_by: Time,
@@ -165,7 +165,7 @@ pub(crate) fn pair(mailbox: &OwnerMailbox, unit: UnitId, depth: u16) -> io::Resu
         health: Health::Down,
         orphaned: false,
         end_fence: mailbox.end_fence.clone(),
-        ask: Time::ZERO,
+        ask: Time::NEVER,
         end_known_by: Time::ZERO,
     };
     Ok((client, served))
@@ -221,8 +221,8 @@ impl Client {
         if self.in_flight >= self.depth || self.open.is_full() || self.early.len() == self.early.capacity() {
             return refuse(RefusedWhy::Full);
         }
-        let wide = is_wide(cx, &io);
-        if wide && cx.segs.get(io.segs).len() > WIDE as usize {
+        let wide = io.op.has_data() && io.segs.count > NARROW;
+        if wide && io.segs.count > WIDE {
             let status = Code::Invalid.into();
             self.early.push(Completion { tag: io.tag, status, proof: Proof::NeverSent });
             return Ok(());
@@ -305,7 +305,7 @@ impl Client {
         if abandoned && !self.orphaned {
             self.orphan(cx.now, done);
         }
-        if self.orphaned && cx.now >= self.ask {
+        if cx.now >= self.ask {
             self.ask_end_fence(cx.now, done);
         }
         self.health = if self.orphaned { Health::Down } else { self.shown() };
@@ -349,7 +349,7 @@ impl Client {
     /// suspect until the end fence of the queue knows them quiet.
     #[cold]
     fn orphan(&mut self, now: Time, done: &mut Done) {
-        self.orphaned = true;
+        (self.orphaned, self.ask) = (true, now);
         let Some(end_fence) = &self.end_fence else { return };
         let fence = end_fence.terms();
         self.end_known_by = now.after(fence.within).after(END_GRACE);
@@ -394,11 +394,7 @@ impl Client {
         if self.unkicked || !self.early.is_empty() || self.wire.bell.arm(waits) == Armed::Busy {
             return Armed::Busy;
         }
-        // The other side pushes first and rings then: one of both looks sees it.
-        if !self.replies.is_empty() || (!self.orphaned && self.shown() != self.health) {
-            return Armed::Busy;
-        }
-        if self.orphaned && !self.open.is_empty() {
+        if self.ask != Time::NEVER {
             waits.until(self.ask);
         }
         if !self.orphaned && !self.joined {
@@ -440,11 +436,6 @@ impl Client {
     }
 }
 
-/// Does it need a wide row?
-fn is_wide(cx: &Cx<'_>, io: &Io) -> bool {
-    io.segs.count > NARROW && io.op.has_data() && cx.segs.get(io.segs).len() > NARROW as usize
-}
-
 impl Drop for Client {
     fn drop(&mut self) {
         // Empty, unless a reactor ends under its queues: the owner drains what runs then, and our table must not object.
@@ -455,32 +446,4 @@ impl Drop for Client {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whoever_is_woken_by_the_end_of_a_link_finds_it_ended() {
-        const ROUNDS: usize = 500;
-        let mailbox = OwnerMailbox::new("raced", 0, None).expect("an eventfd");
-        let (send, receive) = std::sync::mpsc::sync_channel::<Served>(0);
-        let owner = std::thread::spawn(move || receive.into_iter().for_each(drop));
-        let mut segs = polypath_block::SegTable::new(1);
-        let (mut done, mut waits) = (Done::default(), Waits::default());
-        for round in 0..ROUNDS {
-            let (mut client, served) = pair(&mailbox, UnitId::ONLY, 1).expect("an eventfd");
-            client.open.insert(Open { tag: 7, wide: None, suspect: false, changes: false }).expect("a slot");
-            waits.clear();
-            assert_eq!(client.arm(&mut Cx { now: Time::ZERO, segs: &mut segs, reactor: 1 }, &mut waits), Armed::Sleep);
-            send.send(served).expect("a thread that drops it");
-            while !client.wire.bell.is_rung() {
-                std::hint::spin_loop();
-            }
-            // It is rung once: what this turn does not see, no later one is woken for.
-            client.poll(&mut Cx { now: Time::ZERO, segs: &mut segs, reactor: 1 }, &mut done);
-            assert_eq!(done.completions.len(), 1, "round {round}: woken before the end could be seen");
-            done.clear();
-        }
-        drop(send);
-        owner.join().expect("a thread that ends");
-    }
-}
+mod tests;

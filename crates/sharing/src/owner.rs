@@ -139,12 +139,12 @@ impl ShareOwner {
         owner
     }
 
-    /// The owner of a queue of `controller` on `reactor` that takes users: one that works, if there is one.
+    /// The owner of a queue of `controller` on `reactor` that takes users. There is one at most: another is made only when this finds
+    /// none.
     pub(crate) fn find(controller: u64, reactor: u16) -> Option<Rc<ShareOwner>> {
         OWNERS.with_borrow(|owners| {
             let ours = owners.iter().filter(|(c, r, _)| (*c, *r) == (controller, reactor));
-            let open = ours.filter_map(|(.., weak)| weak.upgrade()).filter(|owner| !owner.mailbox.is_closed());
-            open.min_by_key(|owner| (owner.mailbox.health() == Health::Down, owner.mailbox.shares()))
+            ours.filter_map(|(.., weak)| weak.upgrade()).find(|owner| !owner.mailbox.is_closed())
         })
     }
 
@@ -311,8 +311,8 @@ impl Core {
     fn serve_lines(&mut self, cx: &mut Cx<'_>) {
         let mut any = false;
         while self.waiting > 0 {
-            self.turn = (self.turn + 1) % self.shares.len().max(1);
-            let index = self.turn;
+            let index = self.turn % self.shares.len();
+            self.turn = index + 1;
             let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { continue };
             let (uid, unit) = (state.uid, state.unit);
             let Some(&io) = state.line.front() else { continue };
@@ -326,7 +326,7 @@ impl Core {
                 }
                 // The same line begins next time.
                 Err(RefusedWhy::Full) => {
-                    self.turn = (index + self.shares.len() - 1) % self.shares.len();
+                    self.turn = index;
                     break;
                 }
                 Err(RefusedWhy::Gone) => self.fail_line(index),

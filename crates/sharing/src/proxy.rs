@@ -158,6 +158,7 @@ impl Poller for Proxy {
             received |= line.receive(cx);
         }
         if received {
+            busy = true;
             self.owner.kick(cx);
         }
         let mut ended = false;
@@ -176,7 +177,7 @@ impl Poller for Proxy {
         if self.lines.is_empty() && self.owner.mailbox.dismiss_proxy() {
             return Turn::Finished;
         }
-        if busy || received { Turn::Busy } else { Turn::Idle }
+        if busy { Turn::Busy } else { Turn::Idle }
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
@@ -185,7 +186,7 @@ impl Poller for Proxy {
         }
         for line in &mut self.lines {
             // A share that others have brought news to keeps us awake: then its asking side is told in the next turn.
-            if !line.link.requests.is_empty() || !line.done.is_empty() || line.share.arm(cx, waits) == Armed::Busy {
+            if !line.done.is_empty() || line.share.arm(cx, waits) == Armed::Busy {
                 return Armed::Busy;
             }
         }

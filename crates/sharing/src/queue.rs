@@ -168,7 +168,6 @@ impl IoQueue for SharedQueue {
     #[inline]
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
         match &mut self.way {
-            _ if self.closed => Err(Refused { io, why: RefusedWhy::Gone }),
             Way::Seeking { .. } => Err(Refused { io, why: RefusedWhy::Gone }),
             Way::Share(share) => share.submit(cx, io),
             Way::Link(client) => client.submit(cx, io),

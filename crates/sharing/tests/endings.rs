@@ -3,7 +3,7 @@
 
 mod world;
 
-use polypath_block::{Armed, Code, Cx, Fate, FenceState, Health, Io, Op, Proof, SegTable, UnitId};
+use polypath_block::{Armed, Code, Cx, Fate, FenceState, Health, Io, Op, Proof, SegTable, UnitId, Waits};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -246,6 +246,47 @@ fn an_asker_asks_its_heir_now_and_then_for_it_may_be_quiet_sooner() {
 }
 
 #[test]
+fn the_fence_of_an_end_is_asked_at_its_times_and_only_while_something_is_open() {
+    let ms = Duration::from_millis;
+    let end_fence = FakeEndFence::new();
+    let (mut w, _, asker) = crossing(8, Some(end_fence.clone()));
+    w.write(asker, 1);
+    w.turns(2);
+    w.close(asker);
+    w.end_reactor(0);
+    // One that has not noticed yet is asked each millisecond, one that knows its end then or after 20.
+    let says = [
+        (FenceState::Idle, ms(1)),
+        (FenceState::Pending { by: w.now.after(ms(1 + 7)) }, ms(6)),
+        (FenceState::Pending { by: w.now.after(Duration::from_secs(60)) }, ms(20)),
+    ];
+    let asked = || end_fence.asked.load(std::sync::atomic::Ordering::Relaxed);
+    for (n, (state, pause)) in (1..).zip(says) {
+        end_fence.say(state);
+        w.turn_of(1);
+        let at = w.now;
+        assert_eq!(asked(), n, "{state:?}");
+        let (_, Waits { deadline, .. }) = w.arm(1);
+        let pause_now = deadline.expect("a time to ask").since(at);
+        assert!(pause_now <= pause + ms(1) && pause_now + ms(1) > pause, "{state:?}: {pause_now:?}");
+        // A turn that comes earlier asks nothing.
+        w.turn_of(1);
+        assert_eq!(asked(), n, "{state:?}");
+        w.now = deadline.unwrap();
+    }
+    end_fence.say(FenceState::Quiet(FakeEndFence::PROOF));
+    w.turn_of(1);
+    assert_eq!((asked(), w.completions(asker).len(), w.is_drained(asker)), (4, 1, true));
+    // It is over: nobody asks, and nobody wants to be woken.
+    assert_eq!(w.arm(1).1.deadline, None);
+    for _ in 0..3 {
+        w.pass(Duration::from_secs(1));
+        w.turn_of(1);
+    }
+    assert_eq!(asked(), 4);
+}
+
+#[test]
 fn an_asker_that_goes_while_its_requests_are_suspect_is_drained_by_the_owner() {
     let (mut w, owner, asker) = crossing(8, None);
     (1..=4).for_each(|tag| w.write(asker, tag));
@@ -427,6 +468,56 @@ fn a_surplus_queue_takes_nobody_in_though_some_have_not_left_it_yet() {
 }
 
 #[test]
+fn whoever_saw_its_unit_down_learns_from_others_that_the_queue_is_surplus() {
+    let mut w = World::new(1, 2, 8);
+    let (quick, slow) = (w.open_ready(0, 1, 4), w.open_ready(0, 2, 4));
+    w.target.lock().down.insert(UnitId(2));
+    w.turns(3);
+    w.settle(0);
+    // The queue is found surplus after its turn.
+    w.pass(Duration::from_micros(1));
+    w.poll(slow);
+    w.target.lock().queues[0].surplus = true;
+    w.poll(quick);
+    w.poll(quick);
+    assert!(w.would_wake(0), "it sleeps on a queue that has no place any more");
+    w.settle(0);
+    assert_eq!((w.health(quick), w.health(slow), w.target.open_queues()), (Health::Ready, Health::Down, 1));
+}
+
+#[test]
+fn a_user_that_closes_while_it_looks_for_a_queue_wants_no_turn() {
+    let mut w = World::new(1, 0, 8);
+    let user = w.open(0, 1, 4);
+    w.turns(2);
+    assert!(w.arm(0).1.deadline.is_some());
+    w.close(user);
+    assert!(w.is_drained(user));
+    let (armed, waits) = w.arm(0);
+    assert_eq!((armed, waits.deadline), (Armed::Sleep, None));
+}
+
+#[test]
+fn no_more_than_four_queues_are_left_under_their_fences() {
+    let mut w = World::new(1, 20, 8);
+    let user = w.open_ready(0, 1, 4);
+    for queue in 0..5 {
+        assert_eq!(w.health(user), Health::Ready, "after {queue} queues");
+        w.write(user, queue as u64);
+        w.turns(2);
+        w.target.lose(queue, FakeEndFence::TERMS);
+        w.target.lock().queues[queue].surplus = true;
+        w.turns(3);
+    }
+    // The fifth is kept, though it is of no use, and nobody stays awake for it.
+    assert_eq!((w.health(user), w.target.open_queues(), w.would_wake(0)), (Health::Down, 5, false));
+    w.target.quiet(2, FakeEndFence::PROOF);
+    w.turns(3);
+    assert_eq!((w.health(user), w.target.open_queues()), (Health::Ready, 5));
+    assert_eq!((w.suspects(user).len(), w.completions(user).len()), (5, 1));
+}
+
+#[test]
 fn nothing_is_told_of_a_queue_before_it_is_gone() {
     let end_fence = FakeEndFence::new();
     end_fence.say(FenceState::Quiet(FakeEndFence::PROOF));
@@ -449,5 +540,9 @@ fn nothing_is_told_of_a_queue_before_it_is_gone() {
     assert!(!early, "requests were given back while the queue was there");
     w.users[asker] = Some(user);
     w.turn_of(1);
-    assert_eq!((w.completions(asker).len(), w.suspects(asker).len()), (2, 1));
+    assert_eq!(w.suspects(asker).len(), 1);
+    let mut done: Vec<_> = w.completions(asker).iter().map(|c| (c.tag, c.status.code, c.proof)).collect();
+    done.sort_unstable_by_key(|&(tag, ..)| tag);
+    // The fence speaks of changes. Whatever it says, a read has ended with its socket.
+    assert_eq!(done, [(1, Code::PathLost, FakeEndFence::PROOF), (2, Code::PathLost, Proof::SocketClosed)]);
 }

@@ -110,6 +110,11 @@ fn what_waits_for_a_wide_row_ends_with_its_way() {
         if end < 3 {
             let done: Vec<_> = done.iter().map(|c| (c.tag, c.status.code, c.proof)).collect();
             assert_eq!(done, [(ROWS, Code::PathLost, Proof::NeverSent)], "end {end}");
+            if end == 1 {
+                w.target.lock().down.clear();
+                w.turns(3);
+                assert_eq!(w.fill(asker, 20), ROWS, "what was given back still counts");
+            }
             continue;
         }
         // A close lets what was accepted complete.
@@ -276,10 +281,8 @@ fn a_link_that_comes_as_the_owner_closes_is_given_back() {
     assert_eq!(w.target.open_queues(), 1);
 }
 
-#[test]
-fn an_owner_that_only_has_the_number_of_a_host_is_asked_once() {
-    let mut w = World::new(2, 1, 8);
-    // A thread that is no reactor of the stack, and says that it is number 0.
+/// An owner on a thread that is no reactor of the stack and says that it is number 0; it goes with what is returned.
+fn impostor(w: &World) -> (mpsc::Sender<()>, std::thread::JoinHandle<()>) {
     let (device, (tell, told), (end, ended)) = (w.device(1), mpsc::channel(), mpsc::channel::<()>());
     let thread = std::thread::spawn(move || {
         let mut queue = device.open_queue(QueueConfig { depth: 4 }).unwrap();
@@ -292,6 +295,13 @@ fn an_owner_that_only_has_the_number_of_a_host_is_asked_once() {
         assert!(queue.is_drained());
     });
     assert_eq!(told.recv().unwrap(), Health::Ready);
+    (end, thread)
+}
+
+#[test]
+fn an_owner_that_only_has_the_number_of_a_host_is_asked_once() {
+    let mut w = World::new(2, 1, 8);
+    let (end, thread) = impostor(&w);
     for (reactor, expected) in [(0, 0), (1, 1)] {
         let asker = w.open(reactor, 1, 4);
         for _ in 0..50 {
@@ -306,4 +316,61 @@ fn an_owner_that_only_has_the_number_of_a_host_is_asked_once() {
     w.pass(Duration::from_millis(1001));
     w.turns(2);
     assert_eq!((w.health(0), w.target.open_queues()), (Health::Ready, 1), "free again, and nobody took it");
+}
+
+#[test]
+fn whoever_was_refused_by_an_impostor_finds_the_owner_that_can_be_reached() {
+    let mut w = World::new(3, 2, 8);
+    let (end, thread) = impostor(&w);
+    // It has fewer users than the other one, and so it is asked first.
+    let users = [w.open_ready(1, 2, 4), w.open_ready(1, 3, 4)];
+    let asker = w.open(2, 4, 4);
+    for _ in 0..20 {
+        w.turn();
+        w.pass(Duration::from_millis(10));
+    }
+    assert_eq!(w.health(asker), Health::Ready, "it still waits for the one that cannot take it in");
+    assert_eq!(w.target.lock().queues[1].opened, [UnitId(2), UnitId(3), UnitId(4)]);
+    users.into_iter().chain([asker]).for_each(|user| w.leave(user));
+    drop(end);
+    thread.join().unwrap();
+}
+
+#[test]
+fn an_asker_shares_a_queue_that_works_and_of_those_the_one_with_the_fewest_users() {
+    let mut w = World::new(3, 2, 64);
+    for (reactor, unit) in [(0, 1), (1, 2), (1, 3)] {
+        w.open_ready(reactor, unit, 4);
+    }
+    let opened = |w: &World| [0, 1].map(|queue| w.target.lock().queues[queue].opened.len());
+    w.open_ready(2, 4, 4);
+    assert_eq!(opened(&w), [2, 2]);
+    let leaver = w.open_ready(0, 5, 4);
+    w.open_ready(2, 6, 4);
+    assert_eq!(opened(&w), [3, 3]);
+    // The first one has the fewest again, but nothing of it works.
+    w.leave(leaver);
+    w.target.lock().down.extend([UnitId(1), UnitId(4)]);
+    w.turns(3);
+    w.open_ready(2, 7, 4);
+    assert_eq!(opened(&w), [3, 4]);
+    // It works again in part: that will do.
+    w.target.lock().down.remove(&UnitId(4));
+    w.turns(3);
+    w.open_ready(2, 8, 4);
+    assert_eq!(opened(&w), [4, 4]);
+}
+
+#[test]
+fn all_links_that_came_while_the_owner_was_busy_are_taken_in() {
+    let mut w = World::new(3, 1, 8);
+    let _owner = w.open_ready(0, 1, 4);
+    w.reactors[0].stalled = true;
+    let askers = [(1, 2), (1, 3), (2, 4)].map(|(reactor, unit)| w.open(reactor, unit, 4));
+    w.turns(3);
+    w.reactors[0].stalled = false;
+    w.turn_of(0);
+    assert_eq!(w.target.lock().queues[0].opened, [1, 2, 3, 4].map(UnitId));
+    w.turns(2);
+    assert!(askers.iter().all(|&asker| w.health(asker) == Health::Ready));
 }

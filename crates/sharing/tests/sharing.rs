@@ -4,12 +4,14 @@ mod common;
 
 use common::{Reactors, Stingy, Worker, now, progress, stop, wait};
 use polypath_block::{
-    Armed, Code, Cx, Device, Done, Health, Io, Proof, QueueConfig, RefusedWhy, SegTable, Time, Waits, contract,
+    Armed, Code, Cx, Device, DeviceState, Done, Health, Io, IoQueue, OpenError, Proof, QueueConfig, RefusedWhy,
+    SegTable, Time, Waits, contract,
 };
 use polypath_local::testing::RealRig;
 use polypath_memory::Arena;
 use polypath_sharing::SharedDevice;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const DISK: &str = "ram://8MiB?bs=4096";
 
@@ -281,4 +283,65 @@ fn whoever_opens_at_the_same_time_gets_a_share() {
         stop(&reactors, &workers);
     }
     reactors.end();
+}
+
+#[test]
+fn the_queue_of_a_device_with_one_unit_is_kicked_and_drained_as_its_own() {
+    let stingy = Stingy::new(DISK, 1);
+    let shared = SharedDevice::new(stingy.clone(), Vec::new());
+    let mut queue = shared.open_queue(QueueConfig { depth: 4 }).unwrap();
+    let (mut segs, mut done) = (SegTable::new(64), Done::default());
+    let mut cx = Cx { now: now(), segs: &mut segs, reactor: 0 };
+    queue.poll(&mut cx, &mut done);
+    queue.submit(&mut cx, Io::flush(1)).unwrap();
+    let kicked = || stingy.orders.kicked.load(Ordering::SeqCst);
+    let before = kicked();
+    queue.kick(&mut cx);
+    assert_eq!(kicked(), before + 1);
+    queue.poll(&mut cx, &mut done);
+    assert_eq!(done.completions.len(), 1);
+    stingy.orders.lingers.store(true, Ordering::SeqCst);
+    queue.close(&mut cx);
+    assert!(!queue.is_drained(), "its own end is not over");
+    stingy.orders.lingers.store(false, Ordering::SeqCst);
+    assert!(queue.is_drained());
+}
+
+/// A disk whose description changes, until it is closed.
+struct Changing(AtomicU64);
+
+impl Device for Changing {
+    fn name(&self) -> &str {
+        "changing"
+    }
+    fn state(&self) -> DeviceState {
+        match self.version() {
+            0 => DeviceState::Gone { reason: "closed".into() },
+            _ => DeviceState::Starting,
+        }
+    }
+    fn version(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+    fn open_queue(&self, _: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
+        Err(OpenError::NoQueue { name: "changing".into(), granted: 0 })
+    }
+    fn close(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_shared_device_is_the_device_that_it_wraps() {
+    let device = Arc::new(Changing(AtomicU64::new(7)));
+    let shared = SharedDevice::new(device.clone(), Vec::new());
+    assert_eq!((shared.name(), shared.version(), shared.inner().version()), ("changing", 7, 7));
+    device.0.store(8, Ordering::Relaxed);
+    assert_eq!(shared.version(), 8);
+    assert!(matches!(shared.state(), DeviceState::Starting));
+    assert!(shared.open_queue(QueueConfig { depth: 1 }).is_ok(), "a queue finds its place later");
+    shared.close();
+    assert!(matches!(device.state(), DeviceState::Gone { .. }));
+    let refused = shared.open_queue(QueueConfig { depth: 1 }).err();
+    assert!(matches!(&refused, Some(OpenError::Gone { reason, .. }) if reason.contains("closed")), "{refused:?}");
 }

@@ -2,7 +2,7 @@
 
 mod world;
 
-use polypath_block::{Armed, Code, Health, Io, Proof, RefusedWhy, UnitId, Waits};
+use polypath_block::{Armed, Code, Cx, Health, Io, Proof, RefusedWhy, Turn, UnitId, Waits};
 use std::time::Duration;
 use world::World;
 
@@ -220,6 +220,53 @@ fn a_turn_polls_the_queue_once_however_many_share_it() {
 }
 
 #[test]
+fn a_user_that_had_no_turns_for_a_while_moves_the_queue_in_its_first() {
+    let mut w = World::new(1, 1, 64);
+    let (a, b) = (w.open_ready(0, 1, 4), w.open_ready(0, 2, 4));
+    w.read(b, 1);
+    for n in 0..3 {
+        w.read(a, n);
+        w.pass(Duration::from_micros(1));
+        w.poll(a);
+    }
+    w.target.answer(0, 4);
+    w.pass(Duration::from_micros(1));
+    w.poll(b);
+    assert_eq!(w.completions(b).len(), 1);
+}
+
+#[test]
+fn a_turn_that_only_brings_outcomes_elsewhere_is_a_busy_one() {
+    let mut w = World::new(2, 1, 64);
+    let (_, asker) = (w.open_ready(0, 1, 4), w.open_ready(1, 2, 4));
+    w.read(asker, 1);
+    w.settle(0);
+    w.target.answer(0, 1);
+    let mut poll = || {
+        w.now = w.now.after(Duration::from_micros(1));
+        let at = &mut w.reactors[0];
+        at.pollers[0].poll(&mut Cx { now: w.now, segs: &mut at.segs, reactor: 0 })
+    };
+    assert_eq!([poll(), poll()], [Turn::Busy, Turn::Idle]);
+    // So is one that finds requests before anybody rang.
+    w.try_send(asker, 2, false, 1).unwrap();
+    let at = &mut w.reactors[0];
+    let turn = at.pollers[0].poll(&mut Cx { now: w.now, segs: &mut at.segs, reactor: 0 });
+    assert_eq!((turn, w.target.running(0).len()), (Turn::Busy, 1));
+}
+
+#[test]
+fn a_closed_user_takes_nothing_however_many_others_there_are() {
+    let mut w = World::new(2, 1, 64);
+    let users = [(0, 1), (1, 2), (1, 3), (0, 4)].map(|(reactor, unit)| w.open_ready(reactor, unit, 4));
+    for user in users {
+        w.close(user);
+        assert_eq!(w.submit(user, Io::flush(1)).unwrap_err().why, RefusedWhy::Gone, "user {user}");
+        assert_eq!(w.health(user), Health::Down);
+    }
+}
+
+#[test]
 fn outcomes_come_in_their_own_turn_whoever_joined_last() {
     let mut w = World::new(1, 1, 64);
     let users: Vec<_> = (0..8).map(|n| w.open_ready(0, n, 4)).collect();
@@ -297,14 +344,18 @@ fn deadlines_of_the_queue_and_of_others_are_both_kept() {
         w.target.lock().queues[0].deadline = Some(queue);
         let mut waits = Waits::default();
         waits.until(others);
+        let arms = w.target.lock().queues[0].arms;
         for user in users {
             assert_eq!(w.with(user, |u, cx| u.queue.arm(cx, &mut waits)), Armed::Sleep);
             assert_eq!(waits.deadline, Some(soon));
         }
+        assert_eq!(w.target.lock().queues[0].arms, arms + 1, "what is there is not named again");
         // The descriptors are in the list, but another deadline is.
-        waits.deadline = None;
-        w.with(users[0], |u, cx| u.queue.arm(cx, &mut waits));
-        assert_eq!(waits.deadline, Some(queue));
+        for other in [None, Some(late.after(Duration::from_secs(1)))] {
+            waits.deadline = other;
+            w.with(users[0], |u, cx| u.queue.arm(cx, &mut waits));
+            assert_eq!(waits.deadline, Some(queue));
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub struct Orders {
     pub quiet: AtomicBool,
     pub held: AtomicUsize,
     pub suspected: AtomicUsize,
+    pub kicked: AtomicUsize,
+    /// Its queues are not done with closing.
+    pub lingers: AtomicBool,
 }
 
 pub struct Stingy {
@@ -46,6 +49,8 @@ impl Stingy {
             quiet: no(),
             held: AtomicUsize::new(0),
             suspected: AtomicUsize::new(0),
+            kicked: AtomicUsize::new(0),
+            lingers: no(),
         };
         Arc::new(Stingy { inner, orders: Arc::new(orders) })
     }
@@ -102,6 +107,7 @@ impl IoQueue for StingyQueue {
         self.inner.submit(cx, io)
     }
     fn kick(&mut self, cx: &mut Cx<'_>) {
+        self.orders.kicked.fetch_add(1, Ordering::SeqCst);
         self.inner.kick(cx);
     }
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
@@ -131,7 +137,8 @@ impl IoQueue for StingyQueue {
         self.inner.close(cx);
     }
     fn is_drained(&self) -> bool {
-        self.inner.is_drained() && self.held.is_empty() && self.lost.is_empty()
+        let lingers = self.orders.lingers.load(Ordering::SeqCst);
+        !lingers && self.inner.is_drained() && self.held.is_empty() && self.lost.is_empty()
     }
     fn is_surplus(&self) -> bool {
         self.number >= usize::from(self.orders.granted.load(Ordering::SeqCst))

@@ -6,6 +6,7 @@ use polypath_block::{
 };
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -282,19 +283,22 @@ pub fn interest(queue: usize, n: u64) -> u64 {
     1_000_000_000 + queue as u64 * 10 + n
 }
 
-/// Says what the test tells it.
-pub struct FakeEndFence(pub Mutex<FenceState>);
+/// Says what the test tells it, and counts how often it is asked.
+pub struct FakeEndFence {
+    state: Mutex<FenceState>,
+    pub asked: AtomicUsize,
+}
 
 impl FakeEndFence {
     pub const PROOF: Proof = Proof::KeepAliveBound { kato_ms: 5000, multiple: 2, cqt_ms: 17 };
     pub const TERMS: FenceTerms = FenceTerms { proof: FakeEndFence::PROOF, within: Duration::from_secs(11) };
 
     pub fn new() -> Arc<FakeEndFence> {
-        Arc::new(FakeEndFence(Mutex::new(FenceState::Idle)))
+        Arc::new(FakeEndFence { state: Mutex::new(FenceState::Idle), asked: AtomicUsize::new(0) })
     }
 
     pub fn say(&self, state: FenceState) {
-        *self.0.lock().unwrap() = state;
+        *self.state.lock().unwrap() = state;
     }
 }
 
@@ -303,6 +307,7 @@ impl QueueFence for FakeEndFence {
         FakeEndFence::TERMS
     }
     fn state(&self, _: Time) -> FenceState {
-        *self.0.lock().unwrap()
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        *self.state.lock().unwrap()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owners are found by thread and reactor number, so that one thread may play any number of reactors: nothing here depends on
 //! scheduling, and what must wake a sleeper shows as [`World::would_wake`].
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its part of it")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses its part of it")]
 
 pub mod controller;
 
