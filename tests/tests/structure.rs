@@ -190,6 +190,35 @@ fn every_defect_that_can_be_put_back_applies() -> Result<()> {
     Ok(())
 }
 
+/// Where the tests of a package are one binary, cargo does not look for them, and a file that nobody names is never run.
+#[test]
+fn every_file_of_tests_is_part_of_a_binary() -> Result<()> {
+    let (mut faults, mut checked) = (Vec::new(), 0);
+    for package in packages()? {
+        let folder = Path::new(text(&package, "manifest_path")?).with_file_name("tests");
+        if !folder.is_dir() {
+            continue;
+        }
+        let targets = package["targets"].as_array().context("a package lists its targets")?;
+        let roots: Vec<&str> = targets.iter().filter_map(|target| target["src_path"].as_str()).collect();
+        let main = fs::read_to_string(folder.join("main.rs")).unwrap_or_default();
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let (Some(stem), Some("rs")) = (path.file_stem(), path.extension().and_then(|e| e.to_str())) else {
+                continue;
+            };
+            checked += 1;
+            let module = format!("mod {};", stem.to_string_lossy());
+            if !roots.iter().any(|root| Path::new(root) == path) && !main.lines().any(|line| line == module) {
+                faults.push(format!("{} is in no binary: name it in main.rs beside it", path.display()));
+            }
+        }
+    }
+    ensure!(checked >= 50, "only {checked} files were looked at: this test has lost its way");
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(())
+}
+
 fn packages() -> Result<Vec<Value>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)

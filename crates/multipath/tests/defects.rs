@@ -1,8 +1,6 @@
 //! One test for each defect that was found, named after it, and for sequences of the same kind.
 
-mod common;
-
-use common::scripted::{BOUND, Bench, info};
+use crate::common::scripted::{BOUND, Bench, info};
 use polypath_block::{Code, Fate, Flags, Health, Io, Limits, Op, Proof};
 use polypath_multipath::{EventKind, GroupConfig, PathState};
 
@@ -405,7 +403,7 @@ fn the_reason_of_the_device_is_told_and_not_that_a_queue_was_lost() {
     // The device knows already.
     let mut b = Bench::with_caches(&["a"]);
     b.drain_events();
-    let log = common::log::capture(|| {
+    let log = crate::common::log::capture(|| {
         b.devices[0].set_health(Health::Down);
         // Set between the look at versions and the look at queues: as another thread does.
         b.devices[0].on_next_health(|d| d.set_down(Code::PathTimeout, "reset by peer"));
@@ -426,7 +424,7 @@ fn the_reason_of_the_device_is_told_and_not_that_a_queue_was_lost() {
 #[test]
 fn a_reason_that_comes_after_the_queue_was_lost_is_logged_and_kept() {
     let mut b = Bench::with_caches(&["a"]);
-    let log = common::log::capture(|| {
+    let log = crate::common::log::capture(|| {
         b.devices[0].set_health(Health::Down);
         b.turn();
         assert_eq!(b.stats(0).state, PathState::Down);

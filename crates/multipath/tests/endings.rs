@@ -1,8 +1,6 @@
 //! Queues that end undrained.
 
-mod common;
-
-use common::scripted::{Bench, info};
+use crate::common::scripted::{Bench, info};
 use polypath_block::{DeviceInfo, Io, Limits, SegSpan};
 use polypath_multipath::GroupConfig;
 

@@ -1,9 +1,7 @@
 //! A late copy of a write: harmless with fencing on, caught by the oracle with fencing off, and when the target lies about its bound.
 
-mod common;
-
-use common::log::capture;
-use common::{Setup, ms};
+use crate::common::log::capture;
+use crate::common::{Setup, ms};
 use polypath_block::{Code, Io, Op, Proof, SegSpan};
 use polypath_multipath::{EventKind, Fencing, GroupConfig};
 use polypath_sim::{Guest, Late, Mix, seeds};

@@ -1,8 +1,6 @@
 //! A flush reaches every cache that holds something, or says that it could not.
 
-mod common;
-
-use common::{BLOCKS, Setup, ms};
+use crate::common::{BLOCKS, Setup, ms};
 use polypath_block::{Code, Flags, Io, Op, SegSpan};
 use polypath_multipath::{EventKind, GroupConfig};
 use polypath_sim::{Guest, Mix, run};

@@ -1,8 +1,6 @@
 //! What a group shows of itself, and what it tells of its paths: no less than there is, and nothing twice.
 
-mod common;
-
-use common::scripted::{Bench, info};
+use crate::common::scripted::{Bench, info};
 use polypath_block::{Access, Code, Device, DeviceInfo, Health, Io, Limits, Op, QueueConfig, SegSpan};
 use polypath_multipath::{EventKind, GroupConfig, MAX_DEPTH, PathState, SelectorKind};
 

@@ -1,9 +1,7 @@
 //! What is logged for people who look for the reason.
 
-mod common;
-
-use common::log::capture;
-use common::scripted::Bench;
+use crate::common::log::capture;
+use crate::common::scripted::Bench;
 use polypath_block::{Code, Op, Proof};
 
 #[test]

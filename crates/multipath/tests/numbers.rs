@@ -1,8 +1,6 @@
 //! The numbers of a path, as whoever looks after it sees them.
 
-mod common;
-
-use common::scripted::{BOUND, Bench, info};
+use crate::common::scripted::{BOUND, Bench, info};
 use polypath_block::{Code, Device, Fate, Io, Proof, QueueConfig, SegSpan};
 use polypath_multipath::GroupConfig;
 use std::time::Duration;

@@ -1,8 +1,6 @@
 //! Paths: who joins, who is left, who comes back, and what the group shows meanwhile.
 
-mod common;
-
-use common::{BLOCKS, Setup, ms};
+use crate::common::{BLOCKS, Setup, ms};
 use polypath_block::{
     Access, Code, Device, DeviceState, Health, Identifier, Io, Limits, Op, QueueConfig, SegSpan, contract,
 };

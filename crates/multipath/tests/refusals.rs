@@ -1,8 +1,6 @@
 //! What one path says of a request is not what all of them say.
 
-mod common;
-
-use common::scripted::Bench;
+use crate::common::scripted::Bench;
 use polypath_block::{Code, Health, Io, Proof, SegSpan};
 
 const READ: fn(u64) -> Io = |lba| Io::read(0, lba, 1, SegSpan::EMPTY);

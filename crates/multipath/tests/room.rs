@@ -1,8 +1,6 @@
 //! Who is asked next: room that comes free, paths that have failed a request already, tables that are full.
 
-mod common;
-
-use common::scripted::{BOUND, Bench, info};
+use crate::common::scripted::{BOUND, Bench, info};
 use polypath_block::{Access, Code, DeviceInfo, Fate, Flags, Health, Io, Limits, Op, Proof, RefusedWhy, SegSpan};
 use polypath_multipath::{GroupConfig, SelectorKind};
 

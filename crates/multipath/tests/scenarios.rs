@@ -1,9 +1,7 @@
 //! Seeded scenarios in virtual time: every fault, in any order, under load; the oracle finds nothing. `SIM_SEED=n` replays one,
 //! `SIM_SEEDS=n` runs more.
 
-mod common;
-
-use common::{BLOCKS, Setup, ms};
+use crate::common::{BLOCKS, Setup, ms};
 use polypath_block::{Access, Code, Identifier, Limits};
 use polypath_multipath::{GroupConfig, PathConfig, PathState, SelectorKind};
 use polypath_sim::{Late, Mix, PathOptions, run, seeds};

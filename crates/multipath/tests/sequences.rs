@@ -1,8 +1,6 @@
 //! Sequences of answers, suspects and changes of a device, step by step: what is sent where, what completes when, what is counted.
 
-mod common;
-
-use common::scripted::{BOUND, Bench, info};
+use crate::common::scripted::{BOUND, Bench, info};
 use polypath_block::{Access, Code, DeviceInfo, Fate, Flags, Health, Io, Limits, Op, Proof, RefusedWhy, SegSpan};
 use polypath_multipath::{EventKind, Fencing, GroupConfig, PathState, SelectorKind};
 

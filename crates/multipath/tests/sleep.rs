@@ -1,8 +1,6 @@
 //! Until when a reactor may sleep: no longer than until the next thing that its queue must do, and no shorter for nothing.
 
-mod common;
-
-use common::scripted::{BOUND, Bench, info};
+use crate::common::scripted::{BOUND, Bench, info};
 use polypath_block::{Code, DeviceInfo, DeviceState, Fate, Health, Io, Limits, Proof, SegSpan};
 use polypath_multipath::{EventKind, GroupConfig};
 use std::time::Duration;

@@ -1,8 +1,6 @@
 //! What a device says of itself, what queues say of it, and what becomes of its path.
 
-mod common;
-
-use common::scripted::{Bench, info};
+use crate::common::scripted::{Bench, info};
 use polypath_block::{
     Code, Cx, Device, DeviceInfo, DeviceState, Health, Host, Identifier, Io, Limits, MakePoller, Op, Proof, SegSpan,
     SegTable, Time,

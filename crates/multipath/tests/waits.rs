@@ -1,8 +1,6 @@
 //! What waits, for what, and for how long: late paths, unreachable caches, removals, fences in a row.
 
-mod common;
-
-use common::{BLOCKS, Setup, ms};
+use crate::common::{BLOCKS, Setup, ms};
 use polypath_block::{Code, Identifier, Io, Op, SegSpan};
 use polypath_multipath::{EventKind, GroupConfig, MatchPolicy, PathState};
 use polypath_sim::{Guest, Mix, PathOptions};

@@ -1,17 +1,13 @@
 //! What a controller is asked while it comes up, and which answers will not do.
-#[path = "common/script.rs"]
-mod script;
-#[path = "common/turns.rs"]
-mod turns;
 
+use crate::script::{Script, What};
+use crate::turns::{World, config};
 use polypath_block::{Access, Code, Device, DeviceState};
 use polypath_nvme::StatusField;
 use polypath_nvme::log::{AnaState, EventKind, lid};
 use polypath_nvme::nqn::Nqn;
 use polypath_nvme::properties::Cap;
 use polypath_nvmf_tcp::ControllerConfig;
-use script::{Script, What};
-use turns::{World, config};
 
 const ANA: What = What::Log(lid::ANA);
 const SMART: What = What::Log(lid::SMART);
@@ -82,7 +78,7 @@ fn an_ana_log_that_is_longer_than_a_transfer_comes_in_pieces() {
         world.run_until("a device that is live", 500, |w| w.is_live());
         assert_eq!((world.info().access, script.asked(ANA)), (Access::NonOptimized, pieces), "{groups}");
         let mut end = 0;
-        for piece in script.seen(0).iter().filter(|sqe| script::kind(sqe) == ANA) {
+        for piece in script.seen(0).iter().filter(|sqe| crate::script::kind(sqe) == ANA) {
             assert_eq!(piece.log_offset(), end, "one behind the other");
             end += piece.log_length();
         }

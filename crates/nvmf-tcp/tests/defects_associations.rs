@@ -1,14 +1,10 @@
 //! Defects around associations that end, and around reactors that come late, each by its name.
-#[path = "common/script.rs"]
-mod script;
-#[path = "common/turns.rs"]
-mod turns;
 
+use crate::script::{Script, What};
+use crate::turns::{BOUND, World, config};
 use polypath_block::{Code, Device, DeviceState, Fate, Health, Io, Proof};
 use polypath_nvmf_tcp::ControllerConfig;
-use script::{Script, What};
 use std::time::Duration;
-use turns::{BOUND, World, config};
 
 /// How a reactor takes its turns, in milliseconds apart: always late, and late every other time.
 const LATE: [&[u64]; 4] = [&[60], &[200], &[60, 10], &[10, 60, 60]];

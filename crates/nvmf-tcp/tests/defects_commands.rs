@@ -1,14 +1,10 @@
 //! Defects of single commands that were found by attack, each by its name: what is known of one command is not said of another.
-#[path = "common/script.rs"]
-mod script;
-#[path = "common/turns.rs"]
-mod turns;
 
+use crate::script::{Script, What};
+use crate::turns::{World, config};
 use polypath_block::{Code, Cx, Fate, Io, Op, Proof, Scope};
 use polypath_nvme::{Cqe, StatusField};
-use script::{Script, What};
 use std::time::Duration;
-use turns::{World, config};
 
 const KIB: u32 = 1024;
 

@@ -1,23 +1,19 @@
 //! Defects around namespaces that change while I/O runs, each by its name: who a disk is, how large it is, and how it can be reached.
-#[path = "common/script.rs"]
-mod script;
-#[path = "common/turns.rs"]
-mod turns;
 
+use crate::script::{BLOCKS, Script, Shown, What};
+use crate::turns::{World, config};
 use polypath_block::{Access, Code, Device, Fate, Health, Identifier, Io, Proof, Scope};
 use polypath_nvme::StatusField;
 use polypath_nvme::identify::cns;
 use polypath_nvme::log::{AnaState, EventKind, lid};
 use polypath_nvmf_tcp::ControllerConfig;
-use script::{BLOCKS, Script, Shown, What};
-use turns::{World, config};
 
 const KIB: u32 = 1024;
 /// Octets of a capsule with one block in it.
 const CAPSULE: usize = 72 + 512;
 
 /// Changes what the controller shows, raises the event, and lets the admin queue alone read the news.
-fn change(world: &mut World, change: impl FnOnce(&mut script::State)) {
+fn change(world: &mut World, change: impl FnOnce(&mut crate::script::State)) {
     change(&mut world.script.state());
     world.script.event(EventKind::NamespacesChanged);
     for _ in 0..60 {

@@ -1,10 +1,8 @@
 //! One queue pair for several namespaces: what concerns one of them does not concern the others, and a reactor that ends under a queue
 //! leaves somebody behind who knows when its commands are quiet.
-#[path = "common/script.rs"]
-mod script;
-#[path = "common/turns.rs"]
-mod turns;
 
+use crate::script::{Script, Shown, What};
+use crate::turns::{BOUND, FENCE, World, config};
 use polypath_block::{
     Code, ControllerQueue, Cx, Device, DeviceState, Done, FenceState, Health, Io, Proof, QueueConfig, QueueSource,
     SegSpan, Unit, UnitId,
@@ -12,8 +10,6 @@ use polypath_block::{
 use polypath_nvme::StatusField;
 use polypath_nvme::log::EventKind;
 use polypath_nvmf_tcp::ControllerConfig;
-use script::{Script, Shown, What};
-use turns::{BOUND, FENCE, World, config};
 
 /// A queue pair with a unit for each of two namespaces. The world's own queues are not used for it.
 struct Pair {
@@ -69,7 +65,7 @@ impl Pair {
     }
 
     /// The admin queue alone reads that the namespaces have changed.
-    fn change(&mut self, change: impl FnOnce(&mut script::State)) {
+    fn change(&mut self, change: impl FnOnce(&mut crate::script::State)) {
         change(&mut self.world.script.state());
         self.world.script.event(EventKind::NamespacesChanged);
         for _ in 0..60 {
@@ -159,7 +155,7 @@ fn growth_disturbs_nothing() {
     pair.finish_all();
     assert!((1..=10).all(|tag| pair.code(tag) == Some(Code::Ok) && pair.code(100 + tag) == Some(Code::Ok)));
     let span = pair.world.memory(512, 7);
-    pair.submit(1, Io::write(200, script::BLOCKS + 1, 1, span));
+    pair.submit(1, Io::write(200, crate::script::BLOCKS + 1, 1, span));
     pair.finish_all();
     assert_eq!(pair.code(200), Some(Code::Ok), "and the new size is known");
 }

@@ -1,8 +1,6 @@
 //! What is lost, how fast that is noticed, and what is known of every request afterwards.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use polypath_block::{Code, Device, DeviceState, Done, Fate, Health, Io, Proof, QueueConfig, Scope, Waits};
 use polypath_net::{Counters, Dialer, Gather, Received, Scatter, TcpDialer, Transport};
 use polypath_nvmf_tcp::{Controller, ControllerConfig};

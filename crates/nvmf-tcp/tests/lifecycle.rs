@@ -1,15 +1,11 @@
 //! A controller's life in virtual time: attempts to come up, the pauses between them, what it shows, and its end.
-#[path = "common/script.rs"]
-mod script;
-#[path = "common/turns.rs"]
-mod turns;
 
+use crate::script::{Script, Shown, What};
+use crate::turns::{World, config};
 use polypath_block::{Code, Device, DeviceState, Health, Io, OpenError, QueueConfig, UnitId};
 use polypath_nvme::identify::cns;
 use polypath_nvmf_tcp::ControllerConfig;
-use script::{Script, Shown, What};
 use std::time::Duration;
-use turns::{World, config};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)

@@ -1,9 +1,7 @@
 //! What a controller that is up is asked, when and how often, in virtual time: events, refusals, transitions.
-#[path = "common/script.rs"]
-mod script;
-#[path = "common/turns.rs"]
-mod turns;
 
+use crate::script::{BLOCKS, Script, Shown, What};
+use crate::turns::{World, config};
 use polypath_block::{Access, Code, Device, Identifier};
 use polypath_nvme::StatusField;
 use polypath_nvme::features::fid;
@@ -11,9 +9,7 @@ use polypath_nvme::identify::{cns, oaes};
 use polypath_nvme::log::{AnaState, EventKind, lid};
 use polypath_nvme::sqe::admin;
 use polypath_nvmf_tcp::ControllerConfig;
-use script::{BLOCKS, Script, Shown, What};
 use std::time::Duration;
-use turns::{World, config};
 
 const LIST: What = What::Identify(cns::ACTIVE_NAMESPACES);
 const NAMESPACE: What = What::Identify(cns::NAMESPACE);

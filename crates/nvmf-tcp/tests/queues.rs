@@ -1,17 +1,13 @@
 //! One I/O queue in virtual time: what a kick sends, when the queue looks, sleeps, dials and gives up, and what it counts.
-#[path = "common/script.rs"]
-mod script;
-#[path = "common/turns.rs"]
-mod turns;
 
+use crate::script::{Script, What};
+use crate::turns::{BOUND, TestQueue, World, config};
 use polypath_block::{
     Armed, Code, Cx, Device, Health, Io, Op, Proof, QueueConfig, RefusedWhy, SegRow, SegTable, SegTableFull, Time,
     Waits,
 };
 use polypath_nvmf_tcp::ControllerConfig;
-use script::{Script, What};
 use std::time::Duration;
-use turns::{BOUND, TestQueue, World, config};
 
 const KIB: u32 = 1024;
 
@@ -94,10 +90,10 @@ fn wrong_requests_take_room_until_they_are_handed_out() {
     let span = world.memory(512, 7);
     for round in 0..3 {
         for tag in 0..8 {
-            world.submit(0, Io::read(tag, script::BLOCKS, 1, span));
+            world.submit(0, Io::read(tag, crate::script::BLOCKS, 1, span));
         }
         let mut cx = Cx { now: world.now, segs: &mut world.segs, reactor: 0 };
-        let refused = world.queues[0].queue.submit(&mut cx, Io::read(8, script::BLOCKS, 1, span)).unwrap_err();
+        let refused = world.queues[0].queue.submit(&mut cx, Io::read(8, crate::script::BLOCKS, 1, span)).unwrap_err();
         assert_eq!(refused.why, RefusedWhy::Full, "round {round}");
         assert_eq!(arm(&mut world, 0).0, Armed::Busy, "what waits to be handed out keeps the reactor awake");
         world.turn_queue(0);
@@ -189,7 +185,7 @@ fn a_queue_sleeps_until_its_fence_and_wakes_to_a_completion() {
 /// A closed queue finishes what is open, and what waits to be handed out, before it is drained.
 #[test]
 fn a_closed_queue_finishes_what_is_open() {
-    for (lba, code) in [(0, Code::Ok), (script::BLOCKS, Code::OutOfRange)] {
+    for (lba, code) in [(0, Code::Ok), (crate::script::BLOCKS, Code::OutOfRange)] {
         let mut world = World::up(8);
         let span = world.memory(512, 7);
         world.submit(0, Io::write(1, lba, 1, span));

@@ -1,8 +1,6 @@
 //! Admin queue and I/O queues on different reactors that sleep whenever they can.
 
-mod common;
-
-use common::{NQN, start, target_config};
+use crate::common::{NQN, start, target_config};
 use polypath_block::{
     Armed, Code, Completion, Cx, Device, Done, Health, Host, Io, IoQueue, Poller, QueueConfig, SegRow, Turn, Waits,
 };

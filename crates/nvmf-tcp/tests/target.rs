@@ -1,8 +1,6 @@
 //! The initiator against `polypath-target`: the contract, every way of moving data, what the controller tells.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use polypath_block::{Access, Code, Device, DeviceState, Flags, Identifier, Io, Op, OpenError, QueueConfig};
 use polypath_memory::copy_count;
 use polypath_nvmf_tcp::{Controller, ControllerConfig, discover};

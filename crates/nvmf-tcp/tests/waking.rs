@@ -1,17 +1,13 @@
 //! When the admin queue looks at its socket, when its reactor may sleep and what wakes it; and what it does by the clock: keep alive.
-#[path = "common/script.rs"]
-mod script;
-#[path = "common/turns.rs"]
-mod turns;
 
+use crate::script::{Script, Shown, What};
+use crate::turns::{World, config};
 use polypath_block::{Armed, Code, Cx, Io, Turn, Waits};
 use polypath_nvme::StatusField;
 use polypath_nvme::identify::cns;
 use polypath_nvme::log::{AnaState, EventKind};
 use polypath_nvmf_tcp::ControllerConfig;
-use script::{Script, Shown, What};
 use std::time::Duration;
-use turns::{World, config};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)

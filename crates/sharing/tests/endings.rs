@@ -1,14 +1,12 @@
 //! Ends of every kind: of users, of reactors, of queues, of fences. Nothing lost, nothing twice, nothing carried out for somebody who
 //! has gone, nobody left asleep.
 
-mod world;
-
+use crate::world::controller::at_the_end_of_a_queue;
+use crate::world::{FakeEndFence, World};
 use polypath_block::{Armed, Code, Cx, Fate, FenceState, Health, Io, Op, Proof, SegTable, UnitId, Waits};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
-use world::controller::at_the_end_of_a_queue;
-use world::{FakeEndFence, World};
 
 /// An owner on reactor 0 and an asker on reactor 1 of a queue with `slots`, whose end fence is `end_fence`.
 fn crossing(slots: usize, end_fence: Option<std::sync::Arc<FakeEndFence>>) -> (World, usize, usize) {

@@ -1,12 +1,10 @@
 //! Links between reactors: what crosses, what waits, and who takes them in.
 
-mod world;
-
+use crate::world::{FakeEndFence, World};
 use polypath_block::{Armed, Code, Cx, Device, Done, Health, Proof, QueueConfig, RefusedWhy, SegTable, Time, UnitId};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
-use world::{FakeEndFence, World};
 
 /// An owner on reactor 0 and an asker on reactor 1 of a queue with `slots`, whose end fence is `end_fence`.
 fn crossing(slots: usize, end_fence: Option<std::sync::Arc<FakeEndFence>>) -> (World, usize, usize) {

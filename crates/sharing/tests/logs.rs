@@ -1,13 +1,8 @@
 //! What is logged for people who look for the reason, and how often.
 
-#[path = "../../multipath/tests/common/log.rs"]
-#[allow(unreachable_pub, reason = "written for a module of its own")]
-mod log;
-mod world;
-
-use log::capture;
+use crate::log::capture;
+use crate::world::World;
 use std::time::Duration;
-use world::World;
 
 /// What is logged about unit 2 in so many turns, a tenth of a second apart.
 fn log_of(w: &mut World, turns: usize) -> Vec<String> {

@@ -1,8 +1,6 @@
 //! Queues that share keep the promises of a queue, within a reactor and across.
 
-mod common;
-
-use common::{Reactors, Stingy, Worker, now, progress, stop, wait};
+use crate::common::{Reactors, Stingy, Worker, now, progress, stop, wait};
 use polypath_block::{
     Armed, Code, Cx, Device, DeviceState, Done, Health, Io, IoQueue, OpenError, Proof, QueueConfig, RefusedWhy,
     SegTable, Time, Waits, contract,

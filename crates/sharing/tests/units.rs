@@ -1,10 +1,8 @@
 //! One queue for many units: each request goes where it should, each user gets its share, trouble stays where it is.
 
-mod world;
-
+use crate::world::World;
 use polypath_block::{Armed, Code, Cx, Health, Io, Proof, RefusedWhy, Turn, UnitId, Waits};
 use std::time::Duration;
-use world::World;
 
 #[test]
 fn one_queue_a_reactor_whatever_the_number_of_units() {
@@ -177,7 +175,7 @@ fn what_one_user_lost_takes_no_place_of_anothers() {
     // 20 times everything is lost, and no fence ends.
     for round in 0..20 {
         assert_eq!(w.fill(a, 0), 4, "round {round}");
-        w.target.lose(0, world::FakeEndFence::TERMS);
+        w.target.lose(0, crate::world::FakeEndFence::TERMS);
         w.turn();
         assert_eq!(w.suspects(a).len(), 4);
     }
@@ -185,11 +183,11 @@ fn what_one_user_lost_takes_no_place_of_anothers() {
     w.target.answer(0, 1);
     w.turn();
     assert_eq!(w.completions(b).len(), 1);
-    assert_eq!(w.target.quiet(0, world::FakeEndFence::PROOF), 80);
+    assert_eq!(w.target.quiet(0, crate::world::FakeEndFence::PROOF), 80);
     w.turn();
     let done = w.completions(a);
     assert_eq!(done.len(), 80);
-    assert!(done.iter().all(|c| c.proof == world::FakeEndFence::PROOF && c.status.code == Code::PathLost));
+    assert!(done.iter().all(|c| c.proof == crate::world::FakeEndFence::PROOF && c.status.code == Code::PathLost));
 }
 
 #[test]
@@ -387,13 +385,13 @@ fn a_suspect_that_is_told_twice_counts_once() {
     for user in [w.open_ready(0, 1, 4), w.open_ready(1, 2, 4)] {
         w.write(user, 5);
         w.turns(2);
-        w.target.lose(0, world::FakeEndFence::TERMS);
+        w.target.lose(0, crate::world::FakeEndFence::TERMS);
         let again = w.target.lock().queues[0].outbox.suspects.clone();
         w.target.lock().queues[0].outbox.suspects.extend(again);
         w.turns(2);
         assert_eq!(w.suspects(user).len(), 1);
         assert_eq!(w.fill(user, 10), 4, "its depth is as it was");
-        w.target.quiet(0, world::FakeEndFence::PROOF);
+        w.target.quiet(0, crate::world::FakeEndFence::PROOF);
         w.turns(2);
         w.target.answer(0, 8);
         w.turns(2);

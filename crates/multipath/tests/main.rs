@@ -1,0 +1,19 @@
+//! All tests of the group but the one that counts allocations.
+
+mod common;
+
+mod defects;
+mod endings;
+mod fencing;
+mod flush;
+mod group;
+mod logs;
+mod numbers;
+mod paths;
+mod refusals;
+mod room;
+mod scenarios;
+mod sequences;
+mod sleep;
+mod verification;
+mod waits;
