@@ -104,6 +104,24 @@ fn parts_that_have_found_room_are_not_slept_upon() {
 }
 
 #[test]
+fn parts_that_find_room_because_others_ran_out_of_time_are_not_slept_upon() {
+    let mut b = Bench::with_caches(&["a", "b", "c"]);
+    (0..3).for_each(|i| b.dirty(i, i as u64));
+    b.devices[2].set_health(Health::Down);
+    let tags: Vec<_> = (0..34).map(|_| b.flush()).collect();
+    b.turns(2);
+    assert_eq!(sleeps(&mut b), Some(10), "there is nothing to do but wait");
+    asleep(&mut b, 60_001);
+    b.turn();
+    // Nothing else has changed that would keep it awake.
+    assert_eq!(sleeps(&mut b), None, "the parts of other requests have room");
+    b.devices.iter().for_each(|device| device.succeed_all());
+    b.turns(2);
+    assert!(tags.iter().filter(|&&tag| b.outcome(tag).is_some()).count() >= 32);
+    b.finish();
+}
+
+#[test]
 fn what_waits_for_a_path_that_is_avoided_is_looked_at_when_that_is_over() {
     let mut b = Bench::with_caches(&["a", "a"]);
     b.devices[1].set_room(0);
