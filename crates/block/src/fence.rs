@@ -36,6 +36,20 @@ pub enum Proof {
     None,
 }
 
+impl Proof {
+    /// What is proven of two commands together. What never left this host says nothing of what did, an answer nothing of what was not
+    /// answered; one that is not proven quiet is enough.
+    pub const fn and(self, other: Proof) -> Proof {
+        match (self, other) {
+            (Proof::None, _) | (_, Proof::None) => Proof::None,
+            (Proof::NeverSent | Proof::Answered, Proof::NeverSent) => self,
+            (Proof::NeverSent | Proof::Answered, _) => other,
+            (_, Proof::NeverSent | Proof::Answered) => self,
+            _ => other,
+        }
+    }
+}
+
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -89,4 +103,24 @@ pub trait Fence {
     fn begin(&mut self, now: Time);
     /// Where it stands at `now`.
     fn state(&self, now: Time) -> FenceState;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_of_two_commands_is_the_weaker_one() {
+        use Proof::{Aborted, Answered, NeverSent, SocketClosed};
+        let bound = Proof::ConfiguredBound { bound_ms: 7 };
+        let all = [Answered, NeverSent, SocketClosed, Aborted, bound, Proof::QueueDeleted, Proof::None];
+        for proof in all {
+            assert_eq!((proof.and(proof), NeverSent.and(proof), proof.and(NeverSent)), (proof, proof, proof));
+            assert_eq!((proof.and(Proof::None), Proof::None.and(proof)), (Proof::None, Proof::None));
+            if proof != NeverSent {
+                assert_eq!((Answered.and(proof), proof.and(Answered)), (proof, proof));
+            }
+        }
+        assert_eq!((Aborted.and(bound), bound.and(SocketClosed)), (bound, SocketClosed));
+    }
 }

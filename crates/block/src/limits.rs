@@ -163,6 +163,17 @@ impl Splitter {
         }
     }
 
+    /// Can all of it be cut? Where it cannot, [`Splitter::next_part`] ends with an error.
+    pub fn can_cut(&self, segs: &SegTable) -> bool {
+        let mut parts = *self;
+        self.max_segments == 0 || std::iter::from_fn(|| parts.next_part(segs)).all(|part| part.is_ok())
+    }
+
+    /// What was not given out yet.
+    pub const fn rest(&self) -> Option<Io> {
+        self.rest
+    }
+
     /// The next part, or `None` when all were given out.
     ///
     /// Segments that cannot be cut at a block border within the segment limit end the split with
@@ -229,6 +240,22 @@ mod tests {
         let (t, span) = table(&[100, 100, 312]);
         let limits = Limits { max_segments: 2, ..Limits::UNLIMITED };
         assert_eq!(split(Io::read(1, 0, 1, span), &limits, 512, &t), [Err(Status::new(Code::Invalid))]);
+        assert!(!Splitter::new(Io::read(1, 0, 1, span), &limits, 512).can_cut(&t));
+    }
+
+    #[test]
+    fn what_can_be_cut_and_what_is_left_is_known() {
+        // The second block is of three segments.
+        let (t, span) = table(&[512, 100, 100, 312]);
+        let io = Io::read(9, 100, 2, span);
+        for (max_segments, can) in [(0, true), (1, false), (2, false), (3, true), (4, true)] {
+            let mut parts = Splitter::new(io, &Limits { max_segments, ..Limits::UNLIMITED }, 512);
+            assert_eq!(parts.can_cut(&t), can, "{max_segments}");
+            assert_eq!(parts.rest(), Some(io), "nothing was given out");
+            let first = parts.next_part(&t);
+            let rest = (max_segments % 4 != 0).then_some(Io { lba: 101, blocks: 1, skip: 512, ..io });
+            assert_eq!((first.map(|f| f.is_ok()), parts.rest()), (Some(true), rest), "{max_segments}");
+        }
     }
 
     #[test]

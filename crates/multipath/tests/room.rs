@@ -130,8 +130,7 @@ fn limited(blocks: u32) -> DeviceInfo {
     DeviceInfo { limits: Limits { max_transfer_bytes: 512 * blocks, ..info("a").limits }, ..info("a") }
 }
 
-/// Twelve writes over a path that takes less each time it is asked, down to `least` blocks, so that parts are cut again and again. With
-/// 16 there is no place left for the parts of one more.
+/// Twelve writes over a path that takes less each time it is asked, down to `least` blocks, so that what was cut is cut again and again.
 fn cut_again_and_again(least: u32) -> (Bench, Vec<u64>) {
     let mut b = Bench::with_caches(&["a", "b"]);
     b.group.freeze();
@@ -142,54 +141,157 @@ fn cut_again_and_again(least: u32) -> (Bench, Vec<u64>) {
         b.devices[0].set_live(limited(blocks));
         b.turns(2);
         for io in b.devices[0].in_flight() {
-            match io.blocks {
-                1 => b.devices[0].succeed(io),
-                _ => b.devices[0].complete(io, Code::PathBusy, Proof::Answered),
-            }
+            b.devices[0].complete(io, Code::PathBusy, Proof::Answered);
         }
         b.pass(130);
     }
-    assert_eq!(b.try_submit(Io::flush(0)), Err(RefusedWhy::Full), "it might need parts");
     (b, tags)
 }
 
 #[test]
-fn a_request_whose_parts_find_no_place_in_the_table_waits_for_one() {
-    // For one that a device which takes more makes superfluous...
-    let (mut b, tags) = cut_again_and_again(1);
-    b.try_submit(READ(0)).expect("this one needs none");
-    b.devices[0].set_live(info("a"));
-    b.succeed_within(1000, &tags);
-    b.submit(Io::flush(0));
-    b.finish();
-    // ... or for one that another request gives back.
-    let (mut b, tags) = cut_again_and_again(16);
-    b.devices[0].set_live(limited(15));
+fn what_is_cut_again_and_again_is_carried_out_and_waits_for_nobody() {
+    for least in [1, 5, 16, 33] {
+        let (mut b, tags) = cut_again_and_again(least);
+        assert!(tags.iter().all(|&tag| b.outcome(tag).is_none()), "nothing was written yet");
+        let mut written = vec![0; 12 * 64];
+        for _ in 0..1000 {
+            for io in b.devices[0].in_flight() {
+                assert!(io.blocks <= least, "{io:?}");
+                (io.lba..io.lba + u64::from(io.blocks)).for_each(|lba| written[lba as usize] += 1);
+                b.devices[0].succeed(io);
+            }
+            b.turn();
+            for (n, &tag) in tags.iter().enumerate().filter(|&(_, &tag)| b.outcome(tag).is_some()) {
+                let whole = written[64 * n..][..64].iter().all(|&times| times > 0);
+                assert!(whole && b.outcome(tag) == Some(Code::Ok), "write {n}: {:?}, whole: {whole}", b.outcome(tag));
+            }
+        }
+        assert!(tags.iter().all(|&tag| b.outcome(tag) == Some(Code::Ok)), "{least}");
+        assert!(written.iter().all(|&times| times == 1), "{least}: {written:?}");
+        b.submit(Io::flush(0));
+        b.finish();
+    }
+}
+
+#[test]
+fn what_is_cut_for_one_path_is_cut_again_for_another_one_and_a_failure_tells_what_was_sent() {
+    // The second piece of a part fails for good, on the path that takes less.
+    for (proof, told) in [(Proof::Answered, Proof::Answered), (BOUND, BOUND)] {
+        let mut b = Bench::with_caches(&["a", "a"]);
+        b.group.freeze();
+        b.devices[1].set_health(Health::Down);
+        b.devices[0].set_live(limited(32));
+        b.turns(2);
+        let tag = b.submit(Io::write(0, 0, 64, SegSpan::EMPTY));
+        let [first, second] = b.devices[0].in_flight()[..] else { panic!("two parts") };
+        b.devices[1].set_live(limited(8));
+        b.devices[1].set_health(Health::Ready);
+        b.turns(2);
+        b.devices[0].succeed(first);
+        b.devices[0].complete(second, Code::PathLost, Proof::NeverSent);
+        b.devices[0].set_health(Health::Down);
+        b.turn();
+        for lba in [32, 40] {
+            let io = b.devices[1].only();
+            assert_eq!((io.lba, io.blocks), (lba, 8));
+            match lba {
+                32 => b.devices[1].succeed(io),
+                _ => b.devices[1].complete(io, Code::Medium, proof),
+            }
+            b.turn();
+        }
+        let done = b.completion(tag).expect("an outcome");
+        assert_eq!((done.status.code, done.proof), (Code::Medium, told));
+        assert!(b.devices[1].in_flight().is_empty(), "what follows an error is not sent");
+        b.finish();
+    }
+}
+
+#[test]
+fn a_write_of_which_something_was_written_is_not_told_as_never_sent() {
+    for again in [false, true] {
+        let mut b = Bench::with_caches(&["a"]);
+        b.group.freeze();
+        b.devices[0].set_live(limited(32));
+        b.turns(2);
+        b.devices[0].set_room(1);
+        let tag = b.submit(Io::write(0, 0, 64, SegSpan::EMPTY));
+        if again {
+            // The first part is cut once more, and only its first piece is written.
+            let io = b.devices[0].only();
+            b.devices[0].set_live(limited(16));
+            b.devices[0].complete(io, Code::PathBusy, Proof::Answered);
+            b.pass(130);
+        }
+        b.devices[0].succeed(b.devices[0].only());
+        b.devices[0].set_health(Health::Down);
+        b.pass(61_000);
+        let done = b.completion(tag).expect("an outcome");
+        assert_eq!((done.status.code, done.proof), (Code::NoPath, Proof::Answered));
+        b.finish();
+        // Where nothing has left, that is told.
+        let mut b = Bench::with_caches(&["a"]);
+        b.group.freeze();
+        b.devices[0].set_live(limited(32));
+        b.turns(2);
+        b.devices[0].set_room(0);
+        let tag = b.submit(Io::write(0, 0, 64, SegSpan::EMPTY));
+        b.devices[0].set_health(Health::Down);
+        b.pass(61_000);
+        assert_eq!(b.completion(tag).map(|done| done.proof), Some(Proof::NeverSent));
+        b.finish();
+    }
+}
+
+#[test]
+fn what_cannot_be_cut_for_one_path_goes_to_the_one_that_takes_it_whole() {
+    let few = DeviceInfo { limits: Limits { max_segments: 4, ..info("a").limits }, ..info("a") };
+    let mut b = Bench::with_caches(&["a", "a"]);
+    b.group.freeze();
+    b.cut_segments(8, 64);
+    b.devices[1].set_live(few.clone());
+    b.turns(3);
+    let tags: Vec<_> = (0..4).map(|n| b.submit(Io::read(0, n, 1, SegSpan::EMPTY))).collect();
+    assert_eq!((b.devices[0].in_flight().len(), b.devices[1].in_flight().len()), (4, 0));
+    b.succeed_within(10, &tags);
+    // None takes it: that is the requester's, and nothing was sent.
+    b.devices[0].set_live(few);
+    b.turns(3);
+    let tag = b.submit(Io::read(0, 0, 1, SegSpan::EMPTY));
     b.turns(2);
-    let large = |b: &Bench| b.devices[0].in_flight().into_iter().filter(|io| io.blocks == 16).collect::<Vec<_>>();
-    let in_flight = large(&b);
-    assert_eq!(in_flight.len(), 12);
-    in_flight[..6].iter().for_each(|io| b.devices[0].complete(*io, Code::PathBusy, Proof::Answered));
-    b.pass(130);
-    assert_eq!(large(&b), in_flight[6..]);
-    b.succeed_within(2000, &tags);
+    assert_eq!(b.completion(tag).map(|c| (c.status.code, c.proof)), Some((Code::Invalid, Proof::NeverSent)));
     b.finish();
 }
 
 #[test]
-fn requests_that_wait_for_each_others_places_in_the_table_wait_for_a_limited_time() {
-    let (mut b, tags) = cut_again_and_again(1);
-    let mut waited_ms = 0;
-    while tags.iter().any(|&t| b.outcome(t).is_none()) && waited_ms <= 60_000 {
-        b.devices[0].succeed_all();
-        b.pass(100);
-        waited_ms += 100;
-    }
-    let outcomes: Vec<_> = tags.iter().map(|&t| b.outcome(t)).collect();
-    let ended = |code| outcomes.iter().filter(|&&o| o == Some(code)).count();
-    assert!(ended(Code::NoPath) > 0, "{outcomes:?} after {waited_ms} ms");
-    assert_eq!(ended(Code::NoPath) + ended(Code::Ok), 12, "{outcomes:?} after {waited_ms} ms");
-    b.submit(Io::flush(0));
+fn parts_of_what_waited_are_sent_in_the_same_turn() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    b.group.freeze();
+    b.devices[1].set_health(Health::Down);
+    b.turns(2);
+    (0..64).for_each(|n| _ = b.submit(Io::read(0, n, 64, SegSpan::EMPTY)));
+    assert_eq!(b.devices[0].in_flight().len(), 64);
+    b.devices[1].set_live(limited(32));
+    b.devices[1].set_health(Health::Ready);
+    b.turns(2);
+    // The first path goes, and has sent nothing of it.
+    b.devices[0].in_flight().into_iter().for_each(|io| b.devices[0].complete(io, Code::PathLost, Proof::NeverSent));
+    b.devices[0].set_health(Health::Down);
+    b.turn();
+    assert!(b.devices[1].in_flight().len() >= 64, "{} were sent", b.devices[1].in_flight().len());
+    b.finish();
+}
+
+#[test]
+fn a_path_that_refuses_between_two_turns_is_asked_again_in_the_next() {
+    let mut b = Bench::with_caches(&["a"]);
+    b.turns(2);
+    b.devices[0].set_health(Health::Down);
+    let tag = b.submit(READ(1));
+    b.devices[0].set_health(Health::Ready);
+    b.turns(2);
+    assert_eq!(b.devices[0].in_flight().len(), 1, "both turns have seen the path ready");
+    b.succeed_within(10, &[tag]);
     b.finish();
 }
 

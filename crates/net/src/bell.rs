@@ -35,7 +35,8 @@ impl Bell {
 
     /// Rings. Costs a system call only when the owner sleeps.
     pub fn ring(&self) {
-        self.rung.store(true, Ordering::SeqCst);
+        // A swap, so that whoever answers sees what was stored before each of several rings, and not only before the last.
+        self.rung.swap(true, Ordering::SeqCst);
         // Pairs with `arm`: either the sleeper's last look sees the flag, or the sleeper is seen here.
         fence(Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {

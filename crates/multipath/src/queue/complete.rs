@@ -139,7 +139,7 @@ impl MultipathQueue {
         } else if !is_durable(&task.io) {
             // The cache that it was sent to, even if the path leads to another one by now; or the one that was enabled meanwhile.
             let cache = task.cache.or(path.write_cache.then_some(path.cache).flatten());
-            task.written = cache.map(|cache| self.group.caches.mark_dirty(cache));
+            task.written = Written::and(task.written, cache.map(|cache| self.group.caches.mark_dirty(cache)));
         }
         self.settle(key, Status::OK, proof);
     }
@@ -151,8 +151,10 @@ impl MultipathQueue {
             task.settled = Some((status, proof));
             return;
         }
-        if let Some(task) = self.tasks.remove(key) {
-            self.finish(task.owner, status, proof, task.written);
+        if status.is_ok() && task.go_on(proof) {
+            self.backlog.push_back(key);
+        } else if let Some(task) = self.tasks.remove(key) {
+            self.finish(task.owner, status, task.proof_before.and(proof), task.written);
         }
     }
 

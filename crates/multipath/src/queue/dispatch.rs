@@ -9,7 +9,7 @@ use crate::config::Fencing;
 use crate::selector::{Choice, Selector};
 use crate::stats;
 use core::time::Duration;
-use polypath_block::{Code, Cx, Io, Proof, RefusedWhy, SlotKey, Status, Time};
+use polypath_block::{Code, Cx, Io, Proof, RefusedWhy, SlotKey, Splitter, Status, Time};
 
 /// Longest delay between two rounds of a task over all paths, when all of them fail it.
 const ROUND_DELAY_MOST: Duration = Duration::from_millis(100);
@@ -24,28 +24,34 @@ enum Dispatched {
     Yes,
     /// The paths that could take it are full.
     NoRoom,
-    /// No path can take it now, or only in parts for which there is no place.
+    /// No path can take it now.
     NoPath,
     /// Every path that could take it has failed it.
     AllTried,
+    /// No path takes it whole, and its segments cannot be cut for any.
+    Unfit,
 }
 
 impl MultipathQueue {
-    /// Finds a path for `key`, or a place to wait.
-    pub(super) fn place(&mut self, cx: &mut Cx<'_>, key: SlotKey) {
+    /// Finds a path for `key`, or a place to wait. `false`: it waits for room, at the end of the backlog.
+    pub(super) fn place(&mut self, cx: &mut Cx<'_>, key: SlotKey) -> bool {
         let flush = self.tasks.get(key).and_then(|t| t.flush);
         if let Some(flush) = flush.filter(|f| self.group.caches.is_unreachable(*f)) {
-            return self.abandon_flush(key, flush);
+            self.abandon_flush(key, flush);
+            return true;
         }
         match self.dispatch(cx, key) {
             Dispatched::Yes => {}
             Dispatched::NoRoom => {
                 self.has_path(key);
                 self.backlog.push_back(key);
+                return false;
             }
             Dispatched::NoPath => self.wait_for_path(cx, key),
             Dispatched::AllTried => self.wait_for_round(cx, key),
+            Dispatched::Unfit => self.give_up(key, Code::Invalid),
         }
+        true
     }
 
     fn dispatch(&mut self, cx: &mut Cx<'_>, key: SlotKey) -> Dispatched {
@@ -56,12 +62,17 @@ impl MultipathQueue {
         let allowed = task.flush.map_or(u64::MAX, |f| self.slots_of(f.cache));
         let bytes = io.data_len(shown.block_size);
         let offset = io.lba.wrapping_mul(u64::from(shown.block_size));
+        let mut unfit = 0;
         loop {
             let mut ranks = self.ranks.iter().map(|rank| rank & allowed);
-            let Some(rank) = ranks.find(|rank| rank & !tried != 0) else {
-                return if self.usable() & allowed == 0 { Dispatched::NoPath } else { Dispatched::AllTried };
+            let Some(rank) = ranks.find(|rank| rank & !tried & !unfit != 0) else {
+                return match self.usable() & allowed {
+                    0 => Dispatched::NoPath,
+                    usable if usable & !unfit == 0 => Dispatched::Unfit,
+                    _ => Dispatched::AllTried,
+                };
             };
-            let mask = rank & !tried & !self.full;
+            let mask = rank & !tried & !unfit & !self.full;
             if mask == 0 {
                 return Dispatched::NoRoom;
             }
@@ -77,23 +88,39 @@ impl MultipathQueue {
                 continue;
             }
             if !path.limits.fits(&io, shown.block_size, cx.segs) {
-                let limits = path.limits;
-                if !may_split {
-                    return Dispatched::NoRoom;
+                let parts = Splitter::new(io, &path.limits, shown.block_size);
+                if !parts.can_cut(cx.segs) {
+                    unfit |= 1 << slot;
+                    continue;
                 }
-                // Those that have the places may be waiting for more of them: this wait has a limit.
-                if !self.has_room_for_parent() {
-                    return Dispatched::NoPath;
-                }
-                let Some(task) = self.tasks.remove(key) else { return Dispatched::Yes };
-                self.start_parent(cx, Parent::split(task.owner, task.io, &limits, shown.block_size));
-                return Dispatched::Yes;
+                return if may_split { self.divide(cx, key, parts) } else { Dispatched::NoRoom };
             }
             match self.send(cx, key, slot, bytes) {
                 Ok(()) => return Dispatched::Yes,
                 Err(RefusedWhy::Full) => self.full |= 1 << slot,
                 Err(RefusedWhy::Gone) => self.unrank(slot),
             }
+        }
+    }
+
+    /// A request becomes a parent. A part does not: it is sent piece by piece.
+    fn divide(&mut self, cx: &mut Cx<'_>, key: SlotKey, mut parts: Splitter) -> Dispatched {
+        let Some(task) = self.tasks.get_mut(key) else { return Dispatched::Yes };
+        match task.owner {
+            Owner::User(_) => {
+                let owner = task.owner;
+                self.tasks.remove(key);
+                self.start_parent(cx, Parent::split(owner, parts));
+                Dispatched::Yes
+            }
+            Owner::Part(_) | Owner::Removal(_) => match parts.next_part(cx.segs) {
+                Some(Ok(first)) => {
+                    task.cut(first, parts.rest());
+                    self.dispatch(cx, key)
+                }
+                // It was looked at before.
+                Some(Err(_)) | None => Dispatched::Unfit,
+            },
         }
     }
 
@@ -133,6 +160,8 @@ impl MultipathQueue {
             self.give_up(key, Code::NoPath);
         } else {
             self.next_expiry = self.next_expiry.min(expiry);
+            // A path that refused it since the last look is one that there was not, when it is there in the next.
+            self.stranded_under &= self.usable();
             self.stranded.push_back(key);
         }
     }

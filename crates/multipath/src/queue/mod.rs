@@ -108,8 +108,7 @@ impl MultipathQueue {
             full: 0,
             unkicked: 0,
             tasks: Slots::new(tasks as u16),
-            // Where several paths each take less than the one before, parts are cut again: parents of parents.
-            parents: Slots::new((3 * tasks).min(usize::from(u16::MAX)) as u16),
+            parents: Slots::new(depth as u16),
             open: 0,
             extras: 0,
             extras_most,
@@ -130,7 +129,9 @@ impl MultipathQueue {
     fn start(&mut self, cx: &mut Cx<'_>, task: Task) {
         match self.tasks.insert(task) {
             // Without any path, each wait has a time limit of its own, which begins now.
-            Ok(key) if self.backlog.is_empty() || self.usable() == 0 => self.place(cx, key),
+            Ok(key) if self.backlog.is_empty() || self.usable() == 0 => {
+                self.place(cx, key);
+            }
             Ok(key) => self.backlog.push_back(key),
             // The table has room for everything that may be open; see `new`.
             Err(full) => unreachable!("{full}: more tasks than requests and parts"),
@@ -184,15 +185,12 @@ impl MultipathQueue {
             }
         }
         self.retry_stranded(cx);
+        // Parts that come of it join the backlog, and are placed as well; once all of it has found no room, it is in its old order.
         let mut full = 0;
-        for _ in 0..self.backlog.len() {
-            let Some(key) = self.backlog.pop_front() else { break };
-            let before = self.backlog.len();
-            self.place(cx, key);
-            full = if self.backlog.len() > before { full + 1 } else { 0 };
-            if full == 8 {
-                break;
-            }
+        while full < self.backlog.len().min(8)
+            && let Some(key) = self.backlog.pop_front()
+        {
+            full = if self.place(cx, key) { 0 } else { full + 1 };
         }
         self.stranded_under = self.usable();
     }
@@ -220,7 +218,7 @@ impl IoQueue for MultipathQueue {
             return refused(RefusedWhy::Gone);
         }
         let Some(shown) = self.shown else { return refused(RefusedWhy::Gone) };
-        if self.open + self.ready.len() >= self.depth || (io.op == Op::Flush && !self.has_room_for_parent()) {
+        if self.open + self.ready.len() >= self.depth {
             return refused(RefusedWhy::Full);
         }
         if !self.frozen {

@@ -1,9 +1,12 @@
 //! Requests made of parts: larger than their path takes at a time, or flushes of several caches.
+//!
+//! A part is never a parent: where its path takes less than the one that it was cut for, it is sent piece by piece ([`Task::cut`]).
+//! So there are no more parents than requests, and none waits for the place of another.
 
 use super::MultipathQueue;
 use super::task::{Owner, Task};
 use crate::cache::{FlushTarget, Written};
-use polypath_block::{Code, Cx, Io, Limits, Proof, SlotKey, Splitter, Status};
+use polypath_block::{Code, Cx, Io, Proof, SlotKey, Splitter, Status};
 
 /// What is left to be given out.
 #[derive(Debug)]
@@ -30,8 +33,8 @@ pub(super) struct Parent {
 }
 
 impl Parent {
-    pub(super) fn split(owner: Owner, io: Io, limits: &Limits, block_size: u32) -> Self {
-        Parent::new(owner, Rest::Split(Splitter::new(io, limits, block_size)))
+    pub(super) fn split(owner: Owner, parts: Splitter) -> Self {
+        Parent::new(owner, Rest::Split(parts))
     }
 
     pub(super) fn flush(owner: Owner, caches: u64, epoch: u64) -> Self {
@@ -39,7 +42,7 @@ impl Parent {
     }
 
     fn new(owner: Owner, rest: Rest) -> Self {
-        Parent { owner, rest, live: 0, status: Status::OK, proof: Proof::Answered, written: None }
+        Parent { owner, rest, live: 0, status: Status::OK, proof: Proof::NeverSent, written: None }
     }
 
     fn next(&mut self, cx: &Cx<'_>) -> Option<(Io, Option<FlushTarget>)> {
@@ -74,12 +77,8 @@ impl MultipathQueue {
     pub(super) fn start_parent(&mut self, cx: &mut Cx<'_>, parent: Parent) {
         match self.parents.insert(parent) {
             Ok(key) => self.issue_parts(cx, key),
-            Err(full) => unreachable!("{full}: more parents than tasks"),
+            Err(full) => unreachable!("{full}: more parents than requests"),
         }
-    }
-
-    pub(super) fn has_room_for_parent(&self) -> bool {
-        !self.parents.is_full()
     }
 
     /// Gives out parts of `key` while there is room for them.
@@ -105,10 +104,7 @@ impl MultipathQueue {
         parent.live -= 1;
         self.extras -= usize::from(parent.live > 0);
         parent.written = Written::and(parent.written, written);
-        // One part that is not proven quiet is enough.
-        if parent.proof != Proof::None {
-            parent.proof = proof;
-        }
+        parent.proof = parent.proof.and(proof);
         if !status.is_ok() {
             if parent.status.is_ok() || status.code == Code::CacheLost {
                 parent.status = status;
@@ -121,8 +117,6 @@ impl MultipathQueue {
     fn end_parent(&mut self, key: SlotKey) {
         let over = self.parents.get(key).is_some_and(|p| p.live == 0 && matches!(p.rest, Rest::Nothing));
         if let Some(parent) = over.then(|| self.parents.remove(key)).flatten() {
-            // Its place may be what a stranded task waits for.
-            self.retry_stranded_now |= !self.stranded.is_empty();
             self.finish(parent.owner, parent.status, parent.proof, parent.written);
         }
     }

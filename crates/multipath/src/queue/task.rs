@@ -18,6 +18,10 @@ pub(super) enum Owner {
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) io: Io,
+    /// What of a part is sent afterwards: its path takes less at a time than the one that it was cut for.
+    pub(super) rest: Option<Io>,
+    /// What is proven of what was sent before.
+    pub(super) proof_before: Proof,
     pub(super) owner: Owner,
     /// Number of the current attempt: completions of superseded ones must not finish it.
     pub(super) attempt: u32,
@@ -52,6 +56,8 @@ impl Task {
     pub(super) fn new(io: Io, owner: Owner, now: Time, flush: Option<FlushTarget>) -> Self {
         Task {
             io,
+            rest: None,
+            proof_before: Proof::NeverSent,
             owner,
             attempt: 0,
             outstanding: 0,
@@ -69,6 +75,29 @@ impl Task {
             started: now,
             flush,
         }
+    }
+}
+
+impl Task {
+    /// Keeps `first` to be sent now, and `rest` of what was to be sent until now for afterwards.
+    pub(super) fn cut(&mut self, first: Io, rest: Option<Io>) {
+        let blocks = self.rest.map_or(0, |later| later.blocks);
+        self.io = first;
+        self.rest = rest.map(|rest| Io { blocks: rest.blocks + blocks, ..rest }).or(self.rest);
+    }
+
+    /// What was sent is done: begins with the rest, if there is one.
+    pub(super) fn go_on(&mut self, proof: Proof) -> bool {
+        let Some(rest) = self.rest.take() else { return false };
+        self.io = rest;
+        self.proof_before = self.proof_before.and(proof);
+        (self.tried, self.refused, self.refusal, self.retries) = (0, 0, None, 0);
+        (self.first_failure, self.no_path_since, self.settled) = (None, None, None);
+        self.proof = Proof::NeverSent;
+        // As for an attempt that is superseded: nothing that is still said of what is done is said of the rest.
+        self.attempt = self.attempt.wrapping_add(1);
+        self.suspect = false;
+        true
     }
 }
 

@@ -352,11 +352,18 @@ impl Bench {
         self.queue.kick(&mut Cx { now: self.now, segs: &mut self.segs, reactor: 0 });
     }
 
+    /// From now on, requests have `count` segments of `len` bytes.
+    pub fn cut_segments(&mut self, count: u32, len: u32) {
+        let row = self.segs.reserve(1, count).expect("room");
+        self.segs.get_mut(row.span(0, count)).fill(Segment { len, ..Segment::default() });
+        self.row = row;
+    }
+
     /// As [`Bench::try_submit`], of a reactor that goes on with something else before it kicks.
     pub fn submit_unkicked(&mut self, io: Io) -> Result<u64, RefusedWhy> {
         let tag = self.next_tag;
         self.next_tag += 1;
-        let segs = if io.op.has_data() { self.row.span(0, 1) } else { io.segs };
+        let segs = if io.op.has_data() { self.row.span(0, self.row.width()) } else { io.segs };
         let mut cx = Cx { now: self.now, segs: &mut self.segs, reactor: 0 };
         self.queue.submit(&mut cx, Io { tag, segs, ..io }).map_err(|refused| refused.why)?;
         Ok(tag)
