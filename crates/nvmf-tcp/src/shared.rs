@@ -189,10 +189,10 @@ impl Shared {
         lock(&self.stage).clone()
     }
 
-    /// The association that is up, if one is.
+    /// The association that is up, if one is. It may be lost in the next moment: what comes of it says so.
     pub(crate) fn live(&self) -> Option<Arc<Association>> {
         match &*lock(&self.stage) {
-            Stage::Live(association) if !association.is_lost() => Some(association.clone()),
+            Stage::Live(association) => Some(association.clone()),
             _ => None,
         }
     }
