@@ -207,15 +207,31 @@ fn what_is_cut_for_one_path_is_cut_again_for_another_one_and_a_failure_tells_wha
     }
 }
 
+/// A write of two parts, of which its path takes `room` at a time.
+fn write_of_two_parts(room: usize) -> (Bench, u64) {
+    let mut b = Bench::with_caches(&["a"]);
+    b.group.freeze();
+    b.devices[0].set_live(limited(32));
+    b.turns(2);
+    b.devices[0].set_room(room);
+    let tag = b.submit(Io::write(0, 0, 64, SegSpan::EMPTY));
+    (b, tag)
+}
+
+/// Its path goes and does not come back in time.
+fn proof_without_a_path(mut b: Bench, tag: u64) -> Proof {
+    b.devices[0].set_health(Health::Down);
+    b.pass(61_000);
+    let done = b.completion(tag).expect("an outcome");
+    assert_eq!(done.status.code, Code::NoPath);
+    b.finish();
+    done.proof
+}
+
 #[test]
 fn a_write_of_which_something_was_written_is_not_told_as_never_sent() {
     for again in [false, true] {
-        let mut b = Bench::with_caches(&["a"]);
-        b.group.freeze();
-        b.devices[0].set_live(limited(32));
-        b.turns(2);
-        b.devices[0].set_room(1);
-        let tag = b.submit(Io::write(0, 0, 64, SegSpan::EMPTY));
+        let (mut b, tag) = write_of_two_parts(1);
         if again {
             // The first part is cut once more, and only its first piece is written.
             let io = b.devices[0].only();
@@ -224,23 +240,11 @@ fn a_write_of_which_something_was_written_is_not_told_as_never_sent() {
             b.pass(130);
         }
         b.devices[0].succeed(b.devices[0].only());
-        b.devices[0].set_health(Health::Down);
-        b.pass(61_000);
-        let done = b.completion(tag).expect("an outcome");
-        assert_eq!((done.status.code, done.proof), (Code::NoPath, Proof::Answered));
-        b.finish();
-        // Where nothing has left, that is told.
-        let mut b = Bench::with_caches(&["a"]);
-        b.group.freeze();
-        b.devices[0].set_live(limited(32));
-        b.turns(2);
-        b.devices[0].set_room(0);
-        let tag = b.submit(Io::write(0, 0, 64, SegSpan::EMPTY));
-        b.devices[0].set_health(Health::Down);
-        b.pass(61_000);
-        assert_eq!(b.completion(tag).map(|done| done.proof), Some(Proof::NeverSent));
-        b.finish();
+        assert_eq!(proof_without_a_path(b, tag), Proof::Answered);
     }
+    // Where nothing has left, that is told.
+    let (b, tag) = write_of_two_parts(0);
+    assert_eq!(proof_without_a_path(b, tag), Proof::NeverSent);
 }
 
 #[test]
