@@ -8,8 +8,13 @@
 //!
 //! A dirty cache is *lost* when nothing leads to it any more, or when a path to it comes back to one that has lost its power since:
 //! flushes that began before the loss and were to reach it fail, and so does the first flush after it, unless one of those covered
-//! everything that was lost. Joining, leaving and losing happen under the lock of the group; everything else is asked from any
-//! reactor at any time.
+//! everything that was lost.
+//!
+//! A cache is *in doubt* while a path that led there shows another disk: whatever answers on the other paths may be another one as
+//! well that has not said so yet, and may have been since before anybody knew. What it says OK to proves nothing, so that every flush
+//! goes out, until one that began after the doubt was over has succeeded.
+//!
+//! Joining, leaving, losing and doubting happen under the lock of the group; everything else is asked from any reactor at any time.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
@@ -69,6 +74,10 @@ struct Cache {
     assumed: AtomicBool,
     /// Paths that lead there and are not gone for good.
     members: AtomicU32,
+    /// Those among them that show another disk.
+    doubts: AtomicU32,
+    /// Flushes that began in this epoch or before may have been answered by another disk.
+    doubted_through: AtomicU64,
 }
 
 impl Caches {
@@ -111,7 +120,7 @@ impl Caches {
 
     /// Caches that a flush must reach, as bits.
     pub(crate) fn dirty_mask(&self) -> u64 {
-        let bits = self.list.iter().enumerate().filter(|(_, c)| c.holds_writes() || c.assumed.load(SeqCst));
+        let bits = self.list.iter().enumerate().filter(|(_, c)| c.wants_flush());
         bits.fold(0, |mask, (i, _)| mask | 1 << i)
     }
 
@@ -132,8 +141,12 @@ impl Caches {
             self.lost.fetch_and(!bit, SeqCst);
         }
         cache.clean.fetch_max(flush.epoch, SeqCst);
-        if flush.epoch > cache.lost_through.load(SeqCst) {
+        if cache.is_believed(flush) {
             cache.assumed.store(false, SeqCst);
+            if !cache.is_believed(flush) {
+                // A doubt came up, or was over, in between.
+                cache.assumed.store(true, SeqCst);
+            }
         }
         true
     }
@@ -198,6 +211,20 @@ impl Caches {
         lost
     }
 
+    /// A path to cache `index` shows another disk: nobody knows who answers on the others. Until [`Caches::end_doubt`].
+    pub(crate) fn begin_doubt(&self, index: u8) {
+        self.get(index).doubts.fetch_add(1, SeqCst);
+    }
+
+    /// That path shows this disk again, or is gone for good.
+    pub(crate) fn end_doubt(&self, index: u8) {
+        let cache = self.get(index);
+        // In this order, see `mark_clean`: whoever has forgotten what was assumed finds out that it was not to.
+        cache.doubted_through.fetch_max(self.begin_flush(), SeqCst);
+        cache.assumed.store(true, SeqCst);
+        cache.doubts.fetch_sub(1, SeqCst);
+    }
+
     /// Cache `index` has lost its power, whether other paths still lead there or not. True when it held writes: they are lost.
     pub(crate) fn lose_power(&self, index: u8) -> bool {
         self.get(index).assumed.store(false, SeqCst);
@@ -231,6 +258,16 @@ impl Caches {
 }
 
 impl Cache {
+    fn wants_flush(&self) -> bool {
+        self.holds_writes() || self.assumed.load(SeqCst) || self.doubts.load(SeqCst) > 0
+    }
+
+    /// Does the answer to a flush say anything about what is there now?
+    fn is_believed(&self, flush: FlushTarget) -> bool {
+        let past = self.lost_through.load(SeqCst).max(self.doubted_through.load(SeqCst));
+        flush.epoch > past && self.doubts.load(SeqCst) == 0
+    }
+
     fn holds_writes(&self) -> bool {
         self.dirty.load(SeqCst) > self.clean.load(SeqCst)
     }
@@ -441,6 +478,52 @@ mod tests {
         assert!(c.is_unreachable(waiting) && c.abandon(waiting), "what is there now is not what it was to reach");
         assert_eq!(c.dirty_mask(), 1 << 5, "unknown past");
         assert!(!c.is_unreachable(flush(&c, 5)));
+    }
+
+    #[test]
+    fn nothing_cleans_a_cache_in_doubt() {
+        let c = Caches::new();
+        [0, 0, 1].iter().for_each(|&i| c.join(i, false));
+        assert_eq!(c.dirty_mask(), 0);
+        let early = flush(&c, 0);
+        c.begin_doubt(0);
+        assert_eq!(c.dirty_mask(), 1, "who answered the flushes before, too?");
+        c.begin_doubt(0);
+        c.mark_dirty(0);
+        assert!(c.mark_clean(early) && c.mark_clean(flush(&c, 0)));
+        assert_eq!(c.dirty_mask(), 1);
+        c.end_doubt(0);
+        assert!(c.mark_clean(flush(&c, 0)));
+        assert_eq!(c.dirty_mask(), 1, "another path shows another disk still");
+        let during = flush(&c, 0);
+        c.end_doubt(0);
+        assert_eq!(c.dirty_mask(), 1);
+        assert!(c.mark_clean(during));
+        assert_eq!(c.dirty_mask(), 1, "answered by nobody knows whom");
+        assert!(c.mark_clean(flush(&c, 0)));
+        assert_eq!(c.dirty_mask(), 0);
+        // What was only doubted breaks no promise.
+        c.begin_doubt(0);
+        assert!(!c.lose_power(0) && c.dirty_mask() == 1, "a new cache, and the same doubt");
+        c.end_doubt(0);
+        assert!(!c.leave(0) && !c.leave(0) && c.dirty_mask() == 0);
+    }
+
+    #[test]
+    fn whatever_reactors_do_at_a_time_no_flush_that_began_in_doubt_cleans() {
+        for _ in 0..2000 {
+            let c = Caches::new();
+            c.join(0, true);
+            let early = flush(&c, 0);
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    c.begin_doubt(0);
+                    c.end_doubt(0);
+                });
+                s.spawn(|| assert!(c.mark_clean(early)));
+            });
+            assert_eq!(c.dirty_mask(), 1);
+        }
     }
 
     #[test]

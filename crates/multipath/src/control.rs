@@ -120,6 +120,9 @@ impl Control {
             DeviceState::Live(info) => self.verify(at, info, now, caches),
             DeviceState::Down { cause, reason } => {
                 self.revoke(at);
+                if cause == Code::PathIdentity {
+                    self.begin_doubt(at, caches);
+                }
                 self.device_lost(at, cause, &reason, now);
             }
             DeviceState::Gone { reason } => {
@@ -250,6 +253,7 @@ impl Control {
     fn verify(&mut self, at: usize, info: Arc<DeviceInfo>, now: Time, caches: &Caches) {
         if let Err(why) = self.admit(at, &info) {
             self.revoke(at);
+            self.begin_doubt(at, caches);
             self.step(at, PathEvent::Refused, now, None, &why);
             return;
         }
@@ -260,6 +264,7 @@ impl Control {
         record.info = Some(info.clone());
         record.verified = true;
         self.join_cache(at, &info, now, caches);
+        self.end_doubt(at, caches);
         let record = &self.paths[at];
         // Last, because from here on queues use it.
         record.shared.admit(Some(record.reviewed));
@@ -366,9 +371,27 @@ impl Control {
     }
 
     fn leave_cache(&mut self, at: usize, now: Time, caches: &Caches) {
+        self.end_doubt(at, caches);
         let Some(index) = self.paths[at].cache.take() else { return };
         if caches.leave(index) && !self.paths[at].closing {
             self.cache_lost(index, "the last path of a dirty write cache is gone: the next flush fails once", now);
+        }
+    }
+
+    /// A path shows another disk: what has the cache that it led to may be another one, too, on paths that have not heard of it yet.
+    fn begin_doubt(&mut self, at: usize, caches: &Caches) {
+        let record = &mut self.paths[at];
+        let volatile = record.info.as_ref().is_some_and(|i| i.limits.write_cache);
+        if let Some(index) = record.cache.filter(|_| volatile && !record.doubts) {
+            record.doubts = true;
+            caches.begin_doubt(index);
+        }
+    }
+
+    fn end_doubt(&mut self, at: usize, caches: &Caches) {
+        let record = &mut self.paths[at];
+        if let Some(index) = record.cache.filter(|_| core::mem::take(&mut record.doubts)) {
+            caches.end_doubt(index);
         }
     }
 

@@ -98,6 +98,8 @@ pub(crate) struct PathRecord {
     pub(crate) closing: bool,
     /// Number of the cache it leads to.
     pub(crate) cache: Option<u8>,
+    /// It shows another disk: that cache is in doubt.
+    pub(crate) doubts: bool,
     /// It is down because a queue was lost, and its device has not said why.
     unexplained: bool,
     ever_up: bool,
@@ -125,6 +127,7 @@ impl PathRecord {
             gone: false,
             closing: false,
             cache: None,
+            doubts: false,
             unexplained: false,
             ever_up: false,
             failures: 0,

@@ -3,6 +3,7 @@
 mod common;
 
 mod defects;
+mod doubt;
 mod endings;
 mod fencing;
 mod flush;

@@ -63,17 +63,41 @@ pub(crate) struct DiskModel {
     pub(crate) swapped: bool,
     /// How often that began or ended.
     pub(crate) swaps: u64,
+    /// Paths of the group that show another disk, as far as it has said.
+    pub(crate) doubts: u64,
+    /// A FLUSH was answered by another disk before a path said so: nobody could know, and until something is written those that follow
+    /// need not go out.
+    pub(crate) misled: bool,
     /// Its cache may be lost: FLUSH may say so.
     pub(crate) cache_lost: bool,
     /// The medium has no volatile cache.
     pub(crate) through: bool,
 }
 
+impl DiskModel {
+    /// A path of the group showed another disk, or this one again.
+    pub(crate) fn path_says(&mut self, path: usize, other: bool) {
+        if other {
+            self.doubts |= 1 << path;
+            self.misled = false;
+        } else {
+            self.doubts &= !(1 << path);
+        }
+    }
+}
+
 impl Checker {
     /// A checker over `disks` zeroed disks of `blocks` blocks of 512 bytes, that keeps `room` lines of trace.
     pub(crate) fn new(disks: u32, blocks: u64, through: bool, room: usize) -> Checker {
-        let disk =
-            || DiskModel { oracle: Oracle::new(blocks, 512), swapped: false, swaps: 0, cache_lost: false, through };
+        let disk = || DiskModel {
+            oracle: Oracle::new(blocks, 512),
+            swapped: false,
+            swaps: 0,
+            doubts: 0,
+            misled: false,
+            cache_lost: false,
+            through,
+        };
         Checker {
             trace: RefCell::new(Trace::new(room)),
             violation: RefCell::new(None),

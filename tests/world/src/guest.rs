@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Blocks of the largest request: more than a small target transfers at a time.
-const LARGEST: u32 = 48;
+pub(crate) const LARGEST: u32 = 48;
 /// Most segments of a request.
 const SEGMENTS: u32 = 3;
 /// What memory holds that nobody has a right to read.
@@ -274,8 +274,12 @@ impl Guest {
             Doing::Change(id) if ok && !swapped && (disk.through || open.io.flags.contains(Flags::FUA)) => {
                 disk.oracle.end_durable_write(id);
             }
-            Doing::Change(id) => disk.oracle.end_write(id, ok && !swapped),
-            Doing::Flush(id) if ok && !swapped => {
+            Doing::Change(id) => {
+                disk.misled &= !ok || swapped;
+                disk.oracle.end_write(id, ok && !swapped);
+            }
+            Doing::Flush(_) if ok && swapped => disk.misled |= disk.doubts == 0,
+            Doing::Flush(id) if ok && !disk.misled => {
                 disk.oracle.end_flush(id);
                 self.handle.flushed.set(true);
             }

@@ -1,5 +1,6 @@
 //! What happens in a world: everything that a seed decides, written down so that it can be cut down and run again.
 
+use crate::guest::LARGEST;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -294,12 +295,11 @@ impl Dice {
 fn settings(dice: &mut Dice, reactors: u16, disks: u32) -> Settings {
     let slow_turns_ms = if reactors > 1 && dice.chance(10) { dice.range(75, 120) } else { 0 };
     let slow = slow_turns_ms > 0;
-    Settings {
+    let mut settings = Settings {
         keep_alive_ms: dice.one_of(&[200, 300, 400]),
         cqt_ms: dice.one_of(&[50, 50, 100, 0]),
         silence_ms: dice.one_of(&[60, 100, 150]),
-        // Several turns, which count.
-        io_timeout_ms: dice.one_of(&[150, 250, 400]).max(slow_turns_ms * 6),
+        io_timeout_ms: dice.one_of(&[150, 250, 400]),
         tbkas: dice.chance(20),
         mdts_bytes: dice.one_of(&[8192, 8192, 16_384, 131_072]),
         in_capsule: dice.one_of(&[0, 4096, 8192]),
@@ -311,7 +311,11 @@ fn settings(dice: &mut Dice, reactors: u16, disks: u32) -> Settings {
         fencing: true,
         unnamed: disks == 1 && dice.chance(30),
         slow_turns_ms,
-    }
+    };
+    // Several turns, which count, and one for each time that the largest request fills the buffer of a connection.
+    let turns = 6 + u64::from(LARGEST) * 512 / settings.buffer as u64;
+    settings.io_timeout_ms = settings.io_timeout_ms.max(slow_turns_ms * turns);
+    settings
 }
 
 fn path(dice: &mut Dice, reactors: u16) -> PathPlan {

@@ -9,7 +9,7 @@ use crate::plan::{Action, GuestPlan, Plan};
 use crate::reactor::{Clock, SimReactor};
 use crate::sockets::Sockets;
 use polypath_block::{Code, Device, DeviceState, Host, Time};
-use polypath_multipath::{EventKind, Events, Fencing, Group, GroupConfig, PathConfig, PathState};
+use polypath_multipath::{Event, EventKind, Events, Fencing, Group, GroupConfig, PathConfig, PathState};
 use polypath_sim::wire::{Net, Way};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
@@ -295,10 +295,11 @@ impl<'a> World<'a> {
     fn look_at_disks(&mut self) {
         for (i, disk) in self.disks.iter().enumerate() {
             while let Some(event) = disk.events.try_next() {
-                let path = event.path.map_or_else(String::new, |(_, name)| name.to_string());
+                let path = event.path.as_ref().map_or_else(String::new, |(_, name)| name.to_string());
                 if matches!(event.kind, EventKind::Redriven { .. } | EventKind::PathAdded) {
                     continue;
                 }
+                self.hear_of_identity(i, &event);
                 self.checker.note(self.now, format_args!("disk{i} {path} {:?}", event.kind));
             }
         }
@@ -311,6 +312,17 @@ impl<'a> World<'a> {
         for (path, seen) in self.seen.iter_mut().enumerate().filter(|(_, seen)| !**seen) {
             *seen = self.disks.iter().all(|disk| disk.devices[path].state().info().is_some());
         }
+    }
+
+    /// From when a path shows another disk the group knows that it cannot rely on what the others answer.
+    fn hear_of_identity(&self, disk: usize, event: &Event) {
+        let Some((id, _)) = event.path else { return };
+        let other = match event.kind {
+            EventKind::PathDown { cause: Code::PathIdentity, .. } | EventKind::Quarantined { .. } => true,
+            EventKind::PathUp { .. } => false,
+            _ => return,
+        };
+        self.checker.disk(disk as u32).borrow_mut().path_says(id.0 as usize, other);
     }
 
     fn act(&mut self, index: usize, begins: bool) {

@@ -144,6 +144,11 @@ impl MultipathQueue {
 
     fn flush(&mut self, cx: &mut Cx<'_>, io: Io) {
         let owner = Owner::User(io.tag);
+        if self.is_behind() {
+            // A path that shows another disk now has something to say about what a flush must reach.
+            self.follow_group(cx);
+            self.rank(cx.now);
+        }
         // The order matters, see `Caches::begin_flush`.
         let epoch = self.group.caches.begin_flush();
         let mask = self.group.caches.dirty_mask();
