@@ -157,7 +157,7 @@ impl Splitter {
     pub fn new(io: Io, limits: &Limits, block_size: u32) -> Self {
         Splitter {
             rest: Some(io),
-            max_blocks: limits.max_blocks(io.op, block_size).max(1),
+            max_blocks: limits.max_blocks(io.op, block_size),
             max_segments: limits.max_segments,
             block_size,
         }
@@ -166,7 +166,8 @@ impl Splitter {
     /// Can all of it be cut? Where it cannot, [`Splitter::next_part`] ends with an error.
     pub fn can_cut(&self, segs: &SegTable) -> bool {
         let mut parts = *self;
-        self.max_segments == 0 || std::iter::from_fn(|| parts.next_part(segs)).all(|part| part.is_ok())
+        let any = self.max_blocks > 0 && self.max_segments == 0;
+        any || std::iter::from_fn(|| parts.next_part(segs)).all(|part| part.is_ok())
     }
 
     /// What was not given out yet.
@@ -177,9 +178,12 @@ impl Splitter {
     /// The next part, or `None` when all were given out.
     ///
     /// Segments that cannot be cut at a block border within the segment limit end the split with
-    /// [`Code::Invalid`]; what is left then must be failed with it.
+    /// [`Code::Invalid`], an operation that the limits do not have with [`Code::Unsupported`]; what is left then must be failed with it.
     pub fn next_part(&mut self, segs: &SegTable) -> Option<Result<Part, Status>> {
         let io = self.rest.take()?;
+        if self.max_blocks == 0 {
+            return Some(Err(Code::Unsupported.into()));
+        }
         let mut blocks = io.blocks.min(self.max_blocks);
         if io.op.has_data() && self.max_segments > 0 {
             let want = u64::from(blocks) * u64::from(self.block_size);

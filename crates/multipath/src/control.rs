@@ -108,9 +108,15 @@ impl Control {
         if self.paths[at].state == PathState::Removing {
             let state = device.state();
             self.paths[at].verified = state.info().is_some_and(|info| self.is_unchanged(at, info));
+            self.hear_identity(at, &state, caches);
+            if self.paths[at].verified {
+                self.end_doubt(at, caches);
+            }
             return;
         }
-        match device.state() {
+        let state = device.state();
+        self.hear_identity(at, &state, caches);
+        match state {
             DeviceState::Starting => {
                 self.revoke(at);
                 if self.paths[at].state != PathState::Connecting {
@@ -120,9 +126,6 @@ impl Control {
             DeviceState::Live(info) => self.verify(at, info, now, caches),
             DeviceState::Down { cause, reason } => {
                 self.revoke(at);
-                if cause == Code::PathIdentity {
-                    self.begin_doubt(at, caches);
-                }
                 self.device_lost(at, cause, &reason, now);
             }
             DeviceState::Gone { reason } => {
@@ -253,7 +256,6 @@ impl Control {
     fn verify(&mut self, at: usize, info: Arc<DeviceInfo>, now: Time, caches: &Caches) {
         if let Err(why) = self.admit(at, &info) {
             self.revoke(at);
-            self.begin_doubt(at, caches);
             self.step(at, PathEvent::Refused, now, None, &why);
             return;
         }
@@ -282,6 +284,12 @@ impl Control {
 
     fn admit(&self, at: usize, info: &DeviceInfo) -> Result<(), String> {
         membership::admit(&self.matching, self.exported.as_ref(), self.paths[at].identity.as_ref(), info)?;
+        self.nobody_differs(at, &info.identity)
+    }
+
+    /// Whatever else speaks against it.
+    fn is_this_disk(&self, at: usize, info: &DeviceInfo) -> Result<(), String> {
+        membership::identity(&self.matching, self.exported.as_ref(), self.paths[at].identity.as_ref(), info)?;
         self.nobody_differs(at, &info.identity)
     }
 
@@ -378,11 +386,15 @@ impl Control {
         }
     }
 
-    /// A path shows another disk: what has the cache that it led to may be another one, too, on paths that have not heard of it yet.
-    fn begin_doubt(&mut self, at: usize, caches: &Caches) {
+    /// Where a path shows another disk, what has the cache that it led to may be another one, too, on paths that have not heard of it yet.
+    fn hear_identity(&mut self, at: usize, state: &DeviceState, caches: &Caches) {
+        let differs = match state {
+            DeviceState::Down { cause, .. } => *cause == Code::PathIdentity,
+            DeviceState::Live(info) => self.is_this_disk(at, info).is_err(),
+            DeviceState::Starting | DeviceState::Gone { .. } => false,
+        };
         let record = &mut self.paths[at];
-        let volatile = record.info.as_ref().is_some_and(|i| i.limits.write_cache);
-        if let Some(index) = record.cache.filter(|_| volatile && !record.doubts) {
+        if let Some(index) = record.cache.filter(|_| differs && !record.doubts) {
             record.doubts = true;
             caches.begin_doubt(index);
         }

@@ -34,7 +34,8 @@ pub(crate) fn admit(
     abilities(exported, &info.limits)
 }
 
-fn identity(
+/// The part of [`admit`] that is about which disk it is.
+pub(crate) fn identity(
     policy: &MatchPolicy,
     exported: Option<&Exported>,
     before: Option<&Identity>,

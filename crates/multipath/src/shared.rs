@@ -148,6 +148,11 @@ impl GroupShared {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Looks whether a path changed, and acts on it.
+    pub(crate) fn review(&self) {
+        self.review_changed(&mut self.lock());
+    }
+
     pub(crate) fn review_changed(&self, control: &mut Control) {
         if control.review_changed(self.time(), &self.caches) {
             self.changed(control);

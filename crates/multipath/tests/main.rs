@@ -11,6 +11,7 @@ mod group;
 mod logs;
 mod numbers;
 mod paths;
+mod pieces;
 mod refusals;
 mod room;
 mod scenarios;

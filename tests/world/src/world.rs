@@ -484,6 +484,10 @@ impl<'a> World<'a> {
                 let state = self.disks[*disk].devices[path].state();
                 matches!(state, DeviceState::Down { cause: Code::PathIdentity, .. })
             };
+            // A path that is down already says it without an event.
+            for disk in swapped.iter().filter(|disk| is_known(disk)) {
+                self.checker.disk(*disk as u32).borrow_mut().path_says(path, true);
+            }
             let known = self.watch_swaps && swapped.iter().all(is_known);
             self.sockets.set_known_swapped(path, known, &self.net);
         }

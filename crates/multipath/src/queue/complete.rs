@@ -125,7 +125,16 @@ impl MultipathQueue {
     fn superseded_done(&mut self, key: SlotKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         task.outstanding = task.outstanding.saturating_sub(1);
-        if let Some((status, proof)) = task.settled.filter(|_| task.outstanding == 0) {
+        if task.outstanding > 0 {
+            return;
+        }
+        // It may have waited for that to be cut, with a path that failed it or without one.
+        self.retry_stranded_now = true;
+        if let Some(at) = self.delayed.iter().position(|&(_, waits)| waits == key) {
+            self.delayed.swap_remove(at);
+            self.backlog.push_back(key);
+        }
+        if let Some((status, proof)) = task.settled {
             self.settle(key, status, proof);
         }
     }
@@ -147,14 +156,18 @@ impl MultipathQueue {
     /// The outcome of a task is known; it finishes when no superseded attempt is open either.
     pub(super) fn settle(&mut self, key: SlotKey, status: Status, proof: Proof) {
         let Some(task) = self.tasks.get_mut(key) else { return };
+        // One that succeeds has its answer. Of one that fails, every attempt may have done something.
+        let proof = if status.is_ok() { proof } else { task.proof.and(proof) };
         if task.outstanding > 0 && self.group.fencing == Fencing::On {
             task.settled = Some((status, proof));
             return;
         }
-        if status.is_ok() && task.go_on(proof) {
+        let owner = task.owner;
+        let goes_on = status.is_ok() && !self.is_lost_labour(owner);
+        if goes_on && self.tasks.get_mut(key).is_some_and(|task| task.go_on(proof)) {
             self.backlog.push_back(key);
         } else if let Some(task) = self.tasks.remove(key) {
-            self.finish(task.owner, status, task.proof_before.and(proof), task.written);
+            self.finish(owner, status, task.proof_of_all(proof), task.written);
         }
     }
 

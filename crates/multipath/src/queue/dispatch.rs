@@ -26,10 +26,12 @@ enum Dispatched {
     NoRoom,
     /// No path can take it now.
     NoPath,
-    /// Every path that could take it has failed it.
-    AllTried,
-    /// No path takes it whole, and its segments cannot be cut for any.
-    Unfit,
+    /// Every path that could take it has failed it. The others, as bits of slots, cannot take it.
+    AllTried(u64),
+    /// The paths that are there take it in parts only, and an attempt is open that knows nothing of parts.
+    Fenced,
+    /// No path that there is takes it, whole or in parts.
+    Unfit(Code),
 }
 
 impl MultipathQueue {
@@ -40,6 +42,10 @@ impl MultipathQueue {
             self.abandon_flush(key, flush);
             return true;
         }
+        if self.tasks.get(key).is_some_and(|task| self.is_lost_labour(task.owner)) {
+            self.give_up(key, Code::NoPath);
+            return true;
+        }
         match self.dispatch(cx, key) {
             Dispatched::Yes => {}
             Dispatched::NoRoom => {
@@ -48,8 +54,9 @@ impl MultipathQueue {
                 return false;
             }
             Dispatched::NoPath => self.wait_for_path(cx, key),
-            Dispatched::AllTried => self.wait_for_round(cx, key),
-            Dispatched::Unfit => self.give_up(key, Code::Invalid),
+            Dispatched::AllTried(unfit) => self.wait_for_round(cx, key, unfit),
+            Dispatched::Fenced => self.wait_for_fence(key),
+            Dispatched::Unfit(code) => self.give_up(key, code),
         }
         true
     }
@@ -62,17 +69,20 @@ impl MultipathQueue {
         let allowed = task.flush.map_or(u64::MAX, |f| self.slots_of(f.cache));
         let bytes = io.data_len(shown.block_size);
         let offset = io.lba.wrapping_mul(u64::from(shown.block_size));
-        let mut unfit = 0;
+        // Paths that cannot take it; paths that can once it may be cut.
+        let (mut unfit, mut later) = (0, 0);
         loop {
-            let mut ranks = self.ranks.iter().map(|rank| rank & allowed);
-            let Some(rank) = ranks.find(|rank| rank & !tried & !unfit != 0) else {
+            let mut ranks = self.ranks.iter().map(|rank| rank & allowed & !unfit & !later);
+            let Some(rank) = ranks.find(|rank| rank & !tried != 0) else {
                 return match self.usable() & allowed {
                     0 => Dispatched::NoPath,
-                    usable if usable & !unfit == 0 => Dispatched::Unfit,
-                    _ => Dispatched::AllTried,
+                    // Even if others take it once it may be cut: a fence may last longer than a round.
+                    usable if usable & !unfit & !later != 0 => Dispatched::AllTried(unfit),
+                    _ if later != 0 => Dispatched::Fenced,
+                    _ => self.unfit(cx, &io, unfit),
                 };
             };
-            let mask = rank & !tried & !unfit & !self.full;
+            let mask = rank & !tried & !self.full;
             if mask == 0 {
                 return Dispatched::NoRoom;
             }
@@ -89,11 +99,12 @@ impl MultipathQueue {
             }
             if !path.limits.fits(&io, shown.block_size, cx.segs) {
                 let parts = Splitter::new(io, &path.limits, shown.block_size);
-                if !parts.can_cut(cx.segs) {
-                    unfit |= 1 << slot;
-                    continue;
+                match parts.can_cut(cx.segs) {
+                    true if may_split => return self.divide(cx, key, parts),
+                    true => later |= 1 << slot,
+                    false => unfit |= 1 << slot,
                 }
-                return if may_split { self.divide(cx, key, parts) } else { Dispatched::NoRoom };
+                continue;
             }
             match self.send(cx, key, slot, bytes) {
                 Ok(()) => return Dispatched::Yes,
@@ -103,23 +114,38 @@ impl MultipathQueue {
         }
     }
 
+    /// The paths that are there cannot take it. One that is away may, and is waited for.
+    fn unfit(&self, cx: &Cx<'_>, io: &Io, unfit: u64) -> Dispatched {
+        let block_size = self.shown.map_or(0, |s| s.block_size);
+        let takes = |path: &QueuePath| {
+            path.limits.fits(io, block_size, cx.segs) || Splitter::new(*io, &path.limits, block_size).can_cut(cx.segs)
+        };
+        let mut others = self.paths.iter().enumerate().filter(|(slot, _)| unfit >> slot & 1 == 0);
+        if others.any(|(_, path)| path.as_ref().is_some_and(|path| path.stays() && takes(path))) {
+            return Dispatched::NoPath;
+        }
+        let does = |path: &QueuePath| path.limits.max_blocks(io.op, block_size) > 0;
+        let known = self.paths.iter().flatten().any(does);
+        Dispatched::Unfit(if known { Code::Invalid } else { Code::Unsupported })
+    }
+
     /// A request becomes a parent. A part does not: it is sent piece by piece.
     fn divide(&mut self, cx: &mut Cx<'_>, key: SlotKey, mut parts: Splitter) -> Dispatched {
         let Some(task) = self.tasks.get_mut(key) else { return Dispatched::Yes };
         match task.owner {
             Owner::User(_) => {
-                let owner = task.owner;
+                let (owner, proof) = (task.owner, task.proof);
                 self.tasks.remove(key);
-                self.start_parent(cx, Parent::split(owner, parts));
+                self.start_parent(cx, Parent::split(owner, parts, proof));
                 Dispatched::Yes
             }
-            Owner::Part(_) | Owner::Removal(_) => match parts.next_part(cx.segs) {
-                Some(Ok(first)) => {
-                    task.cut(first, parts.rest());
+            Owner::Part(_) | Owner::Removal(_) => match (parts.next_part(cx.segs), parts.rest()) {
+                (Some(Ok(first)), Some(rest)) => {
+                    task.cut(first, rest);
                     self.dispatch(cx, key)
                 }
                 // It was looked at before.
-                Some(Err(_)) | None => Dispatched::Unfit,
+                _ => Dispatched::Unfit(Code::Invalid),
             },
         }
     }
@@ -152,6 +178,10 @@ impl MultipathQueue {
         let timeout = self.group.no_path_timeout;
         let closed = self.group.is_closed();
         let Some(task) = self.tasks.get_mut(key) else { return };
+        if task.flush.is_some_and(|flush| !self.group.caches.is_awaited(flush)) {
+            // There was nothing but a doubt, or another flush has cleaned it meanwhile.
+            return self.settle(key, Status::OK, Proof::Answered);
+        }
         // That those paths refused it which are gone says nothing of the one that may return.
         let expiry = task.no_path_since.get_or_insert(cx.now).after(timeout);
         if closed {
@@ -175,6 +205,17 @@ impl MultipathQueue {
         }
     }
 
+    /// It must not be cut while an attempt is open that has all of it: it is stranded, and looked at again when that attempt is quiet, or a
+    /// path comes that takes it whole.
+    fn wait_for_fence(&mut self, key: SlotKey) {
+        self.has_path(key);
+        if self.group.is_closed() {
+            return self.give_up(key, Code::Gone);
+        }
+        self.stranded_under &= self.usable();
+        self.stranded.push_back(key);
+    }
+
     /// Time for which a path could take it does not count as time without one.
     fn has_path(&mut self, key: SlotKey) {
         if let Some(task) = self.tasks.get_mut(key) {
@@ -182,13 +223,13 @@ impl MultipathQueue {
         }
     }
 
-    /// Every path has failed it: another round after a moment, for a limited time since the first failure.
-    fn wait_for_round(&mut self, cx: &Cx<'_>, key: SlotKey) {
+    /// Every path but those that cannot take it has failed it: another round after a moment, for a limited time since the first failure.
+    fn wait_for_round(&mut self, cx: &Cx<'_>, key: SlotKey, unfit: u64) {
         self.has_path(key);
         let timeout = self.group.no_path_timeout;
         let usable = self.usable();
         let Some(task) = self.tasks.get_mut(key) else { return };
-        if let Some(status) = task.refusal.filter(|_| usable & !task.refused == 0) {
+        if let Some(status) = task.refusal.filter(|_| usable & !task.refused & !unfit == 0) {
             let proof = task.proof;
             return self.settle(key, status, proof);
         }
@@ -196,7 +237,6 @@ impl MultipathQueue {
         if expiry <= cx.now && task.retries >= TRIES_LEAST {
             return self.give_up(key, Code::NoPath);
         }
-        (task.tried, task.refused) = (0, 0);
         let delay = Duration::from_millis(1 << task.retries.min(7)).min(ROUND_DELAY_MOST);
         self.delayed.push((cx.now.after(delay), key));
     }
@@ -226,7 +266,7 @@ impl MultipathQueue {
             // The number moves on now, so that the superseded attempt's completion is told apart whenever it comes.
             task.attempt = task.attempt.wrapping_add(1);
             task.suspect = false;
-            task.proof = proof;
+            task.proof = task.proof.and(proof);
             self.backlog.push_back(key);
         }
     }

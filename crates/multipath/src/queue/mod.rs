@@ -145,9 +145,8 @@ impl MultipathQueue {
     fn flush(&mut self, cx: &mut Cx<'_>, io: Io) {
         let owner = Owner::User(io.tag);
         if self.is_behind() {
-            // A path that shows another disk now has something to say about what a flush must reach.
-            self.follow_group(cx);
-            self.rank(cx.now);
+            // A path that shows another disk now has something to say about what a flush must reach. This queue follows with its next turn.
+            self.group.review();
         }
         // The order matters, see `Caches::begin_flush`.
         let epoch = self.group.caches.begin_flush();
@@ -179,6 +178,7 @@ impl MultipathQueue {
         while let Some(&(at, key)) = self.delayed.get(i) {
             if at <= cx.now {
                 self.delayed.swap_remove(i);
+                self.tasks.get_mut(key).map(Task::begin_round);
                 self.backlog.push_back(key);
             } else {
                 i += 1;
@@ -259,7 +259,8 @@ impl IoQueue for MultipathQueue {
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
         let can_issue = !self.to_issue.is_empty() && self.extras < self.extras_most;
-        if !self.ready.is_empty() || self.unkicked != 0 || can_issue || self.is_behind() {
+        let retries = self.retry_stranded_now && !self.stranded.is_empty();
+        if !self.ready.is_empty() || self.unkicked != 0 || can_issue || retries || self.is_behind() {
             return Armed::Busy;
         }
         let waiting = !self.backlog.is_empty() || !self.stranded.is_empty();

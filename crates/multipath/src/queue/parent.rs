@@ -11,7 +11,8 @@ use polypath_block::{Code, Cx, Io, Proof, SlotKey, Splitter, Status};
 /// What is left to be given out.
 #[derive(Debug)]
 enum Rest {
-    Split(Splitter),
+    /// Parts, and what is proven of the whole, which may have been sent before.
+    Split(Splitter, Proof),
     /// Caches to be flushed, as bits, and the epoch in which the flush began: the same for all of them, however long some
     /// of its parts wait for room.
     Caches(u64, u64),
@@ -33,8 +34,8 @@ pub(super) struct Parent {
 }
 
 impl Parent {
-    pub(super) fn split(owner: Owner, parts: Splitter) -> Self {
-        Parent::new(owner, Rest::Split(parts))
+    pub(super) fn split(owner: Owner, parts: Splitter, proof: Proof) -> Self {
+        Parent::new(owner, Rest::Split(parts, proof))
     }
 
     pub(super) fn flush(owner: Owner, caches: u64, epoch: u64) -> Self {
@@ -45,7 +46,22 @@ impl Parent {
         Parent { owner, rest, live: 0, status: Status::OK, proof: Proof::NeverSent, written: None }
     }
 
-    fn next(&mut self, cx: &Cx<'_>) -> Option<(Io, Option<FlushTarget>)> {
+    /// It has failed: what is not under way is not begun any more.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.status.is_ok()
+    }
+
+    fn fail(&mut self, status: Status) {
+        if self.status.is_ok() || status.code == Code::CacheLost {
+            self.status = status;
+        }
+        if let Rest::Split(_, proof) = core::mem::replace(&mut self.rest, Rest::Nothing) {
+            self.proof = self.proof.and(proof);
+        }
+    }
+
+    /// The next part, what is proven of it, and where it goes if it is a flush.
+    fn next(&mut self, cx: &Cx<'_>) -> Option<(Io, Proof, Option<FlushTarget>)> {
         match &mut self.rest {
             Rest::Nothing => None,
             Rest::Caches(mask, epoch) => {
@@ -54,13 +70,12 @@ impl Parent {
                 if *mask == 0 {
                     self.rest = Rest::Nothing;
                 }
-                Some((Io::flush(0), Some(target)))
+                Some((Io::flush(0), Proof::NeverSent, Some(target)))
             }
-            Rest::Split(splitter) => match splitter.next_part(cx.segs) {
-                Some(Ok(io)) => Some((io, None)),
+            Rest::Split(splitter, proof) => match splitter.next_part(cx.segs) {
+                Some(Ok(io)) => Some((io, *proof, None)),
                 Some(Err(status)) => {
-                    self.status = status;
-                    self.rest = Rest::Nothing;
+                    self.fail(status);
                     None
                 }
                 None => {
@@ -90,10 +105,10 @@ impl MultipathQueue {
                 self.to_issue.push_back(key);
                 return;
             }
-            let Some((io, flush)) = parent.next(cx) else { break };
+            let Some((io, proof, flush)) = parent.next(cx) else { break };
             parent.live += 1;
             self.extras += usize::from(!first);
-            self.start(cx, Task::new(io, Owner::Part(key), cx.now, flush));
+            self.start(cx, Task::part(io, proof, key, cx.now, flush));
         }
         self.end_parent(key);
     }
@@ -106,12 +121,19 @@ impl MultipathQueue {
         parent.written = Written::and(parent.written, written);
         parent.proof = parent.proof.and(proof);
         if !status.is_ok() {
-            if parent.status.is_ok() || status.code == Code::CacheLost {
-                parent.status = status;
-            }
-            parent.rest = Rest::Nothing;
+            parent.fail(status);
+            // Those of its parts that wait have nothing to wait for any more.
+            self.retry_stranded_now = true;
         }
         self.end_parent(key);
+    }
+
+    /// Has the request failed that `owner` is part of?
+    pub(super) fn is_lost_labour(&self, owner: Owner) -> bool {
+        match owner {
+            Owner::Part(parent) => self.parents.get(parent).is_some_and(Parent::has_failed),
+            Owner::User(_) | Owner::Removal(_) => false,
+        }
     }
 
     fn end_parent(&mut self, key: SlotKey) {

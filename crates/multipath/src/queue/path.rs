@@ -191,6 +191,11 @@ impl QueuePath {
         }
     }
 
+    /// It is not on its way out: if it is away, it may return.
+    pub(super) fn stays(&self) -> bool {
+        self.phase == Phase::Open && !matches!(self.usage, PathUse::Release { .. })
+    }
+
     fn rank(&self, now: Time) -> Option<usize> {
         let carries = self.usage == PathUse::Use && self.phase == Phase::Open && self.queue.is_some();
         if !carries || self.health == Health::Down || !self.access.usable() {

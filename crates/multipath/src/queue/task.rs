@@ -18,10 +18,10 @@ pub(super) enum Owner {
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) io: Io,
-    /// What of a part is sent afterwards: its path takes less at a time than the one that it was cut for.
-    pub(super) rest: Option<Io>,
+    /// What of a part is sent afterwards: its path takes less at a time than the one that it was cut for. And what is proven of that.
+    rest: Option<(Io, Proof)>,
     /// What is proven of what was sent before.
-    pub(super) proof_before: Proof,
+    proof_before: Proof,
     pub(super) owner: Owner,
     /// Number of the current attempt: completions of superseded ones must not finish it.
     pub(super) attempt: u32,
@@ -35,7 +35,7 @@ pub(super) struct Task {
     pub(super) written: Option<Written>,
     /// Its outcome, when only superseded attempts keep it open.
     pub(super) settled: Option<(Status, Proof)>,
-    /// Why its last attempt is known to be quiet.
+    /// Why all attempts that are over are known to be quiet.
     pub(super) proof: Proof,
     /// Slots it failed on since all were tried.
     pub(super) tried: u64,
@@ -79,25 +79,42 @@ impl Task {
 }
 
 impl Task {
-    /// Keeps `first` to be sent now, and `rest` of what was to be sent until now for afterwards.
-    pub(super) fn cut(&mut self, first: Io, rest: Option<Io>) {
-        let blocks = self.rest.map_or(0, |later| later.blocks);
-        self.io = first;
-        self.rest = rest.map(|rest| Io { blocks: rest.blocks + blocks, ..rest }).or(self.rest);
+    /// A part of a request, of which `proof` is proven: it may have been sent as a whole before.
+    pub(super) fn part(io: Io, proof: Proof, parent: SlotKey, now: Time, flush: Option<FlushTarget>) -> Self {
+        Task { proof, ..Task::new(io, Owner::Part(parent), now, flush) }
     }
 
-    /// What was sent is done: begins with the rest, if there is one.
+    /// Keeps `first` to be sent now, and `rest` of what was to be sent until now for afterwards. Both may have been sent together.
+    pub(super) fn cut(&mut self, first: Io, rest: Io) {
+        let (blocks, proof) = self.rest.map_or((0, Proof::NeverSent), |(later, proof)| (later.blocks, proof));
+        self.io = first;
+        self.rest = Some((Io { blocks: rest.blocks + blocks, ..rest }, proof.and(self.proof)));
+    }
+
+    /// Every path may be tried again.
+    pub(super) fn begin_round(&mut self) {
+        (self.tried, self.refused) = (0, 0);
+    }
+
+    /// What was sent is done: begins with the rest, if there is one, as with a request of its own.
     pub(super) fn go_on(&mut self, proof: Proof) -> bool {
-        let Some(rest) = self.rest.take() else { return false };
-        self.io = rest;
-        self.proof_before = self.proof_before.and(proof);
-        (self.tried, self.refused, self.refusal, self.retries) = (0, 0, None, 0);
-        (self.first_failure, self.no_path_since, self.settled) = (None, None, None);
-        self.proof = Proof::NeverSent;
-        // As for an attempt that is superseded: nothing that is still said of what is done is said of the rest.
-        self.attempt = self.attempt.wrapping_add(1);
-        self.suspect = false;
+        let Some((rest, of_rest)) = self.rest.take() else { return false };
+        *self = Task {
+            proof: of_rest,
+            proof_before: self.proof_before.and(proof),
+            // As for an attempt that is superseded: nothing that is still said of what is done is said of the rest.
+            attempt: self.attempt.wrapping_add(1),
+            outstanding: self.outstanding,
+            written: self.written,
+            ..Task::new(rest, self.owner, self.started, None)
+        };
         true
+    }
+
+    /// What is proven of all of it, if `proof` is what is proven of what was sent last.
+    pub(super) fn proof_of_all(&self, proof: Proof) -> Proof {
+        let of_rest = self.rest.map_or(Proof::NeverSent, |(_, proof)| proof);
+        self.proof_before.and(proof).and(of_rest)
     }
 }
 

@@ -1,0 +1,345 @@
+//! Epochs, losses and doubts, one after the other and at the same time.
+
+use super::*;
+
+fn flush(caches: &Caches, cache: u8) -> FlushTarget {
+    FlushTarget { cache, epoch: caches.begin_flush() }
+}
+
+#[test]
+fn only_a_flush_begun_after_the_write_cleans() {
+    let c = Caches::new();
+    c.join(3, false);
+    assert_eq!(c.dirty_mask(), 0);
+    let early = flush(&c, 3);
+    c.mark_dirty(3);
+    assert!(c.mark_clean(early));
+    assert_eq!(c.dirty_mask(), 1 << 3, "a write after the flush began is still dirty");
+    assert!(c.is_dirty(3) && !c.is_dirty(2) && !c.is_dirty(4));
+    let (one, two) = (flush(&c, 3), flush(&c, 3));
+    assert_eq!(c.dirty_mask(), 1 << 3, "a flush under way cleans nothing");
+    assert!(c.mark_clean(two) && c.mark_clean(one));
+    assert_eq!(c.dirty_mask(), 0);
+}
+
+#[test]
+fn the_last_path_of_a_dirty_cache_is_reported_once() {
+    let c = Caches::new();
+    c.join(0, true);
+    c.join(0, true);
+    assert_eq!(c.dirty_mask(), 1, "a cache of unknown past is flushed once");
+    assert!(c.mark_clean(flush(&c, 0)));
+    c.mark_dirty(0);
+    assert!(!c.leave(0) && !c.take_lost());
+    assert!(c.leave(0));
+    assert!(c.take_lost() && !c.take_lost());
+    assert_eq!(c.dirty_mask(), 0);
+    c.join(1, true);
+    assert!(!c.leave(1), "what was only assumed breaks no promise");
+    assert_eq!(c.dirty_mask(), 0, "nothing is left to be flushed");
+}
+
+#[test]
+fn a_second_path_assumes_nothing_about_a_cache_that_is_in_use() {
+    let c = Caches::new();
+    c.join(0, true);
+    assert!(c.mark_clean(flush(&c, 0)));
+    c.join(0, true);
+    assert_eq!((c.dirty_mask(), c.members(0)), (0, 2));
+}
+
+#[test]
+fn a_flush_that_outlives_its_cache_knows_whether_it_lost_anything() {
+    let c = Caches::new();
+    c.join(2, true);
+    let waiting = flush(&c, 2);
+    assert!(!c.is_unreachable(waiting));
+    assert!(!c.leave(2) && c.is_unreachable(waiting) && !c.abandon(waiting), "nothing but an assumption is gone");
+    c.join(2, false);
+    c.mark_dirty(2);
+    let (one, two) = (flush(&c, 2), flush(&c, 2));
+    assert!(c.leave(2));
+    let later = flush(&c, 2);
+    assert!(c.abandon(one) && c.abandon(two) && !c.abandon(later));
+    assert!(!c.take_lost(), "they have reported it");
+    c.mark_dirty(2);
+    let after = flush(&c, 2);
+    assert!(c.abandon(after), "a change that completed as the last path went");
+    assert_eq!(c.dirty_mask(), 0, "reported, and not for ever");
+}
+
+#[test]
+fn a_flush_reports_only_what_it_was_to_cover() {
+    let c = Caches::new();
+    c.join(0, false);
+    c.mark_dirty(0);
+    let early = flush(&c, 0);
+    c.mark_dirty(0);
+    assert!(c.leave(0));
+    assert!(c.abandon(early) && c.take_lost(), "the second write is for the next flush to report");
+    // Neither does the report of one cache stand for another.
+    (0..2).for_each(|i| c.join(i, false));
+    c.mark_dirty(0);
+    let zero = flush(&c, 0);
+    c.mark_dirty(1);
+    assert!(c.leave(1) && c.leave(0));
+    assert!(c.abandon(zero) && c.take_lost() && !c.take_lost());
+}
+
+#[test]
+fn an_answer_that_was_on_the_way_as_the_last_path_went_makes_up_for_the_loss() {
+    for i in [0, 5, 63] {
+        let c = Caches::new();
+        c.join(i, false);
+        c.mark_dirty(i);
+        let early = flush(&c, i);
+        assert!(c.leave(i) && c.mark_clean(early) && !c.take_lost(), "it covered everything");
+        c.join(i, false);
+        c.mark_dirty(i);
+        let early = flush(&c, i);
+        c.mark_dirty(i);
+        assert!(c.leave(i) && c.mark_clean(early) && c.take_lost(), "it did not cover the second write");
+        // Nor does it say anything about what has the number now.
+        c.join(i, true);
+        assert!(c.mark_clean(early));
+        assert_eq!(c.dirty_mask(), 1 << i);
+    }
+}
+
+#[test]
+fn a_loss_is_reported_again_for_a_change_that_was_acknowledged_after_the_report() {
+    let c = Caches::new();
+    (0..2).for_each(|i| c.join(i, false));
+    let unharmed = c.mark_dirty(1);
+    let early = Written::and(None, Some(c.mark_dirty(0)));
+    assert!(c.lose_power(0) && c.take_lost(), "reported before the change was acknowledged");
+    let late = c.mark_dirty(0);
+    c.acknowledge(unharmed);
+    c.acknowledge(late);
+    assert!(!c.take_lost(), "what was written after the loss is there");
+    c.acknowledge(Written::and(early, Some(late)).unwrap());
+    assert!(c.take_lost() && !c.take_lost(), "the first part is gone");
+}
+
+#[test]
+fn a_change_acknowledged_late_reports_the_loss_of_each_of_its_own_caches_and_of_no_other() {
+    for (mine, other) in [(0, 1), (1, 0), (4, 5), (63, 62)] {
+        let c = Caches::new();
+        [mine, other].iter().for_each(|&i| c.join(i, false));
+        let change = c.mark_dirty(mine);
+        c.mark_dirty(other);
+        assert!(c.lose_power(other) && c.take_lost());
+        c.acknowledge(change);
+        assert!(!c.take_lost(), "{mine}: it was never in {other}");
+        let parts = Written::and(Some(c.mark_dirty(mine)), Some(c.mark_dirty(other)));
+        assert!(c.lose_power(mine) && c.take_lost());
+        c.acknowledge(parts.unwrap());
+        assert!(c.take_lost() && !c.take_lost(), "{mine}: one of its parts was there");
+    }
+}
+
+#[test]
+fn nothing_makes_up_for_a_loss_of_power() {
+    let c = Caches::new();
+    (0..2).for_each(|_| c.join(0, false));
+    c.join(1, true);
+    assert!(!c.lose_power(0) && !c.lose_power(1) && c.dirty_mask() == 0, "nothing that this group has promised");
+    c.mark_dirty(0);
+    let (one, two) = (flush(&c, 0), flush(&c, 0));
+    assert!(c.lose_power(0) && !c.leave(0) && !c.lose_power(0), "once");
+    assert!(c.is_unreachable(one));
+    assert!(!c.mark_clean(one) && !c.take_lost(), "the answer of the other path is no comfort; this is the report");
+    assert!(!c.mark_clean(two), "this one was to cover it too");
+    let later = flush(&c, 0);
+    assert!(!c.is_unreachable(later) && c.mark_clean(later));
+    c.mark_dirty(0);
+    let early = flush(&c, 0);
+    c.mark_dirty(0);
+    assert!(c.lose_power(0) && !c.mark_clean(early) && c.take_lost() && !c.take_lost());
+    // A loss that was taken leaves nothing behind.
+    c.mark_dirty(0);
+    let answered = flush(&c, 0);
+    assert!(c.leave(0) && c.mark_clean(answered) && !c.take_lost());
+}
+
+#[test]
+fn the_report_of_a_loss_of_power_settles_that_loss_and_no_other() {
+    for (told, untold) in [(0, 1), (5, 4)] {
+        let both = || {
+            let c = Caches::new();
+            for i in [told, untold] {
+                c.join(i, false);
+                c.mark_dirty(i);
+            }
+            c
+        };
+        let c = both();
+        let covered = flush(&c, told);
+        assert!(c.lose_power(told) && c.abandon(covered));
+        // The next loss of the same cache is one that an answer on the way makes up for.
+        c.mark_dirty(told);
+        let answered = flush(&c, told);
+        assert!(c.leave(told) && c.mark_clean(answered) && !c.take_lost(), "{told}");
+        let c = both();
+        let covered = flush(&c, told);
+        assert!(c.lose_power(told) && c.lose_power(untold) && c.abandon(covered));
+        // Nobody has been told of the other one, and a flush of what came after it is no comfort.
+        c.mark_dirty(untold);
+        assert!(c.mark_clean(flush(&c, untold)) && c.take_lost(), "{untold}");
+    }
+}
+
+#[test]
+fn a_number_that_is_given_again_brings_its_losses_to_light() {
+    let c = Caches::new();
+    c.join(5, false);
+    c.mark_dirty(5);
+    let waiting = flush(&c, 5);
+    assert!(c.leave(5) && c.take_lost());
+    // A late acknowledgement, and then another cache under the same number.
+    c.mark_dirty(5);
+    c.join(5, true);
+    assert!(c.take_lost());
+    assert!(c.is_unreachable(waiting) && c.abandon(waiting), "what is there now is not what it was to reach");
+    assert_eq!(c.dirty_mask(), 1 << 5, "unknown past");
+    assert!(!c.is_unreachable(flush(&c, 5)));
+}
+
+/// Two paths, and what was written is flushed.
+fn flushed() -> Caches {
+    let c = Caches::new();
+    (0..2).for_each(|_| c.join(0, false));
+    c.mark_dirty(0);
+    assert!(c.mark_clean(flush(&c, 0)) && c.dirty_mask() == 0);
+    c
+}
+
+#[test]
+fn nothing_cleans_a_cache_in_doubt() {
+    let c = flushed();
+    let early = flush(&c, 0);
+    c.begin_doubt(0);
+    assert_eq!(c.dirty_mask(), 1, "who answered the flushes before, too?");
+    c.begin_doubt(0);
+    c.mark_dirty(0);
+    assert!(c.mark_clean(early) && c.mark_clean(flush(&c, 0)));
+    assert!(c.is_awaited(flush(&c, 0)), "nobody knows where that is");
+    c.end_doubt(0);
+    assert!(c.mark_clean(flush(&c, 0)) && c.is_awaited(flush(&c, 0)), "another path shows another disk still");
+    let during = flush(&c, 0);
+    c.end_doubt(0);
+    assert!(c.mark_clean(during) && c.is_awaited(flush(&c, 0)), "answered by nobody knows whom");
+    assert!(c.mark_clean(flush(&c, 0)));
+    assert_eq!(c.dirty_mask(), 0);
+}
+
+#[test]
+fn what_was_clean_before_a_doubt_is_flushed_if_a_path_leads_there_and_awaited_by_nobody() {
+    let c = flushed();
+    c.begin_doubt(0);
+    for _ in 0..2 {
+        let owed = flush(&c, 0);
+        assert!(c.dirty_mask() == 1 && !c.is_awaited(owed) && c.mark_clean(owed));
+    }
+    c.end_doubt(0);
+    assert_eq!(c.dirty_mask(), 1);
+    let owed = flush(&c, 0);
+    assert!(!c.is_awaited(owed) && c.mark_clean(owed) && c.dirty_mask() == 0);
+    // It breaks no promise when it goes, and nothing is owed by who comes in its place.
+    c.begin_doubt(0);
+    assert!(!c.lose_power(0));
+    c.end_doubt(0);
+    assert!(!c.leave(0) && !c.leave(0) && c.dirty_mask() == 0);
+    c.join(0, false);
+    assert_eq!(c.dirty_mask(), 0);
+    // What nobody has ever written to is not doubted.
+    c.join(1, false);
+    c.begin_doubt(1);
+    assert_eq!(c.dirty_mask(), 0);
+}
+
+#[test]
+fn a_flush_waits_no_longer_for_what_another_one_has_cleaned() {
+    let c = flushed();
+    c.mark_dirty(0);
+    let (one, two) = (flush(&c, 0), flush(&c, 0));
+    assert!(c.is_awaited(one) && c.mark_clean(two));
+    c.mark_dirty(0);
+    assert!(!c.is_awaited(one), "the second write is not its own");
+    assert!(c.is_awaited(flush(&c, 0)));
+    c.join(1, true);
+    assert!(c.is_awaited(flush(&c, 1)), "unknown past");
+}
+
+#[test]
+fn what_was_flushed_in_doubt_only_is_lost_with_its_cache() {
+    let c = flushed();
+    c.mark_dirty(0);
+    let early = flush(&c, 0);
+    c.begin_doubt(0);
+    assert!(c.mark_clean(flush(&c, 0)));
+    c.end_doubt(0);
+    assert!(!c.leave(0) && c.leave(0), "and it held writes");
+    assert!(c.mark_clean(early) && c.take_lost(), "an answer on the way is no comfort either");
+}
+
+#[test]
+fn whatever_reactors_do_at_a_time_a_flush_is_owed_from_the_beginning_of_a_doubt_until_one_is_believed() {
+    for round in 0..4000 {
+        let c = flushed();
+        let early = flush(&c, 0);
+        std::thread::scope(|s| {
+            let doubt = s.spawn(|| {
+                c.begin_doubt(0);
+                assert_eq!(c.dirty_mask(), 1, "owed from here on");
+                if round % 2 == 0 {
+                    c.end_doubt(0);
+                }
+            });
+            s.spawn(|| assert!(c.mark_clean(early)));
+            let mut owed = false;
+            loop {
+                let over = doubt.is_finished();
+                let now = c.dirty_mask() == 1;
+                assert!(now || !owed, "it was owed, and nobody has paid");
+                owed = now;
+                if over {
+                    break assert!(owed);
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn whatever_reactors_do_at_a_time_no_write_that_is_lost_is_covered_by_a_flush_that_says_ok() {
+    use std::sync::atomic::AtomicU32 as Count;
+    // One thread loses the cache; another flushes: one of them, or the flush after, must report it.
+    for _ in 0..2000 {
+        let c = Caches::new();
+        c.join(0, false);
+        c.join(1, false);
+        c.mark_dirty(0);
+        let told = Count::new(0);
+        std::thread::scope(|s| {
+            s.spawn(|| assert!(c.leave(0)));
+            s.spawn(|| {
+                let epoch = c.begin_flush();
+                let mask = c.dirty_mask();
+                let target = FlushTarget { cache: 0, epoch };
+                if c.take_lost() {
+                    told.fetch_add(1, SeqCst);
+                } else if mask & 1 != 0 {
+                    while !c.is_unreachable(target) {
+                        std::hint::spin_loop();
+                    }
+                    assert!(c.abandon(target), "it was to cover the write, and nothing flushed it");
+                    told.fetch_add(1, SeqCst);
+                } else {
+                    panic!("neither dirty nor lost");
+                }
+            });
+        });
+        assert_eq!(told.load(SeqCst), 1);
+    }
+}
