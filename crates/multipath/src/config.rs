@@ -123,7 +123,7 @@ pub struct GroupConfig {
     /// How long a request may wait at a stretch without a usable path before it fails with [`polypath_block::Code::NoPath`],
     /// in milliseconds. Time that it spends on a path, its fence included, does not count: a change waits for its fence however
     /// long that takes. A request that usable paths keep failing gives up too, once that long has passed since its first failure
-    /// and it was tried several times.
+    /// and it was tried several times. Of what is sent in parts, each has its own time.
     pub no_path_timeout_ms: u64,
     /// Are changes fenced?
     pub fencing: Fencing,

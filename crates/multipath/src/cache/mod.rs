@@ -279,8 +279,7 @@ impl Cache {
 
     /// What was flushed may have gone to another disk. (If nothing was ever written, there is nothing to doubt.)
     fn owes_flush(&self) -> bool {
-        let doubted_through = self.doubted_through.load(SeqCst);
-        doubted_through > 0 && self.believed.load(SeqCst) <= doubted_through && self.dirty.load(SeqCst) > 0
+        self.believed.load(SeqCst) <= self.doubted_through.load(SeqCst) && self.dirty.load(SeqCst) > 0
     }
 
     /// Was it this disk that answered, as far as anybody knows? A doubt that ends counts in `doubts` until its epoch is noted: in this
