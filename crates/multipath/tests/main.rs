@@ -17,5 +17,6 @@ mod room;
 mod scenarios;
 mod sequences;
 mod sleep;
+mod unfit;
 mod verification;
 mod waits;

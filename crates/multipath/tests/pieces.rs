@@ -1,15 +1,11 @@
 //! Requests in parts, parts in pieces: what is known of the whole is known of each, and nobody waits without need.
 
 use crate::common::scripted::{BOUND, Bench, info};
-use polypath_block::{Code, DeviceInfo, Fate, Health, Io, Limits, Op, Proof, SegSpan, Status};
+use polypath_block::{Code, DeviceInfo, Fate, Health, Io, Limits, Proof, SegSpan, Status};
 use polypath_multipath::{Fencing, GroupConfig, SelectorKind};
 
 fn limited(blocks: u32) -> DeviceInfo {
     DeviceInfo { limits: Limits { max_transfer_bytes: 512 * blocks, ..info("a").limits }, ..info("a") }
-}
-
-fn segments(n: u32) -> DeviceInfo {
-    DeviceInfo { limits: Limits { max_segments: n, ..info("a").limits }, ..info("a") }
 }
 
 const WRITE: fn(u64, u32) -> Io = |lba, blocks| Io::write(0, lba, blocks, SegSpan::EMPTY);
@@ -102,96 +98,10 @@ fn without_fencing_nothing_is_told_as_proven() {
 }
 
 /// A path lost an ability before anybody relied on it; the queue has not heard of it when the first request comes.
-#[test]
-fn an_ability_that_is_lost_just_before_the_first_request_does_no_harm() {
-    for op in [Op::WriteZeroes, Op::Discard] {
-        let mut b = Bench::with_caches(&["a"]);
-        let none = Limits { max_write_zeroes_blocks: 0, max_discard_blocks: 0, ..info("a").limits };
-        b.devices[0].set_live(DeviceInfo { limits: none, ..info("a") });
-        // Somebody asks for numbers.
-        drop(b.group.statistics());
-        let tag = b.submit(Io::range(0, op, 0, 8));
-        b.turns(4);
-        assert!(b.outcome(tag).is_none_or(|code| code == Code::Unsupported), "{:?}", b.outcome(tag));
-        b.finish();
-    }
-}
-
 /// The only path that takes the request has news (its version moves) in the moment of the submit.
-#[test]
-fn a_request_does_not_fail_because_the_path_that_takes_it_has_news() {
-    let mut b = Bench::with_caches(&["a", "a"]);
-    b.group.freeze();
-    b.cut_segments(8, 64);
-    b.devices[1].set_live(segments(4));
-    b.turns(3);
-    b.devices[0].set_live(info("a"));
-    let tag = b.submit(Io::read(0, 0, 1, SegSpan::EMPTY));
-    b.turns(2);
-    assert_eq!(b.outcome(tag), None, "the group shows no limit of segments, and a path without one is there");
-    b.succeed_within(10, &[tag]);
-    b.finish();
-}
-
 /// It reconnects.
-#[test]
-fn a_request_waits_for_the_path_that_takes_it() {
-    let mut b = Bench::with_caches(&["a", "a"]);
-    b.group.freeze();
-    b.cut_segments(8, 64);
-    b.devices[1].set_live(segments(4));
-    b.turns(3);
-    b.devices[0].set_health(Health::Down);
-    let tag = b.submit(Io::read(0, 0, 1, SegSpan::EMPTY));
-    b.turns(2);
-    b.devices[0].set_health(Health::Ready);
-    b.turns(2);
-    assert_eq!(b.outcome(tag), None, "the group shows no limit of segments");
-    b.succeed_within(10, &[tag]);
-    b.finish();
-}
-
 /// A write that its path has refused for a moment dies of the other path.
-#[test]
-fn a_request_on_its_way_back_does_not_fail_either() {
-    let mut b = Bench::with_caches(&["a", "a"]);
-    b.group.freeze();
-    b.cut_segments(8, 64);
-    b.devices[1].set_live(segments(4));
-    b.turns(3);
-    let tag = b.submit(WRITE(0, 1));
-    let io = b.devices[0].only();
-    // Its connection is lost; it returns ten milliseconds later.
-    b.devices[0].complete(io, Code::PathLost, Proof::NeverSent);
-    b.devices[0].set_health(Health::Down);
-    b.turn();
-    b.devices[0].set_health(Health::Ready);
-    b.pass(20);
-    assert_eq!(b.outcome(tag), None, "told {:?}", b.completion(tag));
-    b.succeed_within(200, &[tag]);
-    b.finish();
-}
-
 /// One path refuses, the other one cannot take it: every path has answered.
-#[test]
-fn a_refusal_is_told_when_no_other_path_can_be_asked() {
-    let mut b = Bench::with_caches(&["a", "a"]);
-    b.group.freeze();
-    b.cut_segments(8, 64);
-    b.devices[1].set_live(segments(4));
-    b.turns(3);
-    let tag = b.submit(Io::read(0, 0, 1, SegSpan::EMPTY));
-    b.devices[0].complete(b.devices[0].only(), Code::OutOfRange, Proof::Answered);
-    for _ in 0..100 {
-        b.pass(10);
-        for io in b.devices[0].in_flight() {
-            b.devices[0].complete(io, Code::OutOfRange, Proof::Answered);
-        }
-    }
-    assert_eq!(b.outcome(tag), Some(Code::OutOfRange), "asked {} times", b.devices[0].taken().len());
-    b.finish();
-}
-
 /// Requests that wait for their fence before they can be cut hold up one for which a path is idle.
 #[test]
 fn what_waits_for_a_fence_to_be_cut_holds_nobody_up() {
@@ -551,4 +461,59 @@ fn an_attempt_that_may_have_done_something_is_not_forgotten_for_one_that_did_not
         assert_eq!((done.status.code, done.proof), (want, BOUND));
         b.finish();
     }
+}
+
+/// The wait for a fence is no lack of paths, however long it is.
+#[test]
+fn what_waits_for_a_fence_to_be_cut_waits_longer_than_for_a_path() {
+    let mut b = two(GroupConfig { no_path_timeout_ms: 50, ..GroupConfig::new("disk") });
+    let tag = b.submit(WRITE(0, 64));
+    let io = b.devices[0].only();
+    b.devices[1].set_live(limited(32));
+    b.devices[1].set_health(Health::Ready);
+    b.turns(2);
+    b.devices[0].suspect(io, Fate::NotSent);
+    b.devices[0].set_health(Health::Down);
+    b.pass(500);
+    assert_eq!(b.outcome(tag), None, "a path is there");
+    b.devices[0].complete(io, Code::PathLost, BOUND);
+    b.turn();
+    assert_eq!(b.devices[1].in_flight().len(), 2, "in the turn in which it may be cut");
+    b.devices[1].succeed_all();
+    b.turns(2);
+    assert_eq!(b.outcome(tag), Some(Code::Ok));
+    b.finish();
+}
+
+/// What no path takes, and none that is away may take, is told at once; a path on its way out is none to wait for.
+/// Without fencing a piece begins beside an attempt of the one before: what comes of that is not taken for its own outcome.
+#[test]
+fn without_fencing_what_is_told_late_of_a_piece_is_not_told_of_the_next() {
+    let mut b = two(GroupConfig { fencing: Fencing::Off, ..GroupConfig::new("disk") });
+    b.devices[0].set_live(limited(32));
+    b.turns(2);
+    let tag = b.submit(WRITE(0, 64));
+    let [one, two] = b.devices[0].in_flight()[..] else { panic!("two parts") };
+    b.devices[0].succeed(two);
+    b.devices[0].set_live(limited(8));
+    b.devices[1].set_live(limited(8));
+    b.devices[1].set_health(Health::Ready);
+    b.turns(2);
+    b.devices[0].suspect(one, Fate::Unknown);
+    b.devices[0].set_health(Health::Down);
+    b.turn();
+    for lba in [0, 8, 16, 24] {
+        let piece = b.devices[1].only();
+        assert_eq!((piece.lba, piece.blocks), (lba, 8));
+        if lba == 8 {
+            b.devices[0].succeed(one);
+            b.turns(2);
+            assert_eq!(b.devices[1].in_flight(), [piece], "it is not done");
+        }
+        b.devices[1].succeed(piece);
+        b.turn();
+    }
+    b.turn();
+    assert_eq!(b.outcome(tag), Some(Code::Ok));
+    b.finish();
 }

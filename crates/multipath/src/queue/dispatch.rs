@@ -79,7 +79,7 @@ impl MultipathQueue {
                     // Even if others take it once it may be cut: a fence may last longer than a round.
                     usable if usable & !unfit & !later != 0 => Dispatched::AllTried(unfit),
                     _ if later != 0 => Dispatched::Fenced,
-                    _ => self.unfit(cx, &io, unfit),
+                    _ => self.unfit(cx, &io),
                 };
             };
             let mask = rank & !tried & !self.full;
@@ -115,18 +115,16 @@ impl MultipathQueue {
     }
 
     /// The paths that are there cannot take it. One that is away may, and is waited for.
-    fn unfit(&self, cx: &Cx<'_>, io: &Io, unfit: u64) -> Dispatched {
+    fn unfit(&self, cx: &Cx<'_>, io: &Io) -> Dispatched {
         let block_size = self.shown.map_or(0, |s| s.block_size);
-        let takes = |path: &QueuePath| {
-            path.limits.fits(io, block_size, cx.segs) || Splitter::new(*io, &path.limits, block_size).can_cut(cx.segs)
-        };
-        let mut others = self.paths.iter().enumerate().filter(|(slot, _)| unfit >> slot & 1 == 0);
-        if others.any(|(_, path)| path.as_ref().is_some_and(|path| path.stays() && takes(path))) {
-            return Dispatched::NoPath;
-        }
+        let takes = |path: &QueuePath| Splitter::new(*io, &path.limits, block_size).can_cut(cx.segs);
         let does = |path: &QueuePath| path.limits.max_blocks(io.op, block_size) > 0;
-        let known = self.paths.iter().flatten().any(does);
-        Dispatched::Unfit(if known { Code::Invalid } else { Code::Unsupported })
+        let paths = || self.paths.iter().flatten();
+        if paths().any(|path| path.stays() && takes(path)) {
+            Dispatched::NoPath
+        } else {
+            Dispatched::Unfit(if paths().any(does) { Code::Invalid } else { Code::Unsupported })
+        }
     }
 
     /// A request becomes a parent. A part does not: it is sent piece by piece.
@@ -212,7 +210,6 @@ impl MultipathQueue {
         if self.group.is_closed() {
             return self.give_up(key, Code::Gone);
         }
-        self.stranded_under &= self.usable();
         self.stranded.push_back(key);
     }
 

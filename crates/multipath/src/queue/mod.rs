@@ -259,8 +259,7 @@ impl IoQueue for MultipathQueue {
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
         let can_issue = !self.to_issue.is_empty() && self.extras < self.extras_most;
-        let retries = self.retry_stranded_now && !self.stranded.is_empty();
-        if !self.ready.is_empty() || self.unkicked != 0 || can_issue || retries || self.is_behind() {
+        if !self.ready.is_empty() || self.unkicked != 0 || can_issue || self.is_behind() {
             return Armed::Busy;
         }
         let waiting = !self.backlog.is_empty() || !self.stranded.is_empty();

@@ -193,7 +193,7 @@ impl QueuePath {
 
     /// It is not on its way out: if it is away, it may return.
     pub(super) fn stays(&self) -> bool {
-        self.phase == Phase::Open && !matches!(self.usage, PathUse::Release { .. })
+        !matches!(self.usage, PathUse::Release { .. })
     }
 
     fn rank(&self, now: Time) -> Option<usize> {
