@@ -105,17 +105,15 @@ impl Control {
         let device = self.paths[at].shared.device.clone();
         // The version first: if the state is newer than it, the next look finds out.
         self.paths[at].reviewed = device.version();
+        let state = device.state();
+        self.hear_identity(at, &state, caches);
         if self.paths[at].state == PathState::Removing {
-            let state = device.state();
             self.paths[at].verified = state.info().is_some_and(|info| self.is_unchanged(at, info));
-            self.hear_identity(at, &state, caches);
             if self.paths[at].verified {
                 self.end_doubt(at, caches);
             }
             return;
         }
-        let state = device.state();
-        self.hear_identity(at, &state, caches);
         match state {
             DeviceState::Starting => {
                 self.revoke(at);

@@ -140,8 +140,7 @@ impl Group {
 
     /// Looks whether a path changed, and acts on it. Queues do it every turn; a control plane without queues may.
     pub fn refresh(&self) {
-        let mut control = self.shared.lock();
-        self.shared.review_changed(&mut control);
+        self.shared.review();
     }
 
     fn find(&self, control: &Control, id: PathId) -> Result<usize, GroupError> {

@@ -19,6 +19,27 @@ fn two(config: GroupConfig) -> Bench {
     b
 }
 
+/// One write in two parts, cut once more, of which the first piece of each is in flight on the first path.
+fn write_in_pieces(b: &mut Bench) -> u64 {
+    b.devices[0].set_live(limited(32));
+    b.turns(2);
+    let tag = b.submit(WRITE(0, 64));
+    let parts = b.devices[0].in_flight();
+    b.devices[0].set_live(limited(8));
+    b.turns(2);
+    parts.into_iter().for_each(|io| b.devices[0].complete(io, Code::PathBusy, Proof::Answered));
+    b.pass(130);
+    assert_eq!(b.devices[0].in_flight().len(), 2);
+    tag
+}
+
+/// The same on two paths, of which the second is down.
+fn pieces() -> (Bench, u64) {
+    let mut b = two(GroupConfig::new("disk"));
+    let tag = write_in_pieces(&mut b);
+    (b, tag)
+}
+
 /// A write was on its way as a whole and fenced; then another path takes it, in parts or whole, and goes before it got any.
 #[test]
 fn what_was_fenced_as_a_whole_is_not_told_as_never_sent_because_it_was_split_afterwards() {
@@ -97,11 +118,6 @@ fn without_fencing_nothing_is_told_as_proven() {
     }
 }
 
-/// A path lost an ability before anybody relied on it; the queue has not heard of it when the first request comes.
-/// The only path that takes the request has news (its version moves) in the moment of the submit.
-/// It reconnects.
-/// A write that its path has refused for a moment dies of the other path.
-/// One path refuses, the other one cannot take it: every path has answered.
 /// Requests that wait for their fence before they can be cut hold up one for which a path is idle.
 #[test]
 fn what_waits_for_a_fence_to_be_cut_holds_nobody_up() {
@@ -165,15 +181,7 @@ fn pieces_that_were_cut_for_one_path_may_go_to_another() {
 /// A request has failed; what of its other parts is not sent yet is not sent any more.
 #[test]
 fn what_follows_an_error_is_not_sent() {
-    let mut b = two(GroupConfig::new("disk"));
-    b.devices[0].set_live(limited(32));
-    b.turns(2);
-    let tag = b.submit(WRITE(0, 64));
-    let parts = b.devices[0].in_flight();
-    b.devices[0].set_live(limited(8));
-    b.turns(2);
-    parts.into_iter().for_each(|io| b.devices[0].complete(io, Code::PathBusy, Proof::Answered));
-    b.pass(130);
+    let (mut b, tag) = pieces();
     let [one, two] = b.devices[0].in_flight()[..] else { panic!("{:?}", b.devices[0].in_flight()) };
     b.devices[0].complete(one, Code::Medium, Proof::Answered);
     b.turn();
@@ -188,15 +196,7 @@ fn what_follows_an_error_is_not_sent() {
 /// The same, and its path goes away: how long does the failed request stay open?
 #[test]
 fn a_failed_request_does_not_wait_for_a_path() {
-    let mut b = two(GroupConfig::new("disk"));
-    b.devices[0].set_live(limited(32));
-    b.turns(2);
-    let tag = b.submit(WRITE(0, 64));
-    let parts = b.devices[0].in_flight();
-    b.devices[0].set_live(limited(8));
-    b.turns(2);
-    parts.into_iter().for_each(|io| b.devices[0].complete(io, Code::PathBusy, Proof::Answered));
-    b.pass(130);
+    let (mut b, tag) = pieces();
     let [one, two] = b.devices[0].in_flight()[..] else { panic!("{:?}", b.devices[0].in_flight()) };
     b.devices[0].complete(one, Code::Medium, Proof::Answered);
     b.devices[0].succeed(two);
@@ -213,14 +213,7 @@ fn the_loss_of_the_cache_of_an_early_piece_is_told_once_more_after_the_write_is_
     b.group.freeze();
     assert_eq!(b.flush_now(), Some(Code::Ok));
     b.devices[1].set_health(Health::Down);
-    b.devices[0].set_live(limited(32));
-    b.turns(2);
-    let tag = b.submit(WRITE(0, 64));
-    let parts = b.devices[0].in_flight();
-    b.devices[0].set_live(limited(8));
-    b.turns(2);
-    parts.into_iter().for_each(|io| b.devices[0].complete(io, Code::PathBusy, Proof::Answered));
-    b.pass(130);
+    let tag = write_in_pieces(&mut b);
     b.devices[0].succeed(b.devices[0].in_flight()[0]);
     b.turn();
     b.devices[1].set_health(Health::Ready);
@@ -268,21 +261,6 @@ fn a_path_that_takes_it_whole_is_not_passed_over_for_one_that_would_need_a_cut()
     b.turns(2);
     assert_eq!((b.outcome(tag), b.outcome(other)), (Some(Code::Ok), Some(Code::Ok)));
     b.finish();
-}
-
-/// One write in two parts, cut once more, of which the first piece of each is in flight.
-fn pieces() -> (Bench, u64) {
-    let mut b = two(GroupConfig::new("disk"));
-    b.devices[0].set_live(limited(32));
-    b.turns(2);
-    let tag = b.submit(WRITE(0, 64));
-    let parts = b.devices[0].in_flight();
-    b.devices[0].set_live(limited(8));
-    b.turns(2);
-    parts.into_iter().for_each(|io| b.devices[0].complete(io, Code::PathBusy, Proof::Answered));
-    b.pass(130);
-    assert_eq!(b.devices[0].in_flight().len(), 2);
-    (b, tag)
 }
 
 #[test]
@@ -485,7 +463,6 @@ fn what_waits_for_a_fence_to_be_cut_waits_longer_than_for_a_path() {
     b.finish();
 }
 
-/// What no path takes, and none that is away may take, is told at once; a path on its way out is none to wait for.
 /// Without fencing a piece begins beside an attempt of the one before: what comes of that is not taken for its own outcome.
 #[test]
 fn without_fencing_what_is_told_late_of_a_piece_is_not_told_of_the_next() {

@@ -9,6 +9,17 @@ fn segments(n: u32) -> DeviceInfo {
 
 const WRITE: fn(u64, u32) -> Io = |lba, blocks| Io::write(0, lba, blocks, SegSpan::EMPTY);
 
+/// Two paths under a group that shows no limit of segments. Requests have too many small ones for the second path to be cut for it.
+fn first_takes() -> Bench {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    b.group.freeze();
+    b.cut_segments(8, 64);
+    b.devices[1].set_live(segments(4));
+    b.turns(3);
+    b
+}
+
+/// A path lost an ability before anybody relied on it; the queue has not heard of it when the first request comes.
 #[test]
 fn an_ability_that_is_lost_just_before_the_first_request_does_no_harm() {
     for op in [Op::WriteZeroes, Op::Discard] {
@@ -24,13 +35,10 @@ fn an_ability_that_is_lost_just_before_the_first_request_does_no_harm() {
     }
 }
 
+/// The only path that takes the request has news (its version moves) in the moment of the submit.
 #[test]
 fn a_request_does_not_fail_because_the_path_that_takes_it_has_news() {
-    let mut b = Bench::with_caches(&["a", "a"]);
-    b.group.freeze();
-    b.cut_segments(8, 64);
-    b.devices[1].set_live(segments(4));
-    b.turns(3);
+    let mut b = first_takes();
     b.devices[0].set_live(info("a"));
     let tag = b.submit(Io::read(0, 0, 1, SegSpan::EMPTY));
     b.turns(2);
@@ -39,13 +47,10 @@ fn a_request_does_not_fail_because_the_path_that_takes_it_has_news() {
     b.finish();
 }
 
+/// It reconnects.
 #[test]
 fn a_request_waits_for_the_path_that_takes_it() {
-    let mut b = Bench::with_caches(&["a", "a"]);
-    b.group.freeze();
-    b.cut_segments(8, 64);
-    b.devices[1].set_live(segments(4));
-    b.turns(3);
+    let mut b = first_takes();
     b.devices[0].set_health(Health::Down);
     let tag = b.submit(Io::read(0, 0, 1, SegSpan::EMPTY));
     b.turns(2);
@@ -56,13 +61,10 @@ fn a_request_waits_for_the_path_that_takes_it() {
     b.finish();
 }
 
+/// A write that its path has refused for a moment is not for the other path to fail.
 #[test]
 fn a_request_on_its_way_back_does_not_fail_either() {
-    let mut b = Bench::with_caches(&["a", "a"]);
-    b.group.freeze();
-    b.cut_segments(8, 64);
-    b.devices[1].set_live(segments(4));
-    b.turns(3);
+    let mut b = first_takes();
     let tag = b.submit(WRITE(0, 1));
     let io = b.devices[0].only();
     // Its connection is lost; it returns ten milliseconds later.
@@ -76,13 +78,10 @@ fn a_request_on_its_way_back_does_not_fail_either() {
     b.finish();
 }
 
+/// One path refuses, the other one cannot take it: every path has answered.
 #[test]
 fn a_refusal_is_told_when_no_other_path_can_be_asked() {
-    let mut b = Bench::with_caches(&["a", "a"]);
-    b.group.freeze();
-    b.cut_segments(8, 64);
-    b.devices[1].set_live(segments(4));
-    b.turns(3);
+    let mut b = first_takes();
     let tag = b.submit(Io::read(0, 0, 1, SegSpan::EMPTY));
     b.devices[0].complete(b.devices[0].only(), Code::OutOfRange, Proof::Answered);
     for _ in 0..100 {
@@ -95,6 +94,7 @@ fn a_refusal_is_told_when_no_other_path_can_be_asked() {
     b.finish();
 }
 
+/// What no path takes, and none that is away may take, is told at once; a path on its way out is none to wait for.
 #[test]
 fn what_no_path_takes_is_told_at_once() {
     for leaving in [false, true] {

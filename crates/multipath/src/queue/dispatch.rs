@@ -37,12 +37,12 @@ enum Dispatched {
 impl MultipathQueue {
     /// Finds a path for `key`, or a place to wait. `false`: it waits for room, at the end of the backlog.
     pub(super) fn place(&mut self, cx: &mut Cx<'_>, key: SlotKey) -> bool {
-        let flush = self.tasks.get(key).and_then(|t| t.flush);
+        let Some((flush, owner)) = self.tasks.get(key).map(|t| (t.flush, t.owner)) else { return true };
         if let Some(flush) = flush.filter(|f| self.group.caches.is_unreachable(*f)) {
             self.abandon_flush(key, flush);
             return true;
         }
-        if self.tasks.get(key).is_some_and(|task| self.is_lost_labour(task.owner)) {
+        if self.is_lost_labour(owner) {
             self.give_up(key, Code::NoPath);
             return true;
         }
