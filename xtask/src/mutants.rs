@@ -1,6 +1,7 @@
 //! Mutants: small wrong changes of the code that the tests must notice. cargo-mutants makes and tries them; this file gives it what it
 //! needs, and holds those that nobody noticed against the table of those that are known to be harmless ([`crate::survivors`]).
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,48 +17,56 @@ const CARGO_MUTANTS: &str = "27.1.0";
 const CARGO_NEXTEST: &str = "0.9.143";
 /// Where every survivor has its reason.
 const TABLE: &str = "docs/TESTING-mutants.md";
-/// What `--sample` tries: every so-many-th mutant, the same ones as long as the code is the same.
-const SAMPLE: [&str; 4] = ["--shard", "5/48", "--sharding", "round-robin"];
+/// What `--sample` tries: one in so many.
+const SAMPLE: u64 = 48;
 /// Limits for what hangs where no test's own limit holds, in seconds. The first build of each copy builds everything.
 const TEST_LIMIT_S: &str = "180";
 const BUILD_LIMIT_S: &str = "900";
 
 /// Tries all mutants, or a fixed sample of them, or those that `arguments` of cargo-mutants select. Fails when one survives without a
 /// reason in the table; names the rows that no survivor needs any more.
+///
+/// What decides that a run fails is tried twice, as nextest does with tests: a machine that stands still for a second fails the tests
+/// where nothing is changed, and lets a mutant live that only a race shows.
 pub(crate) fn run(sample: bool, arguments: &[&str]) -> Result<()> {
     let text = fs::read_to_string(repository().join(TABLE)).with_context(|| format!("cannot read {TABLE}"))?;
     let rows = parse_table(&text).with_context(|| format!("{TABLE} is not as expected"))?;
     let tools = Tools::install()?;
     let every = tools.list(&["--workspace"])?;
     let packages_named = arguments.iter().any(|argument| *argument == "-p" || argument.starts_with("--package"));
-    let mut select = if packages_named { arguments.to_vec() } else { [&["--workspace"], arguments].concat() };
+    let select = if packages_named { arguments.to_vec() } else { [&["--workspace"], arguments].concat() };
+    let mut chosen = tools.list(&select)?;
     if sample {
-        select.extend(SAMPLE);
+        chosen.retain(|mutant| mutant.is_one_in(SAMPLE));
     }
-    let chosen = tools.list(&select)?;
     ensure!(!chosen.is_empty(), "there is no mutant to try: .cargo/mutants.toml and the arguments exclude every one");
     println!("xtask: trying {} of {} mutants, two at a time", chosen.len(), every.len());
     let started = Instant::now();
-    let outcomes = tools.try_mutants(&select)?;
-    ensure!(
-        outcomes.total() == chosen.len(),
-        "{} mutants were to be tried, but {} have an outcome: the run was cut short",
-        chosen.len(),
-        outcomes.total()
-    );
-    let Outcomes { caught, missed, undecided, unviable } = outcomes;
-    println!(
-        "xtask: {caught} mutants caught, {} survived, {} undecided, {unviable} do not build; {} s in all",
-        missed.len(),
-        undecided.len(),
-        started.elapsed().as_secs()
-    );
-    for mutant in &undecided {
-        println!(
-            "xtask: UNDECIDED, and judged as a survivor: its build or its tests as a whole took too long: {mutant}"
-        );
+    let outcomes = match tools.try_mutants(&chosen)? {
+        Some(outcomes) => outcomes,
+        None => {
+            println!("xtask: the tests failed without any mutant; once more");
+            tools.try_mutants(&chosen)?.with_context(|| {
+                format!(
+                    "the tests fail without any mutant, twice; see {}",
+                    tools.output.join("log/baseline.log").display()
+                )
+            })?
+        }
+    };
+    println!("xtask: {outcomes}; {} s in all", started.elapsed().as_secs());
+    let mut survived = [outcomes.missed, outcomes.undecided].concat();
+    let suspects = unexcused(&survived, &rows);
+    if !suspects.is_empty() {
+        println!("xtask: {} survived without a reason; once more", suspects.len());
+        let again = tools.try_mutants(&suspects)?.context("the tests fail without any mutant")?;
+        let still = [again.missed, again.undecided].concat();
+        for mutant in suspects.iter().filter(|mutant| !still.iter().any(|other| other.is_at(mutant))) {
+            println!("xtask: FLAKY, caught at the second try only: {}", mutant.listed());
+            survived.retain(|other| !other.is_at(mutant));
+        }
     }
-    judge(&[missed, undecided].concat(), &rows, &every, &chosen)
+    judge(&survived, &rows, &every, &chosen)
 }
 
 /// Prints what is wrong with the table; an error when a survivor has no reason.
@@ -71,25 +80,33 @@ fn judge(survived: &[Mutant], rows: &[Row], every: &[Mutant], chosen: &[Mutant])
     let unexcused = unexcused(survived, rows);
     if !unexcused.is_empty() {
         println!("xtask: SURVIVED, and no row of {TABLE} says why that is harmless:");
-        unexcused.iter().for_each(|mutant| println!("{}", mutant.as_row()));
+        unexcused.iter().for_each(|mutant| println!("{}\n    at {}", mutant.as_row(), mutant.listed()));
         bail!(
             "{} mutants survived without a reason; expected a test that fails for each or, where the change cannot matter, a row with \
              the reason (docs/TESTING-mutants.md). Their logs: {}",
             unexcused.len(),
-            output_folder()?.join("log").display()
+            target_folder()?.join("mutants/mutants.out/log").display()
         );
     }
     println!("xtask: every survivor has its reason");
     Ok(())
 }
 
-/// How many mutants ended how.
+/// How the mutants of a run ended.
 struct Outcomes {
     caught: usize,
     missed: Vec<Mutant>,
-    /// Stopped by [`TEST_LIMIT_S`] or [`BUILD_LIMIT_S`] before any test had failed: nobody knows.
+    /// Stopped by [`TEST_LIMIT_S`] or [`BUILD_LIMIT_S`] before any test had failed: nobody knows, and they are judged as survivors.
     undecided: Vec<Mutant>,
     unviable: usize,
+}
+
+impl fmt::Display for Outcomes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outcomes { caught, missed, undecided, unviable } = self;
+        write!(f, "{caught} mutants caught, {} survived, ", missed.len())?;
+        write!(f, "{} undecided because they took too long, {unviable} do not build", undecided.len())
+    }
 }
 
 impl Outcomes {
@@ -116,12 +133,15 @@ impl Outcomes {
 /// cargo-mutants, and where it finds nextest.
 struct Tools {
     folder: PathBuf,
+    /// Where cargo-mutants leaves the lists and logs of the last run.
+    output: PathBuf,
 }
 
 impl Tools {
     /// Installs from crates.io what is missing or of another version.
     fn install() -> Result<Tools> {
-        let tools = Tools { folder: target_folder()?.join("tools") };
+        let target = target_folder()?;
+        let tools = Tools { folder: target.join("tools"), output: target.join("mutants/mutants.out") };
         let version = format!("cargo-mutants {CARGO_MUTANTS}");
         let found = tools.command().args(["mutants", "--version"]).stderr(Stdio::null()).output();
         if !found.is_ok_and(|found| String::from_utf8_lossy(&found.stdout).trim() == version) {
@@ -160,27 +180,32 @@ impl Tools {
         String::from_utf8_lossy(&output.stdout).lines().map(Mutant::parse).collect()
     }
 
-    /// Tries them, after a run without any that must succeed.
-    fn try_mutants(&self, select: &[&str]) -> Result<Outcomes> {
-        let output = output_folder()?;
-        let parent = output.parent().context("the output folder lies in another one")?;
+    /// Tries `chosen`, after a run without any that must succeed; `None` when that one failed.
+    fn try_mutants(&self, chosen: &[Mutant]) -> Result<Option<Outcomes>> {
+        let parent = self.output.parent().context("the output folder lies in another one")?;
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
         let limits = ["--timeout", TEST_LIMIT_S, "--build-timeout", BUILD_LIMIT_S];
-        let status = self
-            .command()
-            .args(["mutants", "--jobs", "2", "--no-shuffle"])
-            .args(limits)
-            .arg("--output")
-            .arg(parent)
-            .args(select)
-            .status()
-            .context("cannot run cargo-mutants")?;
+        let mut command = self.command();
+        command.args(["mutants", "--workspace", "--jobs", "2", "--no-shuffle"]).args(limits);
+        command.arg("--output").arg(parent);
+        for mutant in chosen {
+            command.arg("--re").arg(format!("^{}$", literal(&mutant.listed())));
+        }
+        let status = command.status().context("cannot run cargo-mutants")?;
         // 2: some survived, 3: some took too long. Both are judged by their lists.
         match status.code() {
-            Some(0 | 2 | 3) => Outcomes::read(&output),
-            Some(4) => bail!("the tests fail without any mutant; see {}", output.join("log/baseline.log").display()),
+            Some(0 | 2 | 3) => {}
+            Some(4) => return Ok(None),
             _ => bail!("cargo-mutants failed ({status})"),
         }
+        let outcomes = Outcomes::read(&self.output)?;
+        ensure!(
+            outcomes.total() == chosen.len(),
+            "{} mutants were to be tried, but {} have an outcome: the run was cut short",
+            chosen.len(),
+            outcomes.total()
+        );
+        Ok(Some(outcomes))
     }
 
     fn command(&self) -> Command {
@@ -199,6 +224,14 @@ impl Tools {
     }
 }
 
-fn output_folder() -> Result<PathBuf> {
-    Ok(target_folder()?.join("mutants/mutants.out"))
+/// A regular expression that matches `text` and nothing else.
+fn literal(text: &str) -> String {
+    let mut escaped = String::with_capacity(2 * text.len());
+    for c in text.chars() {
+        if c.is_ascii_punctuation() {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
 }

@@ -14,13 +14,32 @@ use crate::{packages, prepare, repository, target_folder};
 /// One test run of a runner: its name for the reader, and cargo's arguments.
 struct Step {
     name: &'static str,
-    arguments: Vec<&'static str>,
+    arguments: Vec<String>,
     tests: bool,
+}
+
+impl Step {
+    fn new(name: &'static str, arguments: &[&str], tests: bool) -> Step {
+        Step { name, arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(), tests }
+    }
+
+    /// The step that tries once more what failed in this one, where each that failed was named.
+    fn second_try(&self, counts: &TestCounts) -> Option<Step> {
+        let end = self.arguments.iter().position(|argument| argument == "--")? + 1;
+        let known = counts.failed > 0 && counts.failed == counts.failed_names.len() as u64;
+        known.then(|| {
+            let names = ["--exact".to_owned()].into_iter().chain(counts.failed_names.iter().cloned());
+            let mut arguments = self.arguments.clone();
+            arguments.splice(end..end, names);
+            Step { name: self.name, arguments, tests: self.tests }
+        })
+    }
 }
 
 /// Prepares the lab, runs everything, and fails when anything failed or, with `CI=true`, when a mandatory peer was skipped.
 ///
-/// The real-peer tests run last and one at a time: each of them fills both cores of a small machine.
+/// The real-peer tests run last and one at a time: each of them fills both cores of a small machine. Those that fail are tried a second
+/// time, as nextest does with the others, and are named FLAKY at the end when they pass then.
 pub(crate) fn test(with_lab: bool) -> Result<()> {
     let started = Instant::now();
     let unprepared = if with_lab { prepare().err() } else { None };
@@ -33,9 +52,16 @@ pub(crate) fn test(with_lab: bool) -> Result<()> {
     }
     let mut counts = TestCounts::default();
     let mut failures = Vec::new();
+    let mut flaky = Vec::new();
     for step in steps(with_lab) {
         println!("xtask: {} (cargo {})", step.name, step.arguments.join(" "));
-        let (succeeded, counted) = cargo(&step)?;
+        let (mut succeeded, mut counted) = cargo(&step)?;
+        if let Some(again) = step.second_try(&counted) {
+            println!("xtask: once more: {}", counted.failed_names.join(" "));
+            let second = cargo(&again)?;
+            succeeded = second.0;
+            flaky.extend(counted.merge_second_try(second.1));
+        }
         counts.merge(counted);
         if !succeeded {
             failures.push(step.name);
@@ -46,6 +72,9 @@ pub(crate) fn test(with_lab: bool) -> Result<()> {
     }
     let met = if with_lab { report_peers()? } else { Peers::default() };
     let skipped = met.skipped + counts.ignored;
+    for name in flaky {
+        println!("xtask: FLAKY, passed at the second try only: {name}");
+    }
     println!("xtask: {} s in all", started.elapsed().as_secs());
     if !failures.is_empty() {
         println!("xtask: FAILED in: {}", failures.join(", "));
@@ -65,63 +94,32 @@ pub(crate) fn test(with_lab: bool) -> Result<()> {
 
 fn steps(with_lab: bool) -> Vec<Step> {
     let nextest = packages::installed("cargo-nextest");
-    let mut steps = vec![Step {
-        name: "our programs",
-        // the real-peer tests run them by their command lines
-        arguments: vec!["build", "--workspace", "--bins"],
-        tests: false,
-    }];
-    steps.push(if nextest {
-        Step {
-            name: "unit and integration tests",
-            arguments: vec!["nextest", "run", "--workspace", "--exclude", "polypath-tests", "--no-fail-fast"],
-            tests: true,
-        }
+    // the real-peer tests run them by their command lines
+    let programs = Step::new("our programs", &["build", "--workspace", "--bins"], false);
+    let units: &[&str] = if nextest {
+        &["nextest", "run", "--workspace", "--exclude", "polypath-tests", "--no-fail-fast"]
     } else {
-        Step {
-            name: "unit and integration tests",
-            arguments: vec![
-                "test",
-                "--workspace",
-                "--exclude",
-                "polypath-tests",
-                "--no-fail-fast",
-                "--lib",
-                "--bins",
-                "--tests",
-                "--examples",
-            ],
-            tests: true,
-        }
-    });
-    steps.push(Step {
-        name: "doc tests",
-        arguments: vec![
+        &[
             "test",
             "--workspace",
             "--exclude",
             "polypath-tests",
-            "--exclude",
-            "xtask",
             "--no-fail-fast",
-            "--doc",
-        ],
-        tests: true,
-    });
-    if with_lab {
-        steps.push(Step {
-            name: "real peers",
-            arguments: vec!["test", "--package", "polypath-tests", "--no-fail-fast", "--", "--test-threads=1"],
-            tests: true,
-        });
+            "--lib",
+            "--bins",
+            "--tests",
+            "--examples",
+        ]
+    };
+    let docs = &["test", "--workspace", "--exclude", "polypath-tests", "--exclude", "xtask", "--no-fail-fast", "--doc"];
+    let last = if with_lab {
+        let arguments = &["test", "--package", "polypath-tests", "--no-fail-fast", "--", "--test-threads=1"];
+        Step::new("real peers", arguments, true)
     } else {
-        steps.push(Step {
-            name: "the structure of the house",
-            arguments: vec!["test", "--package", "polypath-tests", "--test", "structure"],
-            tests: true,
-        });
-    }
-    steps
+        let arguments = &["test", "--package", "polypath-tests", "--test", "structure"];
+        Step::new("the structure of the house", arguments, true)
+    };
+    vec![programs, Step::new("unit and integration tests", units, true), Step::new("doc tests", docs, true), last]
 }
 
 /// Runs cargo, passes its output on and counts the closing lines.

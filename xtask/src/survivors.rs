@@ -3,6 +3,7 @@
 //! A mutant is known by its file and by what it changes, not by its line, so that a row outlives changes elsewhere in the file. Two
 //! mutants may then have one name: two rows excuse two of them.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -11,24 +12,72 @@ use anyhow::{Context, Result, ensure};
 /// The heading under which the table stands.
 const HEADING: &str = "## Survivors";
 
-/// What a mutant changes, and where.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// What a mutant changes, and where. Equal are those of one name, wherever they stand in their file.
+#[derive(Debug, Clone)]
 pub(crate) struct Mutant {
     file: String,
     change: String,
+    /// Line and column; none for a row of the table.
+    at: Option<(u32, u32)>,
+}
+
+impl PartialEq for Mutant {
+    fn eq(&self, other: &Mutant) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Mutant {}
+
+impl PartialOrd for Mutant {
+    fn partial_cmp(&self, other: &Mutant) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Mutant {
+    fn cmp(&self, other: &Mutant) -> Ordering {
+        self.name().cmp(&other.name())
+    }
 }
 
 impl Mutant {
     /// Reads what cargo-mutants prints: `FILE:LINE:COLUMN: CHANGE`.
     pub(crate) fn parse(line: &str) -> Result<Mutant> {
         let parts: Vec<&str> = line.splitn(4, ':').collect();
-        let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        match parts[..] {
-            [file, line, column, change] if number(line) && number(column) => {
-                Ok(Mutant { file: file.to_owned(), change: change.trim().to_owned() })
-            }
-            _ => anyhow::bail!("`{line}` is no mutant; expected FILE:LINE:COLUMN: CHANGE"),
+        if let [file, line, column, change] = parts[..]
+            && let (Ok(line), Ok(column)) = (line.parse(), column.parse())
+        {
+            return Ok(Mutant { file: file.to_owned(), change: change.trim().to_owned(), at: Some((line, column)) });
         }
+        anyhow::bail!("`{line}` is no mutant; expected FILE:LINE:COLUMN: CHANGE")
+    }
+
+    fn name(&self) -> (&str, &str) {
+        (&self.file, &self.change)
+    }
+
+    /// As cargo-mutants lists it.
+    pub(crate) fn listed(&self) -> String {
+        match self.at {
+            Some((line, column)) => format!("{}:{line}:{column}: {}", self.file, self.change),
+            None => self.to_string(),
+        }
+    }
+
+    /// Whether the two are one: the same change at the same place.
+    pub(crate) fn is_at(&self, other: &Mutant) -> bool {
+        self == other && self.at == other.at
+    }
+
+    /// Whether a sample of one in `n` has it. That depends on its name alone, so that the sample stays when code elsewhere changes,
+    /// and what nobody has touched is not tried anew by chance.
+    pub(crate) fn is_one_in(&self, n: u64) -> bool {
+        // FNV-1a and one more round, which carries the last octets into all bits: any hash would do that is the same for ever.
+        let octets = self.file.bytes().chain(self.change.bytes());
+        let hash = octets
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, octet| (hash ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3));
+        ((hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd) >> 33).is_multiple_of(n)
     }
 
     /// The row that would excuse it, without the reason.
@@ -73,7 +122,7 @@ pub(crate) fn parse_table(text: &str) -> Result<Vec<Row>> {
             let inner = cell.strip_prefix('`').and_then(|cell| cell.strip_suffix('`'));
             Ok(inner.with_context(|| format!("line {line}: expected `{cell}` in backticks"))?.to_owned())
         };
-        let mutant = Mutant { file: code(&cells[0])?, change: code(&cells[1])? };
+        let mutant = Mutant { file: code(&cells[0])?, change: code(&cells[1])?, at: None };
         rows.push(Row { line, mutant, reason: cells[2].clone() });
     }
     Ok(rows)
@@ -190,6 +239,17 @@ mod tests {
             let rows = table(&[row(OR, nothing)]);
             assert_eq!(unexcused(&[mutant(OR)], &rows), [mutant(OR)], "{nothing:?}");
         }
+    }
+
+    #[test]
+    fn a_sample_is_chosen_by_name_alone() {
+        let named = |change: usize, line: u32| mutant(&format!("crates/a/src/b.rs:{line}:5: delete {change}"));
+        let chosen = |line| (0..4800).filter(|change| named(*change, line).is_one_in(48)).collect::<Vec<_>>();
+        assert_eq!(chosen(10), chosen(99));
+        assert!((60..140).contains(&chosen(10).len()), "{}", chosen(10).len());
+        let (one, moved) = (named(1, 10), named(1, 99));
+        assert!(one == moved && one.is_at(&named(1, 10)) && !one.is_at(&moved));
+        assert_eq!(one.listed(), "crates/a/src/b.rs:10:5: delete 1");
     }
 
     #[test]

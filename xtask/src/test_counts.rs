@@ -1,19 +1,23 @@
 //! Counting what test runners say in their closing lines, without taking these lines away from the reader.
 
 /// Tests counted so far.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct TestCounts {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
     pub(crate) ignored: u64,
+    /// The names of those that failed, where libtest said them.
+    pub(crate) failed_names: Vec<String>,
 }
 
 impl TestCounts {
-    /// Adds what `line` says, if it is a closing line of libtest or nextest.
+    /// Adds what `line` says, if it is a closing line of libtest or nextest, or libtest's line about a test that failed.
     pub(crate) fn read(&mut self, line: &str) {
         let line = strip_colours(line);
         let line = line.trim();
-        if let Some(counts) = line.strip_prefix("test result: ") {
+        if let Some(name) = line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED")) {
+            self.failed_names.push(name.to_owned());
+        } else if let Some(counts) = line.strip_prefix("test result: ") {
             // test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s
             let counts = counts.split_once(". ").map_or(counts, |(_, counts)| counts);
             self.add(counts.split(';'));
@@ -30,6 +34,15 @@ impl TestCounts {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
+        self.failed_names.extend(other.failed_names);
+    }
+
+    /// Adds a second try of exactly the tests that failed in this one: what passes now has not failed. Returns the names of those.
+    pub(crate) fn merge_second_try(&mut self, again: TestCounts) -> Vec<String> {
+        self.passed += again.passed;
+        self.failed = again.failed;
+        let first = std::mem::replace(&mut self.failed_names, again.failed_names);
+        first.into_iter().filter(|name| !self.failed_names.contains(name)).collect()
     }
 
     fn add<'a>(&mut self, counts: impl Iterator<Item = &'a str>) {
@@ -73,6 +86,23 @@ mod tests {
         counts
             .read("\u{1b}[32;1m     Summary\u{1b}[0m [   0.012s] 7 tests run: 6 passed (1 slow), 1 failed, 2 skipped");
         counts.read("the test result: nothing to see");
-        assert_eq!(counts, TestCounts { passed: 11, failed: 3, ignored: 3 });
+        assert_eq!(counts, TestCounts { passed: 11, failed: 3, ignored: 3, failed_names: Vec::new() });
+    }
+
+    #[test]
+    fn a_second_try_judges_those_that_failed() {
+        let mut first = TestCounts::default();
+        for line in
+            ["test a ... ok", "test b ... FAILED", "test c ... FAILED", "test result: FAILED. 1 passed; 2 failed"]
+        {
+            first.read(line);
+        }
+        assert_eq!(first.failed_names, ["b", "c"]);
+        let mut again = TestCounts::default();
+        for line in ["test b ... ok", "test c ... FAILED", "test result: FAILED. 1 passed; 1 failed"] {
+            again.read(line);
+        }
+        assert_eq!(first.merge_second_try(again), ["b"]);
+        assert_eq!((first.passed, first.failed, &first.failed_names[..]), (2, 1, &["c".to_owned()][..]));
     }
 }
