@@ -178,6 +178,9 @@ async fn clear_event(l: &Living, page: u8, len: u32) -> Result<bool, Fault> {
 async fn read_news(l: Living) -> Result<(), Fault> {
     let (mut read, mut pause) = (Time::ZERO, TRANSITION);
     let (mut refused, mut again) = (News::empty(), Time::NEVER);
+    if !l.shared.shows_all(&l.association) {
+        (refused, again) = (News::NAMESPACES, l.admin.borrow().now.after(pause));
+    }
     loop {
         // A transition that ends without an event must not last for ever.
         let changing = l.association.namespaces().values().any(|n| n.info.access == Access::Change);
@@ -253,7 +256,9 @@ async fn rescan(l: &Living) -> Result<bool, Fault> {
     let found = attach::namespaces(&l.admin, &l.shared, &l.view, ana.as_ref(), Some(&known)).await?;
     l.association.set_listed(found.listed);
     l.shared.set_namespaces(&l.association, found.namespaces);
-    Ok(found.whole && cleared)
+    // A namespace that is missing, or another one, may come back, and the event that says so may be lost with the one before: it is looked
+    // for, less and less often.
+    Ok(found.whole && cleared && l.shared.shows_all(&l.association))
 }
 
 async fn refresh_ana(l: &Living) -> Result<bool, Fault> {

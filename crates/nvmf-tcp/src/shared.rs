@@ -125,6 +125,8 @@ struct PinnedNamespace {
     users: u32,
     /// `None`: not seen yet.
     first: Option<Pinned>,
+    /// Why it is not that one now, as it was told.
+    trouble: Option<String>,
 }
 
 /// See the module.
@@ -280,11 +282,20 @@ impl Shared {
             let Ok((nsid, namespace)) = self.shown(association, *ns) else { continue };
             let seen = || Pinned { nsid, identity: namespace.info.identity.clone() };
             let first = pin.first.get_or_insert_with(seen);
-            if let Some((_, reason)) = another(nsid, &first.identity, &namespace.info.identity) {
+            let trouble = another(nsid, &first.identity, &namespace.info.identity).map(|(_, reason)| reason);
+            if let Some(reason) = trouble.as_ref().filter(|_| trouble != pin.trouble) {
                 tracing::error!(path = %self.config.name, "{reason}");
             }
+            pin.trouble = trouble;
         }
         self.announce();
+    }
+
+    /// Does `association` show every namespace that is asked for, and as it was? An event that says when that changes may get lost.
+    pub(crate) fn shows_all(&self, association: &Association) -> bool {
+        let mut asked: BTreeSet<_> = lock(&self.pinned).keys().copied().collect();
+        asked.extend(self.wanted().into_iter().map(Some));
+        asked.into_iter().all(|ns| self.namespace(association, ns).is_ok_and(|(_, n)| n.trouble.is_none()))
     }
 
     /// The namespace `ns` of `association`, or the only one, with its trouble: whoever uses it must not go on when another one has

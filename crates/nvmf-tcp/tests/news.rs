@@ -302,3 +302,42 @@ fn asking_for_a_namespace_asks_the_controller_only_if_it_was_passed_over() {
     script.event(EventKind::NamespacesChanged);
     world.run_until("the namespace", 100, |w| w.is_live());
 }
+
+/// Another disk answers under the number, and the event that says that ours is back is lost. It is looked for, less and less often, and
+/// that it is another one is said once.
+#[test]
+fn a_namespace_that_is_another_one_is_looked_for_until_it_is_back() {
+    let script = Script::new();
+    let mut world = world_of(&script);
+    world.open_queue(8);
+    world.run_ms(100);
+    script.state().show(1, Shown::new(9));
+    script.event(EventKind::NamespacesChanged);
+    world.run_until("the other disk to be noticed", 500, |w| !w.is_live());
+    assert_eq!(world.cause(), Code::PathIdentity);
+    let looks = script.asked(LIST);
+    world.run_in_steps(120_000, &[20]);
+    let more = script.asked(LIST) - looks;
+    assert!((6..12).contains(&more), "{more} looks in two minutes");
+    script.state().show(1, Shown::new(1));
+    world.run_until("our disk without any event", 31_000, |w| w.is_live());
+    let asked = script.asked(LIST);
+    world.run_in_steps(120_000, &[20]);
+    assert_eq!(script.asked(LIST), asked, "nobody looks any more");
+}
+
+/// The same of one that is missing when the controller comes up again.
+#[test]
+fn a_namespace_that_is_missing_at_a_reconnect_is_looked_for() {
+    let script = Script::new();
+    let mut world = world_of(&script);
+    world.open_queue(8);
+    world.run_ms(100);
+    let ours = script.state().namespaces.clone();
+    script.state().namespaces.clear();
+    script.reset(0);
+    world.run_until("the loss", 5_000, |w| !w.is_live());
+    world.run_in_steps(10_000, &[20]);
+    script.state().namespaces = ours;
+    world.run_until("our disk without any event", 31_000, |w| w.is_live());
+}
