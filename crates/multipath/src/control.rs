@@ -25,6 +25,8 @@ pub(crate) struct Control {
     exported: Option<Exported>,
     /// Names of the caches, by their numbers.
     cache_names: Vec<CacheDomain>,
+    /// Caches in doubt, as bits of their numbers.
+    doubted: u64,
 }
 
 impl Control {
@@ -46,6 +48,7 @@ impl Control {
             stated_limits,
             exported: None,
             cache_names: Vec::new(),
+            doubted: 0,
         }
     }
 
@@ -374,6 +377,7 @@ impl Control {
         });
         caches.join(index as u8, info.limits.write_cache);
         self.paths[at].cache = Some(index as u8);
+        self.follow_doubts(caches);
     }
 
     fn leave_cache(&mut self, at: usize, now: Time, caches: &Caches) {
@@ -382,6 +386,7 @@ impl Control {
         if caches.leave(index) && !self.paths[at].closing {
             self.cache_lost(index, "the last path of a dirty write cache is gone: the next flush fails once", now);
         }
+        self.follow_doubts(caches);
     }
 
     /// Where a path shows another disk, what has the cache that it led to may be another one, too, on paths that have not heard of it yet.
@@ -392,16 +397,28 @@ impl Control {
             DeviceState::Starting | DeviceState::Gone { .. } => false,
         };
         let record = &mut self.paths[at];
-        if let Some(index) = record.cache.filter(|_| differs && !record.doubts) {
-            record.doubts = true;
-            caches.begin_doubt(index);
+        if let Some(index) = record.cache.filter(|_| differs && record.doubts.is_none()) {
+            record.doubts = Some(self.cache_names[usize::from(index)].place().into());
+            self.follow_doubts(caches);
         }
     }
 
     fn end_doubt(&mut self, at: usize, caches: &Caches) {
-        let record = &mut self.paths[at];
-        if let Some(index) = record.cache.filter(|_| core::mem::take(&mut record.doubts)) {
-            caches.end_doubt(index);
+        if self.paths[at].doubts.take().is_some() {
+            self.follow_doubts(caches);
+        }
+    }
+
+    /// Who answers at a place is in doubt while a path that led there shows another disk: every cache that is there now.
+    fn follow_doubts(&mut self, caches: &Caches) {
+        for (index, name) in self.cache_names.iter().enumerate() {
+            let led_there = |p: &PathRecord| p.doubts.as_deref() == Some(name.place());
+            let doubted = caches.members(index as u8) > 0 && self.paths.iter().any(led_there);
+            if doubted != (self.doubted & 1 << index != 0) {
+                self.doubted ^= 1 << index;
+                let change = if doubted { Caches::begin_doubt } else { Caches::end_doubt };
+                change(caches, index as u8);
+            }
         }
     }
 

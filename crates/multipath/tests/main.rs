@@ -2,6 +2,7 @@
 
 mod common;
 
+mod asked;
 mod defects;
 mod doubt;
 mod endings;
@@ -9,6 +10,7 @@ mod fencing;
 mod flush;
 mod group;
 mod logs;
+mod losses;
 mod numbers;
 mod paths;
 mod pieces;

@@ -94,6 +94,8 @@ fn parts_that_have_found_room_are_not_slept_upon() {
         b.flush();
     }
     b.turn();
+    assert_eq!(sleeps(&mut b), None, "not all that wait for room have been looked at");
+    b.turns(3);
     assert_eq!(sleeps(&mut b), Some(10), "there is nothing to do but wait");
     b.devices[2].set_gone();
     b.turn();

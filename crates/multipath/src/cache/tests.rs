@@ -2,6 +2,34 @@
 
 use super::*;
 
+/// A queue of one flush, which tells at once what it has to report.
+trait Told {
+    fn cleaned(&self, flush: FlushTarget) -> bool;
+    fn abandoned(&self, flush: FlushTarget) -> bool;
+    fn take_lost(&self) -> bool;
+}
+
+impl Told for Caches {
+    fn cleaned(&self, flush: FlushTarget) -> bool {
+        let mut reports = Reports::new();
+        let cleaned = self.mark_clean(flush, &mut reports);
+        self.set_told(&mut reports);
+        cleaned
+    }
+    fn abandoned(&self, flush: FlushTarget) -> bool {
+        let mut reports = Reports::new();
+        let lost = self.abandon(flush, &mut reports);
+        self.set_told(&mut reports);
+        lost
+    }
+    fn take_lost(&self) -> bool {
+        let mut reports = Reports::new();
+        let lost = self.report_losses(&mut reports);
+        self.set_told(&mut reports);
+        lost
+    }
+}
+
 fn flush(caches: &Caches, cache: u8) -> FlushTarget {
     FlushTarget { cache, epoch: caches.begin_flush() }
 }
@@ -12,13 +40,13 @@ fn only_a_flush_begun_after_the_write_cleans() {
     c.join(3, false);
     assert_eq!(c.dirty_mask(), 0);
     let early = flush(&c, 3);
-    c.mark_dirty(3);
-    assert!(c.mark_clean(early));
+    c.mark_dirty(c.send_to(3));
+    assert!(c.cleaned(early));
     assert_eq!(c.dirty_mask(), 1 << 3, "a write after the flush began is still dirty");
     assert!(c.is_dirty(3) && !c.is_dirty(2) && !c.is_dirty(4));
     let (one, two) = (flush(&c, 3), flush(&c, 3));
     assert_eq!(c.dirty_mask(), 1 << 3, "a flush under way cleans nothing");
-    assert!(c.mark_clean(two) && c.mark_clean(one));
+    assert!(c.cleaned(two) && c.cleaned(one));
     assert_eq!(c.dirty_mask(), 0);
 }
 
@@ -28,8 +56,8 @@ fn the_last_path_of_a_dirty_cache_is_reported_once() {
     c.join(0, true);
     c.join(0, true);
     assert_eq!(c.dirty_mask(), 1, "a cache of unknown past is flushed once");
-    assert!(c.mark_clean(flush(&c, 0)));
-    c.mark_dirty(0);
+    assert!(c.cleaned(flush(&c, 0)));
+    c.mark_dirty(c.send_to(0));
     assert!(!c.leave(0) && !c.take_lost());
     assert!(c.leave(0));
     assert!(c.take_lost() && !c.take_lost());
@@ -43,7 +71,7 @@ fn the_last_path_of_a_dirty_cache_is_reported_once() {
 fn a_second_path_assumes_nothing_about_a_cache_that_is_in_use() {
     let c = Caches::new();
     c.join(0, true);
-    assert!(c.mark_clean(flush(&c, 0)));
+    assert!(c.cleaned(flush(&c, 0)));
     c.join(0, true);
     assert_eq!((c.dirty_mask(), c.members(0)), (0, 2));
 }
@@ -54,17 +82,17 @@ fn a_flush_that_outlives_its_cache_knows_whether_it_lost_anything() {
     c.join(2, true);
     let waiting = flush(&c, 2);
     assert!(!c.is_unreachable(waiting));
-    assert!(!c.leave(2) && c.is_unreachable(waiting) && !c.abandon(waiting), "nothing but an assumption is gone");
+    assert!(!c.leave(2) && c.is_unreachable(waiting) && !c.abandoned(waiting), "nothing but an assumption is gone");
     c.join(2, false);
-    c.mark_dirty(2);
+    c.mark_dirty(c.send_to(2));
     let (one, two) = (flush(&c, 2), flush(&c, 2));
     assert!(c.leave(2));
     let later = flush(&c, 2);
-    assert!(c.abandon(one) && c.abandon(two) && !c.abandon(later));
+    assert!(c.abandoned(one) && c.abandoned(two) && !c.abandoned(later));
     assert!(!c.take_lost(), "they have reported it");
-    c.mark_dirty(2);
+    c.mark_dirty(c.send_to(2));
     let after = flush(&c, 2);
-    assert!(c.abandon(after), "a change that completed as the last path went");
+    assert!(c.abandoned(after), "a change that completed as the last path went");
     assert_eq!(c.dirty_mask(), 0, "reported, and not for ever");
 }
 
@@ -72,18 +100,18 @@ fn a_flush_that_outlives_its_cache_knows_whether_it_lost_anything() {
 fn a_flush_reports_only_what_it_was_to_cover() {
     let c = Caches::new();
     c.join(0, false);
-    c.mark_dirty(0);
+    c.mark_dirty(c.send_to(0));
     let early = flush(&c, 0);
-    c.mark_dirty(0);
+    c.mark_dirty(c.send_to(0));
     assert!(c.leave(0));
-    assert!(c.abandon(early) && c.take_lost(), "the second write is for the next flush to report");
+    assert!(c.abandoned(early) && c.take_lost(), "the second write is for the next flush to report");
     // Neither does the report of one cache stand for another.
     (0..2).for_each(|i| c.join(i, false));
-    c.mark_dirty(0);
+    c.mark_dirty(c.send_to(0));
     let zero = flush(&c, 0);
-    c.mark_dirty(1);
+    c.mark_dirty(c.send_to(1));
     assert!(c.leave(1) && c.leave(0));
-    assert!(c.abandon(zero) && c.take_lost() && !c.take_lost());
+    assert!(c.abandoned(zero) && c.take_lost() && !c.take_lost());
 }
 
 #[test]
@@ -91,17 +119,17 @@ fn an_answer_that_was_on_the_way_as_the_last_path_went_makes_up_for_the_loss() {
     for i in [0, 5, 63] {
         let c = Caches::new();
         c.join(i, false);
-        c.mark_dirty(i);
+        c.mark_dirty(c.send_to(i));
         let early = flush(&c, i);
-        assert!(c.leave(i) && c.mark_clean(early) && !c.take_lost(), "it covered everything");
+        assert!(c.leave(i) && c.cleaned(early) && !c.take_lost(), "it covered everything");
         c.join(i, false);
-        c.mark_dirty(i);
+        c.mark_dirty(c.send_to(i));
         let early = flush(&c, i);
-        c.mark_dirty(i);
-        assert!(c.leave(i) && c.mark_clean(early) && c.take_lost(), "it did not cover the second write");
+        c.mark_dirty(c.send_to(i));
+        assert!(c.leave(i) && c.cleaned(early) && c.take_lost(), "it did not cover the second write");
         // Nor does it say anything about what has the number now.
         c.join(i, true);
-        assert!(c.mark_clean(early));
+        assert!(c.cleaned(early));
         assert_eq!(c.dirty_mask(), 1 << i);
     }
 }
@@ -110,10 +138,10 @@ fn an_answer_that_was_on_the_way_as_the_last_path_went_makes_up_for_the_loss() {
 fn a_loss_is_reported_again_for_a_change_that_was_acknowledged_after_the_report() {
     let c = Caches::new();
     (0..2).for_each(|i| c.join(i, false));
-    let unharmed = c.mark_dirty(1);
-    let early = Written::and(None, Some(c.mark_dirty(0)));
+    let unharmed = c.mark_dirty(c.send_to(1));
+    let early = Written::and(None, Some(c.mark_dirty(c.send_to(0))));
     assert!(c.lose_power(0) && c.take_lost(), "reported before the change was acknowledged");
-    let late = c.mark_dirty(0);
+    let late = c.mark_dirty(c.send_to(0));
     c.acknowledge(unharmed);
     c.acknowledge(late);
     assert!(!c.take_lost(), "what was written after the loss is there");
@@ -126,12 +154,12 @@ fn a_change_acknowledged_late_reports_the_loss_of_each_of_its_own_caches_and_of_
     for (mine, other) in [(0, 1), (1, 0), (4, 5), (63, 62)] {
         let c = Caches::new();
         [mine, other].iter().for_each(|&i| c.join(i, false));
-        let change = c.mark_dirty(mine);
-        c.mark_dirty(other);
+        let change = c.mark_dirty(c.send_to(mine));
+        c.mark_dirty(c.send_to(other));
         assert!(c.lose_power(other) && c.take_lost());
         c.acknowledge(change);
         assert!(!c.take_lost(), "{mine}: it was never in {other}");
-        let parts = Written::and(Some(c.mark_dirty(mine)), Some(c.mark_dirty(other)));
+        let parts = Written::and(Some(c.mark_dirty(c.send_to(mine))), Some(c.mark_dirty(c.send_to(other))));
         assert!(c.lose_power(mine) && c.take_lost());
         c.acknowledge(parts.unwrap());
         assert!(c.take_lost() && !c.take_lost(), "{mine}: one of its parts was there");
@@ -144,22 +172,22 @@ fn nothing_makes_up_for_a_loss_of_power() {
     (0..2).for_each(|_| c.join(0, false));
     c.join(1, true);
     assert!(!c.lose_power(0) && !c.lose_power(1) && c.dirty_mask() == 0, "nothing that this group has promised");
-    c.mark_dirty(0);
+    c.mark_dirty(c.send_to(0));
     let (one, two) = (flush(&c, 0), flush(&c, 0));
     assert!(c.lose_power(0) && !c.leave(0) && !c.lose_power(0), "once");
     assert!(c.is_unreachable(one));
-    assert!(!c.mark_clean(one) && !c.take_lost(), "the answer of the other path is no comfort; this is the report");
-    assert!(!c.mark_clean(two), "this one was to cover it too");
+    assert!(!c.cleaned(one) && !c.take_lost(), "the answer of the other path is no comfort; this is the report");
+    assert!(!c.cleaned(two), "this one was to cover it too");
     let later = flush(&c, 0);
-    assert!(!c.is_unreachable(later) && c.mark_clean(later));
-    c.mark_dirty(0);
+    assert!(!c.is_unreachable(later) && c.cleaned(later));
+    c.mark_dirty(c.send_to(0));
     let early = flush(&c, 0);
-    c.mark_dirty(0);
-    assert!(c.lose_power(0) && !c.mark_clean(early) && c.take_lost() && !c.take_lost());
+    c.mark_dirty(c.send_to(0));
+    assert!(c.lose_power(0) && !c.cleaned(early) && c.take_lost() && !c.take_lost());
     // A loss that was taken leaves nothing behind.
-    c.mark_dirty(0);
+    c.mark_dirty(c.send_to(0));
     let answered = flush(&c, 0);
-    assert!(c.leave(0) && c.mark_clean(answered) && !c.take_lost());
+    assert!(c.leave(0) && c.cleaned(answered) && !c.take_lost());
 }
 
 #[test]
@@ -169,23 +197,23 @@ fn the_report_of_a_loss_of_power_settles_that_loss_and_no_other() {
             let c = Caches::new();
             for i in [told, untold] {
                 c.join(i, false);
-                c.mark_dirty(i);
+                c.mark_dirty(c.send_to(i));
             }
             c
         };
         let c = both();
         let covered = flush(&c, told);
-        assert!(c.lose_power(told) && c.abandon(covered));
+        assert!(c.lose_power(told) && c.abandoned(covered));
         // The next loss of the same cache is one that an answer on the way makes up for.
-        c.mark_dirty(told);
+        c.mark_dirty(c.send_to(told));
         let answered = flush(&c, told);
-        assert!(c.leave(told) && c.mark_clean(answered) && !c.take_lost(), "{told}");
+        assert!(c.leave(told) && c.cleaned(answered) && !c.take_lost(), "{told}");
         let c = both();
         let covered = flush(&c, told);
-        assert!(c.lose_power(told) && c.lose_power(untold) && c.abandon(covered));
+        assert!(c.lose_power(told) && c.lose_power(untold) && c.abandoned(covered));
         // Nobody has been told of the other one, and a flush of what came after it is no comfort.
-        c.mark_dirty(untold);
-        assert!(c.mark_clean(flush(&c, untold)) && c.take_lost(), "{untold}");
+        c.mark_dirty(c.send_to(untold));
+        assert!(c.cleaned(flush(&c, untold)) && c.take_lost(), "{untold}");
     }
 }
 
@@ -193,14 +221,14 @@ fn the_report_of_a_loss_of_power_settles_that_loss_and_no_other() {
 fn a_number_that_is_given_again_brings_its_losses_to_light() {
     let c = Caches::new();
     c.join(5, false);
-    c.mark_dirty(5);
+    c.mark_dirty(c.send_to(5));
     let waiting = flush(&c, 5);
     assert!(c.leave(5) && c.take_lost());
     // A late acknowledgement, and then another cache under the same number.
-    c.mark_dirty(5);
+    c.mark_dirty(c.send_to(5));
     c.join(5, true);
     assert!(c.take_lost());
-    assert!(c.is_unreachable(waiting) && c.abandon(waiting), "what is there now is not what it was to reach");
+    assert!(c.is_unreachable(waiting) && c.abandoned(waiting), "what is there now is not what it was to reach");
     assert_eq!(c.dirty_mask(), 1 << 5, "unknown past");
     assert!(!c.is_unreachable(flush(&c, 5)));
 }
@@ -209,8 +237,8 @@ fn a_number_that_is_given_again_brings_its_losses_to_light() {
 fn flushed() -> Caches {
     let c = Caches::new();
     (0..2).for_each(|_| c.join(0, false));
-    c.mark_dirty(0);
-    assert!(c.mark_clean(flush(&c, 0)) && c.dirty_mask() == 0);
+    c.mark_dirty(c.send_to(0));
+    assert!(c.cleaned(flush(&c, 0)) && c.dirty_mask() == 0);
     c
 }
 
@@ -221,15 +249,15 @@ fn nothing_cleans_a_cache_in_doubt() {
     c.begin_doubt(0);
     assert_eq!(c.dirty_mask(), 1, "who answered the flushes before, too?");
     c.begin_doubt(0);
-    c.mark_dirty(0);
-    assert!(c.mark_clean(early) && c.mark_clean(flush(&c, 0)));
+    c.mark_dirty(c.send_to(0));
+    assert!(c.cleaned(early) && c.cleaned(flush(&c, 0)));
     assert!(c.is_awaited(flush(&c, 0)), "nobody knows where that is");
     c.end_doubt(0);
-    assert!(c.mark_clean(flush(&c, 0)) && c.is_awaited(flush(&c, 0)), "another path shows another disk still");
+    assert!(c.cleaned(flush(&c, 0)) && c.is_awaited(flush(&c, 0)), "another path shows another disk still");
     let during = flush(&c, 0);
     c.end_doubt(0);
-    assert!(c.mark_clean(during) && c.is_awaited(flush(&c, 0)), "answered by nobody knows whom");
-    assert!(c.mark_clean(flush(&c, 0)));
+    assert!(c.cleaned(during) && c.is_awaited(flush(&c, 0)), "answered by nobody knows whom");
+    assert!(c.cleaned(flush(&c, 0)));
     assert_eq!(c.dirty_mask(), 0);
 }
 
@@ -239,12 +267,12 @@ fn what_was_clean_before_a_doubt_is_flushed_if_a_path_leads_there_and_awaited_by
     c.begin_doubt(0);
     for _ in 0..2 {
         let owed = flush(&c, 0);
-        assert!(c.dirty_mask() == 1 && !c.is_awaited(owed) && c.mark_clean(owed));
+        assert!(c.dirty_mask() == 1 && !c.is_awaited(owed) && c.cleaned(owed));
     }
     c.end_doubt(0);
     assert_eq!(c.dirty_mask(), 1);
     let owed = flush(&c, 0);
-    assert!(!c.is_awaited(owed) && c.mark_clean(owed) && c.dirty_mask() == 0);
+    assert!(!c.is_awaited(owed) && c.cleaned(owed) && c.dirty_mask() == 0);
     // It breaks no promise when it goes, and nothing is owed by who comes in its place.
     c.begin_doubt(0);
     assert!(!c.lose_power(0));
@@ -261,10 +289,10 @@ fn what_was_clean_before_a_doubt_is_flushed_if_a_path_leads_there_and_awaited_by
 #[test]
 fn a_flush_waits_no_longer_for_what_another_one_has_cleaned() {
     let c = flushed();
-    c.mark_dirty(0);
+    c.mark_dirty(c.send_to(0));
     let (one, two) = (flush(&c, 0), flush(&c, 0));
-    assert!(c.is_awaited(one) && c.mark_clean(two));
-    c.mark_dirty(0);
+    assert!(c.is_awaited(one) && c.cleaned(two));
+    c.mark_dirty(c.send_to(0));
     assert!(!c.is_awaited(one), "the second write is not its own");
     assert!(c.is_awaited(flush(&c, 0)));
     c.join(1, true);
@@ -274,13 +302,13 @@ fn a_flush_waits_no_longer_for_what_another_one_has_cleaned() {
 #[test]
 fn what_was_flushed_in_doubt_only_is_lost_with_its_cache() {
     let c = flushed();
-    c.mark_dirty(0);
+    c.mark_dirty(c.send_to(0));
     let early = flush(&c, 0);
     c.begin_doubt(0);
-    assert!(c.mark_clean(flush(&c, 0)));
+    assert!(c.cleaned(flush(&c, 0)));
     c.end_doubt(0);
     assert!(!c.leave(0) && c.leave(0), "and it held writes");
-    assert!(c.mark_clean(early) && c.take_lost(), "an answer on the way is no comfort either");
+    assert!(c.cleaned(early) && c.take_lost(), "an answer on the way is no comfort either");
 }
 
 #[test]
@@ -296,7 +324,7 @@ fn whatever_reactors_do_at_a_time_a_flush_is_owed_from_the_beginning_of_a_doubt_
                     c.end_doubt(0);
                 }
             });
-            s.spawn(|| assert!(c.mark_clean(early)));
+            s.spawn(|| assert!(c.cleaned(early)));
             let mut owed = false;
             loop {
                 let over = doubt.is_finished();
@@ -320,7 +348,7 @@ fn whatever_reactors_do_at_a_time_no_write_that_is_lost_is_covered_by_a_flush_th
         let c = Caches::new();
         c.join(0, false);
         c.join(1, false);
-        c.mark_dirty(0);
+        c.mark_dirty(c.send_to(0));
         let told = Count::new(0);
         std::thread::scope(|s| {
             s.spawn(|| assert!(c.leave(0)));
@@ -334,7 +362,7 @@ fn whatever_reactors_do_at_a_time_no_write_that_is_lost_is_covered_by_a_flush_th
                     while !c.is_unreachable(target) {
                         std::hint::spin_loop();
                     }
-                    assert!(c.abandon(target), "it was to cover the write, and nothing flushed it");
+                    assert!(c.abandoned(target), "it was to cover the write, and nothing flushed it");
                     told.fetch_add(1, SeqCst);
                 } else {
                     panic!("neither dirty nor lost");
@@ -343,4 +371,64 @@ fn whatever_reactors_do_at_a_time_no_write_that_is_lost_is_covered_by_a_flush_th
         });
         assert_eq!(told.load(SeqCst), 1);
     }
+}
+
+#[test]
+fn a_doubt_does_not_hide_a_loss_of_power() {
+    let c = Caches::new();
+    (0..2).for_each(|_| c.join(0, false));
+    c.mark_dirty(c.send_to(0));
+    let under_way = flush(&c, 0);
+    c.begin_doubt(0);
+    assert!(c.lose_power(0) && !c.cleaned(under_way), "whoever answered it, what it was to cover is lost");
+    assert!(!c.take_lost(), "that was the report");
+}
+
+#[test]
+fn what_was_sent_to_a_cache_that_is_no_more_is_lost_when_it_is_acknowledged_and_makes_nothing_dirty() {
+    let c = Caches::new();
+    (0..2).for_each(|_| c.join(0, false));
+    let sent = c.send_to(0);
+    assert!(!c.lose_power(0), "nothing was acknowledged");
+    let written = c.mark_dirty(sent);
+    assert!(!c.is_dirty(0) && !c.take_lost(), "nobody was told of it yet");
+    c.acknowledge(written);
+    assert!(c.take_lost() && !c.take_lost() && !c.is_dirty(0));
+    // The same when the number is another cache's by then.
+    let sent = c.send_to(0);
+    (0..2).for_each(|_| assert!(!c.leave(0)));
+    c.join(0, false);
+    c.acknowledge(c.mark_dirty(sent));
+    assert!(c.take_lost() && !c.is_dirty(0));
+    c.acknowledge(c.mark_dirty(c.send_to(0)));
+    assert!(!c.take_lost() && c.is_dirty(0), "what is sent there now is there");
+}
+
+#[test]
+fn a_flush_that_nobody_waits_for_reports_no_loss_and_hides_none() {
+    let c = Caches::new();
+    (0..2).for_each(|_| c.join(0, false));
+    c.mark_dirty(c.send_to(0));
+    let removal = flush(&c, 0);
+    assert!(c.lose_power(0) && !c.try_mark_clean(removal) && c.take_lost());
+    c.mark_dirty(c.send_to(0));
+    assert!(!c.leave(0) && c.leave(0));
+    c.join(0, false);
+    assert!(c.try_mark_clean(flush(&c, 0)) && c.take_lost(), "it began after the loss and covers nothing of it");
+}
+
+#[test]
+fn a_loss_is_reported_until_somebody_has_the_report() {
+    let c = Caches::new();
+    (0..2).for_each(|_| c.join(0, false));
+    c.mark_dirty(c.send_to(0));
+    let (mut one, mut other) = (Reports::new(), Reports::new());
+    assert!(c.lose_power(0) && c.report_losses(&mut one) && c.report_losses(&mut other), "neither has it yet");
+    c.set_told(&mut one);
+    assert!(one.is_empty() && !c.take_lost());
+    // Another loss meanwhile is not what was told of.
+    c.mark_dirty(c.send_to(0));
+    assert!(c.lose_power(0));
+    c.set_told(&mut other);
+    assert!(c.take_lost() && !c.take_lost());
 }

@@ -2,7 +2,7 @@
 
 use super::MultipathQueue;
 use super::path::Phase;
-use super::task::{Owner, untag};
+use super::task::{Owner, Proofs, untag};
 use crate::cache::Written;
 use crate::config::Fencing;
 use crate::disposition::{Disposition, Penalty, on_completion, on_suspect};
@@ -20,6 +20,7 @@ impl MultipathQueue {
             if !self.scratch.is_empty() {
                 // Room may have come free, also by what waits for its fence now: ask again.
                 self.full &= !(1 << slot);
+                self.looked = 0;
                 for i in 0..self.scratch.suspects.len() {
                     let suspect = self.scratch.suspects[i];
                     self.suspected(slot, suspect, cx.now);
@@ -128,13 +129,14 @@ impl MultipathQueue {
         if task.outstanding > 0 {
             return;
         }
+        let settled = task.settled;
         // It may have waited for that to be cut, with a path that failed it or without one.
         self.retry_stranded_now = true;
         if let Some(at) = self.delayed.iter().position(|&(_, waits)| waits == key) {
             self.delayed.swap_remove(at);
-            self.backlog.push_back(key);
+            self.enqueue(key);
         }
-        if let Some((status, proof)) = task.settled {
+        if let Some((status, proof)) = settled {
             self.settle(key, status, proof);
         }
     }
@@ -142,13 +144,14 @@ impl MultipathQueue {
     fn succeeded(&mut self, slot: usize, key: SlotKey, proof: Proof) {
         let (Some(task), Some(path)) = (self.tasks.get_mut(key), self.paths[slot].as_ref()) else { return };
         if let Some(flush) = task.flush {
-            if !self.group.caches.mark_clean(flush) {
+            if !self.group.caches.mark_clean(flush, &mut self.reports) {
                 return self.settle(key, Code::CacheLost.into(), proof);
             }
         } else if !is_durable(&task.io) {
             // The cache that it was sent to, even if the path leads to another one by now; or the one that was enabled meanwhile.
-            let cache = task.cache.or(path.write_cache.then_some(path.cache).flatten());
-            task.written = Written::and(task.written, cache.map(|cache| self.group.caches.mark_dirty(cache)));
+            let caches = &self.group.caches;
+            let enabled = || path.write_cache.then_some(path.cache).flatten().map(|cache| caches.send_to(cache));
+            task.written = Written::and(task.written, task.cache.or_else(enabled).map(|sent| caches.mark_dirty(sent)));
         }
         self.settle(key, Status::OK, proof);
     }
@@ -156,32 +159,34 @@ impl MultipathQueue {
     /// The outcome of a task is known; it finishes when no superseded attempt is open either.
     pub(super) fn settle(&mut self, key: SlotKey, status: Status, proof: Proof) {
         let Some(task) = self.tasks.get_mut(key) else { return };
-        // One that succeeds has its answer. Of one that fails, every attempt may have done something.
-        let proof = if status.is_ok() { proof } else { task.proof.and(proof) };
         if task.outstanding > 0 && self.group.fencing == Fencing::On {
             task.settled = Some((status, proof));
             return;
         }
+        // Without fencing, nothing proves an attempt quiet that is still open.
+        let open = if task.outstanding > 0 { Proof::None } else { Proof::NeverSent };
+        let proofs = Proofs { answer: proof, all: task.proof.and(proof).and(open) };
         let owner = task.owner;
         let goes_on = status.is_ok() && !self.is_lost_labour(owner);
-        if goes_on && self.tasks.get_mut(key).is_some_and(|task| task.go_on(proof)) {
-            self.backlog.push_back(key);
+        if goes_on && self.tasks.get_mut(key).is_some_and(|task| task.go_on(proofs)) {
+            self.enqueue(key);
         } else if let Some(task) = self.tasks.remove(key) {
-            self.finish(owner, status, task.proof_of_all(proof), task.written);
+            self.finish(owner, status, task.proofs_of_all(proofs), task.written);
         }
     }
 
     /// Hands an outcome to whoever waits for it. `written`: where it was written to, if that was a volatile cache.
-    pub(super) fn finish(&mut self, owner: Owner, status: Status, proof: Proof, written: Option<Written>) {
+    pub(super) fn finish(&mut self, owner: Owner, status: Status, proofs: Proofs, written: Option<Written>) {
         match owner {
             Owner::User(tag) => {
                 if let Some(written) = written.filter(|_| status.is_ok()) {
                     self.group.caches.acknowledge(written);
                 }
                 self.open -= 1;
+                let proof = proofs.told(status);
                 self.ready.push(Completion { tag, status, proof });
             }
-            Owner::Part(parent) => self.part_done(parent, status, proof, written),
+            Owner::Part(parent) => self.part_done(parent, status, proofs, written),
             Owner::Removal(_) => {}
         }
     }
@@ -189,7 +194,8 @@ impl MultipathQueue {
     fn removal_flushed(&mut self, slot: usize, key: SlotKey, status: Status) {
         let Some(task) = self.tasks.remove(key) else { return };
         if let Some(flush) = task.flush.filter(|_| status.is_ok()) {
-            self.group.caches.mark_clean(flush);
+            // A loss is for a flush of the user to report.
+            self.group.caches.try_mark_clean(flush);
         }
         if let Some(path) = self.paths[slot].as_mut() {
             path.phase = Phase::Flushed;

@@ -6,7 +6,7 @@ use super::path::QueuePath;
 use super::task::{Owner, Task, tag};
 use crate::cache::FlushTarget;
 use crate::config::Fencing;
-use crate::selector::{Choice, Selector};
+use crate::selector::{Choice, Selector, Slots};
 use crate::stats;
 use core::time::Duration;
 use polypath_block::{Code, Cx, Io, Proof, RefusedWhy, SlotKey, Splitter, Status, Time};
@@ -84,7 +84,14 @@ impl MultipathQueue {
             };
             let mask = rank & !tried & !self.full;
             if mask == 0 {
-                return Dispatched::NoRoom;
+                // One that could not take it even if it had room is not waited for.
+                let (cannot, uncut) = self.cannot_take(cx, &io, rank & !tried, may_split);
+                if cannot | uncut == 0 {
+                    return Dispatched::NoRoom;
+                }
+                unfit |= cannot;
+                later |= uncut;
+                continue;
             }
             let slot = self.selector.pick(&Choice { mask, loads: &self.loads, bytes, offset, now: cx.now });
             let Some(path) = self.paths.get_mut(slot).and_then(Option::as_mut) else {
@@ -114,13 +121,30 @@ impl MultipathQueue {
         }
     }
 
+    /// Of the paths in `slots`: those that cannot take it, and those that can once it may be cut.
+    fn cannot_take(&self, cx: &Cx<'_>, io: &Io, slots: u64, may_split: bool) -> (u64, u64) {
+        let block_size = self.shown.map_or(0, |s| s.block_size);
+        let (mut cannot, mut uncut) = (0, 0);
+        for slot in Slots(slots) {
+            let Some(path) = self.paths[slot].as_ref() else { continue };
+            if path.limits.fits(io, block_size, cx.segs) {
+                continue;
+            }
+            match Splitter::new(*io, &path.limits, block_size).can_cut(cx.segs) {
+                true if may_split => {}
+                true => uncut |= 1 << slot,
+                false => cannot |= 1 << slot,
+            }
+        }
+        (cannot, uncut)
+    }
+
     /// The paths that are there cannot take it. One that is away may, and is waited for.
     fn unfit(&self, cx: &Cx<'_>, io: &Io) -> Dispatched {
         let block_size = self.shown.map_or(0, |s| s.block_size);
-        let takes = |path: &QueuePath| Splitter::new(*io, &path.limits, block_size).can_cut(cx.segs);
         let does = |path: &QueuePath| path.limits.max_blocks(io.op, block_size) > 0;
         let paths = || self.paths.iter().flatten();
-        if paths().any(|path| path.stays() && takes(path)) {
+        if self.may_take(cx, io) != 0 {
             Dispatched::NoPath
         } else {
             Dispatched::Unfit(if paths().any(does) { Code::Invalid } else { Code::Unsupported })
@@ -153,12 +177,12 @@ impl MultipathQueue {
         let Some(task) = self.tasks.get_mut(key) else { return Ok(()) };
         let Some(path) = self.paths[slot].as_mut() else { return Err(RefusedWhy::Gone) };
         let Some(queue) = path.queue.as_mut() else { return Err(RefusedWhy::Gone) };
-        let cache = path.write_cache.then_some(path.cache).flatten();
-        let attempt = task.attempt.wrapping_add(1);
+        let cache = path.write_cache.then_some(path.cache).flatten().map(|cache| self.group.caches.send_to(cache));
+        let attempt = self.attempts.wrapping_add(1);
         let mut io = task.io;
         io.tag = tag(key, attempt);
         queue.submit(cx, io).map_err(|refused| refused.why)?;
-        task.attempt = attempt;
+        (self.attempts, task.attempt) = (attempt, attempt);
         task.outstanding += 1;
         task.suspect = false;
         task.cache = cache;
@@ -175,11 +199,13 @@ impl MultipathQueue {
     fn wait_for_path(&mut self, cx: &Cx<'_>, key: SlotKey) {
         let timeout = self.group.no_path_timeout;
         let closed = self.group.is_closed();
-        let Some(task) = self.tasks.get_mut(key) else { return };
-        if task.flush.is_some_and(|flush| !self.group.caches.is_awaited(flush)) {
-            // There was nothing but a doubt, or another flush has cleaned it meanwhile.
-            return self.settle(key, Status::OK, Proof::Answered);
+        let owed = |task: &Task| task.flush.is_some_and(|flush| self.group.caches.is_owed(flush));
+        // Whether what was flushed is there is not known. Without any path, there is time to find out.
+        let waits = self.usable() == 0 && self.tasks.get(key).is_some_and(owed);
+        if !waits && self.ends_unawaited(key) {
+            return;
         }
+        let Some(task) = self.tasks.get_mut(key) else { return };
         // That those paths refused it which are gone says nothing of the one that may return.
         let expiry = task.no_path_since.get_or_insert(cx.now).after(timeout);
         if closed {
@@ -194,9 +220,22 @@ impl MultipathQueue {
         }
     }
 
+    /// Ends a flush that nobody must wait for: there was nothing but a doubt, or another flush has cleaned its cache meanwhile. Or the cache
+    /// was lost since it was looked at, which is asked afterwards.
+    fn ends_unawaited(&mut self, key: SlotKey) -> bool {
+        let flush = self.tasks.get(key).and_then(|task| task.flush);
+        let Some(flush) = flush.filter(|flush| !self.group.caches.is_awaited(*flush)) else { return false };
+        if self.group.caches.is_unreachable(flush) {
+            self.abandon_flush(key, flush);
+        } else {
+            self.settle(key, Status::OK, Proof::Answered);
+        }
+        true
+    }
+
     /// No path leads to the cache of a flush any more, or what it was to cover is lost.
     fn abandon_flush(&mut self, key: SlotKey, flush: FlushTarget) {
-        if self.group.caches.abandon(flush) {
+        if self.group.caches.abandon(flush, &mut self.reports) {
             self.give_up(key, Code::CacheLost);
         } else {
             self.settle(key, Status::OK, Proof::Answered);
@@ -222,11 +261,16 @@ impl MultipathQueue {
 
     /// Every path but those that cannot take it has failed it: another round after a moment, for a limited time since the first failure.
     fn wait_for_round(&mut self, cx: &Cx<'_>, key: SlotKey, unfit: u64) {
+        if self.ends_unawaited(key) {
+            return;
+        }
         self.has_path(key);
         let timeout = self.group.no_path_timeout;
-        let usable = self.usable();
+        let Some(io) = self.tasks.get(key).map(|task| task.io) else { return };
+        // Those with news, and those that are away and may return.
+        let others = self.may_take(cx, &io) & !unfit;
         let Some(task) = self.tasks.get_mut(key) else { return };
-        if let Some(status) = task.refusal.filter(|_| usable & !task.refused & !unfit == 0) {
+        if let Some(status) = task.refusal.filter(|_| others & !task.refused == 0) {
             let proof = task.proof;
             return self.settle(key, status, proof);
         }
@@ -251,6 +295,14 @@ impl MultipathQueue {
         self.paths.iter().enumerate().fold(0, |mask, (slot, path)| mask | u64::from(leads_there(path)) << slot)
     }
 
+    /// Paths that stay and take it, whole or in parts, as bits of slots.
+    fn may_take(&self, cx: &Cx<'_>, io: &Io) -> u64 {
+        let block_size = self.shown.map_or(0, |s| s.block_size);
+        let takes = |path: &QueuePath| path.stays() && Splitter::new(*io, &path.limits, block_size).can_cut(cx.segs);
+        let takes = |path: &Option<QueuePath>| path.as_ref().is_some_and(takes);
+        self.paths.iter().enumerate().fold(0, |mask, (slot, path)| mask | u64::from(takes(path)) << slot)
+    }
+
     fn unrank(&mut self, slot: usize) {
         self.ranks.iter_mut().for_each(|rank| *rank &= !(1 << slot));
     }
@@ -264,7 +316,7 @@ impl MultipathQueue {
             task.attempt = task.attempt.wrapping_add(1);
             task.suspect = false;
             task.proof = task.proof.and(proof);
-            self.backlog.push_back(key);
+            self.enqueue(key);
         }
     }
 

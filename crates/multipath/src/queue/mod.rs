@@ -12,7 +12,7 @@ mod parent;
 mod path;
 mod task;
 
-use crate::cache::FlushTarget;
+use crate::cache::{FlushTarget, Reports};
 use crate::config::{MAX_PATHS, SelectorKind};
 use crate::path::PathShared;
 use crate::selector::{AnySelector, PathLoad, Slots as Bits};
@@ -27,7 +27,7 @@ use polypath_block::{
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use task::{Owner, Task};
+use task::{Owner, Proofs, Task};
 
 /// How often a sleeping queue looks for changes while something waits for a path.
 const WATCH_WAITING: Duration = Duration::from_millis(10);
@@ -72,17 +72,28 @@ pub(crate) struct MultipathQueue {
     extras_most: usize,
     /// Tasks that wait for room.
     backlog: VecDeque<SlotKey>,
+    /// How many of these in a row have found none since there may have been some.
+    looked: usize,
     /// Tasks that no path can take, and the usable paths when that was last tried.
     stranded: VecDeque<SlotKey>,
     stranded_under: u64,
+    /// Usable paths in the last turn.
+    usable_before: u64,
     delayed: Vec<(Time, SlotKey)>,
     /// Parents with parts that wait for room.
     to_issue: VecDeque<SlotKey>,
     /// Finished, to be handed out by the next poll.
     ready: Vec<Completion>,
+    /// Losses that these are answered with, or parents that are not over yet; and those of the last poll, which have been given out.
+    reports: Reports,
+    given: Reports,
+    /// Parents that are to report a loss.
+    reporting: usize,
     scratch: Done,
     next_expiry: Time,
     retry_stranded_now: bool,
+    /// Number of the last attempt: no tag is given again while a completion of its first owner may come.
+    attempts: u32,
     closing: bool,
 }
 
@@ -113,14 +124,20 @@ impl MultipathQueue {
             extras: 0,
             extras_most,
             backlog: VecDeque::with_capacity(tasks),
+            looked: 0,
             stranded: VecDeque::with_capacity(tasks),
             stranded_under: 0,
+            usable_before: 0,
             delayed: Vec::with_capacity(tasks),
             to_issue: VecDeque::with_capacity(tasks),
             ready: Vec::with_capacity(2 * depth),
+            reports: Reports::new(),
+            given: Reports::new(),
+            reporting: 0,
             scratch: Done::with_capacity(2 * tasks),
             next_expiry: Time::NEVER,
             retry_stranded_now: false,
+            attempts: 0,
             closing: false,
         }
     }
@@ -132,10 +149,16 @@ impl MultipathQueue {
             Ok(key) if self.backlog.is_empty() || self.usable() == 0 => {
                 self.place(cx, key);
             }
-            Ok(key) => self.backlog.push_back(key),
+            Ok(key) => self.enqueue(key),
             // The table has room for everything that may be open; see `new`.
             Err(full) => unreachable!("{full}: more tasks than requests and parts"),
         }
+    }
+
+    /// To the end of those that wait for room. All of them are looked at once before the reactor sleeps.
+    fn enqueue(&mut self, key: SlotKey) {
+        self.backlog.push_back(key);
+        self.looked = 0;
     }
 
     fn usable(&self) -> u64 {
@@ -148,14 +171,16 @@ impl MultipathQueue {
             // A path that shows another disk now has something to say about what a flush must reach. This queue follows with its next turn.
             self.group.review();
         }
+        // Whoever submits has what the last turn gave him.
+        self.group.caches.set_told(&mut self.given);
         // The order matters, see `Caches::begin_flush`.
         let epoch = self.group.caches.begin_flush();
         let mask = self.group.caches.dirty_mask();
-        if self.group.caches.take_lost() {
-            return self.finish(owner, Code::CacheLost.into(), Proof::Answered, None);
+        if self.group.caches.report_losses(&mut self.reports) {
+            return self.finish(owner, Code::CacheLost.into(), Proofs::both(Proof::Answered), None);
         }
         match mask.count_ones() {
-            0 => self.finish(owner, Status::OK, Proof::Answered, None),
+            0 => self.finish(owner, Status::OK, Proofs::both(Proof::Answered), None),
             1 => {
                 let target = FlushTarget { cache: mask.trailing_zeros() as u8, epoch };
                 self.start(cx, Task::new(io, owner, cx.now, Some(target)));
@@ -174,15 +199,21 @@ impl MultipathQueue {
 
     /// Lets what waits go on: delays that passed, parents with more parts, the backlog.
     fn run_waiting(&mut self, cx: &mut Cx<'_>) {
+        let gained = self.usable() & !self.usable_before;
+        if gained != 0 {
+            self.looked = 0;
+        }
         let mut i = 0;
         while let Some(&(at, key)) = self.delayed.get(i) {
+            let task = self.tasks.get_mut(key);
             if at <= cx.now {
-                self.delayed.swap_remove(i);
-                self.tasks.get_mut(key).map(Task::begin_round);
-                self.backlog.push_back(key);
-            } else {
+                task.map(Task::begin_round);
+            } else if task.is_none_or(|task| gained & !task.tried == 0) {
                 i += 1;
+                continue;
             }
+            self.delayed.swap_remove(i);
+            self.enqueue(key);
         }
         for _ in 0..self.to_issue.len() {
             if let Some(key) = self.to_issue.pop_front() {
@@ -196,8 +227,10 @@ impl MultipathQueue {
             && let Some(key) = self.backlog.pop_front()
         {
             full = if self.place(cx, key) { 0 } else { full + 1 };
+            self.looked = if full == 0 { 0 } else { self.looked + 1 };
         }
         self.stranded_under = self.usable();
+        self.usable_before = self.stranded_under;
     }
 
     /// Tries tasks again that no path could take, if there is a path that there was not, or their time is up.
@@ -232,7 +265,7 @@ impl IoQueue for MultipathQueue {
         }
         self.open += 1;
         if let Err(status) = shown.limits.check(&io, shown.blocks, shown.block_size, cx.segs) {
-            self.finish(Owner::User(io.tag), status, Proof::NeverSent, None);
+            self.finish(Owner::User(io.tag), status, Proofs::NEVER_SENT, None);
         } else if io.op == Op::Flush {
             self.flush(cx, io);
         } else {
@@ -248,6 +281,7 @@ impl IoQueue for MultipathQueue {
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
         self.group.set_time(cx.now);
+        self.group.caches.set_told(&mut self.given);
         self.follow_group(cx);
         self.poll_paths(cx);
         self.rank(cx.now);
@@ -255,11 +289,16 @@ impl IoQueue for MultipathQueue {
         self.release_paths(cx);
         self.kick_paths(cx);
         done.completions.append(&mut self.ready);
+        if self.reporting == 0 {
+            self.given.append(&mut self.reports);
+        }
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
         let can_issue = !self.to_issue.is_empty() && self.extras < self.extras_most;
-        if !self.ready.is_empty() || self.unkicked != 0 || can_issue || self.is_behind() {
+        let unseen = self.looked < self.backlog.len() || self.retry_stranded_now && !self.stranded.is_empty();
+        let untold = !self.given.is_empty();
+        if !self.ready.is_empty() || self.unkicked != 0 || can_issue || unseen || untold || self.is_behind() {
             return Armed::Busy;
         }
         let waiting = !self.backlog.is_empty() || !self.stranded.is_empty();
@@ -303,6 +342,7 @@ impl Drop for MultipathQueue {
         // Empty, unless a reactor ends under its queues: those below know how to end then, and our tables must not object first.
         self.tasks.clear();
         self.parents.clear();
+        self.group.caches.set_told(&mut self.given);
         for path in self.paths.drain(..).flatten() {
             self.group.release(path.shared.id, &path.counters, path.reported);
         }

@@ -4,7 +4,7 @@
 //! So there are no more parents than requests, and none waits for the place of another.
 
 use super::MultipathQueue;
-use super::task::{Owner, Task};
+use super::task::{Owner, Proofs, Task};
 use crate::cache::{FlushTarget, Written};
 use polypath_block::{Code, Cx, Io, Proof, SlotKey, Splitter, Status};
 
@@ -28,7 +28,7 @@ pub(super) struct Parent {
     live: usize,
     /// The first error, if any; a lost cache before all others, since it is reported once.
     status: Status,
-    proof: Proof,
+    proofs: Proofs,
     /// The volatile caches that its parts were written to.
     written: Option<Written>,
 }
@@ -43,7 +43,7 @@ impl Parent {
     }
 
     fn new(owner: Owner, rest: Rest) -> Self {
-        Parent { owner, rest, live: 0, status: Status::OK, proof: Proof::NeverSent, written: None }
+        Parent { owner, rest, live: 0, status: Status::OK, proofs: Proofs::NEVER_SENT, written: None }
     }
 
     /// It has failed: what is not under way is not begun any more.
@@ -56,7 +56,7 @@ impl Parent {
             self.status = status;
         }
         if let Rest::Split(_, proof) = core::mem::replace(&mut self.rest, Rest::Nothing) {
-            self.proof = self.proof.and(proof);
+            self.proofs = self.proofs.and(Proofs::both(proof));
         }
     }
 
@@ -114,14 +114,17 @@ impl MultipathQueue {
     }
 
     /// A part of `key` has finished.
-    pub(super) fn part_done(&mut self, key: SlotKey, status: Status, proof: Proof, written: Option<Written>) {
+    pub(super) fn part_done(&mut self, key: SlotKey, status: Status, proofs: Proofs, written: Option<Written>) {
         let Some(parent) = self.parents.get_mut(key) else { return };
         parent.live -= 1;
         self.extras -= usize::from(parent.live > 0);
         parent.written = Written::and(parent.written, written);
-        parent.proof = parent.proof.and(proof);
+        parent.proofs = parent.proofs.and(proofs);
         if !status.is_ok() {
+            let reports = |parent: &Parent| parent.status.code == Code::CacheLost;
+            let before = reports(parent);
             parent.fail(status);
+            self.reporting += usize::from(reports(parent) && !before);
             // Those of its parts that wait have nothing to wait for any more.
             self.retry_stranded_now = true;
         }
@@ -139,7 +142,8 @@ impl MultipathQueue {
     fn end_parent(&mut self, key: SlotKey) {
         let over = self.parents.get(key).is_some_and(|p| p.live == 0 && matches!(p.rest, Rest::Nothing));
         if let Some(parent) = over.then(|| self.parents.remove(key)).flatten() {
-            self.finish(parent.owner, parent.status, parent.proof, parent.written);
+            self.reporting -= usize::from(parent.status.code == Code::CacheLost);
+            self.finish(parent.owner, parent.status, parent.proofs, parent.written);
         }
     }
 }

@@ -297,6 +297,8 @@ impl MultipathQueue {
         self.paths[slot] = Some(QueuePath::new(view, counters));
         self.loads[slot] = PathLoad { uid: view.shared.id.0, ..PathLoad::default() };
         self.selector.forget(slot);
+        self.full &= !(1 << slot);
+        self.tasks.iter_mut().for_each(|(_, task)| task.forget_slot(slot));
         Some(slot)
     }
 
@@ -310,6 +312,7 @@ impl MultipathQueue {
                 (path.avoid_until, path.failures_in_row, path.was_ready) = (now, 0, true);
                 path.last_cause = Code::PathLost;
                 self.full &= !(1 << slot);
+                self.looked = 0;
             }
             path.health = health;
         }

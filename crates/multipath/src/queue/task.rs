@@ -1,6 +1,6 @@
 //! One request to one path at a time.
 
-use crate::cache::{FlushTarget, Written};
+use crate::cache::{FlushTarget, SentTo, Written};
 use polypath_block::{Io, Proof, SlotKey, Status, Time};
 
 /// To whom the outcome of a task or parent goes.
@@ -14,6 +14,33 @@ pub(super) enum Owner {
     Removal(usize),
 }
 
+/// What is proven of a request or a part of one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Proofs {
+    /// Of the attempts that succeeded, if all of it does.
+    pub(super) answer: Proof,
+    /// Of every attempt: each may have done something.
+    pub(super) all: Proof,
+}
+
+impl Proofs {
+    /// Of what was not sent at all.
+    pub(super) const NEVER_SENT: Proofs = Proofs { answer: Proof::NeverSent, all: Proof::NeverSent };
+
+    pub(super) fn both(proof: Proof) -> Proofs {
+        Proofs { answer: proof, all: proof }
+    }
+
+    pub(super) fn and(self, other: Proofs) -> Proofs {
+        Proofs { answer: self.answer.and(other.answer), all: self.all.and(other.all) }
+    }
+
+    /// What is told: one that succeeds has its answer.
+    pub(super) fn told(self, status: Status) -> Proof {
+        if status.is_ok() { self.answer } else { self.all }
+    }
+}
+
 /// A request from `submit` to its completion, whatever paths it sees.
 #[derive(Debug)]
 pub(super) struct Task {
@@ -21,7 +48,7 @@ pub(super) struct Task {
     /// What of a part is sent afterwards: its path takes less at a time than the one that it was cut for. And what is proven of that.
     rest: Option<(Io, Proof)>,
     /// What is proven of what was sent before.
-    proof_before: Proof,
+    proofs_before: Proofs,
     pub(super) owner: Owner,
     /// Number of the current attempt: completions of superseded ones must not finish it.
     pub(super) attempt: u32,
@@ -29,8 +56,8 @@ pub(super) struct Task {
     pub(super) outstanding: u32,
     /// The current attempt is suspect.
     pub(super) suspect: bool,
-    /// Number of the volatile cache that the current attempt went to, if there was one then.
-    pub(super) cache: Option<u8>,
+    /// The volatile cache that the current attempt went to, if there was one then.
+    pub(super) cache: Option<SentTo>,
     /// The volatile cache that it was written to.
     pub(super) written: Option<Written>,
     /// Its outcome, when only superseded attempts keep it open.
@@ -57,7 +84,7 @@ impl Task {
         Task {
             io,
             rest: None,
-            proof_before: Proof::NeverSent,
+            proofs_before: Proofs::NEVER_SENT,
             owner,
             attempt: 0,
             outstanding: 0,
@@ -97,11 +124,11 @@ impl Task {
     }
 
     /// What was sent is done: begins with the rest, if there is one, as with a request of its own.
-    pub(super) fn go_on(&mut self, proof: Proof) -> bool {
+    pub(super) fn go_on(&mut self, proofs: Proofs) -> bool {
         let Some((rest, of_rest)) = self.rest.take() else { return false };
         *self = Task {
             proof: of_rest,
-            proof_before: self.proof_before.and(proof),
+            proofs_before: self.proofs_before.and(proofs),
             // As for an attempt that is superseded: nothing that is still said of what is done is said of the rest.
             attempt: self.attempt.wrapping_add(1),
             outstanding: self.outstanding,
@@ -111,10 +138,16 @@ impl Task {
         true
     }
 
-    /// What is proven of all of it, if `proof` is what is proven of what was sent last.
-    pub(super) fn proof_of_all(&self, proof: Proof) -> Proof {
+    /// What is proven of all of it, if `proofs` is what is proven of what was sent last.
+    pub(super) fn proofs_of_all(&self, proofs: Proofs) -> Proofs {
         let of_rest = self.rest.map_or(Proof::NeverSent, |(_, proof)| proof);
-        self.proof_before.and(proof).and(of_rest)
+        self.proofs_before.and(proofs).and(Proofs::both(of_rest))
+    }
+
+    /// Another path is in `slot` now: what this was told there was said by the one before.
+    pub(super) fn forget_slot(&mut self, slot: usize) {
+        self.tried &= !(1 << slot);
+        self.refused &= !(1 << slot);
     }
 }
 

@@ -32,6 +32,7 @@ struct Inner {
     /// Its queues are not drained, whatever they hold.
     undrained: bool,
     on_health: Option<fn(&Scripted)>,
+    on_version: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// What the test sees of a queue.
@@ -75,6 +76,7 @@ impl Scripted {
                 asked_for_queues: 0,
                 undrained: false,
                 on_health: None,
+                on_version: None,
             }),
         })
     }
@@ -93,6 +95,11 @@ impl Scripted {
         self.set_state(DeviceState::Down { cause, reason: reason.to_owned() });
     }
 
+    /// Nothing but its version moves.
+    pub fn set_live_unlocked(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
     pub fn set_gone(&self) {
         self.set_state(DeviceState::Gone { reason: "taken away".to_owned() });
     }
@@ -104,6 +111,11 @@ impl Scripted {
     /// Does `what` as soon as somebody asks a queue for its health.
     pub fn on_next_health(&self, what: fn(&Scripted)) {
         self.lock().on_health = Some(what);
+    }
+
+    /// Does `what` as soon as somebody asks the device for its version: what another thread does in that moment.
+    pub fn on_next_version(&self, what: impl FnOnce() + Send + 'static) {
+        self.lock().on_version = Some(Box::new(what));
     }
 
     pub fn set_room(&self, room: usize) {
@@ -212,6 +224,8 @@ impl Device for Opener {
         self.0.lock().state.clone()
     }
     fn version(&self) -> u64 {
+        let what = self.0.lock().on_version.take();
+        what.into_iter().for_each(|what| what());
         self.0.version.load(Ordering::Acquire)
     }
     fn open_queue(&self, _: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
@@ -367,6 +381,17 @@ impl Bench {
         let mut cx = Cx { now: self.now, segs: &mut self.segs, reactor: 0 };
         self.queue.submit(&mut cx, Io { tag, segs, ..io }).map_err(|refused| refused.why)?;
         Ok(tag)
+    }
+
+    /// As [`Bench::submit`], to another queue of the group.
+    pub fn submit_to(&mut self, queue: &mut dyn IoQueue, io: Io) -> Option<u64> {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let segs = if io.op.has_data() { self.row.span(0, self.row.width()) } else { io.segs };
+        let mut cx = Cx { now: self.now, segs: &mut self.segs, reactor: 1 };
+        queue.submit(&mut cx, Io { tag, segs, ..io }).ok()?;
+        queue.kick(&mut cx);
+        Some(tag)
     }
 
     pub fn write(&mut self, lba: u64) -> u64 {

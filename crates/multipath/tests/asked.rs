@@ -1,0 +1,292 @@
+//! Who is asked and who is waited for, what is held against whom, and what is told of it.
+
+use crate::common::scripted::{BOUND, Bench, info};
+use polypath_block::{Access, Code, DeviceInfo, Fate, Health, Io, Limits, Proof, SegSpan, Status};
+use polypath_multipath::{Fencing, GroupConfig};
+
+const WRITE: fn(u64, u32) -> Io = |lba, blocks| Io::write(0, lba, blocks, SegSpan::EMPTY);
+const READ: fn(u64, u32) -> Io = |lba, blocks| Io::read(0, lba, blocks, SegSpan::EMPTY);
+
+fn limited(blocks: u32) -> DeviceInfo {
+    DeviceInfo { limits: Limits { max_transfer_bytes: 512 * blocks, ..info("a").limits }, ..info("a") }
+}
+
+fn segments(n: u32) -> DeviceInfo {
+    DeviceInfo { limits: Limits { max_segments: n, ..info("a").limits }, ..info("a") }
+}
+
+/// A bit of `refused` outlives the path that it is about.
+#[test]
+fn what_a_removed_path_refused_is_held_against_the_path_that_has_its_slot() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    let tag = b.submit(READ(1, 1));
+    let first = usize::from(b.devices[0].in_flight().is_empty());
+    let io = b.devices[first].only();
+    b.devices[first].complete(io, Code::OutOfRange, Proof::Answered);
+    b.turn();
+    let io = b.devices[1 - first].only();
+    b.group.remove_path(b.ids[first]).expect("there");
+    // The flush before the removal.
+    for _ in 0..3 {
+        b.devices[first].succeed_all();
+        b.turn();
+    }
+    assert_eq!(b.group.paths().len(), 1);
+    b.add(info("a"));
+    b.turns(3);
+    b.devices[1 - first].complete(io, Code::OutOfRange, Proof::Answered);
+    b.turns(2);
+    assert_eq!(b.outcome(tag), None, "the new path has never been asked");
+}
+
+/// One path refuses; the other one has news, or is away, in that moment.
+#[test]
+fn a_refusal_is_told_though_a_path_that_was_not_asked_has_news() {
+    refused_while(false);
+}
+
+/// As before: the other one is down for a turn.
+#[test]
+fn a_refusal_is_told_though_a_path_that_was_not_asked_is_away_for_a_turn() {
+    refused_while(true);
+}
+
+fn refused_while(away: bool) {
+    {
+        let mut b = Bench::with_caches(&["a", "a"]);
+        let tag = b.submit(READ(1, 1));
+        let first = usize::from(b.devices[0].in_flight().is_empty());
+        let io = b.devices[first].only();
+        b.devices[first].complete(io, Code::OutOfRange, Proof::Answered);
+        if away {
+            b.devices[1 - first].set_health(Health::Down);
+            b.turn();
+            b.devices[1 - first].set_health(Health::Ready);
+        } else {
+            // Nothing but its version moves, after this turn has looked at it.
+            b.devices[1 - first].on_next_health(|d| d.set_live_unlocked());
+            b.turn();
+        }
+        b.turns(2);
+        assert_eq!(b.outcome(tag), None, "away: {away}: the other path has not been asked");
+    }
+}
+
+/// A full path that cannot take the request at all is waited for, beside an idle one.
+#[test]
+fn a_request_waits_for_room_on_a_path_that_cannot_take_it() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    b.group.freeze();
+    b.devices[0].set_live(segments(4));
+    b.devices[1].set_live(DeviceInfo { access: Access::NonOptimized, ..info("a") });
+    b.turns(3);
+    b.devices[0].set_room(1);
+    // Both fit the first path, which is the better one; the second of them finds it full.
+    b.submit(READ(7, 1));
+    b.submit(READ(8, 1));
+    b.cut_segments(8, 64);
+    b.turns(2);
+    let tag = b.submit(READ(9, 1));
+    b.pass(100);
+    assert!(b.devices[1].in_flight().iter().any(|io| io.lba == 9), "idle, and takes it: {:?}", b.outcome(tag));
+}
+
+/// The same, and the one that takes it is away for good: no time limit is kept.
+#[test]
+fn a_request_that_no_usable_path_takes_has_no_time_limit_while_one_is_full() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    b.group.freeze();
+    b.devices[0].set_live(segments(4));
+    b.turns(3);
+    b.devices[1].set_health(Health::Down);
+    b.turns(2);
+    b.devices[0].set_room(1);
+    b.submit(READ(7, 1));
+    b.cut_segments(8, 64);
+    let tag = b.submit(READ(9, 1));
+    b.turns(2);
+    assert_eq!(b.outcome(tag), None);
+    b.cut_segments(1, 512);
+    // The first path is busy: it does a request each 350 ms, and always another one waits for room.
+    b.submit(READ(5, 1));
+    for n in 0..3000_u64 {
+        if n % 7 == 0 {
+            b.devices[0].succeed_all();
+            b.submit(READ(10 + n % 100, 1));
+        }
+        b.pass(50);
+        if b.outcome(tag).is_some() {
+            break;
+        }
+    }
+    assert_eq!(b.outcome(tag), Some(Code::NoPath), "at {:?}", b.now);
+    assert!(b.now.as_nanos() < 70_000_000_000, "at {:?}", b.now);
+}
+
+/// Many flushes that wait for room on one path: a write for an idle path is slept upon.
+#[test]
+fn flushes_that_wait_for_room_make_the_reactor_sleep_beside_an_idle_path() {
+    let mut b = Bench::with_caches(&["a", "b"]);
+    assert_eq!(b.flush_now(), Some(Code::Ok));
+    b.dirty(0, 1);
+    b.devices[0].set_room(0);
+    for _ in 0..30 {
+        b.flush();
+    }
+    b.turn();
+    let began = b.now;
+    let tag = b.write(3);
+    let mut slept = 0;
+    while b.devices[1].in_flight().is_empty() && slept < 100 {
+        b.turn();
+        if !b.devices[1].in_flight().is_empty() {
+            break;
+        }
+        if let Some(until) = b.arm() {
+            slept += 1;
+            b.now = until.expect("a deadline");
+        }
+    }
+    assert_eq!(
+        slept,
+        0,
+        "the reactor slept {slept} times, {:?}, beside an idle path: {:?}",
+        b.now.since(began),
+        b.outcome(tag)
+    );
+}
+
+/// A part that was fenced, or not even that, and then succeeds elsewhere; another part fails: what is told of the write?
+#[test]
+fn the_weak_proof_of_an_attempt_is_forgotten_when_its_part_succeeds_and_another_one_fails() {
+    proof_of_parts(Fencing::On);
+}
+
+/// As before, without fencing: the attempt is open and nothing proves it quiet.
+#[test]
+fn what_is_not_proven_at_all_is_told_as_answered() {
+    proof_of_parts(Fencing::Off);
+}
+
+fn proof_of_parts(fencing: Fencing) {
+    {
+        let mut b = Bench::new(GroupConfig { fencing, ..GroupConfig::new("disk") }, vec![info("a"), info("a")]);
+        b.group.freeze();
+        b.devices.iter().for_each(|d| d.set_live(limited(32)));
+        b.devices[1].set_health(Health::Down);
+        b.turns(3);
+        let tag = b.submit(WRITE(0, 64));
+        let [one, two] = b.devices[0].in_flight()[..] else { panic!("two parts") };
+        b.devices[1].set_health(Health::Ready);
+        b.turns(2);
+        b.devices[0].suspect(one, Fate::Unknown);
+        b.turn();
+        if fencing == Fencing::On {
+            b.devices[0].complete(one, Code::PathLost, BOUND);
+            b.turns(2);
+        }
+        // It goes to the other path and succeeds.
+        b.devices[1].succeed(b.devices[1].only());
+        b.turns(2);
+        b.devices[0].complete(two, Code::Medium, Proof::Answered);
+        b.turns(2);
+        let done = b.completion(tag).expect("done");
+        let want = if fencing == Fencing::On { BOUND } else { Proof::None };
+        assert_eq!((done.status, done.proof), (Status::new(Code::Medium), want), "{fencing:?}");
+    }
+}
+
+/// The tag of an attempt is given again while the attempt is open (without fencing).
+#[test]
+fn a_tag_is_given_again_while_its_first_attempt_is_open() {
+    let config = GroupConfig { fencing: Fencing::Off, ..GroupConfig::new("disk") };
+    let mut b = Bench::new(config, vec![info("a"), info("a")]);
+    b.devices[1].set_health(Health::Down);
+    b.turns(2);
+    let old = b.submit(WRITE(1, 1));
+    let io = b.devices[0].only();
+    b.devices[1].set_health(Health::Ready);
+    b.turns(2);
+    b.devices[0].suspect(io, Fate::Unknown);
+    b.devices[0].set_health(Health::Down);
+    b.turn();
+    b.devices[1].succeed_all();
+    b.turn();
+    assert_eq!(b.outcome(old), Some(Code::Ok));
+    b.done.clear();
+    let mut same = None;
+    for _ in 0..70_000 {
+        let tag = b.submit(WRITE(2, 1));
+        let new = b.devices[1].only();
+        if new.tag == io.tag {
+            same = Some(tag);
+            break;
+        }
+        b.devices[1].succeed(new);
+        b.turn();
+        b.done.clear();
+    }
+    let Some(tag) = same else { return };
+    // The first attempt is answered late.
+    b.devices[0].complete(io, Status::OK, Proof::Answered);
+    b.turn();
+    assert_eq!(b.outcome(tag), None, "its own attempt is in flight on the other path: {:?}", b.devices[1].in_flight());
+}
+
+/// A request that failed on its only path waits its 100 ms, beside another one that has come meanwhile.
+#[test]
+fn a_round_is_waited_for_beside_a_path_that_has_come() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    b.devices[1].set_health(Health::Down);
+    b.turns(2);
+    let tag = b.submit(READ(1, 1));
+    for _ in 0..8 {
+        b.devices[0].complete(b.devices[0].only(), Code::PathBusy, Proof::Answered);
+        b.pass(150);
+    }
+    b.devices[0].complete(b.devices[0].only(), Code::PathBusy, Proof::Answered);
+    b.turns(2);
+    b.devices[1].set_health(Health::Ready);
+    b.turns(2);
+    assert_eq!(b.devices[1].in_flight().len(), 1, "{:?} sleeps until {:?} at {:?}", b.outcome(tag), b.arm(), b.now);
+}
+
+/// The other path does not come back: what the first one said is what is told, and not that there was no path.
+#[test]
+fn a_refusal_is_told_when_the_time_for_a_path_that_was_away_is_up() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    b.devices[1].set_health(Health::Down);
+    b.turns(2);
+    let (tag, began) = (b.submit(READ(1, 1)), b.now);
+    for _ in 0..7_000 {
+        b.devices[0]
+            .in_flight()
+            .into_iter()
+            .for_each(|io| b.devices[0].complete(io, Code::OutOfRange, Proof::Answered));
+        b.pass(10);
+        if b.outcome(tag).is_some() {
+            break;
+        }
+    }
+    assert_eq!(b.outcome(tag), Some(Code::OutOfRange));
+    assert!((60_000..61_000).contains(&b.now.since(began).as_millis()), "{:?}", b.now.since(began));
+    b.finish();
+}
+
+/// A write that was fenced and succeeds elsewhere has its answer; what was weaker is of the past.
+#[test]
+fn one_that_succeeds_has_its_answer() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    let tag = b.write(1);
+    let at = usize::from(b.devices[0].in_flight().is_empty());
+    let io = b.devices[at].only();
+    b.devices[at].suspect(io, Fate::Unknown);
+    b.turn();
+    b.devices[at].complete(io, Code::PathLost, BOUND);
+    b.turns(2);
+    b.devices[1 - at].succeed(b.devices[1 - at].only());
+    b.turn();
+    let done = b.completion(tag).expect("done");
+    assert_eq!((done.status, done.proof), (Status::OK, Proof::Answered));
+    b.finish();
+}
