@@ -17,8 +17,8 @@ const CARGO_MUTANTS: &str = "27.1.0";
 const CARGO_NEXTEST: &str = "0.9.143";
 /// Where every survivor has its reason.
 const TABLE: &str = "docs/TESTING-mutants.md";
-/// What `--sample` tries: one in so many.
-const SAMPLE: u64 = 48;
+/// What `--sample` tries: every so-many-th mutant, the same ones as long as the code is the same.
+const SAMPLE: [&str; 4] = ["--shard", "5/48", "--sharding", "round-robin"];
 /// Limits for what hangs where no test's own limit holds, in seconds. The first build of each copy builds everything.
 const TEST_LIMIT_S: &str = "180";
 const BUILD_LIMIT_S: &str = "900";
@@ -34,19 +34,19 @@ pub(crate) fn run(sample: bool, arguments: &[&str]) -> Result<()> {
     let tools = Tools::install()?;
     let every = tools.list(&["--workspace"])?;
     let packages_named = arguments.iter().any(|argument| *argument == "-p" || argument.starts_with("--package"));
-    let select = if packages_named { arguments.to_vec() } else { [&["--workspace"], arguments].concat() };
-    let mut chosen = tools.list(&select)?;
+    let mut select = if packages_named { arguments.to_vec() } else { [&["--workspace"], arguments].concat() };
     if sample {
-        chosen.retain(|mutant| mutant.is_one_in(SAMPLE));
+        select.extend(SAMPLE);
     }
+    let chosen = tools.list(&select)?;
     ensure!(!chosen.is_empty(), "there is no mutant to try: .cargo/mutants.toml and the arguments exclude every one");
     println!("xtask: trying {} of {} mutants, two at a time", chosen.len(), every.len());
     let started = Instant::now();
-    let outcomes = match tools.try_mutants(&chosen)? {
+    let outcomes = match tools.try_mutants(&select)? {
         Some(outcomes) => outcomes,
         None => {
             println!("xtask: the tests failed without any mutant; once more");
-            tools.try_mutants(&chosen)?.with_context(|| {
+            tools.try_mutants(&select)?.with_context(|| {
                 format!(
                     "the tests fail without any mutant, twice; see {}",
                     tools.output.join("log/baseline.log").display()
@@ -54,12 +54,21 @@ pub(crate) fn run(sample: bool, arguments: &[&str]) -> Result<()> {
             })?
         }
     };
+    ensure!(
+        outcomes.total() == chosen.len(),
+        "{} mutants were to be tried, but {} have an outcome: the run was cut short",
+        chosen.len(),
+        outcomes.total()
+    );
     println!("xtask: {outcomes}; {} s in all", started.elapsed().as_secs());
     let mut survived = [outcomes.missed, outcomes.undecided].concat();
     let suspects = unexcused(&survived, &rows);
     if !suspects.is_empty() {
         println!("xtask: {} survived without a reason; once more", suspects.len());
-        let again = tools.try_mutants(&suspects)?.context("the tests fail without any mutant")?;
+        // Mutants that leave a field out come along whatever the names are: patterns do not apply to them.
+        let names: Vec<_> = suspects.iter().map(|mutant| format!("--re=^{}$", literal(&mutant.listed()))).collect();
+        let names = ["--workspace"].into_iter().chain(names.iter().map(String::as_str)).collect::<Vec<_>>();
+        let again = tools.try_mutants(&names)?.context("the tests fail without any mutant")?;
         let still = [again.missed, again.undecided].concat();
         for mutant in suspects.iter().filter(|mutant| !still.iter().any(|other| other.is_at(mutant))) {
             println!("xtask: FLAKY, caught at the second try only: {}", mutant.listed());
@@ -180,17 +189,14 @@ impl Tools {
         String::from_utf8_lossy(&output.stdout).lines().map(Mutant::parse).collect()
     }
 
-    /// Tries `chosen`, after a run without any that must succeed; `None` when that one failed.
-    fn try_mutants(&self, chosen: &[Mutant]) -> Result<Option<Outcomes>> {
+    /// Tries those that `select` leaves, after a run without any that must succeed; `None` when that one failed.
+    fn try_mutants(&self, select: &[&str]) -> Result<Option<Outcomes>> {
         let parent = self.output.parent().context("the output folder lies in another one")?;
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
         let limits = ["--timeout", TEST_LIMIT_S, "--build-timeout", BUILD_LIMIT_S];
         let mut command = self.command();
-        command.args(["mutants", "--workspace", "--jobs", "2", "--no-shuffle"]).args(limits);
-        command.arg("--output").arg(parent);
-        for mutant in chosen {
-            command.arg("--re").arg(format!("^{}$", literal(&mutant.listed())));
-        }
+        command.args(["mutants", "--jobs", "2", "--no-shuffle"]).args(limits);
+        command.arg("--output").arg(parent).args(select);
         let status = command.status().context("cannot run cargo-mutants")?;
         // 2: some survived, 3: some took too long. Both are judged by their lists.
         match status.code() {
@@ -198,14 +204,7 @@ impl Tools {
             Some(4) => return Ok(None),
             _ => bail!("cargo-mutants failed ({status})"),
         }
-        let outcomes = Outcomes::read(&self.output)?;
-        ensure!(
-            outcomes.total() == chosen.len(),
-            "{} mutants were to be tried, but {} have an outcome: the run was cut short",
-            chosen.len(),
-            outcomes.total()
-        );
-        Ok(Some(outcomes))
+        Outcomes::read(&self.output).map(Some)
     }
 
     fn command(&self) -> Command {
@@ -228,7 +227,8 @@ impl Tools {
 fn literal(text: &str) -> String {
     let mut escaped = String::with_capacity(2 * text.len());
     for c in text.chars() {
-        if c.is_ascii_punctuation() {
+        // Not `<` and `>`: with a backslash these are the edges of a word.
+        if r"\.+*?()|[]{}^$".contains(c) {
             escaped.push('\\');
         }
         escaped.push(c);

@@ -70,16 +70,6 @@ impl Mutant {
         self == other && self.at == other.at
     }
 
-    /// Whether a sample of one in `n` has it. That depends on its name alone, so that the sample stays when code elsewhere changes,
-    /// and what nobody has touched is not tried anew by chance.
-    pub(crate) fn is_one_in(&self, n: u64) -> bool {
-        // FNV-1a and one more round, which carries the last octets into all bits: any hash would do that is the same for ever.
-        let octets = self.file.bytes().chain(self.change.bytes());
-        let hash = octets
-            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, octet| (hash ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3));
-        ((hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd) >> 33).is_multiple_of(n)
-    }
-
     /// The row that would excuse it, without the reason.
     pub(crate) fn as_row(&self) -> String {
         format!("| `{}` | `{}` | |", self.file, self.change.replace('|', "\\|"))
@@ -242,14 +232,10 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_chosen_by_name_alone() {
-        let named = |change: usize, line: u32| mutant(&format!("crates/a/src/b.rs:{line}:5: delete {change}"));
-        let chosen = |line| (0..4800).filter(|change| named(*change, line).is_one_in(48)).collect::<Vec<_>>();
-        assert_eq!(chosen(10), chosen(99));
-        assert!((60..140).contains(&chosen(10).len()), "{}", chosen(10).len());
-        let (one, moved) = (named(1, 10), named(1, 99));
-        assert!(one == moved && one.is_at(&named(1, 10)) && !one.is_at(&moved));
-        assert_eq!(one.listed(), "crates/a/src/b.rs:10:5: delete 1");
+    fn two_of_one_name_are_told_apart_by_their_place() {
+        let (one, moved) = (mutant("crates/a/src/b.rs:10:5: delete x"), mutant("crates/a/src/b.rs:99:5: delete x"));
+        assert!(one == moved && one.is_at(&one) && !one.is_at(&moved));
+        assert_eq!(one.listed(), "crates/a/src/b.rs:10:5: delete x");
     }
 
     #[test]

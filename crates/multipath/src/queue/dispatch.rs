@@ -178,7 +178,7 @@ impl MultipathQueue {
         let Some(path) = self.paths[slot].as_mut() else { return Err(RefusedWhy::Gone) };
         let Some(queue) = path.queue.as_mut() else { return Err(RefusedWhy::Gone) };
         let cache = path.write_cache.then_some(path.cache).flatten().map(|cache| self.group.caches.send_to(cache));
-        let attempt = self.attempts.wrapping_add(1);
+        let attempt = self.attempts.wrapping_add(1).max(1);
         let mut io = task.io;
         io.tag = tag(key, attempt);
         queue.submit(cx, io).map_err(|refused| refused.why)?;

@@ -45,12 +45,12 @@ impl Proofs {
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) io: Io,
-    /// What of a part is sent afterwards: its path takes less at a time than the one that it was cut for. And what is proven of that.
-    rest: Option<(Io, Proof)>,
-    /// What is proven of what was sent before.
+    /// What of a part is sent afterwards: its path takes less at a time than the one that it was cut for.
+    rest: Option<Io>,
+    /// What is proven of what was sent before, alone or together with the rest.
     proofs_before: Proofs,
     pub(super) owner: Owner,
-    /// Number of the current attempt: completions of superseded ones must not finish it.
+    /// Number of the current attempt, zero before the first: completions of superseded ones must not finish it.
     pub(super) attempt: u32,
     /// Attempts whose completion has not come.
     pub(super) outstanding: u32,
@@ -113,9 +113,9 @@ impl Task {
 
     /// Keeps `first` to be sent now, and `rest` of what was to be sent until now for afterwards. Both may have been sent together.
     pub(super) fn cut(&mut self, first: Io, rest: Io) {
-        let (blocks, proof) = self.rest.map_or((0, Proof::NeverSent), |(later, proof)| (later.blocks, proof));
+        let later = self.rest.map_or(0, |later| later.blocks);
         self.io = first;
-        self.rest = Some((Io { blocks: rest.blocks + blocks, ..rest }, proof.and(self.proof)));
+        self.rest = Some(Io { blocks: rest.blocks + later, ..rest });
     }
 
     /// Every path may be tried again.
@@ -125,12 +125,9 @@ impl Task {
 
     /// What was sent is done: begins with the rest, if there is one, as with a request of its own.
     pub(super) fn go_on(&mut self, proofs: Proofs) -> bool {
-        let Some((rest, of_rest)) = self.rest.take() else { return false };
+        let Some(rest) = self.rest.take() else { return false };
         *self = Task {
-            proof: of_rest,
             proofs_before: self.proofs_before.and(proofs),
-            // As for an attempt that is superseded: nothing that is still said of what is done is said of the rest.
-            attempt: self.attempt.wrapping_add(1),
             outstanding: self.outstanding,
             written: self.written,
             ..Task::new(rest, self.owner, self.started, None)
@@ -140,8 +137,7 @@ impl Task {
 
     /// What is proven of all of it, if `proofs` is what is proven of what was sent last.
     pub(super) fn proofs_of_all(&self, proofs: Proofs) -> Proofs {
-        let of_rest = self.rest.map_or(Proof::NeverSent, |(_, proof)| proof);
-        self.proofs_before.and(proofs).and(Proofs::both(of_rest))
+        self.proofs_before.and(proofs)
     }
 
     /// Another path is in `slot` now: what this was told there was said by the one before.
