@@ -432,3 +432,14 @@ fn a_loss_is_reported_until_somebody_has_the_report() {
     c.set_told(&mut other);
     assert!(c.take_lost() && !c.take_lost());
 }
+
+#[test]
+fn parts_that_were_sent_to_the_same_lost_cache_are_lost_together() {
+    let c = Caches::new();
+    (0..2).for_each(|_| c.join(0, false));
+    let (one, other) = (c.send_to(0), c.send_to(0));
+    c.lose_power(0);
+    let both = Written::and(Some(c.mark_dirty(one)), Some(c.mark_dirty(other)));
+    c.acknowledge(both.unwrap());
+    assert!(c.take_lost());
+}
