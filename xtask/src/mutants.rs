@@ -75,11 +75,11 @@ pub(crate) fn run(sample: bool, arguments: &[&str]) -> Result<()> {
             survived.retain(|other| !other.is_at(mutant));
         }
     }
-    judge(&survived, &rows, &every, &chosen)
+    judge(&survived, &rows, &every, &chosen, &tools.output.join("log"))
 }
 
-/// Prints what is wrong with the table; an error when a survivor has no reason.
-fn judge(survived: &[Mutant], rows: &[Row], every: &[Mutant], chosen: &[Mutant]) -> Result<()> {
+/// Prints what is wrong with the table; an error that names the `logs` when a survivor has no reason.
+fn judge(survived: &[Mutant], rows: &[Row], every: &[Mutant], chosen: &[Mutant], logs: &Path) -> Result<()> {
     for row in rows.iter().filter(|row| !row.has_reason()) {
         println!("xtask: {TABLE}:{}: no reason is given, so this row excuses nothing: {}", row.line, row.mutant);
     }
@@ -94,7 +94,7 @@ fn judge(survived: &[Mutant], rows: &[Row], every: &[Mutant], chosen: &[Mutant])
             "{} mutants survived without a reason; expected a test that fails for each or, where the change cannot matter, a row with \
              the reason (docs/TESTING-mutants.md). Their logs: {}",
             unexcused.len(),
-            target_folder()?.join("mutants/mutants.out/log").display()
+            logs.display()
         );
     }
     println!("xtask: every survivor has its reason");

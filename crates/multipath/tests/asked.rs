@@ -1,23 +1,15 @@
 //! Who is asked and who is waited for, what is held against whom, and what is told of it.
 
-use crate::common::scripted::{BOUND, Bench, info};
-use polypath_block::{Access, Code, DeviceInfo, Fate, Health, Io, Limits, Proof, SegSpan, Status};
+use crate::common::scripted::{BOUND, Bench, info, limited, segments};
+use polypath_block::{Access, Code, DeviceInfo, Fate, Health, Io, Proof, SegSpan, Status};
 use polypath_multipath::{Fencing, GroupConfig};
 
 const WRITE: fn(u64, u32) -> Io = |lba, blocks| Io::write(0, lba, blocks, SegSpan::EMPTY);
 const READ: fn(u64, u32) -> Io = |lba, blocks| Io::read(0, lba, blocks, SegSpan::EMPTY);
 
-fn limited(blocks: u32) -> DeviceInfo {
-    DeviceInfo { limits: Limits { max_transfer_bytes: 512 * blocks, ..info("a").limits }, ..info("a") }
-}
-
-fn segments(n: u32) -> DeviceInfo {
-    DeviceInfo { limits: Limits { max_segments: n, ..info("a").limits }, ..info("a") }
-}
-
-/// A bit of `refused` outlives the path that it is about.
+/// What is known of a path ends with it, its slot or not.
 #[test]
-fn what_a_removed_path_refused_is_held_against_the_path_that_has_its_slot() {
+fn what_a_removed_path_refused_is_not_held_against_the_path_that_has_its_slot() {
     let mut b = Bench::with_caches(&["a", "a"]);
     let tag = b.submit(READ(1, 1));
     let first = usize::from(b.devices[0].in_flight().is_empty());
@@ -41,40 +33,38 @@ fn what_a_removed_path_refused_is_held_against_the_path_that_has_its_slot() {
 
 /// One path refuses; the other one has news, or is away, in that moment.
 #[test]
-fn a_refusal_is_told_though_a_path_that_was_not_asked_has_news() {
+fn no_refusal_is_told_while_a_path_that_was_not_asked_has_news() {
     refused_while(false);
 }
 
 /// As before: the other one is down for a turn.
 #[test]
-fn a_refusal_is_told_though_a_path_that_was_not_asked_is_away_for_a_turn() {
+fn no_refusal_is_told_while_a_path_that_was_not_asked_is_away() {
     refused_while(true);
 }
 
 fn refused_while(away: bool) {
-    {
-        let mut b = Bench::with_caches(&["a", "a"]);
-        let tag = b.submit(READ(1, 1));
-        let first = usize::from(b.devices[0].in_flight().is_empty());
-        let io = b.devices[first].only();
-        b.devices[first].complete(io, Code::OutOfRange, Proof::Answered);
-        if away {
-            b.devices[1 - first].set_health(Health::Down);
-            b.turn();
-            b.devices[1 - first].set_health(Health::Ready);
-        } else {
-            // Nothing but its version moves, after this turn has looked at it.
-            b.devices[1 - first].on_next_health(|d| d.set_live_unlocked());
-            b.turn();
-        }
-        b.turns(2);
-        assert_eq!(b.outcome(tag), None, "away: {away}: the other path has not been asked");
+    let mut b = Bench::with_caches(&["a", "a"]);
+    let tag = b.submit(READ(1, 1));
+    let first = usize::from(b.devices[0].in_flight().is_empty());
+    let io = b.devices[first].only();
+    b.devices[first].complete(io, Code::OutOfRange, Proof::Answered);
+    if away {
+        b.devices[1 - first].set_health(Health::Down);
+        b.turn();
+        b.devices[1 - first].set_health(Health::Ready);
+    } else {
+        // Nothing but its version moves, after this turn has looked at it.
+        b.devices[1 - first].on_next_health(|d| d.touch());
+        b.turn();
     }
+    b.turns(2);
+    assert_eq!(b.outcome(tag), None, "away: {away}: the other path has not been asked");
 }
 
-/// A full path that cannot take the request at all is waited for, beside an idle one.
+/// A full path cannot take the request at all, and one that can is idle.
 #[test]
-fn a_request_waits_for_room_on_a_path_that_cannot_take_it() {
+fn no_request_waits_for_room_on_a_path_that_cannot_take_it() {
     let mut b = Bench::with_caches(&["a", "a"]);
     b.group.freeze();
     b.devices[0].set_live(segments(4));
@@ -91,9 +81,9 @@ fn a_request_waits_for_room_on_a_path_that_cannot_take_it() {
     assert!(b.devices[1].in_flight().iter().any(|io| io.lba == 9), "idle, and takes it: {:?}", b.outcome(tag));
 }
 
-/// The same, and the one that takes it is away for good: no time limit is kept.
+/// The same, and the one that takes it is away for good.
 #[test]
-fn a_request_that_no_usable_path_takes_has_no_time_limit_while_one_is_full() {
+fn a_request_that_no_usable_path_takes_keeps_its_time_limit_while_one_is_full() {
     let mut b = Bench::with_caches(&["a", "a"]);
     b.group.freeze();
     b.devices[0].set_live(segments(4));
@@ -123,9 +113,9 @@ fn a_request_that_no_usable_path_takes_has_no_time_limit_while_one_is_full() {
     assert!(b.now.as_nanos() < 70_000_000_000, "at {:?}", b.now);
 }
 
-/// Many flushes that wait for room on one path: a write for an idle path is slept upon.
+/// Many flushes wait for room on one path, and behind them a write for an idle one.
 #[test]
-fn flushes_that_wait_for_room_make_the_reactor_sleep_beside_an_idle_path() {
+fn flushes_that_wait_for_room_do_not_make_the_reactor_sleep_beside_an_idle_path() {
     let mut b = Bench::with_caches(&["a", "b"]);
     assert_eq!(b.flush_now(), Some(Code::Ok));
     b.dirty(0, 1);
@@ -158,47 +148,45 @@ fn flushes_that_wait_for_room_make_the_reactor_sleep_beside_an_idle_path() {
 
 /// A part that was fenced, or not even that, and then succeeds elsewhere; another part fails: what is told of the write?
 #[test]
-fn the_weak_proof_of_an_attempt_is_forgotten_when_its_part_succeeds_and_another_one_fails() {
+fn the_weak_proof_of_an_attempt_is_told_when_its_part_succeeds_and_another_one_fails() {
     proof_of_parts(Fencing::On);
 }
 
 /// As before, without fencing: the attempt is open and nothing proves it quiet.
 #[test]
-fn what_is_not_proven_at_all_is_told_as_answered() {
+fn what_is_not_proven_at_all_is_not_told_as_answered() {
     proof_of_parts(Fencing::Off);
 }
 
 fn proof_of_parts(fencing: Fencing) {
-    {
-        let mut b = Bench::new(GroupConfig { fencing, ..GroupConfig::new("disk") }, vec![info("a"), info("a")]);
-        b.group.freeze();
-        b.devices.iter().for_each(|d| d.set_live(limited(32)));
-        b.devices[1].set_health(Health::Down);
-        b.turns(3);
-        let tag = b.submit(WRITE(0, 64));
-        let [one, two] = b.devices[0].in_flight()[..] else { panic!("two parts") };
-        b.devices[1].set_health(Health::Ready);
+    let mut b = Bench::new(GroupConfig { fencing, ..GroupConfig::new("disk") }, vec![info("a"), info("a")]);
+    b.group.freeze();
+    b.devices.iter().for_each(|d| d.set_live(limited(32)));
+    b.devices[1].set_health(Health::Down);
+    b.turns(3);
+    let tag = b.submit(WRITE(0, 64));
+    let [one, two] = b.devices[0].in_flight()[..] else { panic!("two parts") };
+    b.devices[1].set_health(Health::Ready);
+    b.turns(2);
+    b.devices[0].suspect(one, Fate::Unknown);
+    b.turn();
+    if fencing == Fencing::On {
+        b.devices[0].complete(one, Code::PathLost, BOUND);
         b.turns(2);
-        b.devices[0].suspect(one, Fate::Unknown);
-        b.turn();
-        if fencing == Fencing::On {
-            b.devices[0].complete(one, Code::PathLost, BOUND);
-            b.turns(2);
-        }
-        // It goes to the other path and succeeds.
-        b.devices[1].succeed(b.devices[1].only());
-        b.turns(2);
-        b.devices[0].complete(two, Code::Medium, Proof::Answered);
-        b.turns(2);
-        let done = b.completion(tag).expect("done");
-        let want = if fencing == Fencing::On { BOUND } else { Proof::None };
-        assert_eq!((done.status, done.proof), (Status::new(Code::Medium), want), "{fencing:?}");
     }
+    // It goes to the other path and succeeds.
+    b.devices[1].succeed(b.devices[1].only());
+    b.turns(2);
+    b.devices[0].complete(two, Code::Medium, Proof::Answered);
+    b.turns(2);
+    let done = b.completion(tag).expect("done");
+    let want = if fencing == Fencing::On { BOUND } else { Proof::None };
+    assert_eq!((done.status, done.proof), (Status::new(Code::Medium), want), "{fencing:?}");
 }
 
-/// The tag of an attempt is given again while the attempt is open (without fencing).
+/// Without fencing a request is over while an attempt of it is open: late as its answer may be, it is nobody else's.
 #[test]
-fn a_tag_is_given_again_while_its_first_attempt_is_open() {
+fn no_tag_is_given_again_while_its_first_attempt_is_open() {
     let config = GroupConfig { fencing: Fencing::Off, ..GroupConfig::new("disk") };
     let mut b = Bench::new(config, vec![info("a"), info("a")]);
     b.devices[1].set_health(Health::Down);
@@ -214,28 +202,25 @@ fn a_tag_is_given_again_while_its_first_attempt_is_open() {
     b.turn();
     assert_eq!(b.outcome(old), Some(Code::Ok));
     b.done.clear();
-    let mut same = None;
+    // Slots of tasks have 16 bits that tell their users apart.
     for _ in 0..70_000 {
-        let tag = b.submit(WRITE(2, 1));
+        b.submit(WRITE(2, 1));
         let new = b.devices[1].only();
-        if new.tag == io.tag {
-            same = Some(tag);
-            break;
-        }
+        assert_ne!(new.tag, io.tag);
         b.devices[1].succeed(new);
         b.turn();
         b.done.clear();
     }
-    let Some(tag) = same else { return };
+    let tag = b.submit(WRITE(2, 1));
     // The first attempt is answered late.
     b.devices[0].complete(io, Status::OK, Proof::Answered);
     b.turn();
     assert_eq!(b.outcome(tag), None, "its own attempt is in flight on the other path: {:?}", b.devices[1].in_flight());
 }
 
-/// A request that failed on its only path waits its 100 ms, beside another one that has come meanwhile.
+/// A request has failed on its only path and is to wait for 100 ms; another one comes meanwhile.
 #[test]
-fn a_round_is_waited_for_beside_a_path_that_has_come() {
+fn no_round_is_waited_for_beside_a_path_that_has_come() {
     let mut b = Bench::with_caches(&["a", "a"]);
     b.devices[1].set_health(Health::Down);
     b.turns(2);

@@ -1,6 +1,6 @@
 //! One test for each defect that was found, named after it, and for sequences of the same kind.
 
-use crate::common::scripted::{BOUND, Bench, info};
+use crate::common::scripted::{BOUND, Bench, info, stranger};
 use polypath_block::{Code, Fate, Flags, Health, Io, Limits, Op, Proof};
 use polypath_multipath::{EventKind, GroupConfig, PathState};
 
@@ -305,9 +305,7 @@ fn a_flush_that_fails_for_two_reasons_names_the_lost_cache() {
 #[test]
 fn the_flush_before_a_removal_goes_to_no_device_that_changed() {
     // A request holds the removal up; meanwhile the target is back with another cache, or another disk is.
-    let mut other_disk = info("c#1");
-    other_disk.identity.identifiers = vec![polypath_block::Identifier::Uuid([9; 16])];
-    for (back, changed) in [(info("c#2"), true), (other_disk, true), (info("c#1"), false)] {
+    for (back, changed) in [(info("c#2"), true), (stranger("c#1"), true), (info("c#1"), false)] {
         for removed_first in [true, false] {
             let mut b = Bench::with_caches(&["c#1", "other"]);
             b.dirty(0, 1);

@@ -1,14 +1,8 @@
 //! A path that shows another disk: what the others say OK to may have been answered by that one, too.
 
-use crate::common::scripted::{Bench, info};
-use polypath_block::{Code, DeviceInfo, Identifier, Op};
+use crate::common::scripted::{Bench, info, stranger};
+use polypath_block::{Code, Op};
 use polypath_multipath::PathState;
-
-fn stranger(domain: &str) -> DeviceInfo {
-    let mut i = info(domain);
-    i.identity.identifiers = vec![Identifier::Uuid([9; 16])];
-    i
-}
 
 fn show_down(b: &Bench, at: usize) {
     b.devices[at].set_down(Code::PathIdentity, "its namespace is another one");

@@ -1,12 +1,8 @@
 //! Requests in parts, parts in pieces: what is known of the whole is known of each, and nobody waits without need.
 
-use crate::common::scripted::{BOUND, Bench, info};
-use polypath_block::{Code, DeviceInfo, Fate, Health, Io, Limits, Proof, SegSpan, Status};
+use crate::common::scripted::{BOUND, Bench, info, limited};
+use polypath_block::{Code, Fate, Health, Io, Proof, SegSpan, Status};
 use polypath_multipath::{Fencing, GroupConfig, SelectorKind};
-
-fn limited(blocks: u32) -> DeviceInfo {
-    DeviceInfo { limits: Limits { max_transfer_bytes: 512 * blocks, ..info("a").limits }, ..info("a") }
-}
 
 const WRITE: fn(u64, u32) -> Io = |lba, blocks| Io::write(0, lba, blocks, SegSpan::EMPTY);
 

@@ -1,6 +1,6 @@
 //! Who is asked next: room that comes free, paths that have failed a request already, tables that are full.
 
-use crate::common::scripted::{BOUND, Bench, info};
+use crate::common::scripted::{BOUND, Bench, info, limited};
 use polypath_block::{Access, Code, DeviceInfo, Fate, Flags, Health, Io, Limits, Op, Proof, RefusedWhy, SegSpan};
 use polypath_multipath::{GroupConfig, SelectorKind};
 
@@ -123,11 +123,6 @@ fn what_is_finished_and_not_handed_out_yet_takes_a_place() {
     b.turn();
     assert_eq!(b.done.len(), 64);
     b.finish();
-}
-
-/// What the path of the next function takes at a time.
-fn limited(blocks: u32) -> DeviceInfo {
-    DeviceInfo { limits: Limits { max_transfer_bytes: 512 * blocks, ..info("a").limits }, ..info("a") }
 }
 
 /// Twelve writes over a path that takes less each time it is asked, down to `least` blocks, so that what was cut is cut again and again.

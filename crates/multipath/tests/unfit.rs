@@ -1,11 +1,7 @@
 //! Requests that a path cannot take, in parts or whole: they wait for one that can, and are told when none will.
 
-use crate::common::scripted::{Bench, info};
+use crate::common::scripted::{Bench, info, segments};
 use polypath_block::{Code, DeviceInfo, Health, Io, Limits, Op, Proof, SegSpan};
-
-fn segments(n: u32) -> DeviceInfo {
-    DeviceInfo { limits: Limits { max_segments: n, ..info("a").limits }, ..info("a") }
-}
 
 const WRITE: fn(u64, u32) -> Io = |lba, blocks| Io::write(0, lba, blocks, SegSpan::EMPTY);
 

@@ -40,8 +40,7 @@ pub(crate) struct FlushTarget {
 /// A cache in a certain time: that in which something was sent to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SentTo {
-    /// Number of the cache.
-    pub(crate) cache: u8,
+    cache: u8,
     epoch: u64,
 }
 
@@ -94,15 +93,6 @@ impl Reports {
     fn add(&mut self, index: usize, loss: u64) {
         self.any = true;
         self.seen[index] = self.seen[index].max(loss);
-    }
-
-    /// Takes over what another queue, or this one a moment before, has answered with.
-    pub(crate) fn append(&mut self, other: &mut Reports) {
-        if core::mem::take(&mut other.any) {
-            for (index, loss) in other.seen.iter_mut().enumerate() {
-                self.add(index, core::mem::take(loss));
-            }
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::config::Fencing;
 use crate::selector::{Choice, Selector, Slots};
 use crate::stats;
 use core::time::Duration;
-use polypath_block::{Code, Cx, Io, Proof, RefusedWhy, SlotKey, Splitter, Status, Time};
+use polypath_block::{Code, Cx, Io, Proof, RefusedWhy, SegTable, SlotKey, Splitter, Status, Time};
 
 /// Longest delay between two rounds of a task over all paths, when all of them fail it.
 const ROUND_DELAY_MOST: Duration = Duration::from_millis(100);
@@ -32,6 +32,15 @@ enum Dispatched {
     Fenced,
     /// No path that there is takes it, whole or in parts.
     Unfit(Code),
+}
+
+/// How a path takes a request.
+enum Fit {
+    Whole,
+    Parts(Splitter),
+    /// In parts, once it may be cut.
+    Later,
+    Never,
 }
 
 impl MultipathQueue {
@@ -104,14 +113,17 @@ impl MultipathQueue {
                 self.unrank(slot);
                 continue;
             }
-            if !path.limits.fits(&io, shown.block_size, cx.segs) {
-                let parts = Splitter::new(io, &path.limits, shown.block_size);
-                match parts.can_cut(cx.segs) {
-                    true if may_split => return self.divide(cx, key, parts),
-                    true => later |= 1 << slot,
-                    false => unfit |= 1 << slot,
+            match fit(path, &io, shown.block_size, cx.segs, may_split) {
+                Fit::Whole => {}
+                Fit::Parts(parts) => return self.divide(cx, key, parts),
+                Fit::Later => {
+                    later |= 1 << slot;
+                    continue;
                 }
-                continue;
+                Fit::Never => {
+                    unfit |= 1 << slot;
+                    continue;
+                }
             }
             match self.send(cx, key, slot, bytes) {
                 Ok(()) => return Dispatched::Yes,
@@ -127,13 +139,10 @@ impl MultipathQueue {
         let (mut cannot, mut uncut) = (0, 0);
         for slot in Slots(slots) {
             let Some(path) = self.paths[slot].as_ref() else { continue };
-            if path.limits.fits(io, block_size, cx.segs) {
-                continue;
-            }
-            match Splitter::new(*io, &path.limits, block_size).can_cut(cx.segs) {
-                true if may_split => {}
-                true => uncut |= 1 << slot,
-                false => cannot |= 1 << slot,
+            match fit(path, io, block_size, cx.segs, may_split) {
+                Fit::Whole | Fit::Parts(_) => {}
+                Fit::Later => uncut |= 1 << slot,
+                Fit::Never => cannot |= 1 << slot,
             }
         }
         (cannot, uncut)
@@ -330,5 +339,17 @@ impl MultipathQueue {
             self.tasks.remove(key);
         }
         sent
+    }
+}
+
+fn fit(path: &QueuePath, io: &Io, block_size: u32, segs: &SegTable, may_split: bool) -> Fit {
+    if path.limits.fits(io, block_size, segs) {
+        return Fit::Whole;
+    }
+    let parts = Splitter::new(*io, &path.limits, block_size);
+    match parts.can_cut(segs) {
+        true if may_split => Fit::Parts(parts),
+        true => Fit::Later,
+        false => Fit::Never,
     }
 }

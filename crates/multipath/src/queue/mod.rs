@@ -290,7 +290,8 @@ impl IoQueue for MultipathQueue {
         self.kick_paths(cx);
         done.completions.append(&mut self.ready);
         if self.reporting == 0 {
-            self.given.append(&mut self.reports);
+            // What was given out before was told when this turn began: there is nothing left.
+            core::mem::swap(&mut self.given, &mut self.reports);
         }
     }
 

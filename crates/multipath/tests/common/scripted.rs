@@ -62,6 +62,23 @@ pub fn info(domain: &str) -> DeviceInfo {
     }
 }
 
+/// The same, of another disk.
+pub fn stranger(domain: &str) -> DeviceInfo {
+    let mut i = info(domain);
+    i.identity.identifiers = vec![Identifier::Uuid([9; 16])];
+    i
+}
+
+/// A path to cache "a" that takes so many blocks at a time.
+pub fn limited(blocks: u32) -> DeviceInfo {
+    DeviceInfo { limits: Limits { max_transfer_bytes: 512 * blocks, ..info("a").limits }, ..info("a") }
+}
+
+/// A path to cache "a" that takes so many segments at a time.
+pub fn segments(n: u32) -> DeviceInfo {
+    DeviceInfo { limits: Limits { max_segments: n, ..info("a").limits }, ..info("a") }
+}
+
 impl Scripted {
     pub fn new(name: &str, info: DeviceInfo) -> Arc<Scripted> {
         Arc::new(Scripted {
@@ -95,8 +112,8 @@ impl Scripted {
         self.set_state(DeviceState::Down { cause, reason: reason.to_owned() });
     }
 
-    /// Nothing but its version moves.
-    pub fn set_live_unlocked(&self) {
+    /// Nothing but its version moves. Takes no lock: for [`Scripted::on_next_health`], which is called with it.
+    pub fn touch(&self) {
         self.version.fetch_add(1, Ordering::Release);
     }
 
@@ -375,23 +392,27 @@ impl Bench {
 
     /// As [`Bench::try_submit`], of a reactor that goes on with something else before it kicks.
     pub fn submit_unkicked(&mut self, io: Io) -> Result<u64, RefusedWhy> {
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        let segs = if io.op.has_data() { self.row.span(0, self.row.width()) } else { io.segs };
+        let io = self.tagged(io);
         let mut cx = Cx { now: self.now, segs: &mut self.segs, reactor: 0 };
-        self.queue.submit(&mut cx, Io { tag, segs, ..io }).map_err(|refused| refused.why)?;
-        Ok(tag)
+        self.queue.submit(&mut cx, io).map_err(|refused| refused.why)?;
+        Ok(io.tag)
     }
 
     /// As [`Bench::submit`], to another queue of the group.
-    pub fn submit_to(&mut self, queue: &mut dyn IoQueue, io: Io) -> Option<u64> {
+    pub fn submit_to(&mut self, queue: &mut dyn IoQueue, io: Io) -> u64 {
+        let io = self.tagged(io);
+        let mut cx = Cx { now: self.now, segs: &mut self.segs, reactor: 1 };
+        queue.submit(&mut cx, io).expect("accepted");
+        queue.kick(&mut cx);
+        io.tag
+    }
+
+    /// `io` under a tag of its own, and with memory if it moves data.
+    fn tagged(&mut self, io: Io) -> Io {
         let tag = self.next_tag;
         self.next_tag += 1;
         let segs = if io.op.has_data() { self.row.span(0, self.row.width()) } else { io.segs };
-        let mut cx = Cx { now: self.now, segs: &mut self.segs, reactor: 1 };
-        queue.submit(&mut cx, Io { tag, segs, ..io }).ok()?;
-        queue.kick(&mut cx);
-        Some(tag)
+        Io { tag, segs, ..io }
     }
 
     pub fn write(&mut self, lba: u64) -> u64 {
