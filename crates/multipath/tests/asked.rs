@@ -275,3 +275,51 @@ fn one_that_succeeds_has_its_answer() {
     assert_eq!((done.status, done.proof), (Status::OK, Proof::Answered));
     b.finish();
 }
+
+/// Of two flushes, the later one cleans the cache, and then the last path goes.
+#[test]
+fn a_flush_waits_for_no_path_when_another_one_has_cleaned_its_cache() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    assert_eq!(b.flush_now(), Some(Code::Ok));
+    b.dirty(0, 1);
+    let first = b.flush();
+    let at = usize::from(b.devices[0].in_flight().is_empty());
+    let io = b.devices[at].only();
+    let second = b.flush();
+    let later = b.devices.iter().flat_map(|d| d.in_flight()).find(|i| *i != io).expect("sent");
+    let by = usize::from(!b.devices[0].in_flight().contains(&later));
+    b.devices[by].succeed(later);
+    b.turn();
+    assert_eq!((b.outcome(first), b.outcome(second)), (None, Some(Code::Ok)));
+    b.devices[at].complete(io, Code::PathLost, Proof::Answered);
+    b.devices.iter().for_each(|d| d.set_health(Health::Down));
+    b.turns(2);
+    assert_eq!(b.outcome(first), Some(Code::Ok));
+    b.devices.iter().for_each(|d| d.set_health(Health::Ready));
+    b.finish();
+}
+
+/// A full path takes the request in parts, which must wait until the first attempt is quiet; another one takes it whole.
+#[test]
+fn no_second_attempt_waits_for_room_on_a_path_that_takes_it_in_parts_only() {
+    let worse = |info: DeviceInfo| DeviceInfo { access: Access::NonOptimized, ..info };
+    let mut b = Bench::with_caches(&["a", "a", "a"]);
+    b.group.freeze();
+    let in_parts = DeviceInfo { limits: limited(1).limits, ..info("a") };
+    b.devices[1].set_live(worse(in_parts.clone()));
+    b.devices[2].set_live(worse(info("a")));
+    b.turns(3);
+    let tag = b.submit(READ(9, 2));
+    let io = b.devices[0].only();
+    b.devices[0].set_live(worse(info("a")));
+    b.devices[1].set_live(in_parts);
+    b.devices[1].set_room(1);
+    b.turns(3);
+    b.submit(READ(7, 1));
+    b.submit(READ(8, 1));
+    b.devices[0].suspect(io, Fate::NotSent);
+    b.turn();
+    assert_eq!(b.devices[1].in_flight().len(), 1, "full");
+    assert_eq!(b.devices[2].only().lba, 9, "idle, and takes it: {:?}", b.outcome(tag));
+    b.finish();
+}
