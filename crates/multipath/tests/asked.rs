@@ -9,26 +9,33 @@ const READ: fn(u64, u32) -> Io = |lba, blocks| Io::read(0, lba, blocks, SegSpan:
 
 /// What is known of a path ends with it, its slot or not.
 #[test]
-fn what_a_removed_path_refused_is_not_held_against_the_path_that_has_its_slot() {
-    let mut b = Bench::with_caches(&["a", "a"]);
-    let tag = b.submit(READ(1, 1));
-    let first = usize::from(b.devices[0].in_flight().is_empty());
-    let io = b.devices[first].only();
-    b.devices[first].complete(io, Code::OutOfRange, Proof::Answered);
-    b.turn();
-    let io = b.devices[1 - first].only();
-    b.group.remove_path(b.ids[first]).expect("there");
-    // The flush before the removal.
-    for _ in 0..3 {
-        b.devices[first].succeed_all();
+fn what_a_removed_path_said_is_not_held_against_the_path_that_has_its_slot() {
+    for first in 0..2 {
+        let mut b = Bench::with_caches(&["a", "a"]);
+        b.devices[1 - first].set_live(DeviceInfo { access: Access::NonOptimized, ..info("a") });
+        b.turns(3);
+        let tag = b.submit(READ(1, 1));
+        b.devices[first].complete(b.devices[first].only(), Code::OutOfRange, Proof::Answered);
         b.turn();
+        let io = b.devices[1 - first].only();
+        b.group.remove_path(b.ids[first]).expect("there");
+        // The flush before the removal.
+        for _ in 0..3 {
+            b.devices[first].succeed_all();
+            b.turn();
+        }
+        assert_eq!(b.group.paths().len(), 1);
+        b.add(info("a"));
+        b.turns(3);
+        b.devices[1 - first].complete(io, Code::OutOfRange, Proof::Answered);
+        b.turn();
+        let io = b.devices[2].only();
+        assert_eq!((io.lba, b.outcome(tag)), (1, None), "the new path has never been asked, and is asked at once");
+        b.devices[2].complete(io, Code::PathLost, Proof::Answered);
+        b.turn();
+        assert_eq!(b.outcome(tag), None, "nor has it refused it");
+        b.finish();
     }
-    assert_eq!(b.group.paths().len(), 1);
-    b.add(info("a"));
-    b.turns(3);
-    b.devices[1 - first].complete(io, Code::OutOfRange, Proof::Answered);
-    b.turns(2);
-    assert_eq!(b.outcome(tag), None, "the new path has never been asked");
 }
 
 /// One path refuses; the other one has news, or is away, in that moment.
@@ -65,20 +72,26 @@ fn refused_while(away: bool) {
 /// A full path cannot take the request at all, and one that can is idle.
 #[test]
 fn no_request_waits_for_room_on_a_path_that_cannot_take_it() {
-    let mut b = Bench::with_caches(&["a", "a"]);
-    b.group.freeze();
-    b.devices[0].set_live(segments(4));
-    b.devices[1].set_live(DeviceInfo { access: Access::NonOptimized, ..info("a") });
-    b.turns(3);
-    b.devices[0].set_room(1);
-    // Both fit the first path, which is the better one; the second of them finds it full.
-    b.submit(READ(7, 1));
-    b.submit(READ(8, 1));
-    b.cut_segments(8, 64);
-    b.turns(2);
-    let tag = b.submit(READ(9, 1));
-    b.pass(100);
-    assert!(b.devices[1].in_flight().iter().any(|io| io.lba == 9), "idle, and takes it: {:?}", b.outcome(tag));
+    for full in 0..2 {
+        let mut b = Bench::with_caches(&["a", "a"]);
+        b.group.freeze();
+        b.devices[full].set_live(segments(4));
+        b.devices[1 - full].set_live(DeviceInfo { access: Access::NonOptimized, ..info("a") });
+        b.turns(3);
+        b.devices[full].set_room(1);
+        // Both fit the full path, which is the better one; the second of them finds it full.
+        b.submit(READ(7, 1));
+        b.submit(READ(8, 1));
+        b.cut_segments(8, 64);
+        b.turns(2);
+        let tag = b.submit(READ(9, 1));
+        b.pass(100);
+        assert!(
+            b.devices[1 - full].in_flight().iter().any(|io| io.lba == 9),
+            "{full} is full, the other one is idle and takes it: {:?}",
+            b.outcome(tag)
+        );
+    }
 }
 
 /// The same, and the one that takes it is away for good.

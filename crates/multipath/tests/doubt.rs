@@ -55,6 +55,19 @@ fn every_flush_is_sent_while_a_path_shows_another_disk_and_one_afterwards() {
 }
 
 #[test]
+fn doubt_begins_and_ends_with_whatever_number_the_cache_has() {
+    let mut b = clean(&["d", "e", "c", "c"]);
+    b.dirty(2, 1);
+    show_down(&b, 3);
+    b.turns(2);
+    assert!(flush_is_sent(&mut b) && flush_is_sent(&mut b));
+    b.devices[3].set_live(info("c"));
+    b.turns(2);
+    assert!(flush_is_sent(&mut b) && !flush_is_sent(&mut b));
+    b.finish();
+}
+
+#[test]
 fn a_flush_that_was_sent_in_doubt_and_answered_afterwards_proves_nothing() {
     let mut b = clean(&["c", "c"]);
     show_down(&b, 1);

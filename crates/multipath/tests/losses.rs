@@ -1,8 +1,8 @@
 //! What a write cache lost is told once to whoever must hear it, whatever else goes on in that moment: removals, numbers of caches that are
 //! given again, acknowledgements read late, doubts.
 
-use crate::common::scripted::{Bench, info, stranger};
-use polypath_block::{Code, Health, Identifier, Io, Op, Proof, SegSpan};
+use crate::common::scripted::{Bench, info, limited, stranger};
+use polypath_block::{Code, DeviceInfo, Health, Identifier, Io, Op, Proof, SegSpan};
 use polypath_multipath::GroupConfig;
 
 /// Flushes that path `at` has been sent.
@@ -296,5 +296,62 @@ fn a_loss_is_told_to_every_flush_that_begins_before_the_report_is_there() {
     assert_eq!(late.iter().map(|c| (c.tag, c.status.code)).collect::<Vec<_>>(), [(slow, Code::CacheLost)]);
     assert_eq!(b.flush_now(), Some(Code::Ok), "both have it");
     drop(second);
+    b.finish();
+}
+
+/// A write in two parts: the cache of the one is lost before that part is acknowledged, the other cache is well.
+#[test]
+fn a_write_of_which_one_part_is_lost_is_lost() {
+    for first in 0..2 {
+        let one_block = |domain| DeviceInfo { limits: limited(1).limits, ..info(domain) };
+        let mut b = Bench::new(GroupConfig::new("disk"), vec![one_block("c#1"), one_block("d#1")]);
+        assert_eq!(b.flush_now(), Some(Code::Ok));
+        let tag = b.submit(Io::write(0, 1, 2, SegSpan::EMPTY));
+        b.turn();
+        let parts = [b.devices[0].only(), b.devices[1].only()];
+        let lost = usize::from(parts[0].lba != 1 + first);
+        b.devices[lost].set_live(one_block(["c#2", "d#2"][lost]));
+        b.turns(2);
+        assert_eq!(b.caches_lost(), 0, "nothing was acknowledged");
+        for at in [lost, 1 - lost] {
+            b.devices[at].succeed(parts[at]);
+            b.turn();
+        }
+        assert_eq!(b.outcome(tag), Some(Code::Ok));
+        assert_eq!((b.flush_now(), b.flush_now()), (Some(Code::CacheLost), Some(Code::Ok)), "part {first}");
+        b.finish();
+    }
+}
+
+/// A request in parts fails, for whatever reason and however many of its parts report a loss: later reports are given all the same.
+#[test]
+fn a_request_that_failed_in_parts_holds_no_report_back() {
+    let mut b = Bench::with_caches(&["a", "b", "c"]);
+    assert_eq!(b.flush_now(), Some(Code::Ok));
+    let lose = |b: &mut Bench, at: usize, domain: &str| {
+        b.devices[at].set_live(info(domain));
+        b.turns(2);
+    };
+    // A flush of three caches: two of them are lost meanwhile.
+    (0..3).for_each(|i| b.dirty(i, 1));
+    let tag = b.flush();
+    b.turn();
+    lose(&mut b, 0, "a#1");
+    lose(&mut b, 1, "b#1");
+    b.devices.iter().for_each(|device| device.succeed_all());
+    b.turns(3);
+    assert_eq!(b.outcome(tag), Some(Code::CacheLost));
+    assert_eq!(b.flush_now(), Some(Code::Ok));
+    // Another one, of which a part fails.
+    (0..2).for_each(|i| b.dirty(i, 1));
+    let tag = b.flush();
+    b.turn();
+    b.devices[0].complete(b.devices[0].only(), Code::Medium, Proof::Answered);
+    b.devices[1].succeed_all();
+    b.turns(3);
+    assert_eq!(b.outcome(tag), Some(Code::Medium));
+    b.dirty(2, 1);
+    lose(&mut b, 2, "c#1");
+    assert_eq!((b.flush_now(), b.flush_now()), (Some(Code::CacheLost), Some(Code::Ok)));
     b.finish();
 }

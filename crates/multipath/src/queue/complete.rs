@@ -163,9 +163,8 @@ impl MultipathQueue {
             task.settled = Some((status, proof));
             return;
         }
-        // Without fencing, nothing proves an attempt quiet that is still open.
-        let open = if task.outstanding > 0 { Proof::None } else { Proof::NeverSent };
-        let proofs = Proofs { answer: proof, all: task.proof.and(proof).and(open) };
+        // An attempt that is open without fencing has left its proof, or that there is none, when it was superseded.
+        let proofs = Proofs { answer: proof, all: task.proof.and(proof) };
         let owner = task.owner;
         let goes_on = status.is_ok() && !self.is_lost_labour(owner);
         if goes_on && self.tasks.get_mut(key).is_some_and(|task| task.go_on(proofs)) {

@@ -297,7 +297,6 @@ impl MultipathQueue {
         self.paths[slot] = Some(QueuePath::new(view, counters));
         self.loads[slot] = PathLoad { uid: view.shared.id.0, ..PathLoad::default() };
         self.selector.forget(slot);
-        self.full &= !(1 << slot);
         self.tasks.iter_mut().for_each(|(_, task)| task.forget_slot(slot));
         Some(slot)
     }
