@@ -109,12 +109,9 @@ impl Control {
         // The version first: if the state is newer than it, the next look finds out.
         self.paths[at].reviewed = device.version();
         let state = device.state();
-        self.hear_identity(at, &state, caches);
+        self.hear(at, &state, now, caches);
         if self.paths[at].state == PathState::Removing {
             self.paths[at].verified = state.info().is_some_and(|info| self.is_unchanged(at, info));
-            if self.paths[at].verified {
-                self.end_doubt(at, caches);
-            }
             return;
         }
         match state {
@@ -267,7 +264,6 @@ impl Control {
         record.info = Some(info.clone());
         record.verified = true;
         self.join_cache(at, &info, now, caches);
-        self.end_doubt(at, caches);
         let record = &self.paths[at];
         // Last, because from here on queues use it.
         record.shared.admit(Some(record.reviewed));
@@ -354,14 +350,9 @@ impl Control {
         if known.is_some_and(|d| self.paths[at].cache == Some(d as u8)) {
             return;
         }
-        // Another cache than before. In the same place it is one that lost its power; elsewhere the old one is lost with its last path.
-        if let Some(old) = self.paths[at].cache
-            && self.cache_names[usize::from(old)].place() == name.place()
-            && caches.lose_power(old)
-        {
-            self.cache_lost(old, "a write cache lost its power while it was dirty: the next flush fails once", now);
-        }
+        // Another cache than before: the old one is lost with its last path.
         self.leave_cache(at, now, caches);
+        let place = name.place().into();
         let index = known.unwrap_or_else(|| {
             let unused = (0..self.cache_names.len()).find(|&d| caches.members(d as u8) == 0);
             match unused {
@@ -376,35 +367,52 @@ impl Control {
             }
         });
         caches.join(index as u8, info.limits.write_cache);
-        self.paths[at].cache = Some(index as u8);
+        (self.paths[at].cache, self.paths[at].place) = (Some(index as u8), Some(place));
         self.follow_doubts(caches);
     }
 
     fn leave_cache(&mut self, at: usize, now: Time, caches: &Caches) {
-        self.end_doubt(at, caches);
+        self.set_doubt(at, false, caches);
         let Some(index) = self.paths[at].cache.take() else { return };
         if caches.leave(index) && !self.paths[at].closing {
-            self.cache_lost(index, "the last path of a dirty write cache is gone: the next flush fails once", now);
+            self.cache_lost(index, "the last path of a dirty write cache is gone: the next flush fails", now);
         }
         self.follow_doubts(caches);
     }
 
-    /// Where a path shows another disk, what has the cache that it led to may be another one, too, on paths that have not heard of it yet.
-    fn hear_identity(&mut self, at: usize, state: &DeviceState, caches: &Caches) {
-        let differs = match state {
-            DeviceState::Down { cause, .. } => *cause == Code::PathIdentity,
-            DeviceState::Live(info) => self.is_this_disk(at, info).is_err(),
-            DeviceState::Starting | DeviceState::Gone { .. } => false,
-        };
-        let record = &mut self.paths[at];
-        if let Some(index) = record.cache.filter(|_| differs && record.doubts.is_none()) {
-            record.doubts = Some(self.cache_names[usize::from(index)].place().into());
-            self.follow_doubts(caches);
+    /// What a device says of its disk and of its cache, whatever else speaks against its path, and whether that is on its way out or not.
+    fn hear(&mut self, at: usize, state: &DeviceState, now: Time, caches: &Caches) {
+        match state {
+            DeviceState::Down { cause: Code::PathIdentity, .. } => self.set_doubt(at, true, caches),
+            DeviceState::Live(info) => {
+                let is_another = self.is_this_disk(at, info).is_err();
+                self.set_doubt(at, is_another, caches);
+                if !is_another {
+                    self.hear_power(at, info, now, caches);
+                }
+            }
+            DeviceState::Starting | DeviceState::Gone { .. } | DeviceState::Down { .. } => {}
         }
     }
 
-    fn end_doubt(&mut self, at: usize, caches: &Caches) {
-        if self.paths[at].doubts.take().is_some() {
+    /// Another cache in the same place is the same one, which has lost its power.
+    fn hear_power(&mut self, at: usize, info: &DeviceInfo, now: Time, caches: &Caches) {
+        let name = self.cache_name(at, info);
+        let Some(old) = self.paths[at].cache else { return };
+        let old_name = &self.cache_names[usize::from(old)];
+        if *old_name == name || old_name.place() != name.place() {
+            return;
+        }
+        if caches.lose(old) {
+            self.cache_lost(old, "a write cache lost its power while it was dirty: the next flush fails", now);
+        }
+        // Not to be heard again. If the path is fit for use, it joins the new one.
+        self.leave_cache(at, now, caches);
+    }
+
+    /// Where a path shows another disk, what has the cache that it led to may be another one, too, on paths that have not heard of it yet.
+    fn set_doubt(&mut self, at: usize, doubts: bool, caches: &Caches) {
+        if core::mem::replace(&mut self.paths[at].doubts, doubts) != doubts {
             self.follow_doubts(caches);
         }
     }
@@ -412,7 +420,7 @@ impl Control {
     /// Who answers at a place is in doubt while a path that led there shows another disk: every cache that is there now.
     fn follow_doubts(&mut self, caches: &Caches) {
         for (index, name) in self.cache_names.iter().enumerate() {
-            let led_there = |p: &PathRecord| p.doubts.as_deref() == Some(name.place());
+            let led_there = |p: &PathRecord| p.doubts && p.place.as_deref() == Some(name.place());
             let doubted = caches.members(index as u8) > 0 && self.paths.iter().any(led_there);
             if doubted != (self.doubted & 1 << index != 0) {
                 self.doubted ^= 1 << index;

@@ -74,7 +74,7 @@ pub enum EventKind {
         /// Why it was safe.
         proof: Proof,
     },
-    /// A dirty write cache lost its power, or its last path is gone for good: the next flush fails once.
+    /// A dirty write cache lost its power, or its last path is gone for good: the next flush of each queue fails.
     CacheLost {
         /// Name of the cache domain.
         domain: String,

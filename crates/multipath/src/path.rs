@@ -98,8 +98,10 @@ pub(crate) struct PathRecord {
     pub(crate) closing: bool,
     /// Number of the cache it leads to.
     pub(crate) cache: Option<u8>,
-    /// It shows another disk: the place of the cache that it led to, where whoever answers is in doubt.
-    pub(crate) doubts: Option<Box<str>>,
+    /// The place of the cache that it led to last.
+    pub(crate) place: Option<Box<str>>,
+    /// It shows another disk: whoever answers at that place is in doubt.
+    pub(crate) doubts: bool,
     /// It is down because a queue was lost, and its device has not said why.
     unexplained: bool,
     ever_up: bool,
@@ -127,7 +129,8 @@ impl PathRecord {
             gone: false,
             closing: false,
             cache: None,
-            doubts: None,
+            place: None,
+            doubts: false,
             unexplained: false,
             ever_up: false,
             failures: 0,

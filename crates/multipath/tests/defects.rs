@@ -176,15 +176,20 @@ fn a_flush_that_another_controller_answers_does_not_hide_the_power_loss_of_one()
 }
 
 #[test]
-fn a_flush_that_was_answered_as_its_last_path_went_has_lost_nothing() {
+fn a_flush_that_was_answered_as_its_last_path_went_fails_rather_than_that_it_says_too_much() {
     let mut b = Bench::with_caches(&["c"]);
     b.dirty(0, 1);
     let flush = b.flush();
     b.devices[0].succeed_all();
     b.devices[0].set_gone();
     b.turns(2);
-    assert_eq!(b.outcome(flush), Some(Code::Ok), "everything was on the medium before the path went");
-    assert_eq!(b.flush_now(), Some(Code::Ok), "so that there is nothing to report");
+    assert_eq!(b.caches_lost(), 1);
+    assert_eq!(
+        b.outcome(flush),
+        Some(Code::CacheLost),
+        "what was announced as lost is reported, though it may have been saved"
+    );
+    assert_eq!(b.flush_now(), Some(Code::Ok), "it was the report");
     b.finish();
 }
 

@@ -1,7 +1,7 @@
 //! A path that shows another disk: what the others say OK to may have been answered by that one, too.
 
 use crate::common::scripted::{Bench, info, stranger};
-use polypath_block::{Code, Op};
+use polypath_block::{Code, Io, Op, SegSpan};
 use polypath_multipath::PathState;
 
 fn show_down(b: &Bench, at: usize) {
@@ -405,4 +405,50 @@ fn a_path_that_says_so_again_and_again_doubts_once_and_is_believed_once() {
         assert!(!flush_is_sent(&mut b), "round {round}: over");
     }
     b.finish();
+}
+
+/// A path shows this disk again, and is refused for another reason (it is read-only).
+#[test]
+fn a_doubt_is_over_when_the_path_shows_this_disk_again_though_it_is_refused_for_another_reason() {
+    let mut b = clean(&["c", "c"]);
+    b.dirty(0, 1);
+    assert_eq!(b.flush_now(), Some(Code::Ok));
+    b.devices[1].set_live(stranger("c"));
+    b.turns(2);
+    assert_eq!(b.flush_now(), Some(Code::Ok));
+    let mut protected = info("c");
+    protected.limits.read_only = true;
+    b.devices[1].set_live(protected);
+    b.turns(2);
+    assert_eq!(b.stats(1).state, PathState::Quarantined);
+    b.dirty(0, 2);
+    assert_eq!(b.flush_now(), Some(Code::Ok), "the first that can be believed");
+    let before = flushes(&b);
+    let again = (b.flush_now(), flushes(&b) - before);
+    // Everything was flushed after the disk was shown again: nothing is lost with the cache.
+    b.group.remove_path(b.ids[1]).expect("there");
+    b.turns(2);
+    b.devices[0].set_gone();
+    b.turns(2);
+    assert_eq!((again, b.caches_lost()), ((Some(Code::Ok), 0), 0));
+}
+
+/// A path is being removed, and only another reactor holds it still, when it shows another disk.
+#[test]
+fn a_flush_hears_of_another_disk_on_a_path_that_only_another_reactor_holds() {
+    let mut b = clean(&["c", "c"]);
+    let mut second = b.second_queue();
+    b.dirty(0, 1);
+    assert_eq!(b.flush_now(), Some(Code::Ok));
+    while b.devices[1].in_flight().is_empty() {
+        b.submit_to(&mut *second, Io::write(0, 5, 1, SegSpan::EMPTY));
+    }
+    b.group.remove_path(b.ids[1]).expect("there");
+    b.turns(4);
+    assert_eq!(b.stats(1).state, PathState::Removing);
+    let before = flushes(&b);
+    assert_eq!((b.flush_now(), flushes(&b) - before), (Some(Code::Ok), 0), "clean");
+    b.devices[1].set_live(stranger("c"));
+    let before = flushes(&b);
+    assert_eq!((b.flush_now(), flushes(&b) - before), (Some(Code::Ok), 1), "a path that led there shows another disk");
 }

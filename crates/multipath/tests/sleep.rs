@@ -226,23 +226,6 @@ fn small_parts_wait_their_turn_behind_what_came_before_them() {
     b.finish();
 }
 
-/// Flushes of other reactors fail until the next turn says that whoever asked has the report.
-#[test]
-fn a_report_of_a_loss_that_was_given_out_is_not_slept_upon() {
-    let mut b = Bench::with_caches(&["a", "b"]);
-    assert_eq!(b.flush_now(), Some(Code::Ok));
-    b.dirty(0, 1);
-    b.devices[0].set_gone();
-    b.turns(3);
-    let tag = b.flush();
-    b.turn();
-    assert_eq!(b.outcome(tag), Some(Code::CacheLost));
-    assert_eq!(sleeps(&mut b), None);
-    b.turn();
-    assert_eq!(sleeps(&mut b), Some(200));
-    b.finish();
-}
-
 /// A flush of two caches: no path to the first one is there, and what the second one held is lost.
 #[test]
 fn a_part_that_waits_in_vain_is_not_slept_upon() {

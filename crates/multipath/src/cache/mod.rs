@@ -1,4 +1,4 @@
-//! Which volatile write caches hold something that a Flush must reach, over all reactors.
+//! Which volatile write caches hold something that a Flush must reach, over all reactors, and which losses a Flush must report.
 //!
 //! One epoch for the group counts the flushes begun. A change that completes notes the epoch it sees as the `dirty` of its cache; a
 //! flush that succeeds moves `clean` up to the epoch in which it began. A cache is dirty while `dirty > clean`. A write loads the
@@ -6,10 +6,12 @@
 //! the flush was sent, and the flush covers it. Two flushes at a time do not hide each other's work, because only success cleans,
 //! and only up to where the flush began.
 //!
-//! A dirty cache is *lost* when nothing leads to it any more, or when a path to it comes back to one that has lost its power since:
-//! flushes that began before the loss and were to reach it fail, and so does the first flush after it, unless one of those covered
-//! everything that was lost. The loss is reported when whoever asked has the answer: a flush that begins before that fails, too, for its
-//! OK could be there first.
+//! A dirty cache is *lost* when nothing leads to it any more, or when a path to it comes back to one that has lost its power since. Losses
+//! are counted, for the group as a whole: a flush is of the disk, not of a cache. Each queue knows up to which loss its user has been
+//! told, and a flush of that queue fails if there is one beyond what was known when it began ([`Caches::doubts_success`]). It is told of
+//! them by that, if it was to cover all that was lost: one that began before the last lost change was acknowledged cannot stand for the
+//! flush that was to cover that change. That is all there is to a report: where the parts of the flush went, and how they ended, has no
+//! say in it.
 //!
 //! A cache is *in doubt* while a path that led there shows another disk: whatever answers on the other paths may be another one as
 //! well that has not said so yet, and may have been since before anybody knew. What it says OK to cleans nothing, so that every flush
@@ -23,18 +25,27 @@
 //!
 //! Joining, leaving, losing and doubting happen under the lock of the group; everything else is asked from any reactor at any time.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use crate::selector::Slots as Bits;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// Most caches of a group at a time; each has a bit in a mask.
 pub(crate) const MAX_CACHES: usize = 64;
+
+/// When a flush began, and what its user knew then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Began {
+    /// The epoch in which it began.
+    pub(crate) epoch: u64,
+    /// Up to which loss its user had been told.
+    pub(crate) told: u64,
+}
 
 /// A flush that is to reach one cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct FlushTarget {
     /// Number of the cache.
     pub(crate) cache: u8,
-    /// The epoch in which the flush began.
-    pub(crate) epoch: u64,
+    pub(crate) began: Began,
 }
 
 /// A cache in a certain time: that in which something was sent to it.
@@ -49,75 +60,41 @@ pub(crate) struct SentTo {
 pub(crate) struct Written {
     /// As bits.
     caches: u64,
-    /// Those among them that were no more when the part completed.
+    /// Those among them that were no more when that was last looked at.
     gone: u64,
-    /// The epoch in which the first part completed.
-    epoch: u64,
-}
-
-impl Written {
-    /// What two parts of one change have written together.
-    pub(crate) fn and(one: Option<Written>, other: Option<Written>) -> Option<Written> {
-        match (one, other) {
-            (Some(a), Some(b)) => {
-                Some(Written { caches: a.caches | b.caches, gone: a.gone | b.gone, epoch: a.epoch.min(b.epoch) })
-            }
-            (a, b) => a.or(b),
-        }
-    }
+    /// The epoch in which it was.
+    looked: u64,
 }
 
 /// The caches of a group, and the losses that wait to be reported.
 #[derive(Debug)]
 pub(crate) struct Caches {
     epoch: AtomicU64,
+    /// How many losses there were.
+    losses: AtomicU64,
+    /// A flush that began in this epoch or later was to cover everything that was lost.
+    lost_through: AtomicU64,
+    /// Up to which loss the user of any queue has been told: what that of a new queue begins with.
+    told: AtomicU64,
+    /// Grows with everything that a flush which waits may want to hear: a cache was cleaned, or something was lost.
+    news: AtomicU64,
     list: Box<[Cache]>,
-}
-
-/// Losses that a queue has answered flushes with: for each cache, up to which one.
-#[derive(Debug)]
-pub(crate) struct Reports {
-    seen: Box<[u64]>,
-    any: bool,
-}
-
-impl Reports {
-    pub(crate) fn new() -> Self {
-        Reports { seen: vec![0; MAX_CACHES].into(), any: false }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        !self.any
-    }
-
-    fn add(&mut self, index: usize, loss: u64) {
-        self.any = true;
-        self.seen[index] = self.seen[index].max(loss);
-    }
 }
 
 #[derive(Debug, Default)]
 struct Cache {
     dirty: AtomicU64,
     clean: AtomicU64,
-    /// Flushes that began in this epoch or before were to cover something that is lost.
-    lost_through: AtomicU64,
-    /// The same, as far as power was lost.
-    power_lost_through: AtomicU64,
-    /// A flush that began in this epoch or later was to cover everything that is lost.
-    lost_dirty: AtomicU64,
-    /// How often it was lost.
-    losses: AtomicU64,
-    /// Which of these lost its power last: no flush that succeeds elsewhere makes up for that.
-    power_loss: AtomicU64,
-    /// Up to which of these somebody was told, or nothing was lost after all.
-    told: AtomicU64,
-    /// Something may have been written before the group existed: flush once, but its loss breaks no promise of this group.
-    assumed: AtomicBool,
+    /// Something may have been written before the group existed: a flush is owed that began in this epoch or later. Its loss breaks no
+    /// promise of this group.
+    assumed: AtomicU64,
     /// Paths that lead there and are not gone for good.
     members: AtomicU32,
-    /// What was sent in an earlier epoch is not there: the number was given to this cache since, or it has lost its power.
+    /// What was sent in an earlier epoch is not there: the number was given to this cache since, or it has lost its power. Known before
+    /// the loss is counted.
     since: AtomicU64,
+    /// The same for flushes: what one that began earlier was to reach is no more. Known after the loss was counted.
+    over: AtomicU64,
     /// Reasons to doubt who answers there.
     doubts: AtomicU32,
     /// Flushes that began in this epoch or before may have been answered by another disk.
@@ -128,8 +105,14 @@ struct Cache {
 
 impl Caches {
     pub(crate) fn new() -> Self {
-        let list = (0..MAX_CACHES).map(|_| Cache::default()).collect();
-        Caches { epoch: AtomicU64::new(1), list }
+        Caches {
+            epoch: AtomicU64::new(1),
+            losses: AtomicU64::new(0),
+            lost_through: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+            news: AtomicU64::new(0),
+            list: (0..MAX_CACHES).map(|_| Cache::default()).collect(),
+        }
     }
 
     /// Something is about to be sent to cache `index`.
@@ -139,37 +122,45 @@ impl Caches {
 
     /// A change, or a part of one, completed there and may be in the cache. [`Caches::acknowledge`] follows with what is returned.
     pub(crate) fn mark_dirty(&self, sent: SentTo) -> Written {
-        let (cache, epoch) = (self.get(sent.cache), self.epoch.load(SeqCst));
+        let (cache, looked) = (self.get(sent.cache), self.epoch.load(SeqCst));
         let bit = 1 << sent.cache;
-        let is_gone = || sent.epoch < cache.since.load(SeqCst);
-        if is_gone() {
-            return Written { caches: bit, gone: bit, epoch };
-        }
-        if cache.dirty.load(SeqCst) < epoch {
-            cache.dirty.fetch_max(epoch, SeqCst);
+        if !cache.is_gone(sent.epoch) {
+            cache.mark_dirty(looked);
         }
         // Once more: whoever takes its power or its number away says so first, and looks for what is dirty afterwards.
-        Written { caches: bit, gone: if is_gone() { bit } else { 0 }, epoch }
+        Written { caches: bit, gone: if cache.is_gone(sent.epoch) { bit } else { 0 }, looked }
     }
 
-    /// The change is acknowledged now. Should a cache have been lost since a part of it was written there, that loss may have been
-    /// reported when nobody relied on this change yet: the next flush reports it once more.
+    /// What two parts of one change have written together.
+    pub(crate) fn together(&self, one: Option<Written>, other: Option<Written>) -> Option<Written> {
+        let (Some(a), Some(b)) = (one, other) else { return one.or(other) };
+        let looked = self.epoch.load(SeqCst);
+        Some(Written { caches: a.caches | b.caches, gone: self.gone_of(a) | self.gone_of(b), looked })
+    }
+
+    /// The change is acknowledged now: what it has written is to be covered by flushes that begin from here on.
     pub(crate) fn acknowledge(&self, written: Written) {
-        let mut left = written.caches;
-        while left != 0 {
-            let bit = left & left.wrapping_neg();
-            left ^= bit;
-            let cache = self.get(bit.trailing_zeros() as u8);
-            if written.gone & bit != 0 || cache.lost_through.load(SeqCst) >= written.epoch {
-                cache.note_loss(true);
+        let epoch = self.epoch.load(SeqCst);
+        for cache in Bits(written.caches) {
+            // If it is clean, what this change has written there was flushed already.
+            if self.list[cache].holds_writes() {
+                self.list[cache].mark_dirty(epoch);
             }
+        }
+        // Afterwards, for the same reason as above.
+        if self.gone_of(written) != 0 {
+            self.count_loss(epoch);
         }
     }
 
-    /// A flush begins, and covers everything that was marked dirty before. Ask [`Caches::dirty_mask`] and [`Caches::report_losses`]
-    /// afterwards, in this order: then a cache that is lost meanwhile is in one of them, or the target is [unreachable].
-    ///
-    /// [unreachable]: Caches::is_unreachable
+    /// Of those that were written to: the ones that are no more.
+    fn gone_of(&self, written: Written) -> u64 {
+        let gone = Bits(written.caches).filter(|&cache| self.list[cache].is_gone(written.looked));
+        gone.fold(written.gone, |mask, cache| mask | 1 << cache)
+    }
+
+    /// A flush begins, and covers everything that was marked dirty before. Ask [`Caches::dirty_mask`] afterwards: a cache that is lost
+    /// meanwhile is in it, or its loss is counted.
     pub(crate) fn begin_flush(&self) -> u64 {
         self.epoch.fetch_add(1, SeqCst)
     }
@@ -182,15 +173,14 @@ impl Caches {
 
     /// Must a flush reach this one?
     pub(crate) fn is_dirty(&self, index: u8) -> bool {
-        self.dirty_mask() & 1 << index != 0
+        self.get(index).wants_flush()
     }
 
     /// Must the flush reach its cache even if it has to wait for a path? Not if there is nothing but a doubt, nor if what it was to cover
     /// has been cleaned meanwhile.
     pub(crate) fn is_awaited(&self, flush: FlushTarget) -> bool {
         let cache = self.get(flush.cache);
-        let clean = cache.clean.load(SeqCst);
-        cache.dirty.load(SeqCst) > clean && clean < flush.epoch || cache.assumed.load(SeqCst)
+        cache.clean.load(SeqCst) < flush.began.epoch && (cache.holds_writes() || cache.is_assumed())
     }
 
     /// Would the flush reach its cache because of a doubt, whatever else it is for?
@@ -198,83 +188,50 @@ impl Caches {
         self.get(flush.cache).owes_flush()
     }
 
-    /// The flush of somebody succeeded there. False when part of what it was to cover had been lost with the power of the cache before: that
-    /// must be reported to him.
-    pub(crate) fn mark_clean(&self, flush: FlushTarget, reports: &mut Reports) -> bool {
-        self.try_mark_clean(flush) || !self.abandon(flush, reports)
-    }
-
-    /// A flush succeeded there. False, and nothing is done, when part of what it was to cover had been lost with the power of the cache
-    /// before. That is for others to report: nobody waits for the outcome of this one.
-    pub(crate) fn try_mark_clean(&self, flush: FlushTarget) -> bool {
-        let cache = self.get(flush.cache);
-        // First: the loss that is lifted below is no later one.
-        let losses = cache.losses.load(SeqCst);
-        if flush.epoch <= cache.power_lost_through.load(SeqCst) {
-            return false;
-        }
-        if !cache.is_believed(flush) {
-            return true;
-        }
-        let began_before = flush.epoch <= cache.lost_through.load(SeqCst);
-        let covers = flush.epoch >= cache.lost_dirty.load(SeqCst);
-        if began_before && covers && cache.power_loss.load(SeqCst) <= cache.told.load(SeqCst) {
-            // Its last path went, and this answer was on the way: nothing is lost.
-            cache.told.fetch_max(losses, SeqCst);
-        }
-        cache.clean.fetch_max(flush.epoch, SeqCst);
-        if flush.epoch > cache.lost_through.load(SeqCst) {
-            cache.assumed.store(false, SeqCst);
-        }
-        // If a doubt comes up meanwhile, it is about a later epoch, and a flush is owed all the same.
-        cache.believed.fetch_max(flush.epoch, SeqCst);
-        true
-    }
-
-    /// Are there losses that nobody was told of? Whoever asks answers with them, and says so with [`Caches::set_told`] afterwards.
-    pub(crate) fn report_losses(&self, reports: &mut Reports) -> bool {
-        let mut any = false;
-        for (index, cache) in self.list.iter().enumerate() {
-            let losses = cache.losses.load(SeqCst);
-            if losses > cache.told.load(SeqCst) {
-                reports.add(index, losses);
-                any = true;
-            }
-        }
-        any
-    }
-
-    /// Whoever asked has been told of `reports`, which are no more after that.
-    pub(crate) fn set_told(&self, reports: &mut Reports) {
-        if !core::mem::take(&mut reports.any) {
-            return;
-        }
-        for (cache, loss) in self.list.iter().zip(&mut reports.seen) {
-            cache.told.fetch_max(core::mem::take(loss), SeqCst);
-        }
-    }
-
-    /// Has the flush no cache to go to, because no path leads there any more or what it was to cover is lost?
+    /// Has the flush no cache to go to, because no path leads there any more or what it was to cover is lost? A loss is counted by then.
     pub(crate) fn is_unreachable(&self, flush: FlushTarget) -> bool {
         let cache = self.get(flush.cache);
-        cache.members.load(SeqCst) == 0 || flush.epoch <= cache.lost_through.load(SeqCst)
+        cache.members.load(SeqCst) == 0 || flush.began.epoch < cache.over.load(SeqCst)
     }
 
-    /// An unreachable flush is given up: true when something is lost that it was to cover. It must be reported then.
-    pub(crate) fn abandon(&self, flush: FlushTarget, reports: &mut Reports) -> bool {
-        let cache = self.get(flush.cache);
-        let losses = cache.losses.load(SeqCst);
-        let hit = flush.epoch <= cache.lost_through.load(SeqCst);
-        if hit && flush.epoch >= cache.lost_dirty.load(SeqCst) {
-            // It was to cover all that is lost: this is the report.
-            reports.add(usize::from(flush.cache), losses);
+    /// A flush succeeded there.
+    pub(crate) fn mark_clean(&self, flush: FlushTarget) {
+        let (cache, epoch) = (self.get(flush.cache), flush.began.epoch);
+        // What answered was another cache, or this one before it lost its power; or nobody knows who it was.
+        if cache.is_gone(epoch) || !cache.is_believed(epoch) {
+            return;
         }
-        // A change may have completed there after the last path went: nobody will ever flush it.
-        let late = cache.members.load(SeqCst) == 0 && cache.holds_writes();
-        if late {
-            cache.clean.fetch_max(flush.epoch, SeqCst);
-        }
-        hit || late
+        cache.clean.fetch_max(epoch, SeqCst);
+        // If a doubt comes up meanwhile, it is about a later epoch, and a flush is owed all the same.
+        cache.believed.fetch_max(epoch, SeqCst);
+        self.news.fetch_add(1, SeqCst);
+    }
+
+    /// Up to which loss the user of a new queue needs not to be told.
+    pub(crate) fn told(&self) -> u64 {
+        self.told.load(SeqCst)
+    }
+
+    /// The user of a queue has been told of losses up to `loss`.
+    pub(crate) fn set_told(&self, loss: u64) {
+        self.told.fetch_max(loss, SeqCst);
+    }
+
+    /// Is there a loss that the user did not know of when the flush began? It must not succeed then, wherever it went.
+    pub(crate) fn doubts_success(&self, began: Began) -> bool {
+        self.losses.load(SeqCst) > began.told
+    }
+
+    /// The flush fails because of that. Up to which loss its user has been told when he has the answer.
+    pub(crate) fn tells(&self, began: Began) -> u64 {
+        // In this order, see `count_loss`.
+        let losses = self.losses.load(SeqCst);
+        if began.epoch >= self.lost_through.load(SeqCst) { losses } else { began.told }
+    }
+
+    /// Grows with everything that a flush which waits may want to hear.
+    pub(crate) fn news(&self) -> u64 {
+        self.news.load(SeqCst)
     }
 
     /// Number of paths that lead there.
@@ -286,10 +243,10 @@ impl Caches {
     pub(crate) fn join(&self, index: u8, write_cache: bool) {
         let cache = self.get(index);
         if cache.members.load(SeqCst) == 0 {
-            // In this order, see `mark_dirty`. What is lost completed after the last path of the former owner of this number had gone.
-            cache.since.store(self.begin_flush() + 1, SeqCst);
-            self.lose(index, false);
-            cache.assumed.store(write_cache, SeqCst);
+            let since = self.begin_flush() + 1;
+            cache.since.store(since, SeqCst);
+            cache.over.store(since, SeqCst);
+            cache.assumed.store(if write_cache { since } else { 0 }, SeqCst);
         }
         cache.members.fetch_add(1, SeqCst);
     }
@@ -297,10 +254,9 @@ impl Caches {
     /// A path to cache `index` is gone for good. True when it was the last one and the cache held writes: they are lost.
     pub(crate) fn leave(&self, index: u8) -> bool {
         let cache = self.get(index);
-        let mut lost = false;
-        if cache.members.load(SeqCst) == 1 {
-            lost = self.lose(index, false);
-            cache.assumed.store(false, SeqCst);
+        let last = cache.members.load(SeqCst) == 1;
+        let lost = last && self.lose(index);
+        if last {
             // There is nowhere to flush to, whatever is owed.
             cache.believed.fetch_max(self.begin_flush(), SeqCst);
         }
@@ -323,31 +279,31 @@ impl Caches {
         cache.doubts.fetch_sub(1, SeqCst);
     }
 
-    /// Cache `index` has lost its power, whether other paths still lead there or not. True when it held writes: they are lost.
-    pub(crate) fn lose_power(&self, index: u8) -> bool {
-        // In this order, see `mark_dirty`.
-        self.get(index).since.store(self.begin_flush() + 1, SeqCst);
-        self.get(index).assumed.store(false, SeqCst);
-        self.lose(index, true)
+    /// Whatever cache `index` holds is lost: it has lost its power, whether other paths still lead there or not, or the last one goes. True
+    /// when it held writes.
+    pub(crate) fn lose(&self, index: u8) -> bool {
+        let cache = self.get(index);
+        // First: who marks something dirty after that counts the loss himself, and who marked it before is seen below.
+        let since = self.begin_flush() + 1;
+        cache.since.store(since, SeqCst);
+        cache.assumed.store(0, SeqCst);
+        let dirty = cache.dirty.load(SeqCst);
+        let lost = dirty > cache.clean.load(SeqCst);
+        if lost {
+            self.count_loss(dirty);
+            // A flush that finds nothing to wait for any more finds the loss.
+            cache.clean.fetch_max(dirty, SeqCst);
+        }
+        cache.over.store(since, SeqCst);
+        lost
     }
 
-    fn lose(&self, index: u8, power: bool) -> bool {
-        let cache = self.get(index);
-        let dirty = cache.dirty.load(SeqCst);
-        if dirty <= cache.clean.load(SeqCst) {
-            return false;
-        }
-        // In this order, see `begin_flush`: a flush that begins after the new epoch finds the loss, one that began before it is hit.
-        cache.lost_dirty.fetch_max(dirty, SeqCst);
-        cache.note_loss(power);
-        let through = self.begin_flush();
-        if power {
-            cache.power_lost_through.fetch_max(through, SeqCst);
-        }
-        cache.lost_through.fetch_max(through, SeqCst);
-        // Last: a flush that finds nothing to wait for any more asks afterwards whether that is because it was lost.
-        cache.clean.fetch_max(dirty, SeqCst);
-        true
+    /// Something is lost that was acknowledged in `epoch` or before.
+    fn count_loss(&self, epoch: u64) {
+        // In this order: who sees the loss sees also which flushes were to cover it.
+        self.lost_through.fetch_max(epoch, SeqCst);
+        self.losses.fetch_add(1, SeqCst);
+        self.news.fetch_add(1, SeqCst);
     }
 
     fn get(&self, index: u8) -> &Cache {
@@ -356,16 +312,27 @@ impl Caches {
 }
 
 impl Cache {
-    /// It is lost once more. That it was power is known before that it was lost.
-    fn note_loss(&self, power: bool) {
-        if power {
-            self.power_loss.fetch_max(self.losses.load(SeqCst) + 1, SeqCst);
+    fn mark_dirty(&self, epoch: u64) {
+        if self.dirty.load(SeqCst) < epoch {
+            self.dirty.fetch_max(epoch, SeqCst);
         }
-        self.losses.fetch_add(1, SeqCst);
+    }
+
+    /// Has it lost its power or its number since `epoch`?
+    fn is_gone(&self, epoch: u64) -> bool {
+        epoch < self.since.load(SeqCst) || self.members.load(SeqCst) == 0
     }
 
     fn wants_flush(&self) -> bool {
-        self.holds_writes() || self.assumed.load(SeqCst) || self.owes_flush()
+        self.members.load(SeqCst) > 0 && (self.holds_writes() || self.is_assumed() || self.owes_flush())
+    }
+
+    fn holds_writes(&self) -> bool {
+        self.dirty.load(SeqCst) > self.clean.load(SeqCst)
+    }
+
+    fn is_assumed(&self) -> bool {
+        self.assumed.load(SeqCst) > self.clean.load(SeqCst)
     }
 
     /// What was flushed may have gone to another disk. (If nothing was ever written, there is nothing to doubt.)
@@ -373,14 +340,10 @@ impl Cache {
         self.believed.load(SeqCst) <= self.doubted_through.load(SeqCst) && self.dirty.load(SeqCst) > 0
     }
 
-    /// Was it this disk that answered, as far as anybody knows? A doubt that ends counts in `doubts` until its epoch is noted: in this
-    /// order, none is missed.
-    fn is_believed(&self, flush: FlushTarget) -> bool {
-        self.doubts.load(SeqCst) == 0 && flush.epoch > self.doubted_through.load(SeqCst)
-    }
-
-    fn holds_writes(&self) -> bool {
-        self.dirty.load(SeqCst) > self.clean.load(SeqCst)
+    /// Was it this disk that answered a flush of `epoch`, as far as anybody knows? A doubt that ends counts in `doubts` until its epoch is
+    /// noted: in this order, none is missed.
+    fn is_believed(&self, epoch: u64) -> bool {
+        self.doubts.load(SeqCst) == 0 && epoch > self.doubted_through.load(SeqCst)
     }
 }
 

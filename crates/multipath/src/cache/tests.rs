@@ -2,36 +2,39 @@
 
 use super::*;
 
-/// A queue of one flush, which tells at once what it has to report.
-trait Told {
+/// The user of one queue, who has each answer at once.
+trait User {
+    fn begin(&self) -> Began;
+    /// The flush ends: is it a failure?
+    fn fails(&self, began: Began) -> bool;
+    /// It was answered: does it succeed?
     fn cleaned(&self, flush: FlushTarget) -> bool;
-    fn abandoned(&self, flush: FlushTarget) -> bool;
+    /// Does a flush fail that begins now?
     fn take_lost(&self) -> bool;
 }
 
-impl Told for Caches {
-    fn cleaned(&self, flush: FlushTarget) -> bool {
-        let mut reports = Reports::new();
-        let cleaned = self.mark_clean(flush, &mut reports);
-        self.set_told(&mut reports);
-        cleaned
+impl User for Caches {
+    fn begin(&self) -> Began {
+        Began { epoch: self.begin_flush(), told: self.told() }
     }
-    fn abandoned(&self, flush: FlushTarget) -> bool {
-        let mut reports = Reports::new();
-        let lost = self.abandon(flush, &mut reports);
-        self.set_told(&mut reports);
-        lost
+    fn fails(&self, began: Began) -> bool {
+        let fails = self.doubts_success(began);
+        if fails {
+            self.set_told(self.tells(began));
+        }
+        fails
+    }
+    fn cleaned(&self, flush: FlushTarget) -> bool {
+        self.mark_clean(flush);
+        !self.fails(flush.began)
     }
     fn take_lost(&self) -> bool {
-        let mut reports = Reports::new();
-        let lost = self.report_losses(&mut reports);
-        self.set_told(&mut reports);
-        lost
+        self.fails(self.begin())
     }
 }
 
 fn flush(caches: &Caches, cache: u8) -> FlushTarget {
-    FlushTarget { cache, epoch: caches.begin_flush() }
+    FlushTarget { cache, began: caches.begin() }
 }
 
 #[test]
@@ -82,18 +85,17 @@ fn a_flush_that_outlives_its_cache_knows_whether_it_lost_anything() {
     c.join(2, true);
     let waiting = flush(&c, 2);
     assert!(!c.is_unreachable(waiting));
-    assert!(!c.leave(2) && c.is_unreachable(waiting) && !c.abandoned(waiting), "nothing but an assumption is gone");
+    assert!(!c.leave(2) && c.is_unreachable(waiting) && c.cleaned(waiting), "nothing but an assumption is gone");
     c.join(2, false);
     c.mark_dirty(c.send_to(2));
     let (one, two) = (flush(&c, 2), flush(&c, 2));
     assert!(c.leave(2));
     let later = flush(&c, 2);
-    assert!(c.abandoned(one) && c.abandoned(two) && !c.abandoned(later));
+    assert!(c.fails(one.began) && c.fails(two.began) && c.fails(later.began), "nobody knew when they began");
     assert!(!c.take_lost(), "they have reported it");
-    c.mark_dirty(c.send_to(2));
-    let after = flush(&c, 2);
-    assert!(c.abandoned(after), "a change that completed as the last path went");
-    assert_eq!(c.dirty_mask(), 0, "reported, and not for ever");
+    c.acknowledge(c.mark_dirty(c.send_to(2)));
+    assert!(c.take_lost() && !c.take_lost(), "a change that completed as the last path went");
+    assert_eq!(c.dirty_mask(), 0, "nobody can flush it");
 }
 
 #[test]
@@ -104,33 +106,29 @@ fn a_flush_reports_only_what_it_was_to_cover() {
     let early = flush(&c, 0);
     c.mark_dirty(c.send_to(0));
     assert!(c.leave(0));
-    assert!(c.abandoned(early) && c.take_lost(), "the second write is for the next flush to report");
+    assert!(c.fails(early.began) && c.take_lost(), "the second write is for the next flush to report");
     // Neither does the report of one cache stand for another.
     (0..2).for_each(|i| c.join(i, false));
     c.mark_dirty(c.send_to(0));
     let zero = flush(&c, 0);
     c.mark_dirty(c.send_to(1));
     assert!(c.leave(1) && c.leave(0));
-    assert!(c.abandoned(zero) && c.take_lost() && !c.take_lost());
+    assert!(c.fails(zero.began) && c.take_lost() && !c.take_lost());
 }
 
 #[test]
-fn an_answer_that_was_on_the_way_as_the_last_path_went_makes_up_for_the_loss() {
+fn an_answer_from_the_former_owner_of_a_number_says_nothing_about_the_next_one() {
     for i in [0, 5, 63] {
         let c = Caches::new();
         c.join(i, false);
         c.mark_dirty(c.send_to(i));
         let early = flush(&c, i);
-        assert!(c.leave(i) && c.cleaned(early) && !c.take_lost(), "it covered everything");
-        c.join(i, false);
-        c.mark_dirty(c.send_to(i));
-        let early = flush(&c, i);
-        c.mark_dirty(c.send_to(i));
-        assert!(c.leave(i) && c.cleaned(early) && c.take_lost(), "it did not cover the second write");
-        // Nor does it say anything about what has the number now.
+        assert!(c.leave(i) && !c.cleaned(early) && !c.take_lost(), "it was to cover everything");
         c.join(i, true);
-        assert!(c.cleaned(early));
-        assert_eq!(c.dirty_mask(), 1 << i);
+        c.mark_clean(early);
+        assert_eq!(c.dirty_mask(), 1 << i, "unknown past");
+        c.mark_clean(flush(&c, i));
+        assert_eq!(c.dirty_mask(), 0);
     }
 }
 
@@ -139,13 +137,13 @@ fn a_loss_is_reported_again_for_a_change_that_was_acknowledged_after_the_report(
     let c = Caches::new();
     (0..2).for_each(|i| c.join(i, false));
     let unharmed = c.mark_dirty(c.send_to(1));
-    let early = Written::and(None, Some(c.mark_dirty(c.send_to(0))));
-    assert!(c.lose_power(0) && c.take_lost(), "reported before the change was acknowledged");
+    let early = Some(c.mark_dirty(c.send_to(0)));
+    assert!(c.lose(0) && c.take_lost(), "reported before the change was acknowledged");
     let late = c.mark_dirty(c.send_to(0));
     c.acknowledge(unharmed);
     c.acknowledge(late);
     assert!(!c.take_lost(), "what was written after the loss is there");
-    c.acknowledge(Written::and(early, Some(late)).unwrap());
+    c.acknowledge(c.together(early, Some(late)).unwrap());
     assert!(c.take_lost() && !c.take_lost(), "the first part is gone");
 }
 
@@ -156,11 +154,11 @@ fn a_change_acknowledged_late_reports_the_loss_of_each_of_its_own_caches_and_of_
         [mine, other].iter().for_each(|&i| c.join(i, false));
         let change = c.mark_dirty(c.send_to(mine));
         c.mark_dirty(c.send_to(other));
-        assert!(c.lose_power(other) && c.take_lost());
+        assert!(c.lose(other) && c.take_lost());
         c.acknowledge(change);
         assert!(!c.take_lost(), "{mine}: it was never in {other}");
-        let parts = Written::and(Some(c.mark_dirty(c.send_to(mine))), Some(c.mark_dirty(c.send_to(other))));
-        assert!(c.lose_power(mine) && c.take_lost());
+        let parts = c.together(Some(c.mark_dirty(c.send_to(mine))), Some(c.mark_dirty(c.send_to(other))));
+        assert!(c.lose(mine) && c.take_lost());
         c.acknowledge(parts.unwrap());
         assert!(c.take_lost() && !c.take_lost(), "{mine}: one of its parts was there");
     }
@@ -171,10 +169,10 @@ fn nothing_makes_up_for_a_loss_of_power() {
     let c = Caches::new();
     (0..2).for_each(|_| c.join(0, false));
     c.join(1, true);
-    assert!(!c.lose_power(0) && !c.lose_power(1) && c.dirty_mask() == 0, "nothing that this group has promised");
+    assert!(!c.lose(0) && !c.lose(1) && c.dirty_mask() == 0, "nothing that this group has promised");
     c.mark_dirty(c.send_to(0));
     let (one, two) = (flush(&c, 0), flush(&c, 0));
-    assert!(c.lose_power(0) && !c.leave(0) && !c.lose_power(0), "once");
+    assert!(c.lose(0) && !c.leave(0) && !c.lose(0), "once");
     assert!(c.is_unreachable(one));
     assert!(!c.cleaned(one) && !c.take_lost(), "the answer of the other path is no comfort; this is the report");
     assert!(!c.cleaned(two), "this one was to cover it too");
@@ -183,38 +181,7 @@ fn nothing_makes_up_for_a_loss_of_power() {
     c.mark_dirty(c.send_to(0));
     let early = flush(&c, 0);
     c.mark_dirty(c.send_to(0));
-    assert!(c.lose_power(0) && !c.cleaned(early) && c.take_lost() && !c.take_lost());
-    // A loss that was taken leaves nothing behind.
-    c.mark_dirty(c.send_to(0));
-    let answered = flush(&c, 0);
-    assert!(c.leave(0) && c.cleaned(answered) && !c.take_lost());
-}
-
-#[test]
-fn the_report_of_a_loss_of_power_settles_that_loss_and_no_other() {
-    for (told, untold) in [(0, 1), (5, 4)] {
-        let both = || {
-            let c = Caches::new();
-            for i in [told, untold] {
-                c.join(i, false);
-                c.mark_dirty(c.send_to(i));
-            }
-            c
-        };
-        let c = both();
-        let covered = flush(&c, told);
-        assert!(c.lose_power(told) && c.abandoned(covered));
-        // The next loss of the same cache is one that an answer on the way makes up for.
-        c.mark_dirty(c.send_to(told));
-        let answered = flush(&c, told);
-        assert!(c.leave(told) && c.cleaned(answered) && !c.take_lost(), "{told}");
-        let c = both();
-        let covered = flush(&c, told);
-        assert!(c.lose_power(told) && c.lose_power(untold) && c.abandoned(covered));
-        // Nobody has been told of the other one, and a flush of what came after it is no comfort.
-        c.mark_dirty(c.send_to(untold));
-        assert!(c.cleaned(flush(&c, untold)) && c.take_lost(), "{untold}");
-    }
+    assert!(c.lose(0) && !c.cleaned(early) && c.take_lost() && !c.take_lost());
 }
 
 #[test]
@@ -223,12 +190,13 @@ fn a_number_that_is_given_again_brings_its_losses_to_light() {
     c.join(5, false);
     c.mark_dirty(c.send_to(5));
     let waiting = flush(&c, 5);
+    let late = c.mark_dirty(c.send_to(5));
     assert!(c.leave(5) && c.take_lost());
-    // A late acknowledgement, and then another cache under the same number.
-    c.mark_dirty(c.send_to(5));
+    // A late acknowledgement, and another cache under the same number.
     c.join(5, true);
-    assert!(c.take_lost());
-    assert!(c.is_unreachable(waiting) && c.abandoned(waiting), "what is there now is not what it was to reach");
+    c.acknowledge(late);
+    assert!(c.take_lost() && !c.take_lost());
+    assert!(c.is_unreachable(waiting) && c.fails(waiting.began), "what is there now is not what it was to reach");
     assert_eq!(c.dirty_mask(), 1 << 5, "unknown past");
     assert!(!c.is_unreachable(flush(&c, 5)));
 }
@@ -275,7 +243,7 @@ fn what_was_clean_before_a_doubt_is_flushed_if_a_path_leads_there_and_awaited_by
     assert!(!c.is_awaited(owed) && c.cleaned(owed) && c.dirty_mask() == 0);
     // It breaks no promise when it goes, and nothing is owed by who comes in its place.
     c.begin_doubt(0);
-    assert!(!c.lose_power(0));
+    assert!(!c.lose(0));
     c.end_doubt(0);
     assert!(!c.leave(0) && !c.leave(0) && c.dirty_mask() == 0);
     c.join(0, false);
@@ -308,7 +276,7 @@ fn what_was_flushed_in_doubt_only_is_lost_with_its_cache() {
     assert!(c.cleaned(flush(&c, 0)));
     c.end_doubt(0);
     assert!(!c.leave(0) && c.leave(0), "and it held writes");
-    assert!(c.cleaned(early) && c.take_lost(), "an answer on the way is no comfort either");
+    assert!(!c.cleaned(early) && !c.take_lost(), "an answer on the way is no comfort either");
 }
 
 #[test]
@@ -342,34 +310,49 @@ fn whatever_reactors_do_at_a_time_a_flush_is_owed_from_the_beginning_of_a_doubt_
 
 #[test]
 fn whatever_reactors_do_at_a_time_no_write_that_is_lost_is_covered_by_a_flush_that_says_ok() {
-    use std::sync::atomic::AtomicU32 as Count;
     // One thread loses the cache; another flushes: one of them, or the flush after, must report it.
     for _ in 0..2000 {
         let c = Caches::new();
         c.join(0, false);
         c.join(1, false);
         c.mark_dirty(c.send_to(0));
-        let told = Count::new(0);
         std::thread::scope(|s| {
             s.spawn(|| assert!(c.leave(0)));
             s.spawn(|| {
-                let epoch = c.begin_flush();
-                let mask = c.dirty_mask();
-                let target = FlushTarget { cache: 0, epoch };
-                if c.take_lost() {
-                    told.fetch_add(1, SeqCst);
-                } else if mask & 1 != 0 {
+                let began = c.begin();
+                let target = FlushTarget { cache: 0, began };
+                if c.dirty_mask() & 1 != 0 {
                     while !c.is_unreachable(target) {
                         std::hint::spin_loop();
                     }
-                    assert!(c.abandoned(target), "it was to cover the write, and nothing flushed it");
-                    told.fetch_add(1, SeqCst);
-                } else {
-                    panic!("neither dirty nor lost");
+                }
+                assert!(c.fails(began), "it was to cover the write, and nothing flushed it");
+            });
+        });
+        assert!(!c.take_lost());
+    }
+}
+
+#[test]
+fn whatever_reactors_do_at_a_time_no_change_is_acknowledged_that_is_lost_and_reported_by_nobody() {
+    // One thread loses the cache, another one acknowledges a change and flushes.
+    for round in 0..2000 {
+        let c = Caches::new();
+        c.join(0, false);
+        let sent = c.send_to(0);
+        std::thread::scope(|s| {
+            s.spawn(|| if round % 2 == 0 { c.lose(0) } else { c.leave(0) });
+            s.spawn(|| {
+                c.acknowledge(c.mark_dirty(sent));
+                let began = c.begin();
+                let target = FlushTarget { cache: 0, began };
+                if c.dirty_mask() == 0 {
+                    assert!(c.fails(began), "neither dirty nor lost");
+                } else if c.is_unreachable(target) {
+                    assert!(c.fails(began), "nobody can flush it, and it is not lost");
                 }
             });
         });
-        assert_eq!(told.load(SeqCst), 1);
     }
 }
 
@@ -380,7 +363,7 @@ fn a_doubt_does_not_hide_a_loss_of_power() {
     c.mark_dirty(c.send_to(0));
     let under_way = flush(&c, 0);
     c.begin_doubt(0);
-    assert!(c.lose_power(0) && !c.cleaned(under_way), "whoever answered it, what it was to cover is lost");
+    assert!(c.lose(0) && !c.cleaned(under_way), "whoever answered it, what it was to cover is lost");
     assert!(!c.take_lost(), "that was the report");
 }
 
@@ -389,7 +372,7 @@ fn what_was_sent_to_a_cache_that_is_no_more_is_lost_when_it_is_acknowledged_and_
     let c = Caches::new();
     (0..2).for_each(|_| c.join(0, false));
     let sent = c.send_to(0);
-    assert!(!c.lose_power(0), "nothing was acknowledged");
+    assert!(!c.lose(0), "nothing was acknowledged");
     let written = c.mark_dirty(sent);
     assert!(!c.is_dirty(0) && !c.take_lost(), "nobody was told of it yet");
     c.acknowledge(written);
@@ -408,29 +391,82 @@ fn what_was_sent_to_a_cache_that_is_no_more_is_lost_when_it_is_acknowledged_and_
 fn a_flush_that_nobody_waits_for_reports_no_loss_and_hides_none() {
     let c = Caches::new();
     (0..2).for_each(|_| c.join(0, false));
+    let removal = || FlushTarget { cache: 0, began: Began { epoch: c.begin_flush(), told: u64::MAX } };
     c.mark_dirty(c.send_to(0));
-    let removal = flush(&c, 0);
-    assert!(c.lose_power(0) && !c.try_mark_clean(removal) && c.take_lost());
+    let early = removal();
+    assert!(c.lose(0) && !c.doubts_success(early.began));
+    c.mark_clean(early);
+    assert!(c.take_lost());
     c.mark_dirty(c.send_to(0));
     assert!(!c.leave(0) && c.leave(0));
     c.join(0, false);
-    assert!(c.try_mark_clean(flush(&c, 0)) && c.take_lost(), "it began after the loss and covers nothing of it");
+    c.mark_clean(removal());
+    assert!(c.take_lost());
 }
 
 #[test]
-fn a_loss_is_reported_until_somebody_has_the_report() {
+fn the_user_of_each_queue_is_told_of_each_loss() {
+    let c = Caches::new();
+    (0..2).for_each(|_| c.join(0, false));
+    let mut told = [c.told(); 2];
+    for losses in 1..3 {
+        c.mark_dirty(c.send_to(0));
+        assert!(c.lose(0));
+        for queue in &mut told {
+            let (one, other) =
+                (Began { epoch: c.begin_flush(), told: *queue }, Began { epoch: c.begin_flush(), told: *queue });
+            assert!(c.doubts_success(one) && c.doubts_success(other), "his answer is on the way");
+            assert_eq!(c.tells(one), losses);
+            *queue = c.tells(one);
+            c.set_told(*queue);
+            assert!(!c.doubts_success(Began { epoch: c.begin_flush(), told: *queue }));
+        }
+        assert_eq!(c.told(), losses, "a queue that is opened now has nothing to tell");
+    }
+    c.set_told(1);
+    assert_eq!(c.told(), 2, "whoever is slower takes nothing back");
+}
+
+#[test]
+fn a_flush_that_began_before_a_lost_change_was_acknowledged_does_not_tell_of_it() {
+    // The change was there before the flush, and is acknowledged afterwards: its cache is lost before that, or after.
+    for late in [false, true] {
+        let c = Caches::new();
+        (0..2).for_each(|_| c.join(0, false));
+        let part = c.mark_dirty(c.send_to(0));
+        let early = flush(&c, 0);
+        if late {
+            assert!(c.lose(0));
+            c.acknowledge(part);
+        } else {
+            c.acknowledge(part);
+            assert!(c.lose(0));
+        }
+        assert!(c.fails(early.began) && c.take_lost() && !c.take_lost(), "late: {late}");
+    }
+}
+
+#[test]
+fn what_is_acknowledged_after_it_was_flushed_makes_nothing_dirty() {
+    let c = Caches::new();
+    c.join(0, false);
+    let part = c.mark_dirty(c.send_to(0));
+    assert!(c.cleaned(flush(&c, 0)));
+    c.acknowledge(part);
+    assert_eq!(c.dirty_mask(), 0);
+    assert!(!c.leave(0));
+}
+
+#[test]
+fn what_waits_hears_of_every_cache_that_is_cleaned_and_of_every_loss() {
     let c = Caches::new();
     (0..2).for_each(|_| c.join(0, false));
     c.mark_dirty(c.send_to(0));
-    let (mut one, mut other) = (Reports::new(), Reports::new());
-    assert!(c.lose_power(0) && c.report_losses(&mut one) && c.report_losses(&mut other), "neither has it yet");
-    c.set_told(&mut one);
-    assert!(one.is_empty() && !c.take_lost());
-    // Another loss meanwhile is not what was told of.
+    let before = c.news();
+    assert!(c.cleaned(flush(&c, 0)) && c.news() > before);
     c.mark_dirty(c.send_to(0));
-    assert!(c.lose_power(0));
-    c.set_told(&mut other);
-    assert!(c.take_lost() && !c.take_lost());
+    let before = c.news();
+    assert!(c.lose(0) && c.news() > before);
 }
 
 #[test]
@@ -438,8 +474,8 @@ fn parts_that_were_sent_to_the_same_lost_cache_are_lost_together() {
     let c = Caches::new();
     (0..2).for_each(|_| c.join(0, false));
     let (one, other) = (c.send_to(0), c.send_to(0));
-    c.lose_power(0);
-    let both = Written::and(Some(c.mark_dirty(one)), Some(c.mark_dirty(other)));
+    c.lose(0);
+    let both = c.together(Some(c.mark_dirty(one)), Some(c.mark_dirty(other)));
     c.acknowledge(both.unwrap());
     assert!(c.take_lost());
 }

@@ -3,7 +3,7 @@
 use super::MultipathQueue;
 use super::path::Phase;
 use super::task::{Owner, Proofs, untag};
-use crate::cache::Written;
+use crate::cache::{Began, Written};
 use crate::config::Fencing;
 use crate::disposition::{Disposition, Penalty, on_completion, on_suspect};
 use crate::selector::Selector;
@@ -144,14 +144,13 @@ impl MultipathQueue {
     fn succeeded(&mut self, slot: usize, key: SlotKey, proof: Proof) {
         let (Some(task), Some(path)) = (self.tasks.get_mut(key), self.paths[slot].as_ref()) else { return };
         if let Some(flush) = task.flush {
-            if !self.group.caches.mark_clean(flush, &mut self.reports) {
-                return self.settle(key, Code::CacheLost.into(), proof);
-            }
+            self.group.caches.mark_clean(flush);
         } else if !is_durable(&task.io) {
             // The cache that it was sent to, even if the path leads to another one by now; or the one that was enabled meanwhile.
             let caches = &self.group.caches;
             let enabled = || path.write_cache.then_some(path.cache).flatten().map(|cache| caches.send_to(cache));
-            task.written = Written::and(task.written, task.cache.or_else(enabled).map(|sent| caches.mark_dirty(sent)));
+            let written = task.cache.or_else(enabled).map(|sent| caches.mark_dirty(sent));
+            task.written = caches.together(task.written, written);
         }
         self.settle(key, Status::OK, proof);
     }
@@ -181,20 +180,35 @@ impl MultipathQueue {
                 if let Some(written) = written.filter(|_| status.is_ok()) {
                     self.group.caches.acknowledge(written);
                 }
-                self.open -= 1;
-                let proof = proofs.told(status);
-                self.ready.push(Completion { tag, status, proof });
+                self.answer(tag, status, proofs);
+            }
+            Owner::Flush(tag, began) => {
+                let status = self.judge_flush(began, status);
+                self.answer(tag, status, proofs);
             }
             Owner::Part(parent) => self.part_done(parent, status, proofs, written),
             Owner::Removal(_) => {}
         }
     }
 
+    /// Whatever became of its parts: no flush succeeds that a loss speaks against of which its user did not know.
+    fn judge_flush(&mut self, began: Began, status: Status) -> Status {
+        if !self.group.caches.doubts_success(began) {
+            return status;
+        }
+        self.telling = self.telling.max(self.group.caches.tells(began));
+        Code::CacheLost.into()
+    }
+
+    fn answer(&mut self, tag: u64, status: Status, proofs: Proofs) {
+        self.open -= 1;
+        self.ready.push(Completion { tag, status, proof: proofs.told(status) });
+    }
+
     fn removal_flushed(&mut self, slot: usize, key: SlotKey, status: Status) {
         let Some(task) = self.tasks.remove(key) else { return };
         if let Some(flush) = task.flush.filter(|_| status.is_ok()) {
-            // A loss is for a flush of the user to report.
-            self.group.caches.try_mark_clean(flush);
+            self.group.caches.mark_clean(flush);
         }
         if let Some(path) = self.paths[slot].as_mut() {
             path.phase = Phase::Flushed;

@@ -4,7 +4,7 @@ use super::MultipathQueue;
 use super::parent::Parent;
 use super::path::QueuePath;
 use super::task::{Owner, Task, tag};
-use crate::cache::FlushTarget;
+use crate::cache::{Began, FlushTarget};
 use crate::config::Fencing;
 use crate::selector::{Choice, Selector, Slots};
 use crate::stats;
@@ -26,7 +26,8 @@ enum Dispatched {
     NoRoom,
     /// No path can take it now.
     NoPath,
-    /// Every path that could take it has failed it. The others, as bits of slots, cannot take it.
+    /// Every path that could take it has failed it, or is full while one is there that has failed it. The others, as bits of slots, cannot
+    /// take it.
     AllTried(u64),
     /// The paths that are there take it in parts only, and an attempt is open that knows nothing of parts.
     Fenced,
@@ -47,8 +48,8 @@ impl MultipathQueue {
     /// Finds a path for `key`, or a place to wait. `false`: it waits for room, at the end of the backlog.
     pub(super) fn place(&mut self, cx: &mut Cx<'_>, key: SlotKey) -> bool {
         let Some((flush, owner)) = self.tasks.get(key).map(|t| (t.flush, t.owner)) else { return true };
-        if let Some(flush) = flush.filter(|f| self.group.caches.is_unreachable(*f)) {
-            self.abandon_flush(key, flush);
+        if flush.is_some_and(|flush| self.is_moot(flush)) {
+            self.settle(key, Status::OK, Proof::Answered);
             return true;
         }
         if self.is_lost_labour(owner) {
@@ -96,7 +97,9 @@ impl MultipathQueue {
                 // One that could not take it even if it had room is not waited for.
                 let (cannot, uncut) = self.cannot_take(cx, &io, rank & !tried, may_split);
                 if cannot | uncut == 0 {
-                    return Dispatched::NoRoom;
+                    // A full path may be silent for ever: one that is tried again in the next round is not.
+                    let again = self.usable() & allowed & tried & !unfit & !later;
+                    return if again == 0 { Dispatched::NoRoom } else { Dispatched::AllTried(unfit) };
                 }
                 unfit |= cannot;
                 later |= uncut;
@@ -170,7 +173,7 @@ impl MultipathQueue {
                 self.start_parent(cx, Parent::split(owner, parts, proof));
                 Dispatched::Yes
             }
-            Owner::Part(_) | Owner::Removal(_) => match (parts.next_part(cx.segs), parts.rest()) {
+            Owner::Part(_) | Owner::Flush(..) | Owner::Removal(_) => match (parts.next_part(cx.segs), parts.rest()) {
                 (Some(Ok(first)), Some(rest)) => {
                     task.cut(first, rest);
                     self.dispatch(cx, key)
@@ -229,26 +232,20 @@ impl MultipathQueue {
         }
     }
 
-    /// Ends a flush that nobody must wait for: there was nothing but a doubt, or another flush has cleaned its cache meanwhile. Or the cache
-    /// was lost since it was looked at, which is asked afterwards.
+    /// Ends a flush that nobody must wait for: there was nothing but a doubt, another flush has cleaned its cache meanwhile, or that is lost.
     fn ends_unawaited(&mut self, key: SlotKey) -> bool {
         let flush = self.tasks.get(key).and_then(|task| task.flush);
-        let Some(flush) = flush.filter(|flush| !self.group.caches.is_awaited(*flush)) else { return false };
-        if self.group.caches.is_unreachable(flush) {
-            self.abandon_flush(key, flush);
-        } else {
+        let unawaited = flush.is_some_and(|flush| !self.group.caches.is_awaited(flush));
+        if unawaited {
             self.settle(key, Status::OK, Proof::Answered);
         }
-        true
+        unawaited
     }
 
-    /// No path leads to the cache of a flush any more, or what it was to cover is lost.
-    fn abandon_flush(&mut self, key: SlotKey, flush: FlushTarget) {
-        if self.group.caches.abandon(flush, &mut self.reports) {
-            self.give_up(key, Code::CacheLost);
-        } else {
-            self.settle(key, Status::OK, Proof::Answered);
-        }
+    /// It need not go anywhere: no path leads to its cache any more, what it was to cover is lost, or the whole of which it is a part is going
+    /// to fail because of a loss. Whether that may succeed is judged in the end ([`MultipathQueue::finish`]).
+    fn is_moot(&self, flush: FlushTarget) -> bool {
+        self.group.caches.is_unreachable(flush) || self.group.caches.doubts_success(flush.began)
     }
 
     /// It must not be cut while an attempt is open that has all of it: it is stranded, and looked at again when that attempt is quiet, or a
@@ -288,7 +285,9 @@ impl MultipathQueue {
             return self.give_up(key, Code::NoPath);
         }
         let delay = Duration::from_millis(1 << task.retries.min(7)).min(ROUND_DELAY_MOST);
-        self.delayed.push((cx.now.after(delay), key));
+        // Paths that come in between are tried at once, and do not put it off.
+        let next_round = *task.next_round.get_or_insert(cx.now.after(delay));
+        self.delayed.push((next_round, key));
     }
 
     /// A task that no path has: fails it, with what a path has said of it if one has.
@@ -331,7 +330,9 @@ impl MultipathQueue {
 
     /// Flushes the cache behind `slot` before the path is released. Fails when its queue does not take it now.
     pub(super) fn send_removal_flush(&mut self, cx: &mut Cx<'_>, slot: usize, cache: u8) -> Result<(), RefusedWhy> {
-        let target = FlushTarget { cache, epoch: self.group.caches.begin_flush() };
+        // A loss is for a flush of the user to report.
+        let began = Began { epoch: self.group.caches.begin_flush(), told: u64::MAX };
+        let target = FlushTarget { cache, began };
         let task = Task::new(Io::flush(0), Owner::Removal(slot), cx.now, Some(target));
         let Ok(key) = self.tasks.insert(task) else { return Err(RefusedWhy::Full) };
         let sent = self.send(cx, key, slot, 0);

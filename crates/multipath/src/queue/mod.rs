@@ -12,7 +12,7 @@ mod parent;
 mod path;
 mod task;
 
-use crate::cache::{FlushTarget, Reports};
+use crate::cache::{Began, FlushTarget};
 use crate::config::{MAX_PATHS, SelectorKind};
 use crate::path::PathShared;
 use crate::selector::{AnySelector, PathLoad, Slots as Bits};
@@ -21,8 +21,8 @@ use core::time::Duration;
 use parent::Parent;
 use path::QueuePath;
 use polypath_block::{
-    Armed, Code, Completion, Cx, Done, Health, Io, IoQueue, Limits, Op, Proof, Refused, RefusedWhy, SlotKey, Slots,
-    Status, Time, Waits,
+    Armed, Completion, Cx, Done, Health, Io, IoQueue, Limits, Op, Proof, Refused, RefusedWhy, SlotKey, Slots, Status,
+    Time, Waits,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -59,6 +59,8 @@ pub(crate) struct MultipathQueue {
     loads: Vec<PathLoad>,
     /// Candidates by rank, as bits of slots.
     ranks: [u64; RANKS],
+    /// The same, as they were found at the beginning of the turn: some have turned out not to take anything since.
+    ranked: [u64; RANKS],
     /// Paths that said that they are full, until something of theirs completes.
     full: u64,
     /// Paths with requests since their last kick.
@@ -84,11 +86,11 @@ pub(crate) struct MultipathQueue {
     to_issue: VecDeque<SlotKey>,
     /// Finished, to be handed out by the next poll.
     ready: Vec<Completion>,
-    /// Losses that these are answered with, or parents that are not over yet; and those of the last poll, which have been given out.
-    reports: Reports,
-    given: Reports,
-    /// Parents that are to report a loss.
-    reporting: usize,
+    /// Up to which loss of a cache the user has been told, and will have been when he has these.
+    told: u64,
+    telling: u64,
+    /// What was new when flushes that wait for a path were looked at last.
+    news: u64,
     scratch: Done,
     next_expiry: Time,
     retry_stranded_now: bool,
@@ -104,6 +106,7 @@ impl MultipathQueue {
         // One task for each open request, the extra parts, and one flush for each path that is being removed.
         let tasks = depth + extras_most + MAX_PATHS;
         let kind = SelectorKind::default();
+        let told = group.caches.told();
         MultipathQueue {
             selector: AnySelector::new(kind, group.seed),
             group,
@@ -116,6 +119,7 @@ impl MultipathQueue {
             watched: Vec::with_capacity(MAX_PATHS),
             loads: Vec::with_capacity(MAX_PATHS),
             ranks: [0; RANKS],
+            ranked: [0; RANKS],
             full: 0,
             unkicked: 0,
             tasks: Slots::new(tasks as u16),
@@ -131,9 +135,9 @@ impl MultipathQueue {
             delayed: Vec::with_capacity(tasks),
             to_issue: VecDeque::with_capacity(tasks),
             ready: Vec::with_capacity(2 * depth),
-            reports: Reports::new(),
-            given: Reports::new(),
-            reporting: 0,
+            told,
+            telling: told,
+            news: 0,
             scratch: Done::with_capacity(2 * tasks),
             next_expiry: Time::NEVER,
             retry_stranded_now: false,
@@ -166,26 +170,23 @@ impl MultipathQueue {
     }
 
     fn flush(&mut self, cx: &mut Cx<'_>, io: Io) {
-        let owner = Owner::User(io.tag);
         if self.is_behind() {
             // A path that shows another disk now has something to say about what a flush must reach. This queue follows with its next turn.
             self.group.review();
         }
-        // Whoever submits has what the last turn gave him.
-        self.group.caches.set_told(&mut self.given);
+        let caches = &self.group.caches;
         // The order matters, see `Caches::begin_flush`.
-        let epoch = self.group.caches.begin_flush();
-        let mask = self.group.caches.dirty_mask();
-        if self.group.caches.report_losses(&mut self.reports) {
-            return self.finish(owner, Code::CacheLost.into(), Proofs::both(Proof::Answered), None);
-        }
+        let began = Began { epoch: caches.begin_flush(), told: self.told };
+        let owner = Owner::Flush(io.tag, began);
+        let mask = caches.dirty_mask();
         match mask.count_ones() {
             0 => self.finish(owner, Status::OK, Proofs::both(Proof::Answered), None),
+            _ if caches.doubts_success(began) => self.finish(owner, Status::OK, Proofs::both(Proof::Answered), None),
             1 => {
-                let target = FlushTarget { cache: mask.trailing_zeros() as u8, epoch };
+                let target = FlushTarget { cache: mask.trailing_zeros() as u8, began };
                 self.start(cx, Task::new(io, owner, cx.now, Some(target)));
             }
-            _ => self.start_parent(cx, Parent::flush(owner, mask, epoch)),
+            _ => self.start_parent(cx, Parent::flush(owner, mask, began)),
         }
     }
 
@@ -200,9 +201,6 @@ impl MultipathQueue {
     /// Lets what waits go on: delays that passed, parents with more parts, the backlog.
     fn run_waiting(&mut self, cx: &mut Cx<'_>) {
         let gained = self.usable() & !self.usable_before;
-        if gained != 0 {
-            self.looked = 0;
-        }
         let mut i = 0;
         while let Some(&(at, key)) = self.delayed.get(i) {
             let task = self.tasks.get_mut(key);
@@ -237,7 +235,7 @@ impl MultipathQueue {
     fn retry_stranded(&mut self, cx: &mut Cx<'_>) {
         let gained = self.usable() & !self.stranded_under != 0;
         let due = gained || self.retry_stranded_now || cx.now >= self.next_expiry || self.group.is_closed();
-        if !due {
+        if !due && !self.has_news() {
             return;
         }
         self.retry_stranded_now = false;
@@ -246,6 +244,17 @@ impl MultipathQueue {
             let Some(key) = self.stranded.pop_front() else { break };
             self.place(cx, key);
         }
+    }
+}
+
+impl MultipathQueue {
+    /// Has a flush something to hear that waits for a path?
+    fn has_news(&mut self) -> bool {
+        if self.stranded.is_empty() {
+            return false;
+        }
+        let news = self.group.caches.news();
+        core::mem::replace(&mut self.news, news) != news
     }
 }
 
@@ -281,7 +290,6 @@ impl IoQueue for MultipathQueue {
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
         self.group.set_time(cx.now);
-        self.group.caches.set_told(&mut self.given);
         self.follow_group(cx);
         self.poll_paths(cx);
         self.rank(cx.now);
@@ -289,17 +297,16 @@ impl IoQueue for MultipathQueue {
         self.release_paths(cx);
         self.kick_paths(cx);
         done.completions.append(&mut self.ready);
-        if self.reporting == 0 {
-            // What was given out before was told when this turn began: there is nothing left.
-            core::mem::swap(&mut self.given, &mut self.reports);
+        if self.told < self.telling {
+            self.told = self.telling;
+            self.group.caches.set_told(self.told);
         }
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
         let can_issue = !self.to_issue.is_empty() && self.extras < self.extras_most;
         let unseen = self.looked < self.backlog.len() || self.retry_stranded_now && !self.stranded.is_empty();
-        let untold = !self.given.is_empty();
-        if !self.ready.is_empty() || self.unkicked != 0 || can_issue || unseen || untold || self.is_behind() {
+        if !self.ready.is_empty() || self.unkicked != 0 || can_issue || unseen || self.is_behind() {
             return Armed::Busy;
         }
         let waiting = !self.backlog.is_empty() || !self.stranded.is_empty();
@@ -343,7 +350,6 @@ impl Drop for MultipathQueue {
         // Empty, unless a reactor ends under its queues: those below know how to end then, and our tables must not object first.
         self.tasks.clear();
         self.parents.clear();
-        self.group.caches.set_told(&mut self.given);
         for path in self.paths.drain(..).flatten() {
             self.group.release(path.shared.id, &path.counters, path.reported);
         }

@@ -5,17 +5,16 @@
 
 use super::MultipathQueue;
 use super::task::{Owner, Proofs, Task};
-use crate::cache::{FlushTarget, Written};
-use polypath_block::{Code, Cx, Io, Proof, SlotKey, Splitter, Status};
+use crate::cache::{Began, FlushTarget, Written};
+use polypath_block::{Cx, Io, Proof, SlotKey, Splitter, Status};
 
 /// What is left to be given out.
 #[derive(Debug)]
 enum Rest {
     /// Parts, and what is proven of the whole, which may have been sent before.
     Split(Splitter, Proof),
-    /// Caches to be flushed, as bits, and the epoch in which the flush began: the same for all of them, however long some
-    /// of its parts wait for room.
-    Caches(u64, u64),
+    /// Caches to be flushed, as bits, and when the flush began: the same for all of them, however long some of its parts wait for room.
+    Caches(u64, Began),
     Nothing,
 }
 
@@ -26,7 +25,7 @@ pub(super) struct Parent {
     rest: Rest,
     /// Parts given out and not finished.
     live: usize,
-    /// The first error, if any; a lost cache before all others, since it is reported once.
+    /// The first error, if any.
     status: Status,
     proofs: Proofs,
     /// The volatile caches that its parts were written to.
@@ -38,8 +37,8 @@ impl Parent {
         Parent::new(owner, Rest::Split(parts, proof))
     }
 
-    pub(super) fn flush(owner: Owner, caches: u64, epoch: u64) -> Self {
-        Parent::new(owner, Rest::Caches(caches, epoch))
+    pub(super) fn flush(owner: Owner, caches: u64, began: Began) -> Self {
+        Parent::new(owner, Rest::Caches(caches, began))
     }
 
     fn new(owner: Owner, rest: Rest) -> Self {
@@ -52,7 +51,7 @@ impl Parent {
     }
 
     fn fail(&mut self, status: Status) {
-        if self.status.is_ok() || status.code == Code::CacheLost {
+        if self.status.is_ok() {
             self.status = status;
         }
         if let Rest::Split(_, proof) = core::mem::replace(&mut self.rest, Rest::Nothing) {
@@ -64,8 +63,8 @@ impl Parent {
     fn next(&mut self, cx: &Cx<'_>) -> Option<(Io, Proof, Option<FlushTarget>)> {
         match &mut self.rest {
             Rest::Nothing => None,
-            Rest::Caches(mask, epoch) => {
-                let target = FlushTarget { cache: mask.trailing_zeros() as u8, epoch: *epoch };
+            Rest::Caches(mask, began) => {
+                let target = FlushTarget { cache: mask.trailing_zeros() as u8, began: *began };
                 *mask &= mask.wrapping_sub(1);
                 if *mask == 0 {
                     self.rest = Rest::Nothing;
@@ -118,13 +117,10 @@ impl MultipathQueue {
         let Some(parent) = self.parents.get_mut(key) else { return };
         parent.live -= 1;
         self.extras -= usize::from(parent.live > 0);
-        parent.written = Written::and(parent.written, written);
+        parent.written = self.group.caches.together(parent.written, written);
         parent.proofs = parent.proofs.and(proofs);
         if !status.is_ok() {
-            let reports = |parent: &Parent| parent.status.code == Code::CacheLost;
-            let before = reports(parent);
             parent.fail(status);
-            self.reporting += usize::from(reports(parent) && !before);
             // Those of its parts that wait have nothing to wait for any more.
             self.retry_stranded_now = true;
         }
@@ -135,14 +131,13 @@ impl MultipathQueue {
     pub(super) fn is_lost_labour(&self, owner: Owner) -> bool {
         match owner {
             Owner::Part(parent) => self.parents.get(parent).is_some_and(Parent::has_failed),
-            Owner::User(_) | Owner::Removal(_) => false,
+            Owner::User(_) | Owner::Flush(..) | Owner::Removal(_) => false,
         }
     }
 
     fn end_parent(&mut self, key: SlotKey) {
         let over = self.parents.get(key).is_some_and(|p| p.live == 0 && matches!(p.rest, Rest::Nothing));
         if let Some(parent) = over.then(|| self.parents.remove(key)).flatten() {
-            self.reporting -= usize::from(parent.status.code == Code::CacheLost);
             self.finish(parent.owner, parent.status, parent.proofs, parent.written);
         }
     }

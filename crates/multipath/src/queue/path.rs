@@ -242,6 +242,8 @@ impl MultipathQueue {
         let snapshot = self.group.snapshot();
         self.generation = snapshot.generation;
         self.retry_stranded_now = true;
+        // Limits may have changed, and with them who has room.
+        self.looked = 0;
         self.shown = snapshot.info.map(|info| super::ShownInfo {
             blocks: info.geometry.blocks,
             block_size: info.geometry.block_size,
@@ -278,9 +280,7 @@ impl MultipathQueue {
 
     /// Nothing of the path is held here; when its device changes, somebody must look at it all the same.
     fn watch(&mut self, view: &PathView) {
-        if view.usage != (PathUse::Release { removal: true }) {
-            self.watched.push((view.shared.clone(), view.reviewed));
-        }
+        self.watched.push((view.shared.clone(), view.reviewed));
     }
 
     fn attach(&mut self, view: &PathView) -> Option<usize> {
@@ -311,7 +311,6 @@ impl MultipathQueue {
                 (path.avoid_until, path.failures_in_row, path.was_ready) = (now, 0, true);
                 path.last_cause = Code::PathLost;
                 self.full &= !(1 << slot);
-                self.looked = 0;
             }
             path.health = health;
         }
@@ -328,12 +327,17 @@ impl MultipathQueue {
 
     /// Sorts the candidates by rank.
     pub(super) fn rank(&mut self, now: Time) {
-        self.ranks = [0; RANKS];
+        let mut ranks = [0; RANKS];
         for (slot, path) in self.paths.iter().enumerate() {
             if let Some(rank) = path.as_ref().and_then(|p| p.rank(now)) {
-                self.ranks[rank] |= 1 << slot;
+                ranks[rank] |= 1 << slot;
             }
         }
+        if self.ranked != ranks {
+            // What waits for room on the better path may find some on one that is as good now.
+            self.looked = 0;
+        }
+        (self.ranks, self.ranked) = (ranks, ranks);
     }
 
     /// Releases paths: flush if need be, close, drain, drop.

@@ -1,6 +1,6 @@
 //! One request to one path at a time.
 
-use crate::cache::{FlushTarget, SentTo, Written};
+use crate::cache::{Began, FlushTarget, SentTo, Written};
 use polypath_block::{Io, Proof, SlotKey, Status, Time};
 
 /// To whom the outcome of a task or parent goes.
@@ -8,6 +8,8 @@ use polypath_block::{Io, Proof, SlotKey, Status, Time};
 pub(super) enum Owner {
     /// The submitter, under this tag.
     User(u64),
+    /// The submitter of a flush.
+    Flush(u64, Began),
     /// A parent.
     Part(SlotKey),
     /// The removal of the path in this slot, which flushes its cache first.
@@ -71,6 +73,8 @@ pub(super) struct Task {
     pub(super) refusal: Option<Status>,
     /// Slots that refused it since all were tried.
     pub(super) refused: u64,
+    /// When the next round begins, since all were tried.
+    pub(super) next_round: Option<Time>,
     pub(super) first_failure: Option<Time>,
     /// Since when no path can take it.
     pub(super) no_path_since: Option<Time>,
@@ -97,6 +101,7 @@ impl Task {
             retries: 0,
             refusal: None,
             refused: 0,
+            next_round: None,
             first_failure: None,
             no_path_since: None,
             started: now,
@@ -120,7 +125,7 @@ impl Task {
 
     /// Every path may be tried again.
     pub(super) fn begin_round(&mut self) {
-        (self.tried, self.refused) = (0, 0);
+        (self.tried, self.refused, self.next_round) = (0, 0, None);
     }
 
     /// What was sent is done: begins with the rest, if there is one, as with a request of its own.
