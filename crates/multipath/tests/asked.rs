@@ -245,7 +245,7 @@ fn no_round_is_waited_for_beside_a_path_that_has_come() {
     b.devices[0].complete(b.devices[0].only(), Code::PathBusy, Proof::Answered);
     b.turns(2);
     b.devices[1].set_health(Health::Ready);
-    b.turns(2);
+    b.turn();
     assert_eq!(b.devices[1].in_flight().len(), 1, "{:?} sleeps until {:?} at {:?}", b.outcome(tag), b.arm(), b.now);
 }
 

@@ -324,7 +324,7 @@ impl Cache {
     }
 
     fn wants_flush(&self) -> bool {
-        self.members.load(SeqCst) > 0 && (self.holds_writes() || self.is_assumed() || self.owes_flush())
+        self.holds_writes() || self.is_assumed() || self.owes_flush()
     }
 
     fn holds_writes(&self) -> bool {

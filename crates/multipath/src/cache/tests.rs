@@ -470,12 +470,21 @@ fn what_waits_hears_of_every_cache_that_is_cleaned_and_of_every_loss() {
 }
 
 #[test]
-fn parts_that_were_sent_to_the_same_lost_cache_are_lost_together() {
-    let c = Caches::new();
-    (0..2).for_each(|_| c.join(0, false));
-    let (one, other) = (c.send_to(0), c.send_to(0));
-    c.lose(0);
-    let both = c.together(Some(c.mark_dirty(one)), Some(c.mark_dirty(other)));
-    c.acknowledge(both.unwrap());
-    assert!(c.take_lost());
+fn parts_that_were_sent_to_the_same_cache_are_lost_together() {
+    // Before they were answered, or afterwards.
+    for early in [false, true] {
+        let c = Caches::new();
+        (0..2).for_each(|_| c.join(0, false));
+        let sent = [c.send_to(0), c.send_to(0)];
+        if early {
+            c.lose(0);
+        }
+        let [one, other] = sent.map(|sent| Some(c.mark_dirty(sent)));
+        let both = c.together(one, other).unwrap();
+        if !early {
+            assert!(c.lose(0) && c.take_lost());
+        }
+        c.acknowledge(both);
+        assert!(c.take_lost() && !c.take_lost(), "early: {early}");
+    }
 }

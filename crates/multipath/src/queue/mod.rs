@@ -181,7 +181,6 @@ impl MultipathQueue {
         let mask = caches.dirty_mask();
         match mask.count_ones() {
             0 => self.finish(owner, Status::OK, Proofs::both(Proof::Answered), None),
-            _ if caches.doubts_success(began) => self.finish(owner, Status::OK, Proofs::both(Proof::Answered), None),
             1 => {
                 let target = FlushTarget { cache: mask.trailing_zeros() as u8, began };
                 self.start(cx, Task::new(io, owner, cx.now, Some(target)));
@@ -305,7 +304,7 @@ impl IoQueue for MultipathQueue {
 
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
         let can_issue = !self.to_issue.is_empty() && self.extras < self.extras_most;
-        let unseen = self.looked < self.backlog.len() || self.retry_stranded_now && !self.stranded.is_empty();
+        let unseen = self.looked < self.backlog.len();
         if !self.ready.is_empty() || self.unkicked != 0 || can_issue || unseen || self.is_behind() {
             return Armed::Busy;
         }
