@@ -139,17 +139,7 @@ fn flushes_that_wait_for_room_do_not_make_the_reactor_sleep_beside_an_idle_path(
     b.turn();
     let began = b.now;
     let tag = b.write(3);
-    let mut slept = 0;
-    while b.devices[1].in_flight().is_empty() && slept < 100 {
-        b.turn();
-        if !b.devices[1].in_flight().is_empty() {
-            break;
-        }
-        if let Some(until) = b.arm() {
-            slept += 1;
-            b.now = until.expect("a deadline");
-        }
-    }
+    let slept = b.sleeps_before(1);
     assert_eq!(
         slept,
         0,
@@ -238,11 +228,7 @@ fn no_round_is_waited_for_beside_a_path_that_has_come() {
     b.devices[1].set_health(Health::Down);
     b.turns(2);
     let tag = b.submit(READ(1, 1));
-    for _ in 0..8 {
-        b.devices[0].complete(b.devices[0].only(), Code::PathBusy, Proof::Answered);
-        b.pass(150);
-    }
-    b.devices[0].complete(b.devices[0].only(), Code::PathBusy, Proof::Answered);
+    b.fail_rounds(0, 8);
     b.turns(2);
     b.devices[1].set_health(Health::Ready);
     b.turn();

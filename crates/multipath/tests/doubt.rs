@@ -1,6 +1,6 @@
 //! A path that shows another disk: what the others say OK to may have been answered by that one, too.
 
-use crate::common::scripted::{Bench, info, stranger};
+use crate::common::scripted::{Bench, info, read_only, stranger};
 use polypath_block::{Code, Io, Op, SegSpan};
 use polypath_multipath::PathState;
 
@@ -170,9 +170,7 @@ fn a_clean_cache_behind_nothing_but_a_path_in_quarantine_fails_no_fsync() {
 #[test]
 fn a_path_that_became_read_only_fails_no_fsync() {
     let mut b = clean(&["c", "d"]);
-    let mut protected = info("c");
-    protected.limits.read_only = true;
-    b.devices[0].set_live(protected);
+    b.devices[0].set_live(read_only("c"));
     b.turns(4);
     assert_eq!(b.stats(0).state, PathState::Quarantined);
     assert_eq!(patient_flush(&mut b), (Some(Code::Ok), 10), "nobody doubts that it is the same disk");
@@ -416,9 +414,7 @@ fn a_doubt_is_over_when_the_path_shows_this_disk_again_though_it_is_refused_for_
     b.devices[1].set_live(stranger("c"));
     b.turns(2);
     assert_eq!(b.flush_now(), Some(Code::Ok));
-    let mut protected = info("c");
-    protected.limits.read_only = true;
-    b.devices[1].set_live(protected);
+    b.devices[1].set_live(read_only("c"));
     b.turns(2);
     assert_eq!(b.stats(1).state, PathState::Quarantined);
     b.dirty(0, 2);

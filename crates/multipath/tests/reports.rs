@@ -1,7 +1,7 @@
 //! What is reported of a loss, to whom and how often: a flush says OK of nothing that is lost, unless its user was told before.
 
-use crate::common::scripted::{Bench, info, limited};
-use polypath_block::{Code, DeviceInfo, Fate, Health, Io, Op, Proof, SegSpan};
+use crate::common::scripted::{Bench, info, limited, read_only};
+use polypath_block::{Code, Completion, DeviceInfo, Fate, Health, Io, Op, Proof, SegSpan};
 use polypath_multipath::PathState;
 
 const WRITE: fn(u64, u32) -> Io = |lba, blocks| Io::write(0, lba, blocks, SegSpan::EMPTY);
@@ -17,6 +17,21 @@ fn clean(domains: &[&str]) -> Bench {
     let mut b = Bench::with_caches(domains);
     assert_eq!(b.flush_now(), Some(Code::Ok));
     b
+}
+
+fn ended(done: &[Completion]) -> Vec<(u64, Code)> {
+    done.iter().map(|c| (c.tag, c.status.code)).collect()
+}
+
+/// The flush `early`, which the first path has as `flush`, began before the lost write was acknowledged: it fails, and is no report for the
+/// next one, which is the first that was to cover that write.
+fn fails_and_tells_nothing(mut b: Bench, early: u64, flush: Io) {
+    b.devices[0].succeed(flush);
+    b.turns(2);
+    assert_eq!(b.outcome(early), Some(Code::CacheLost));
+    b.devices[1].set_health(Health::Ready);
+    b.turns(2);
+    assert_eq!(b.flush_now(), Some(Code::CacheLost), "the first flush that was to cover that write");
 }
 
 /// A write is acknowledged late, by a cache that has lost its power, while a flush that began before is on its way. The failure of that
@@ -39,12 +54,7 @@ fn a_flush_that_began_before_a_late_acknowledgement_is_no_report_of_it() {
     b.devices[0].succeed(late);
     b.turns(2);
     assert_eq!(b.outcome(write), Some(Code::Ok), "acknowledged, and lost");
-    b.devices[0].succeed(flush);
-    b.turns(2);
-    assert_eq!(b.outcome(early), Some(Code::CacheLost), "for the first write");
-    b.devices[1].set_health(Health::Ready);
-    b.turns(2);
-    assert_eq!(b.flush_now(), Some(Code::CacheLost), "the first flush that was to cover the second write");
+    fails_and_tells_nothing(b, early, flush);
 }
 
 /// The same where one part of the write was in the cache when that was lost, and the rest is acknowledged afterwards.
@@ -68,12 +78,7 @@ fn a_flush_that_began_before_a_write_was_acknowledged_is_no_report_of_its_early_
     b.devices[0].succeed(two);
     b.turns(2);
     assert_eq!(b.outcome(write), Some(Code::Ok), "acknowledged, and the half of it is lost");
-    b.devices[0].succeed(flush);
-    b.turns(2);
-    assert_eq!(b.outcome(early), Some(Code::CacheLost));
-    b.devices[1].set_health(Health::Ready);
-    b.turns(2);
-    assert_eq!(b.flush_now(), Some(Code::CacheLost), "the first flush that was to cover that write");
+    fails_and_tells_nothing(b, early, flush);
 }
 
 /// One part of a write is in a cache, a flush begins, the rest of the write completes in another cache: acknowledged. Then the first cache is
@@ -101,12 +106,7 @@ fn a_flush_that_began_between_the_parts_of_a_write_is_no_report_of_its_loss() {
     b.devices[1].set_live(small("c#2"));
     b.turns(2);
     assert_eq!(b.caches_lost(), 1, "the first block is lost");
-    b.devices[0].succeed(flush);
-    b.turns(2);
-    assert_eq!(b.outcome(early), Some(Code::CacheLost));
-    b.devices[1].set_health(Health::Ready);
-    b.turns(2);
-    assert_eq!(b.flush_now(), Some(Code::CacheLost), "the first flush that was to cover that write");
+    fails_and_tells_nothing(b, early, flush);
 }
 
 /// The last path to a clean cache goes, a write that it had is acknowledged late (one part of it), a flush fails for it, and then the whole
@@ -169,8 +169,7 @@ fn late_loss(ends: bool) {
         return;
     }
     let fast = b.flush_now();
-    let told: Vec<_> = b.turn_of(&mut *second).iter().map(|c| (c.tag, c.status.code)).collect();
-    assert_eq!(told, [(slow, Code::CacheLost)]);
+    assert_eq!(ended(&b.turn_of(&mut *second)), [(slow, Code::CacheLost)]);
     assert_eq!(fast, Some(Code::CacheLost), "that report had not been given out");
 }
 
@@ -230,8 +229,7 @@ fn settled_report(ends: bool) {
     }
     let fast = b.flush_now();
     b.devices[at].complete(io, Code::PathLost, Proof::NeverSent);
-    let told: Vec<_> = b.turn_of(&mut *second).iter().map(|c| (c.tag, c.status.code)).collect();
-    assert_eq!(told, [(slow, Code::CacheLost)]);
+    assert_eq!(ended(&b.turn_of(&mut *second)), [(slow, Code::CacheLost)]);
     assert_eq!(fast, Some(Code::CacheLost), "that report had not been given out");
 }
 
@@ -319,14 +317,35 @@ fn three_flushes(b: &mut Bench) -> Vec<(Option<Code>, u128)> {
     told
 }
 
+/// The first path is being removed, and a read holds it; what path `other` was given on the way has ended.
+fn begin_removal_of_the_first(b: &mut Bench, other: usize) {
+    while b.devices[0].in_flight().is_empty() {
+        b.submit(READ(5));
+        b.turn();
+    }
+    b.devices[other].succeed_all();
+    b.group.remove_path(b.ids[0]).expect("there");
+    b.turns(2);
+}
+
+fn is_told_before_the_second_path_shows_it(mut b: Bench) {
+    let (first, second) = (b.flush_now(), b.flush_now());
+    b.devices[1].set_live(info("c#2"));
+    b.turns(2);
+    let third = b.flush_now();
+    assert!(
+        [first, second, third].contains(&Some(Code::CacheLost)),
+        "nobody was ever told: {first:?} {second:?} {third:?}"
+    );
+    assert_eq!(first, Some(Code::CacheLost));
+}
+
 /// The only path to a dirty cache comes back to one that lost its power, and the disk is read-only now: refused, and it carries nothing.
 #[test]
 fn a_loss_of_power_is_told_though_the_path_that_tells_it_is_refused_for_another_reason() {
     let mut b = clean(&["c#1", "d"]);
     b.dirty(0, 1);
-    let mut protected = info("c#2");
-    protected.limits.read_only = true;
-    b.devices[0].set_live(protected);
+    b.devices[0].set_live(read_only("c#2"));
     b.turns(2);
     assert_eq!(b.stats(0).state, PathState::Quarantined);
     assert_eq!(three_flushes(&mut b), [(Some(Code::CacheLost), 0), (Some(Code::Ok), 0), (Some(Code::Ok), 0)]);
@@ -339,13 +358,7 @@ fn a_loss_of_power_is_told_though_the_path_that_tells_it_is_being_removed() {
     b.dirty(0, 1);
     b.devices[1].set_down(Code::PathLost, "reset");
     b.turns(2);
-    while b.devices[0].in_flight().is_empty() {
-        b.submit(READ(5));
-        b.turn();
-    }
-    b.devices[2].succeed_all();
-    b.group.remove_path(b.ids[0]).expect("there");
-    b.turns(2);
+    begin_removal_of_the_first(&mut b, 2);
     assert_eq!(b.stats(0).state, PathState::Removing);
     b.devices[0].set_live(info("c#2"));
     b.turns(2);
@@ -358,19 +371,9 @@ fn a_loss_of_power_is_told_though_the_path_that_tells_it_is_being_removed() {
 fn no_flush_succeeds_through_another_path_after_a_refused_path_has_shown_that_power_was_lost() {
     let mut b = clean(&["c#1", "c#1"]);
     b.dirty(0, 1);
-    let mut protected = info("c#2");
-    protected.limits.read_only = true;
-    b.devices[0].set_live(protected);
+    b.devices[0].set_live(read_only("c#2"));
     b.turns(2);
-    let (first, second) = (b.flush_now(), b.flush_now());
-    b.devices[1].set_live(info("c#2"));
-    b.turns(2);
-    let third = b.flush_now();
-    assert!(
-        [first, second, third].contains(&Some(Code::CacheLost)),
-        "nobody was ever told: {first:?} {second:?} {third:?}"
-    );
-    assert_eq!(first, Some(Code::CacheLost));
+    is_told_before_the_second_path_shows_it(b);
 }
 
 /// Here it is being removed, and something of it is still in flight.
@@ -378,22 +381,8 @@ fn no_flush_succeeds_through_another_path_after_a_refused_path_has_shown_that_po
 fn no_flush_succeeds_through_another_path_after_a_path_on_its_way_out_has_shown_that_power_was_lost() {
     let mut b = clean(&["c#1", "c#1"]);
     b.dirty(0, 1);
-    while b.devices[0].in_flight().is_empty() {
-        b.submit(READ(5));
-        b.turn();
-    }
-    b.devices[1].succeed_all();
-    b.group.remove_path(b.ids[0]).expect("there");
-    b.turns(2);
+    begin_removal_of_the_first(&mut b, 1);
     b.devices[0].set_live(info("c#2"));
     b.turns(2);
-    let (first, second) = (b.flush_now(), b.flush_now());
-    b.devices[1].set_live(info("c#2"));
-    b.turns(2);
-    let third = b.flush_now();
-    assert!(
-        [first, second, third].contains(&Some(Code::CacheLost)),
-        "nobody was ever told: {first:?} {second:?} {third:?}"
-    );
-    assert_eq!(first, Some(Code::CacheLost));
+    is_told_before_the_second_path_shows_it(b);
 }

@@ -6,6 +6,16 @@ use polypath_multipath::GroupConfig;
 
 const READ: fn(u64) -> Io = |lba| Io::read(0, lba, 1, SegSpan::EMPTY);
 
+/// Whatever happens meanwhile, the first path is given the request again within a second: it is ready and idle.
+fn is_asked_again(b: &mut Bench, tag: u64, meanwhile: impl Fn(&mut Bench)) {
+    let began = b.now;
+    while b.devices[0].in_flight().is_empty() && b.now.since(began).as_secs() < 130 {
+        meanwhile(b);
+    }
+    let took = b.now.since(began);
+    assert!(took.as_millis() < 1000, "was not asked again for {took:?}; {:?}", b.outcome(tag));
+}
+
 /// A flush that its path failed waits for another round; another path, which does not lead to its cache, comes and goes.
 #[test]
 fn a_path_that_comes_and_goes_does_not_keep_a_request_from_its_next_round() {
@@ -13,28 +23,14 @@ fn a_path_that_comes_and_goes_does_not_keep_a_request_from_its_next_round() {
     b.dirty(0, 1);
     let flush = b.flush();
     b.turn();
-    for _ in 0..6 {
-        b.devices[0].complete(b.devices[0].only(), Code::PathBusy, Proof::Answered);
-        b.pass(150);
-    }
-    b.devices[0].complete(b.devices[0].only(), Code::PathBusy, Proof::Answered);
+    b.fail_rounds(0, 6);
     b.turn();
-    let began = b.now;
-    for _ in 0..3000 {
-        b.devices[1].set_health(Health::Down);
-        b.pass(20);
-        b.devices[1].set_health(Health::Ready);
-        b.pass(20);
-        if !b.devices[0].in_flight().is_empty() {
-            break;
+    is_asked_again(&mut b, flush, |b| {
+        for health in [Health::Down, Health::Ready] {
+            b.devices[1].set_health(health);
+            b.pass(20);
         }
-    }
-    assert!(
-        b.now.since(began).as_millis() < 1000,
-        "its path is ready, and was not asked again for {:?}; {:?}",
-        b.now.since(began),
-        b.outcome(flush)
-    );
+    });
 }
 
 /// One path says "busy" once; the other one is silent and full.
@@ -53,16 +49,7 @@ fn a_request_that_its_path_failed_once_does_not_wait_for_room_on_a_silent_one_fo
     let io = b.devices[0].only();
     b.devices[0].complete(io, Code::PathBusy, Proof::Answered);
     b.turn();
-    let began = b.now;
-    while b.devices[0].in_flight().is_empty() && b.now.since(began).as_secs() < 130 {
-        b.pass(10);
-    }
-    assert!(
-        b.now.since(began).as_millis() < 1000,
-        "path 0 is ready and idle, and was not asked again for {:?}; {:?}",
-        b.now.since(began),
-        b.outcome(tag)
-    );
+    is_asked_again(&mut b, tag, |b| b.pass(10));
 }
 
 /// A flush waits for a path that this reactor has no queue on; another reactor flushes the cache meanwhile.
@@ -106,17 +93,7 @@ fn a_path_that_becomes_better_is_not_slept_beside() {
     }
     assert!(b.arm().is_some() && b.devices[1].in_flight().is_empty());
     b.devices[1].set_live(info("b"));
-    let mut slept = 0;
-    while b.devices[1].in_flight().is_empty() && slept < 100 {
-        b.turn();
-        if !b.devices[1].in_flight().is_empty() {
-            break;
-        }
-        if let Some(until) = b.arm() {
-            slept += 1;
-            b.now = until.expect("a deadline");
-        }
-    }
+    let slept = b.sleeps_before(1);
     assert_eq!(slept, 0, "the reactor slept {slept} times beside an idle path that takes the write");
 }
 
@@ -131,23 +108,12 @@ fn a_path_that_cannot_take_it_does_not_keep_a_read_from_its_next_round() {
     b.turns(2);
     b.cut_segments(8, 64);
     let tag = b.submit(READ(1));
-    for _ in 0..6 {
-        b.devices[0].complete(b.devices[0].only(), Code::PathBusy, Proof::Answered);
-        b.pass(150);
-    }
-    b.devices[0].complete(b.devices[0].only(), Code::PathBusy, Proof::Answered);
+    b.fail_rounds(0, 6);
     b.turn();
-    let began = b.now;
-    while b.devices[0].in_flight().is_empty() && b.now.since(began).as_secs() < 130 {
-        b.devices[1].set_health(Health::Ready);
-        b.pass(20);
-        b.devices[1].set_health(Health::Down);
-        b.pass(20);
-    }
-    assert!(
-        b.now.since(began).as_millis() < 1000,
-        "its path is ready and idle, and was not asked again for {:?}; {:?}",
-        b.now.since(began),
-        b.outcome(tag)
-    );
+    is_asked_again(&mut b, tag, |b| {
+        for health in [Health::Ready, Health::Down] {
+            b.devices[1].set_health(health);
+            b.pass(20);
+        }
+    });
 }

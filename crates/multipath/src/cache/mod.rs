@@ -8,7 +8,7 @@
 //!
 //! A dirty cache is *lost* when nothing leads to it any more, or when a path to it comes back to one that has lost its power since. Losses
 //! are counted, for the group as a whole: a flush is of the disk, not of a cache. Each queue knows up to which loss its user has been
-//! told, and a flush of that queue fails if there is one beyond what was known when it began ([`Caches::doubts_success`]). It is told of
+//! told, and a flush of that queue fails if there is one beyond what was known when it began ([`Caches::has_untold_loss`]). It is told of
 //! them by that, if it was to cover all that was lost: one that began before the last lost change was acknowledged cannot stand for the
 //! flush that was to cover that change. That is all there is to a report: where the parts of the flush went, and how they ended, has no
 //! say in it.
@@ -218,7 +218,7 @@ impl Caches {
     }
 
     /// Is there a loss that the user did not know of when the flush began? It must not succeed then, wherever it went.
-    pub(crate) fn doubts_success(&self, began: Began) -> bool {
+    pub(crate) fn has_untold_loss(&self, began: Began) -> bool {
         self.losses.load(SeqCst) > began.told
     }
 

@@ -18,7 +18,7 @@ impl User for Caches {
         Began { epoch: self.begin_flush(), told: self.told() }
     }
     fn fails(&self, began: Began) -> bool {
-        let fails = self.doubts_success(began);
+        let fails = self.has_untold_loss(began);
         if fails {
             self.set_told(self.tells(began));
         }
@@ -394,7 +394,7 @@ fn a_flush_that_nobody_waits_for_reports_no_loss_and_hides_none() {
     let removal = || FlushTarget { cache: 0, began: Began { epoch: c.begin_flush(), told: u64::MAX } };
     c.mark_dirty(c.send_to(0));
     let early = removal();
-    assert!(c.lose(0) && !c.doubts_success(early.began));
+    assert!(c.lose(0) && !c.has_untold_loss(early.began));
     c.mark_clean(early);
     assert!(c.take_lost());
     c.mark_dirty(c.send_to(0));
@@ -415,11 +415,11 @@ fn the_user_of_each_queue_is_told_of_each_loss() {
         for queue in &mut told {
             let (one, other) =
                 (Began { epoch: c.begin_flush(), told: *queue }, Began { epoch: c.begin_flush(), told: *queue });
-            assert!(c.doubts_success(one) && c.doubts_success(other), "his answer is on the way");
+            assert!(c.has_untold_loss(one) && c.has_untold_loss(other), "his answer is on the way");
             assert_eq!(c.tells(one), losses);
             *queue = c.tells(one);
             c.set_told(*queue);
-            assert!(!c.doubts_success(Began { epoch: c.begin_flush(), told: *queue }));
+            assert!(!c.has_untold_loss(Began { epoch: c.begin_flush(), told: *queue }));
         }
         assert_eq!(c.told(), losses, "a queue that is opened now has nothing to tell");
     }

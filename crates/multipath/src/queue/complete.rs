@@ -193,7 +193,7 @@ impl MultipathQueue {
 
     /// Whatever became of its parts: no flush succeeds that a loss speaks against of which its user did not know.
     fn judge_flush(&mut self, began: Began, status: Status) -> Status {
-        if !self.group.caches.doubts_success(began) {
+        if !self.group.caches.has_untold_loss(began) {
             return status;
         }
         self.telling = self.telling.max(self.group.caches.tells(began));

@@ -245,7 +245,7 @@ impl MultipathQueue {
     /// It need not go anywhere: no path leads to its cache any more, what it was to cover is lost, or the whole of which it is a part is going
     /// to fail because of a loss. Whether that may succeed is judged in the end ([`MultipathQueue::finish`]).
     fn is_moot(&self, flush: FlushTarget) -> bool {
-        self.group.caches.is_unreachable(flush) || self.group.caches.doubts_success(flush.began)
+        self.group.caches.is_unreachable(flush) || self.group.caches.has_untold_loss(flush.began)
     }
 
     /// It must not be cut while an attempt is open that has all of it: it is stranded, and looked at again when that attempt is quiet, or a

@@ -244,9 +244,7 @@ impl MultipathQueue {
             self.place(cx, key);
         }
     }
-}
 
-impl MultipathQueue {
     /// Has a flush something to hear that waits for a path?
     fn has_news(&mut self) -> bool {
         if self.stranded.is_empty() {

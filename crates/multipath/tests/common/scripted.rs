@@ -69,6 +69,13 @@ pub fn stranger(domain: &str) -> DeviceInfo {
     i
 }
 
+/// The same disk, which takes no changes there.
+pub fn read_only(domain: &str) -> DeviceInfo {
+    let mut i = info(domain);
+    i.limits.read_only = true;
+    i
+}
+
 /// A path to cache "a" that takes so many blocks at a time.
 pub fn limited(blocks: u32) -> DeviceInfo {
     DeviceInfo { limits: Limits { max_transfer_bytes: 512 * blocks, ..info("a").limits }, ..info("a") }
@@ -459,6 +466,31 @@ impl Bench {
             self.now = self.now.after(Duration::from_millis(10));
             self.turn();
         }
+    }
+
+    /// Device `at` fails all of `times` rounds of its only request, each of which it is given within 150 ms, and the one after them.
+    pub fn fail_rounds(&mut self, at: usize, times: usize) {
+        for _ in 0..times {
+            self.devices[at].complete(self.devices[at].only(), Code::PathBusy, Proof::Answered);
+            self.pass(150);
+        }
+        self.devices[at].complete(self.devices[at].only(), Code::PathBusy, Proof::Answered);
+    }
+
+    /// How often the reactor sleeps until device `at` is given something; at most a hundred times.
+    pub fn sleeps_before(&mut self, at: usize) -> usize {
+        let mut slept = 0;
+        while slept < 100 {
+            self.turn();
+            if !self.devices[at].in_flight().is_empty() {
+                break;
+            }
+            if let Some(until) = self.arm() {
+                slept += 1;
+                self.now = until.expect("a deadline");
+            }
+        }
+        slept
     }
 
     /// May the reactor sleep, and until when?
