@@ -6,6 +6,7 @@ use crate::queue::IoQueue;
 use crate::status::Code;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Size of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -169,6 +170,19 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`OpenError`], when there will never be such a queue.
     fn open_queue(&self, config: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError>;
+
+    /// How long after the end of this process, whatever ended it, changes that it had in flight there may still land. Whoever serves the
+    /// disk next waits that long with changes of its own. May grow as the device learns more. Zero: the end of the process is the end of
+    /// them, as far as those who come after it can tell.
+    fn landing_bound(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// How often something was lost that had been written and not flushed. Each queue tells its user of it with a flush that fails
+    /// ([`Code::CacheLost`]); whoever opens a queue for a user that had one before knows by this what happened in between.
+    fn losses(&self) -> u64 {
+        0
+    }
 
     /// Ends it: no reconnects, keep-alives or admin commands once its queues are closed. Idempotent, does not wait;
     /// [`Device::state`] says [`DeviceState::Gone`] when it is over.

@@ -1,6 +1,7 @@
 //! Who a disk is, and when two paths lead to the same one.
 
 use core::fmt;
+use core::str::FromStr;
 
 /// One identifier of a disk. Like is compared with like.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,6 +55,51 @@ impl fmt::Display for Identifier {
             Identifier::T10Vendor(b) => hex(f, "t10", b),
             Identifier::ScsiName(s) => write!(f, "name.{s}"),
             Identifier::Place(s) => write!(f, "place.{s}"),
+        }
+    }
+}
+
+/// A text that is no identifier.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "identifier \"{text}\": {problem}; expected nguid., uuid., eui. or naa. and hexadecimal digits, t10. and hexadecimal digits, or name. and text, as disks show them"
+)]
+pub struct IdentifierError {
+    /// As given.
+    pub text: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// As [`fmt::Display`] writes it. Hyphens between digits are left out, as people write UUIDs with them.
+impl FromStr for Identifier {
+    type Err = IdentifierError;
+
+    fn from_str(text: &str) -> Result<Self, IdentifierError> {
+        let fail = |problem: String| IdentifierError { text: text.into(), problem };
+        let (kind, value) = text.split_once('.').ok_or_else(|| fail("it names no kind".into()))?;
+        let bytes = || {
+            let digits: Vec<u8> = value.bytes().filter(|b| *b != b'-').collect();
+            let pair = |pair: &[u8]| match pair {
+                [_, _] => core::str::from_utf8(pair).ok().and_then(|p| u8::from_str_radix(p, 16).ok()),
+                _ => None,
+            };
+            let bytes: Option<Vec<u8>> = digits.chunks(2).map(pair).collect();
+            bytes.filter(|b| !b.is_empty()).ok_or_else(|| fail("its value is not pairs of hexadecimal digits".into()))
+        };
+        let wrong = |wanted: &str, bytes: Vec<u8>| fail(format!("it has {} bytes and not {wanted}", bytes.len()));
+        let sixteen = || bytes()?.try_into().map_err(|b| wrong("16", b));
+        match kind {
+            "nguid" => Ok(Identifier::Nguid(sixteen()?)),
+            "uuid" => Ok(Identifier::Uuid(sixteen()?)),
+            "eui" => Ok(Identifier::Eui64(bytes()?.try_into().map_err(|b| wrong("8", b))?)),
+            "naa" => match bytes()? {
+                naa if matches!(naa.len(), 8 | 16) => Ok(Identifier::Naa(naa)),
+                naa => Err(wrong("8 or 16", naa)),
+            },
+            "t10" => Ok(Identifier::T10Vendor(bytes()?)),
+            "name" if !value.is_empty() => Ok(Identifier::ScsiName(value.into())),
+            _ => Err(fail(format!("there is no kind \"{kind}\" that could be stated"))),
         }
     }
 }
@@ -132,6 +178,40 @@ mod tests {
 
     fn one(i: &Identifier) -> Identity {
         id(core::slice::from_ref(i))
+    }
+
+    #[test]
+    fn identifiers_are_read_as_they_are_written() {
+        let all = [
+            Identifier::Nguid([0xa1; 16]),
+            Identifier::Uuid([7; 16]),
+            Identifier::Eui64([9; 8]),
+            Identifier::Naa(vec![0x60; 16]),
+            Identifier::Naa(vec![0x50; 8]),
+            Identifier::T10Vendor(b"ACME disk".to_vec()),
+            Identifier::ScsiName("iqn.2026-01.org.example:a.b".into()),
+        ];
+        for identifier in all {
+            assert_eq!(identifier.to_string().parse(), Ok(identifier));
+        }
+        let hyphens = "uuid.00112233-4455-6677-8899-aabbccddeeff".parse::<Identifier>().unwrap();
+        assert_eq!(hyphens.to_string(), "uuid.00112233445566778899aabbccddeeff");
+        let bad = [
+            ("", "no kind"),
+            ("uuid", "no kind"),
+            ("uuid.12", "1 bytes and not 16"),
+            ("uuid.1", "pairs"),
+            ("eui.xx", "pairs"),
+            ("naa.", "pairs"),
+            ("naa.0102", "8 or 16"),
+            ("name.", "\"name\""),
+            ("place.nqn/1/2", "\"place\""),
+            ("serial.5", "\"serial\""),
+        ];
+        for (text, problem) in bad {
+            let error = text.parse::<Identifier>().unwrap_err().to_string();
+            assert!(error.contains(problem) && error.contains("nguid."), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@
 //! [`contract`] checks these for any implementation. Read `queue.rs` first, then `status.rs`.
 #![forbid(unsafe_code)]
 
+mod chain;
 pub mod contract;
 mod controller;
 mod device;
@@ -34,10 +35,11 @@ mod status;
 mod time;
 mod uri;
 
+pub use chain::Chain;
 pub use controller::{ControllerQueue, QueueFence, QueueSource, Unit, UnitId};
 pub use device::{Access, Device, DeviceInfo, DeviceState, Geometry, OpenError, QueueConfig};
 pub use fence::{Fence, FenceState, FenceTerms, Proof};
-pub use identity::{CacheDomain, Identifier, Identity, Verdict};
+pub use identity::{CacheDomain, Identifier, IdentifierError, Identity, Verdict};
 pub use io::{Flags, Io, Op};
 pub use limits::{Limits, LimitsError, Part, Splitter};
 pub use queue::{

@@ -51,6 +51,11 @@ pub trait IoQueue {
     /// After [`IoQueue::close`]: has everything completed? Then, and only then, the queue may be dropped.
     fn is_drained(&self) -> bool;
 
+    /// Is there a loss ([`crate::Device::losses`]) of which its user has not been told yet? Whoever closes the queue owes it to him.
+    fn owes(&self) -> bool {
+        false
+    }
+
     /// Has it no place at the device: was it opened, but the device now grants fewer queues, so that it stays [`Health::Down`]
     /// until more are granted? Whoever knows how (`polypath-sharing`) gives its users a share of another one.
     fn is_surplus(&self) -> bool {

@@ -153,6 +153,12 @@ impl Status {
         matches!(self.code, Code::Ok)
     }
 
+    /// Of a flush: may the device have dropped what it could not make durable? Another flush would say nothing of that, so that all whose
+    /// changes this one was to cover must hear of it. Linux does so with files: whoever has one open hears once of each write-back that failed.
+    pub const fn may_have_dropped(self) -> bool {
+        matches!(self.code, Code::Medium | Code::NoSpace | Code::WriteProtected | Code::CacheLost)
+    }
+
     /// Whom it concerns. Success concerns the request.
     pub const fn scope(self) -> Scope {
         match self.code {
