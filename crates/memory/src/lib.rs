@@ -25,5 +25,5 @@ pub use arena::{Arena, Chunk};
 pub use error::MemoryError;
 pub use region::{FOREIGN_LIMIT, Pages, Region};
 pub use sigbus::losses;
-pub use table::{Backing, BadSegment, Table, refresh, with};
+pub use table::{Backing, BadSegment, RegionWatcher, Table, refresh, watch, with};
 pub use view::{CopyCount, OutOfWindow, View, Window, copy_count, count_copy};

@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// there is: without a bound, one front-end could use up the address space (128 TiB) that everything else here needs.
 pub const FOREIGN_LIMIT: u64 = 64 << 40;
 static FOREIGN: AtomicU64 = AtomicU64::new(0);
-/// `FUSE_SUPER_MAGIC`, linux/magic.h.
+/// `FUSE_SUPER_MAGIC` and `HUGETLBFS_MAGIC`, linux/magic.h.
 const FUSE: u64 = 0x6573_5546;
+const HUGETLBFS: u64 = 0x9584_58f6;
 
 /// Size of the huge pages asked for, in bytes.
 const HUGE: u64 = 2 << 20;
@@ -147,10 +148,13 @@ impl Region {
     /// The file may be on hugetlbfs, where a mapping must begin and end at page borders: the mapping then covers more than
     /// the region, and only the region can be reached.
     ///
+    /// Whoever must not wait for the close of a descriptor that is refused keeps a clone of its [`Arc`].
+    ///
     /// # Errors
     /// [`MemoryError::Shape`] or [`MemoryError::TooShort`] for a region that does not fit its file, [`MemoryError::Fuse`] and
     /// [`MemoryError::TooMuch`] for what would endanger others.
-    pub fn from_fd(fd: OwnedFd, offset: u64, len: u64) -> Result<Region, MemoryError> {
+    pub fn from_fd(fd: impl Into<Arc<OwnedFd>>, offset: u64, len: u64) -> Result<Region, MemoryError> {
+        let fd: Arc<OwnedFd> = fd.into();
         let end = match offset.checked_add(len) {
             Some(end) if len > 0 && end <= 1 << 52 => end,
             _ => {
@@ -161,23 +165,36 @@ impl Region {
                 });
             }
         };
-        let stat = fs::fstat(&fd).map_err(|e| system("fstat", len, e.into(), ""))?;
+        // In this order: a server that serves a file is not asked anything, as far as that can be.
+        if on_fuse(&fd) {
+            return Err(MemoryError::Fuse);
+        }
+        let file_system = fs::fstatfs(&*fd).map_err(|e| system("fstatfs", len, e.into(), ""))?;
+        if file_system.f_type as u64 == FUSE {
+            return Err(MemoryError::Fuse);
+        }
+        let stat = fs::fstat(&*fd).map_err(|e| system("fstat", len, e.into(), ""))?;
         let kind = fs::FileType::from_raw_mode(stat.st_mode);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         if kind == fs::FileType::RegularFile && size < end {
             return Err(MemoryError::TooShort { needed: end, size });
         }
-        if fs::fstatfs(&fd).is_ok_and(|s| s.f_type as u64 == FUSE) {
-            return Err(MemoryError::Fuse);
-        }
-        let page = u64::try_from(stat.st_blksize).unwrap_or(PAGE).max(PAGE);
-        let page = if page.is_power_of_two() { page } else { PAGE };
+        let page = match file_system.f_type as u64 {
+            HUGETLBFS => u64::try_from(file_system.f_bsize).unwrap_or(PAGE),
+            _ => PAGE,
+        };
         let map_from = offset / page * page;
         let map_len = (end - map_from).next_multiple_of(page);
         let hint = " (memory limit, or a file that cannot be mapped shared and writable)";
         let share = Share::take(map_len)?;
-        let map = map_shared(fd.as_fd(), map_from, map_len, MapFlags::NORESERVE, hint)?;
-        let mapping = register(map, map_len, offset - map_from, len, Some((Arc::new(fd), offset)), Some(share))?;
+        let map = map_shared((*fd).as_fd(), map_from, map_len, MapFlags::NORESERVE, hint)?;
+        // What a guest has in its memory is nobody's to find in a core dump of ours.
+        // SAFETY: exactly the new mapping; nothing about its bytes changes.
+        if let Err(error) = unsafe { mm::madvise(map.as_ptr().cast(), map_len as usize, mm::Advice::LinuxDontDump) } {
+            unmap(map, map_len);
+            return Err(system("madvise", map_len, error.into(), ""));
+        }
+        let mapping = register(map, map_len, offset - map_from, len, Some((fd, offset)), Some((share, page)))?;
         Ok(Region { mapping, pages: Pages::Foreign(page), fallback: None })
     }
 
@@ -261,19 +278,58 @@ fn register(
     skip: u64,
     len: u64,
     file: Option<(Arc<OwnedFd>, u64)>,
-    share: Option<Share>,
+    foreign: Option<(Share, u64)>,
 ) -> Result<Arc<Mapping>, MemoryError> {
-    table::register(|id| {
-        // SAFETY: skip + len <= map_len by the callers' arithmetic, so the result lies inside the mapping.
-        let base = unsafe { map_base.add(skip as usize) };
-        // Only what strangers can take away; see the module.
-        let watch = share.as_ref().and_then(|_| sigbus::Watch::new(map_base.as_ptr() as usize, map_len as usize));
-        Arc::new(Mapping { id, base, len, map_base, map_len: map_len as usize, file, watch, _share: share })
+    // Only what strangers can take away is watched; see the module.
+    let watch = match &foreign {
+        Some((_, page)) => sigbus::Watch::new(map_base.as_ptr() as usize, map_len as usize, *page as usize).map(Some),
+        None => Ok(None),
+    };
+    let made = watch.and_then(|watch| {
+        table::register(|id| {
+            // SAFETY: skip + len <= map_len by the callers' arithmetic, so the result lies inside the mapping.
+            let base = unsafe { map_base.add(skip as usize) };
+            Arc::new(Mapping {
+                id,
+                base,
+                len,
+                map_base,
+                map_len: map_len as usize,
+                file,
+                watch,
+                _share: foreign.map(|(share, _)| share),
+            })
+        })
+    });
+    made.inspect_err(|_| {
+        unmap(map_base, map_len);
     })
-    .inspect_err(|_| {
-        // SAFETY: the mapping was just made and nobody else knows of it.
-        let _ = unsafe { mm::munmap(map_base.as_ptr().cast(), map_len as usize) };
+}
+
+/// Is it on a FUSE file system? By what is known here, without asking its server, which may never answer.
+fn on_fuse(fd: &OwnedFd) -> bool {
+    // Only files in memory have seals, which is what guests are made of.
+    if fs::fcntl_get_seals(fd).is_ok() {
+        return false;
+    }
+    let flags = fs::AtFlags::EMPTY_PATH | fs::AtFlags::STATX_DONT_SYNC;
+    let Ok(stat) = fs::statx(fd, c"", flags, fs::StatxFlags::empty()) else { return false };
+    let device = format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor);
+    std::fs::read_to_string("/proc/self/mountinfo").is_ok_and(|list| is_fuse_in(&list, &device))
+}
+
+/// Is `device` ("major:minor") a FUSE file system in this list (proc_pid_mountinfo(5))?
+fn is_fuse_in(list: &str, device: &str) -> bool {
+    list.lines().filter(|line| line.split(' ').nth(2) == Some(device)).any(|line| {
+        let kind = line.split_once(" - ").map_or("", |(_, rest)| rest);
+        kind.starts_with("fuse") || kind.starts_with("virtiofs")
     })
+}
+
+/// Takes back a mapping that came to nothing.
+fn unmap(base: NonNull<u8>, len: u64) {
+    // SAFETY: the mapping was just made and nobody else knows of it.
+    let _ = unsafe { mm::munmap(base.as_ptr().cast(), len as usize) };
 }
 
 fn map_shared(
@@ -350,6 +406,15 @@ mod tests {
             view.copy_out(&mut bytes);
         });
         assert_eq!(&bytes, b"last");
+    }
+
+    #[test]
+    fn fuse_is_told_by_the_list_of_mounts() {
+        let list = "36 35 0:33 / /mnt rw,noatime shared:1 - fuse.sshfs host:/ rw\n37 35 0:34 / /x rw - tmpfs none rw\n\
+                    38 35 98:0 / /y rw - fuseblk /dev/sdb rw\n39 35 0:40 / /z rw - virtiofs tag rw";
+        let found = ["0:33", "0:34", "98:0", "0:40", "0:3"].map(|device| is_fuse_in(list, device));
+        assert_eq!(found, [true, false, true, true, false]);
+        assert!(!on_fuse(&OwnedFd::from(std::fs::File::open("/proc/self/mountinfo").unwrap())));
     }
 
     #[test]

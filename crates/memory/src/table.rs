@@ -7,7 +7,7 @@ use polypath_block::{RegionId, Segment};
 use rustix::fd::OwnedFd;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// Most regions at a time (an id carries 16 bits of index and 16 of generation).
 const LIMIT: usize = 1 << 16;
@@ -21,6 +21,22 @@ struct Registry {
 static REGISTRY: Mutex<Registry> =
     Mutex::new(Registry { slots: Vec::new(), generations: Vec::new(), free: Vec::new() });
 static VERSION: AtomicU64 = AtomicU64::new(1);
+
+static WATCHERS: Mutex<Vec<Weak<dyn RegionWatcher>>> = Mutex::new(Vec::new());
+
+/// Told of regions that go, for whoever has handed one to somebody else (a vhost-user back-end) and must take it back.
+pub trait RegionWatcher: Send + Sync {
+    /// `region` was dropped and is in no table any more; its id names nothing from now on. Called once, by the thread that drops the
+    /// region, before the drop returns: it must not block.
+    fn dropped(&self, region: RegionId);
+}
+
+/// Tells `watcher` of every region that is dropped from now on, for as long as it lives. Takes a lock; call it when a device opens.
+pub fn watch(watcher: Weak<dyn RegionWatcher>) {
+    let mut watchers = lock_watchers();
+    watchers.retain(|w| w.strong_count() > 0);
+    watchers.push(watcher);
+}
 
 thread_local! {
     static TABLE: RefCell<Table> = const { RefCell::new(Table { version: 0, maps: Vec::new() }) };
@@ -158,6 +174,13 @@ pub(crate) fn unregister(id: RegionId) {
     VERSION.fetch_add(1, Ordering::Release);
     drop(registry);
     drop(held);
+    // Called with no lock held: a watcher may be the last of its kind, and own a region.
+    let watchers: Vec<_> = lock_watchers().iter().filter_map(Weak::upgrade).collect();
+    watchers.iter().for_each(|w| w.dropped(id));
+}
+
+fn lock_watchers() -> MutexGuard<'static, Vec<Weak<dyn RegionWatcher>>> {
+    WATCHERS.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn lock() -> MutexGuard<'static, Registry> {
@@ -197,5 +220,28 @@ mod tests {
         std::thread::spawn(move || with(|t| assert_eq!(t.region_len(id), Some(4096)))).join().unwrap();
         drop(region);
         std::thread::spawn(move || with(|t| assert_eq!(t.region_len(id), None))).join().unwrap();
+    }
+
+    struct Notes(Mutex<Vec<RegionId>>);
+
+    impl RegionWatcher for Notes {
+        fn dropped(&self, region: RegionId) {
+            with(|t| assert_eq!(t.region_len(region), None, "gone before it is told"));
+            self.0.lock().unwrap().push(region);
+        }
+    }
+
+    #[test]
+    fn watchers_are_told_of_what_goes() {
+        let notes = Arc::new(Notes(Mutex::default()));
+        let watcher: Arc<dyn RegionWatcher> = notes.clone();
+        watch(Arc::downgrade(&watcher));
+        let (first, second) = (Region::allocate(4096, false).unwrap(), Region::allocate(4096, false).unwrap());
+        let ids = [first.id(), second.id()];
+        drop(first);
+        std::thread::spawn(move || drop(second)).join().unwrap();
+        // Other tests drop regions, too.
+        let told: Vec<_> = notes.0.lock().unwrap().iter().copied().filter(|id| ids.contains(id)).collect();
+        assert_eq!(told, ids);
     }
 }

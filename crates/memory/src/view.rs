@@ -253,6 +253,31 @@ impl Window {
         Ok(())
     }
 
+    /// Sets bits of the byte at `offset`, leaving the others as they are whoever changes them meanwhile. All that this thread wrote
+    /// before is seen by whoever sees the bits.
+    ///
+    /// # Errors
+    /// [`OutOfWindow`] when it is outside.
+    #[inline]
+    pub fn set_bits(&self, offset: usize, bits: u8) -> Result<(), OutOfWindow> {
+        let at = self.aligned(offset, 1)?;
+        // SAFETY: as in load_u16; a byte is always aligned.
+        unsafe { AtomicU8::from_ptr(at) }.fetch_or(bits, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// As [`Window::set_bits`], of the little-endian `u64` at `offset` (a multiple of 8).
+    ///
+    /// # Errors
+    /// [`OutOfWindow`] when it is outside or misaligned.
+    #[inline]
+    pub fn set_bits_u64(&self, offset: usize, bits: u64) -> Result<(), OutOfWindow> {
+        let at = self.aligned(offset, 8)?;
+        // SAFETY: as in load_u16.
+        unsafe { AtomicU64::from_ptr(at.cast()) }.fetch_or(bits.to_le(), Ordering::SeqCst);
+        Ok(())
+    }
+
     /// A part of this window.
     ///
     /// # Errors
@@ -343,6 +368,19 @@ mod tests {
         let mut back = [1; 5];
         region.window(10, 5).unwrap().copy_out(0, &mut back).unwrap();
         assert_eq!(back, [0; 5]);
+    }
+
+    #[test]
+    fn bits_are_set_in_bytes_and_words_and_others_stay() {
+        let window = Region::allocate(4096, false).unwrap().window(0, 20).unwrap();
+        window.set_bits(8, 0x81).unwrap();
+        window.set_bits_u64(8, 1 << 63 | 0x100).unwrap();
+        let mut bytes = [0; 20];
+        window.copy_out(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0x81, 1, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0]);
+        for outside in [4, 13, 16, 20, usize::MAX] {
+            assert!(window.set_bits_u64(outside, 1).is_err(), "{outside}");
+        }
     }
 
     #[test]
