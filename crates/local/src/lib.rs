@@ -48,3 +48,14 @@ pub fn open(uri: &DiskUri) -> Result<Arc<dyn Device>, LocalError> {
         other => Err(uri.error("scheme", format!("{} is no disk of this machine", other.as_str())).into()),
     }
 }
+
+/// Whether a disk could be opened, as far as that can be told without using it: a file that somebody else uses now is none the worse.
+///
+/// # Errors
+/// As [`open`].
+pub fn check(uri: &DiskUri) -> Result<(), LocalError> {
+    match uri.scheme {
+        Scheme::File => FileDevice::check(uri),
+        _ => open(uri).map(drop),
+    }
+}

@@ -1,6 +1,7 @@
 //! `file://`: a regular file or a block device of this machine.
 
 mod bounce;
+mod device_use;
 mod engine;
 mod open;
 mod queue;
@@ -10,6 +11,7 @@ mod threads;
 
 use crate::base::{self, Base};
 use crate::error::LocalError;
+use device_use::DeviceUse;
 use engine::Engine;
 use polypath_block::{Device, DeviceState, DiskUri, IoQueue, OpenError, QueueConfig};
 use queue::FileQueue;
@@ -43,7 +45,7 @@ pub enum FileEngine {
 }
 
 /// How a file is to be opened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileOptions {
     /// Past the page cache?
     pub direct: Direct,
@@ -53,11 +55,20 @@ pub struct FileOptions {
     pub read_only: bool,
     /// Bytes a block; `None`: 512 for a file, the logical block size for a block device.
     pub block_size: Option<u32>,
+    /// Refuse it while somebody else writes it (or, if we write it, reads it and bears no writer), and keep others from writing it. The
+    /// locks are QEMU's, so that both sides heed each other.
+    pub lock: bool,
+}
+
+impl Default for FileOptions {
+    fn default() -> Self {
+        FileOptions { direct: Direct::Auto, engine: FileEngine::Auto, read_only: false, block_size: None, lock: true }
+    }
 }
 
 /// `file:///path`: a regular file (its size when opened, whole blocks) or a block device.
 ///
-/// Options: `readonly`, `bs`, `direct=auto|on|off`, `engine=auto|uring|threads`, `uuid`, `nguid`. Without `uuid` or `nguid` it has no
+/// Options: `readonly`, `bs`, `direct=auto|on|off`, `engine=auto|uring|threads`, `lock=on|off`, `uuid`, `nguid`. Without `uuid` or `nguid` it has no
 /// identity and never joins others by itself.
 pub struct FileDevice {
     base: Arc<Base>,
@@ -74,6 +85,14 @@ pub(crate) struct File {
     /// With `direct`: what offsets and lengths must be a multiple of, in bytes.
     pub(crate) offset_align: usize,
     pub(crate) engine: FileEngine,
+    /// Keeps other disks of this process from it, where a lock does not.
+    pub(crate) _used: Option<DeviceUse>,
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        sys::unlock_image(&self.fd);
+    }
 }
 
 impl FileDevice {
@@ -82,11 +101,19 @@ impl FileDevice {
     /// # Errors
     /// Names the part of the URI that does not do, or what the operating system refused.
     pub fn open(uri: &DiskUri) -> Result<Arc<FileDevice>, LocalError> {
-        let (base, file) = open::open(uri)?;
+        let (base, file) = open::open(uri, true)?;
         if file.engine != FileEngine::Threads {
             open::probe_ring(base.name(), file.engine)?;
         }
         Ok(Arc::new(FileDevice { base: Arc::new(base), file: Arc::new(file) }))
+    }
+
+    /// Whether it could be opened, but for others that use it now: nothing is locked, and nothing of it changes.
+    ///
+    /// # Errors
+    /// As [`FileDevice::open`].
+    pub fn check(uri: &DiskUri) -> Result<(), LocalError> {
+        open::open(uri, false).map(drop)
     }
 
     /// Is it read and written past the page cache?

@@ -1,5 +1,6 @@
 //! Opening a file: what it is, how large, and how it wants to be read.
 
+use super::device_use::DeviceUse;
 use super::{Direct, File, FileEngine, FileOptions, ring, sys};
 use crate::base::{self, Base};
 use crate::error::LocalError;
@@ -7,10 +8,17 @@ use polypath_block::{Access, DeviceInfo, DiskUri, Endpoint, Geometry, Limits, Ur
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, FileType, Mode, OFlags};
 use std::io;
+use std::time::{Duration, Instant};
 
-const OPTIONS: [&str; 6] = ["bs", "direct", "engine", "nguid", "readonly", "uuid"];
+/// How long locks are waited for: those of a process that was killed end with its io_uring, which the kernel ends a moment later.
+const LOCK_LIMIT: Duration = Duration::from_millis(500);
+const LOCK_LOOK: Duration = Duration::from_millis(10);
 
-pub(super) fn open(uri: &DiskUri) -> Result<(Base, File), LocalError> {
+const OPTIONS: [&str; 7] = ["bs", "direct", "engine", "lock", "nguid", "readonly", "uuid"];
+
+/// Opens it; with `take`, also locks it if it is to be locked, and finds out what can only be found out by changing it. Without, nothing of
+/// it changes.
+pub(super) fn open(uri: &DiskUri, take: bool) -> Result<(Base, File), LocalError> {
     uri.check_options(&OPTIONS)?;
     let Endpoint::Path { path, .. } = &uri.endpoint else {
         return Err(uri.error("path", "expected file:///PATH").into());
@@ -18,6 +26,7 @@ pub(super) fn open(uri: &DiskUri) -> Result<(Base, File), LocalError> {
     let options = options(uri)?;
     let name = uri.to_string();
     let (fd, block_device) = open_file(&name, path, options.read_only)?;
+    let used = (take && options.lock).then(|| lock(&name, path, &fd, options.read_only)).transpose()?;
     let bytes = if block_device {
         sys::device_bytes(&fd)
     } else {
@@ -40,7 +49,7 @@ pub(super) fn open(uri: &DiskUri) -> Result<(Base, File), LocalError> {
         );
     }
     let direct = choose_direct(&name, path, &fd, options.direct, block_size)?;
-    let limits = limits(&fd, block_device, &options, geometry, bytes);
+    let limits = limits(&fd, block_device, &options, geometry, bytes, take);
     let info = DeviceInfo {
         geometry,
         limits,
@@ -50,7 +59,8 @@ pub(super) fn open(uri: &DiskUri) -> Result<(Base, File), LocalError> {
         max_depth: base::MAX_DEPTH,
     };
     let (memory_align, offset_align) = direct.unwrap_or((1, 1));
-    let file = File { fd, block_device, direct: direct.is_some(), memory_align, offset_align, engine: options.engine };
+    let direct = direct.is_some();
+    let file = File { fd, block_device, direct, memory_align, offset_align, engine: options.engine, _used: used };
     Ok((Base::new(name, info), file))
 }
 
@@ -86,7 +96,13 @@ fn options(uri: &DiskUri) -> Result<FileOptions, UriError> {
         other => return Err(uri.error("option engine", format!("\"{other}\"; expected auto, uring or threads"))),
     };
     let block_size = uri.option("bs").map(|_| base::block_size(uri, 512)).transpose()?;
-    Ok(FileOptions { direct, engine, read_only: uri.option_bool("readonly", false)?, block_size })
+    Ok(FileOptions {
+        direct,
+        engine,
+        read_only: uri.option_bool("readonly", false)?,
+        block_size,
+        lock: uri.option_bool("lock", true)?,
+    })
 }
 
 fn open_file(name: &str, path: &str, read_only: bool) -> Result<(OwnedFd, bool), LocalError> {
@@ -110,6 +126,33 @@ fn open_file(name: &str, path: &str, read_only: bool) -> Result<(OwnedFd, bool),
             let problem = format!("{path} is neither a regular file nor a block device ({kind:?})");
             Err(LocalError::Unfit { name: name.into(), problem })
         }
+    }
+}
+
+/// An image has one writer, whoever it is: another daemon, QEMU, or another disk of ours.
+fn lock(name: &str, path: &str, fd: &OwnedFd, read_only: bool) -> Result<DeviceUse, LocalError> {
+    let until = Instant::now() + LOCK_LIMIT;
+    loop {
+        if let Some(used) = DeviceUse::begin(fd, !read_only) {
+            match sys::lock_image(fd, read_only) {
+                Ok(true) => return Ok(used),
+                Ok(false) => sys::unlock_image(fd),
+                // Some network file systems know no locks: as with QEMU's locking=auto, that is said and borne.
+                Err(error) => {
+                    tracing::warn!(device = name, %error, "the file cannot be locked: nothing keeps others from writing it");
+                    return Ok(used);
+                }
+            }
+        }
+        if Instant::now() >= until {
+            let what = if read_only { "written" } else { "used" };
+            let problem = format!(
+                "{path} is {what} by another process, or by another disk of this one; end that first (lslocks shows who it is), or say \
+                 lock=off if you know that the two do not harm each other"
+            );
+            return Err(LocalError::Unfit { name: name.into(), problem });
+        }
+        std::thread::sleep(LOCK_LOOK);
     }
 }
 
@@ -142,11 +185,19 @@ fn choose_direct(
     Ok(None)
 }
 
-fn limits(fd: &OwnedFd, block_device: bool, options: &FileOptions, geometry: Geometry, bytes: u64) -> Limits {
+fn limits(
+    fd: &OwnedFd,
+    block_device: bool,
+    options: &FileOptions,
+    geometry: Geometry,
+    bytes: u64,
+    take: bool,
+) -> Limits {
     let discard = match (options.read_only, block_device) {
         (true, _) => true,
         (false, true) => sys::device_discards(fd),
-        (false, false) => sys::makes_holes(fd, bytes),
+        // What lies behind the end may be somebody's.
+        (false, false) => take && sys::makes_holes(fd, bytes),
     };
     let optimal = fs::fstat(fd).map_or(0, |s| (s.st_blksize as u64 / u64::from(geometry.block_size)) as u32);
     Limits {

@@ -75,6 +75,62 @@ pub(super) fn direct_alignment(fd: &OwnedFd, path: &str) -> io::Result<(usize, u
     Ok((align, align))
 }
 
+/// What is done to an image, as QEMU counts it (`BLK_PERM_*` and `block/file-posix.c`): whoever does it holds a shared lock on byte 100 + n
+/// of the file, and whoever bears nobody else doing it one on byte 200 + n. Locks belong to the open file, not to the process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Doing {
+    Read = 0,
+    Write = 1,
+    Resize = 3,
+}
+
+/// Locks the image as QEMU does with its default of one writer: we read it, or read and write it, and nobody else writes or resizes it.
+/// `Ok(false)`: somebody else holds what speaks against that. Ends with the open file.
+pub(super) fn lock_image(fd: &OwnedFd, read_only: bool) -> io::Result<bool> {
+    let doing = if read_only { &[Doing::Read][..] } else { &[Doing::Read, Doing::Write] };
+    let alone = [Doing::Write, Doing::Resize];
+    let ours = doing.iter().map(|d| 100 + *d as i64).chain(alone.iter().map(|d| 200 + *d as i64));
+    for byte in ours {
+        // Shared locks never conflict with each other: one that is refused is somebody's exclusive one.
+        match ofd_lock(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte) {
+            Ok(_) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => return Ok(false),
+            Err(e) => return Err(e),
+        }
+    }
+    // Taken first, asked then: of two that begin at once at least one sees the other.
+    let against = doing.iter().map(|d| 200 + *d as i64).chain(alone.iter().map(|d| 100 + *d as i64));
+    for byte in against {
+        if ofd_lock(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Takes the locks of [`lock_image`] back, those of a failed attempt too. Closing the file does the same, but the kernel keeps a file that
+/// an io_uring has used open for a while after that has ended.
+pub(super) fn unlock_image(fd: &OwnedFd) {
+    for base in [100, 200] {
+        for doing in [Doing::Read, Doing::Write, Doing::Resize] {
+            // There is nothing to be done about a failure, and no file system takes locks that it does not take back.
+            let _ = ofd_lock(fd, libc::F_OFD_SETLK, libc::F_UNLCK, base + doing as i64);
+        }
+    }
+}
+
+/// One byte of a file, by open file description. True: after `F_OFD_GETLK`, somebody else has a lock there.
+fn ofd_lock(fd: &OwnedFd, command: libc::c_int, kind: libc::c_int, byte: i64) -> io::Result<bool> {
+    // SAFETY: all of it is numbers, of which zero is one.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    (lock.l_type, lock.l_whence) = (kind as _, libc::SEEK_SET as _);
+    (lock.l_start, lock.l_len) = (byte, 1);
+    // SAFETY: the call reads `lock` and, when asking, writes to it.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), command, &mut lock) })?;
+    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+}
+
 /// Sets `O_DIRECT` on an open file; the file system may refuse.
 pub(super) fn set_direct(fd: &OwnedFd) -> io::Result<()> {
     let flags = fs::fcntl_getfl(fd)?;
