@@ -2,7 +2,8 @@
 
 use core::fmt;
 use core::str::FromStr;
-use polypath_block::{Device, Identifier, Limits};
+use core::time::Duration;
+use polypath_block::{Device, DeviceInfo, Identifier, Limits};
 use std::sync::Arc;
 
 /// Most paths one group holds, those on their way out included.
@@ -113,6 +114,25 @@ pub enum MatchPolicy {
     Stated,
 }
 
+/// Keeps what must be known for longer than this process lives: who the disk is, how long changes may land, which cache holds them.
+pub trait Ledger: fmt::Debug + Send + Sync {
+    /// May a path carry I/O whose device shows `info`, and whose changes may land up to `bound` after the end of this process? Asked each
+    /// time a path comes or changes, under the lock of the group: it must not wait. Whatever was not
+    /// admitted is asked for again by [`crate::Group::look_again`].
+    fn admit(&self, info: &DeviceInfo, bound: Duration) -> Entry;
+}
+
+/// What a [`Ledger`] says of a path.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// It is written down: the path may carry I/O.
+    Written,
+    /// Not yet, and why: the path carries nothing until it is.
+    NotYet(String),
+    /// The path is not what was written down before, or another disk that is used, and why: it is quarantined.
+    Refused(String),
+}
+
 /// How a group is set up.
 #[derive(Clone, Debug)]
 pub struct GroupConfig {
@@ -123,7 +143,7 @@ pub struct GroupConfig {
     /// How long a request may wait at a stretch without a usable path before it fails with [`polypath_block::Code::NoPath`],
     /// in milliseconds. Time that it spends on a path, its fence included, does not count: a change waits for its fence however
     /// long that takes. A request that usable paths keep failing gives up too, once that long has passed since its first failure
-    /// and it was tried several times. Of what is sent in parts, each has its own time.
+    /// and it was tried several times. Of what is sent in parts, each has its own time. [`GroupConfig::FOR_EVER_MS`]: it does not fail.
     pub no_path_timeout_ms: u64,
     /// Are changes fenced?
     pub fencing: Fencing,
@@ -131,11 +151,16 @@ pub struct GroupConfig {
     pub matching: MatchPolicy,
     /// Limits to show at most (met with those of the paths); `None` shows what the paths can do.
     pub limits: Option<Limits>,
+    /// Asked before a path carries I/O; `None`: nothing must outlive the process.
+    pub ledger: Option<Arc<dyn Ledger>>,
     /// Seed of the random selector.
     pub seed: u64,
 }
 
 impl GroupConfig {
+    /// As `no_path_timeout_ms`: requests wait for a path for as long as it takes.
+    pub const FOR_EVER_MS: u64 = u64::MAX;
+
     /// The defaults: queue-length, 60 s without a path, fencing on, worldwide identifiers.
     pub fn new(name: impl Into<String>) -> Self {
         GroupConfig {
@@ -145,6 +170,7 @@ impl GroupConfig {
             fencing: Fencing::On,
             matching: MatchPolicy::Worldwide,
             limits: None,
+            ledger: None,
             seed: 0x9E37_79B9_7F4A_7C15,
         }
     }

@@ -1,9 +1,10 @@
 //! Everything under the lock of a group: its paths, what it shows, and the conclusions drawn from what devices and queues say.
 
 use crate::cache::{Caches, MAX_CACHES};
-use crate::config::{MatchPolicy, PathConfig, PathId, SelectorKind};
+use crate::config::{Entry, GroupConfig, Ledger, MatchPolicy, PathConfig, PathId, SelectorKind};
 use crate::event::{Event, EventKind, Subscribers};
 use crate::membership::{self, Exported};
+use crate::outage::{Outage, Tell};
 use crate::path::{NO_VERSION, PathRecord, PathShared, QueueTrouble};
 use crate::state::{PathEvent, PathState};
 use polypath_block::{
@@ -22,33 +23,34 @@ pub(crate) struct Control {
     pub(crate) hosts: Vec<Arc<dyn Host>>,
     matching: MatchPolicy,
     stated_limits: Option<Limits>,
+    ledger: Option<Arc<dyn Ledger>>,
     exported: Option<Exported>,
     /// Names of the caches, by their numbers.
     cache_names: Vec<CacheDomain>,
     /// Caches in doubt, as bits of their numbers.
     doubted: u64,
+    outage: Arc<Outage>,
+    no_path_timeout_ms: u64,
 }
 
 impl Control {
-    pub(crate) fn new(
-        name: Arc<str>,
-        selector: SelectorKind,
-        matching: MatchPolicy,
-        stated_limits: Option<Limits>,
-    ) -> Self {
+    pub(crate) fn new(name: Arc<str>, config: &GroupConfig, outage: Arc<Outage>) -> Self {
         Control {
             name,
             paths: Vec::new(),
             next_id: 0,
-            selector,
+            selector: config.selector,
             info: None,
             subscribers: Subscribers::default(),
             hosts: Vec::new(),
-            matching,
-            stated_limits,
+            matching: config.matching.clone(),
+            stated_limits: config.limits,
+            ledger: config.ledger.clone(),
             exported: None,
             cache_names: Vec::new(),
             doubted: 0,
+            outage,
+            no_path_timeout_ms: config.no_path_timeout_ms,
         }
     }
 
@@ -108,6 +110,7 @@ impl Control {
         let device = self.paths[at].shared.device.clone();
         // The version first: if the state is newer than it, the next look finds out.
         self.paths[at].reviewed = device.version();
+        self.paths[at].unwritten = false;
         let state = device.state();
         self.hear(at, &state, now, caches);
         if self.paths[at].state == PathState::Removing {
@@ -154,6 +157,7 @@ impl Control {
         }
         let record = self.paths.remove(at);
         record.shared.device.close();
+        self.count_usable(now);
         // It may have been what spoke against others.
         self.paths.iter_mut().filter(|p| p.state == PathState::Quarantined).for_each(|p| p.reviewed = NO_VERSION);
     }
@@ -243,6 +247,41 @@ impl Control {
         if let Some(kind) = record.enter(&group, new, now, why) {
             self.publish(now, Some(at), kind);
         }
+        self.count_usable(now);
+    }
+
+    /// Is there a path that takes I/O? Whoever waits is told when there is none any more, and the other way round.
+    fn count_usable(&self, now: Time) {
+        if self.exported.is_none() || self.paths.iter().any(|p| p.closing) {
+            return;
+        }
+        let usable = self.paths.iter().filter(|p| p.is_usable()).count();
+        if let Some(news) = self.outage.set_usable(usable as u32, now) {
+            self.tell(news);
+        }
+    }
+
+    /// Tells people what an outage of all paths does to requests.
+    pub(crate) fn tell(&self, news: Tell) {
+        let group = &*self.name;
+        let paths = || {
+            let each = self.paths.iter().map(|p| format!("{} is {}: {}", p.shared.name, p.state, p.why));
+            each.collect::<Vec<_>>().join("; ")
+        };
+        match news {
+            Tell::Waiting { requests } => {
+                let limit = match self.no_path_timeout_ms {
+                    GroupConfig::FOR_EVER_MS => "for ever".to_owned(),
+                    limit_ms => format!("up to {limit_ms} ms each"),
+                };
+                tracing::warn!(group, requests, "no path is usable: requests wait, {limit}; {}", paths());
+            }
+            Tell::Failing => {
+                let limit_ms = self.no_path_timeout_ms;
+                tracing::error!(group, limit_ms, "requests fail: none of its paths took them in time; {}", paths());
+            }
+            Tell::Over { failed } => tracing::info!(group, failed, "requests go on: a path is usable again"),
+        }
     }
 
     /// Nothing goes to the device of a path until it was verified again.
@@ -256,6 +295,19 @@ impl Control {
             self.revoke(at);
             self.step(at, PathEvent::Refused, now, None, &why);
             return;
+        }
+        match self
+            .ledger
+            .as_ref()
+            .map_or(Entry::Written, |l| l.admit(&info, self.paths[at].shared.device.landing_bound()))
+        {
+            Entry::Written => {}
+            Entry::NotYet(why) => return self.wait_for_entry(at, &why, now),
+            Entry::Refused(why) => {
+                self.revoke(at);
+                self.paths[at].unwritten = true;
+                return self.step(at, PathEvent::Refused, now, None, &why);
+            }
         }
         self.export(&info);
         let record = &mut self.paths[at];
@@ -276,7 +328,23 @@ impl Control {
             let path = self.paths[at].shared.name.clone();
             tracing::info!(group = %self.name, %path, access = ?info.access, "access changed");
             self.publish(now, Some(at), EventKind::AccessChanged { access: info.access });
+            self.count_usable(now);
         }
+    }
+
+    /// Nothing goes there before it is written down what must outlive the process.
+    fn wait_for_entry(&mut self, at: usize, why: &str, now: Time) {
+        self.revoke(at);
+        self.paths[at].unwritten = true;
+        match self.paths[at].state {
+            PathState::Usable | PathState::Stalled => self.step(at, PathEvent::Lost, now, Some(Code::PathLost), why),
+            _ => self.paths[at].why = why.to_owned(),
+        }
+    }
+
+    /// The paths that wait for that are to be looked at again.
+    pub(crate) fn look_again(&mut self) {
+        self.paths.iter_mut().filter(|p| p.unwritten).for_each(|p| p.reviewed = NO_VERSION);
     }
 
     fn admit(&self, at: usize, info: &DeviceInfo) -> Result<(), String> {

@@ -6,11 +6,13 @@
 use crate::config::{Fencing, GroupConfig, GroupError, MAX_DEPTH, MAX_PATHS, PathConfig, PathId, SelectorKind};
 use crate::control::Control;
 use crate::event::Events;
+use crate::outage::Availability;
 use crate::path::PathRecord;
 use crate::queue::MultipathQueue;
 use crate::shared::GroupShared;
 use crate::stats::PathStatistics;
-use polypath_block::{Device, DeviceState, Host, IoQueue, OpenError, QueueConfig};
+use core::time::Duration;
+use polypath_block::{Device, DeviceInfo, DeviceState, Host, IoQueue, OpenError, QueueConfig, Time};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -118,6 +120,24 @@ impl Group {
         self.shared.lock().paths.iter().map(PathRecord::statistics).collect()
     }
 
+    /// What it can do for requests now: how many paths take I/O, how many requests wait for one or failed for want of one.
+    pub fn availability(&self) -> Availability {
+        self.refresh();
+        self.shared.outage.availability()
+    }
+
+    /// Would the group be without a usable path if this one were removed, and is not without one now?
+    ///
+    /// # Errors
+    /// [`GroupError::NoSuchPath`].
+    pub fn is_last_usable(&self, id: PathId) -> Result<bool, GroupError> {
+        let mut control = self.shared.lock();
+        self.shared.review_changed(&mut control);
+        let at = self.find(&control, id)?;
+        let others = control.paths.iter().filter(|p| p.shared.id != id).any(PathRecord::is_usable);
+        Ok(control.paths[at].is_usable() && !others)
+    }
+
     /// Everything that happens from now on. Bounded; several may listen.
     pub fn events(&self) -> Events {
         self.shared.lock().subscribers.subscribe()
@@ -141,6 +161,31 @@ impl Group {
     /// Looks whether a path changed, and acts on it. Queues do it every turn; a control plane without queues may.
     pub fn refresh(&self) {
         self.shared.review();
+    }
+
+    /// The same, and tells the group the time, which it has from its queues: for one that nobody uses now.
+    pub fn refresh_at(&self, now: Time) {
+        self.shared.set_time(now);
+        self.refresh();
+    }
+
+    /// Looks again at the paths that [`crate::Ledger::admit`] has not let in.
+    pub fn look_again(&self) {
+        let mut control = self.shared.lock();
+        control.look_again();
+        self.shared.review_changed(&mut control);
+    }
+
+    /// Is nothing in a volatile cache that a flush is still owed for? Not while somebody else may have answered the last one.
+    pub fn is_flushed(&self) -> bool {
+        self.shared.caches.dirty_mask() == 0
+    }
+
+    /// What the paths show that carry I/O now, and how long changes of each may land ([`Device::landing_bound`]).
+    pub fn admitted(&self) -> Vec<(Arc<DeviceInfo>, Duration)> {
+        let control = self.shared.lock();
+        let admitted = control.paths.iter().filter(|p| p.verified);
+        admitted.filter_map(|p| Some((p.info.clone()?, p.shared.device.landing_bound()))).collect()
     }
 
     fn find(&self, control: &Control, id: PathId) -> Result<usize, GroupError> {
@@ -184,6 +229,16 @@ impl Device for Group {
         }
         self.shared.open_queues.fetch_add(1, Ordering::AcqRel);
         Ok(Box::new(MultipathQueue::new(self.shared.clone(), config.depth)))
+    }
+
+    /// That of the path for which it is longest.
+    fn landing_bound(&self) -> Duration {
+        let control = self.shared.lock();
+        control.paths.iter().map(|p| p.shared.device.landing_bound()).max().unwrap_or_default()
+    }
+
+    fn losses(&self) -> u64 {
+        self.shared.caches.losses()
     }
 
     fn close(&self) {

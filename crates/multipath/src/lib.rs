@@ -29,6 +29,7 @@ mod event;
 mod group;
 mod inventory;
 mod membership;
+mod outage;
 mod path;
 mod queue;
 mod selector;
@@ -37,11 +38,12 @@ mod state;
 mod stats;
 
 pub use config::{
-    Fencing, GroupConfig, GroupError, MAX_DEPTH, MAX_PATHS, MatchPolicy, PathConfig, PathId, SelectorKind,
-    UnknownSelector,
+    Entry, Fencing, GroupConfig, GroupError, Ledger, MAX_DEPTH, MAX_PATHS, MatchPolicy, PathConfig, PathId,
+    SelectorKind, UnknownSelector,
 };
 pub use event::{Event, EventKind, Events};
 pub use group::Group;
 pub use inventory::{Disk, Inventory, aggregate};
+pub use outage::Availability;
 pub use state::{Illegal, PathEvent, PathState};
 pub use stats::PathStatistics;

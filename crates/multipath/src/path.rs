@@ -102,6 +102,8 @@ pub(crate) struct PathRecord {
     pub(crate) place: Option<Box<str>>,
     /// It shows another disk: whoever answers at that place is in doubt.
     pub(crate) doubts: bool,
+    /// The ledger has not let it in: it is asked again when it has news.
+    pub(crate) unwritten: bool,
     /// It is down because a queue was lost, and its device has not said why.
     unexplained: bool,
     ever_up: bool,
@@ -131,6 +133,7 @@ impl PathRecord {
             cache: None,
             place: None,
             doubts: false,
+            unwritten: false,
             unexplained: false,
             ever_up: false,
             failures: 0,
@@ -146,6 +149,12 @@ impl PathRecord {
             _ if self.verified => PathUse::Use,
             _ => PathUse::Keep,
         }
+    }
+
+    /// Does it take I/O now?
+    pub(crate) fn is_usable(&self) -> bool {
+        let answers = matches!(self.state, PathState::Usable | PathState::Stalled);
+        answers && self.verified && self.info.as_ref().is_some_and(|info| info.access.usable())
     }
 
     pub(crate) fn view(&self) -> PathView {

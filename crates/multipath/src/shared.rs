@@ -4,6 +4,7 @@ use crate::cache::Caches;
 use crate::config::{Fencing, GroupConfig, PathId, SelectorKind};
 use crate::control::Control;
 use crate::event::EventKind;
+use crate::outage::{Outage, Tell};
 use crate::path::{PathRecord, PathUse, PathView, QueueTrouble};
 use crate::state::PathState;
 use crate::stats::Counters;
@@ -24,6 +25,7 @@ pub(crate) struct GroupShared {
     pub(crate) closed: AtomicBool,
     pub(crate) open_queues: AtomicU32,
     pub(crate) caches: Caches,
+    pub(crate) outage: Arc<Outage>,
     now: AtomicU64,
     control: Mutex<Control>,
 }
@@ -38,7 +40,9 @@ pub(crate) struct Snapshot {
 
 impl GroupShared {
     pub(crate) fn new(config: GroupConfig) -> Arc<GroupShared> {
-        let name: Arc<str> = config.name.into();
+        let name: Arc<str> = config.name.as_str().into();
+        let outage = Arc::<Outage>::default();
+        let control = Control::new(name.clone(), &config, outage.clone());
         Arc::new(GroupShared {
             fencing: config.fencing,
             no_path_timeout: Duration::from_millis(config.no_path_timeout_ms),
@@ -49,7 +53,8 @@ impl GroupShared {
             open_queues: AtomicU32::new(0),
             caches: Caches::new(),
             now: AtomicU64::new(0),
-            control: Mutex::new(Control::new(name.clone(), config.selector, config.matching, config.limits)),
+            outage,
+            control: Mutex::new(control),
             name,
         })
     }
@@ -131,6 +136,22 @@ impl GroupShared {
         let mut control = self.lock();
         if let Some(at) = control.find(id) {
             control.publish(when, Some(at), kind);
+        }
+    }
+
+    /// As many requests of a queue wait for a path as `now`; it were `before`.
+    pub(crate) fn set_waiting(&self, before: usize, now: usize) {
+        self.tell(self.outage.set_waiting(before, now));
+    }
+
+    /// A request has waited for a path as long as it may.
+    pub(crate) fn request_failed(&self) {
+        self.tell(self.outage.request_failed());
+    }
+
+    fn tell(&self, news: Option<Tell>) {
+        if let Some(news) = news {
+            self.lock().tell(news);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What is reported of a loss, to whom and how often: a flush says OK of nothing that is lost, unless its user was told before.
 
 use crate::common::scripted::{Bench, info, limited, read_only};
-use polypath_block::{Code, Completion, DeviceInfo, Fate, Health, Io, Op, Proof, SegSpan};
+use polypath_block::{Code, Completion, Device, DeviceInfo, Fate, Health, Io, Op, Proof, SegSpan};
 use polypath_multipath::PathState;
 
 const WRITE: fn(u64, u32) -> Io = |lba, blocks| Io::write(0, lba, blocks, SegSpan::EMPTY);
@@ -385,4 +385,26 @@ fn no_flush_succeeds_through_another_path_after_a_path_on_its_way_out_has_shown_
     b.devices[0].set_live(info("c#2"));
     b.turns(2);
     is_told_before_the_second_path_shows_it(b);
+}
+
+/// A flush fails for the medium, which may have dropped what it could not write and says nothing of it to the next flush. Each user hears of it
+/// once, whoever's flush it was.
+#[test]
+fn a_flush_that_the_medium_fails_is_told_to_each_user() {
+    let mut b = clean(&["c"]);
+    let mut second = b.second_queue();
+    b.dirty(0, 1);
+    let failing = b.flush();
+    let flush = b.devices[0].only();
+    b.devices[0].complete(flush, Code::Medium, Proof::Answered);
+    b.turns(2);
+    assert_eq!(b.outcome(failing), Some(Code::Medium));
+    assert!(second.owes() && !b.group.is_flushed());
+    let other = b.submit_to(&mut *second, Io::flush(0));
+    let mut told = b.turn_of(&mut *second);
+    b.devices[0].succeed_all();
+    told.extend(b.turn_of(&mut *second));
+    assert_eq!((ended(&told), second.owes()), (vec![(other, Code::CacheLost)], false));
+    assert_eq!(b.flush_now(), Some(Code::Ok), "its user has heard of it");
+    assert!(b.group.losses() == 1 && b.group.is_flushed());
 }

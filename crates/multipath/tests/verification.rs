@@ -5,9 +5,10 @@ use polypath_block::{
     Code, Cx, Device, DeviceInfo, DeviceState, Health, Host, Identifier, Io, Limits, MakePoller, Op, Proof, SegSpan,
     SegTable, Time,
 };
-use polypath_multipath::{EventKind, GroupConfig, MatchPolicy, PathState, SelectorKind};
-use std::sync::Arc;
+use polypath_multipath::{Entry, EventKind, GroupConfig, Ledger, MatchPolicy, PathState, SelectorKind};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const WRITE: fn(u64) -> Io = |lba| Io::write(0, lba, 1, SegSpan::EMPTY);
 
@@ -28,6 +29,59 @@ fn a_device_that_changed_gets_nothing_until_it_was_verified_again() {
     b.devices[0].succeed_all();
     b.turns(2);
     assert_eq!(b.outcome(tag), Some(Code::Ok));
+    b.finish();
+}
+
+/// A ledger that says what it is told to.
+#[derive(Debug)]
+struct Notebook(Mutex<Entry>);
+
+impl Ledger for Notebook {
+    fn admit(&self, info: &DeviceInfo, bound: Duration) -> Entry {
+        assert!(info.geometry.blocks > 0 && bound.is_zero());
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[test]
+fn a_path_carries_nothing_before_it_is_written_down_what_it_shows() {
+    let notebook = Arc::new(Notebook(Mutex::new(Entry::Written)));
+    let ledger: Option<Arc<dyn Ledger>> = Some(notebook.clone());
+    let mut b = Bench::new(GroupConfig { ledger, ..GroupConfig::new("disk") }, vec![info("a")]);
+    b.turns(2);
+    assert_eq!((b.stats(0).state, b.group.admitted().len()), (PathState::Usable, 1));
+    let entry = |entry| *notebook.0.lock().unwrap() = entry;
+    entry(Entry::NotYet("the pen is dry".into()));
+    b.devices[0].touch();
+    let tag = b.write(1);
+    b.turns(3);
+    assert!(b.devices[0].taken().is_empty(), "it changed, and nobody has noted that");
+    assert_eq!((b.stats(0).state, &*b.stats(0).why), (PathState::Down, "the pen is dry"));
+    assert!(b.group.admitted().is_empty());
+    b.group.look_again();
+    b.turns(3);
+    assert_eq!(b.stats(0).state, PathState::Down, "still not");
+    entry(Entry::Written);
+    b.turns(3);
+    assert_eq!(b.stats(0).state, PathState::Down, "who waits is told");
+    b.group.look_again();
+    b.turns(3);
+    assert_eq!(b.stats(0).state, PathState::Usable);
+    b.devices[0].succeed_all();
+    b.turns(2);
+    assert_eq!(b.outcome(tag), Some(Code::Ok));
+    entry(Entry::Refused("it was another one in the old book".into()));
+    b.devices[0].touch();
+    b.turns(2);
+    assert_eq!(b.stats(0).state, PathState::Quarantined);
+    assert!(b.stats(0).why.contains("old book"));
+    b.group.look_again();
+    entry(Entry::Written);
+    b.turns(2);
+    assert_eq!(b.stats(0).state, PathState::Quarantined, "the book has no news yet");
+    b.group.look_again();
+    b.turns(2);
+    assert_eq!(b.stats(0).state, PathState::Usable);
     b.finish();
 }
 

@@ -9,6 +9,7 @@ use polypath_block::{
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Opens what an `nvme-tcp://` URI names: starts a controller on `host` and returns its namespace at once, in the state
 /// [`DeviceState::Starting`].
@@ -117,6 +118,10 @@ impl Device for NvmeDevice {
             return Err(OpenError::Gone { name: self.name.clone(), reason });
         }
         Ok(Box::new(NamespaceQueue::open(self.controller.shared.clone(), self.unit(), config)?))
+    }
+
+    fn landing_bound(&self) -> Duration {
+        self.controller.shared.landing_bound()
     }
 
     fn close(&self) {

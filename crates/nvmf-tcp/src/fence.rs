@@ -5,6 +5,7 @@
 //! life it saw, which is no later than the moment the last of *our* sockets was closed: until then a queue on another thread,
 //! perhaps a stalled one, may still have sent something. So the clock starts there and nowhere else.
 
+use crate::config::ControllerConfig;
 use polypath_block::{Fence, FenceState, FenceTerms, Proof, Time};
 use polypath_nvme::keepalive::{Assumed, Basis, Reported, rounded_kato_ms};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -45,6 +46,17 @@ impl AssociationFence {
         }
         Some(Time::from_nanos(self.closed_at.load(Ordering::SeqCst)).after(self.terms.within))
     }
+}
+
+/// What is to be expected of a controller that has not told anything yet: keep alive with commands counted as signs of life, in the finest
+/// grain there is.
+pub(crate) fn expected_bound(config: &ControllerConfig) -> Duration {
+    let reported = Reported { kato_ms: config.kato_ms(), kas: 1, traffic_based: true, cqt_ms: 0 };
+    let assumed = Assumed {
+        without_keep_alive_ms: config.fence.as_millis() as u64,
+        quiesce_ms: config.quiesce.as_millis() as u64,
+    };
+    terms(reported, assumed).within
 }
 
 /// What a controller's own words, or the configuration where it has none, promise.

@@ -168,6 +168,8 @@ async fn get_to_know(
         quiesce_ms: config.quiesce.as_millis() as u64,
     };
     let fence = AssociationFence::new(identify.keep_alive(kato_ms), assumed);
+    // Before anything can be sent.
+    shared.raise_landing_bound(fence.terms().within);
     let association =
         Arc::new(Association::new(Shape { generation, address, cntlid, queues, depth, in_capsule, fence }));
     // The admin socket, open since Connect.

@@ -4,12 +4,14 @@
 
 use crate::association::{Association, Namespace, NoNamespace, Pinned, another, lock};
 use crate::config::ControllerConfig;
+use crate::fence;
 use polypath_block::{Code, DeviceState, Host, OpenError};
 use polypath_net::Bell;
 use polypath_nvme::log::DiscoveryEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 /// Where the controller stands.
 #[derive(Clone, Debug)]
@@ -154,12 +156,26 @@ pub(crate) struct Shared {
     discovered: Mutex<Vec<DiscoveryEntry>>,
     /// How often the controller has refused to tell how often it lost its power since it told that; `None`: it never has.
     power_refusals: Mutex<Option<u32>>,
+    /// Longest bound of any association so far, in milliseconds, and what is to be expected of the next.
+    landing_bound_ms: AtomicU64,
 }
 
 impl Shared {
+    /// How long after the end of this process commands may still land.
+    pub(crate) fn landing_bound(&self) -> Duration {
+        Duration::from_millis(self.landing_bound_ms.load(Ordering::Relaxed))
+    }
+
+    /// An association begins, with this bound.
+    pub(crate) fn raise_landing_bound(&self, bound: Duration) {
+        self.landing_bound_ms.fetch_max(bound.as_millis() as u64, Ordering::Relaxed);
+    }
+
     pub(crate) fn new(config: ControllerConfig, host: Arc<dyn Host>) -> Self {
         let qids = vec![false; usize::from(config.queues)];
+        let expected = fence::expected_bound(&config);
         Shared {
+            landing_bound_ms: AtomicU64::new(expected.as_millis() as u64),
             config,
             host,
             counts: Counts::default(),

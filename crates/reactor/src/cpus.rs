@@ -1,10 +1,20 @@
 //! Which cores: a list such as `0,2-4` or a hexadecimal mask such as `0x1d`.
 
+use std::fmt;
 use std::str::FromStr;
 
 /// Cores, ascending, each once.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CpuList(pub Vec<usize>);
+
+impl fmt::Display for CpuList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, cpu) in self.0.iter().enumerate() {
+            write!(f, "{}{cpu}", if n == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
 
 /// A core list or mask that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

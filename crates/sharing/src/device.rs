@@ -10,6 +10,7 @@ use polypath_block::{Cx, Device, DeviceState, Health, Host, IoQueue, OpenError, 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 /// A controller of which every reactor has one queue at most, whatever the number of units and users.
 pub struct SharedController(Arc<Sharing>);
@@ -77,6 +78,10 @@ impl Device for SharedDevice {
         }
         let QueueConfig { depth } = config;
         Ok(Box::new(SharedQueue::new(self.sharing.clone(), self.device.clone(), self.unit, depth)))
+    }
+
+    fn landing_bound(&self) -> Duration {
+        self.device.landing_bound()
     }
 
     fn close(&self) {

@@ -207,6 +207,11 @@ impl Caches {
         self.news.fetch_add(1, SeqCst);
     }
 
+    /// How many losses there were.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses.load(SeqCst)
+    }
+
     /// Up to which loss the user of a new queue needs not to be told.
     pub(crate) fn told(&self) -> u64 {
         self.told.load(SeqCst)
@@ -296,6 +301,11 @@ impl Caches {
         }
         cache.over.store(since, SeqCst);
         lost
+    }
+
+    /// A flush has failed, and the device may have dropped what it was to make durable: the next one would say nothing of that.
+    pub(crate) fn drop_in_flush(&self, began: Began) {
+        self.count_loss(began.epoch);
     }
 
     /// Something is lost that was acknowledged in `epoch` or before.

@@ -191,13 +191,17 @@ impl MultipathQueue {
         }
     }
 
-    /// Whatever became of its parts: no flush succeeds that a loss speaks against of which its user did not know.
+    /// Whatever became of its parts: no flush succeeds that a loss speaks against of which its user did not know. One that fails may itself
+    /// have lost what it was to cover, also of others.
     fn judge_flush(&mut self, began: Began, status: Status) -> Status {
+        if status.may_have_dropped() {
+            self.group.caches.drop_in_flush(began);
+        }
         if !self.group.caches.has_untold_loss(began) {
             return status;
         }
         self.telling = self.telling.max(self.group.caches.tells(began));
-        Code::CacheLost.into()
+        if status.may_have_dropped() { status } else { Code::CacheLost.into() }
     }
 
     fn answer(&mut self, tag: u64, status: Status, proofs: Proofs) {
@@ -207,8 +211,12 @@ impl MultipathQueue {
 
     fn removal_flushed(&mut self, slot: usize, key: SlotKey, status: Status) {
         let Some(task) = self.tasks.remove(key) else { return };
-        if let Some(flush) = task.flush.filter(|_| status.is_ok()) {
-            self.group.caches.mark_clean(flush);
+        if let Some(flush) = task.flush {
+            if status.is_ok() {
+                self.group.caches.mark_clean(flush);
+            } else if status.may_have_dropped() {
+                self.group.caches.drop_in_flush(flush.began);
+            }
         }
         if let Some(path) = self.paths[slot].as_mut() {
             path.phase = Phase::Flushed;

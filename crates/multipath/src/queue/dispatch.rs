@@ -223,6 +223,7 @@ impl MultipathQueue {
         if closed {
             self.give_up(key, Code::Gone);
         } else if expiry <= cx.now {
+            self.group.request_failed();
             self.give_up(key, Code::NoPath);
         } else {
             self.next_expiry = self.next_expiry.min(expiry);

@@ -96,6 +96,8 @@ pub(crate) struct MultipathQueue {
     retry_stranded_now: bool,
     /// Number of the last attempt: no tag is given again while a completion of its first owner may come.
     attempts: u32,
+    /// Stranded tasks that the group was told of.
+    told_waiting: usize,
     closing: bool,
 }
 
@@ -142,6 +144,7 @@ impl MultipathQueue {
             next_expiry: Time::NEVER,
             retry_stranded_now: false,
             attempts: 0,
+            told_waiting: 0,
             closing: false,
         }
     }
@@ -228,6 +231,15 @@ impl MultipathQueue {
         }
         self.stranded_under = self.usable();
         self.usable_before = self.stranded_under;
+        self.tell_waiting(self.stranded.len());
+    }
+
+    /// Tells the group how many wait for a path.
+    fn tell_waiting(&mut self, waiting: usize) {
+        let before = core::mem::replace(&mut self.told_waiting, waiting);
+        if before != waiting {
+            self.group.set_waiting(before, waiting);
+        }
     }
 
     /// Tries tasks again that no path could take, if there is a path that there was not, or their time is up.
@@ -337,6 +349,10 @@ impl IoQueue for MultipathQueue {
         self.closing = true;
     }
 
+    fn owes(&self) -> bool {
+        self.group.caches.losses() > self.told
+    }
+
     fn is_drained(&self) -> bool {
         self.closing && self.open == 0 && self.ready.is_empty() && self.paths.iter().all(Option::is_none)
     }
@@ -347,6 +363,7 @@ impl Drop for MultipathQueue {
         // Empty, unless a reactor ends under its queues: those below know how to end then, and our tables must not object first.
         self.tasks.clear();
         self.parents.clear();
+        self.tell_waiting(0);
         for path in self.paths.drain(..).flatten() {
             self.group.release(path.shared.id, &path.counters, path.reported);
         }
