@@ -39,12 +39,15 @@ impl Bench {
         let driver = Driver::new(&ram, layout[0].0, RING, true);
         let spec = RingSpec {
             size: RING,
+            packed: false,
             desc: driver.desc.clone(),
             avail: driver.avail.clone(),
             used: driver.used.clone(),
             base: 0,
             event_idx: true,
             indirect: true,
+            written: driver.written(),
+            record: None,
         };
         let ring = Vring::new(spec, Arc::new(memory)).expect("a sound ring");
         Bench { ram, driver, ring, row: vec![Segment::default(); 132], indirect, regions }
@@ -75,7 +78,7 @@ impl Bench {
     /// The device's work on one batch.
     fn work(&mut self) -> u64 {
         let mut n = 0;
-        while self.ring.waiting().expect("a sound ring") > 0 {
+        while self.ring.has_chain().expect("a sound ring") {
             let head = self.ring.take().expect("a sound head");
             let chain = self.ring.read_chain(head, &mut self.row).expect("a sound chain");
             black_box((&chain, &self.row[..chain.in_count as usize]));

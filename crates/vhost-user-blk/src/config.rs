@@ -7,11 +7,13 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 pub(crate) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+/// `VHOST_F_LOG_ALL`: what we write to guest memory is logged.
+pub(crate) const F_LOG_ALL: u64 = 1 << 26;
 /// Bytes of the configuration space that mean something to us; what lies behind reads as zeroes.
 const CONFIG_LEN: usize = 60;
 /// Offset of the writeback field, the only one a driver may write.
@@ -63,9 +65,12 @@ impl ConfigSpace {
     /// Feature bits on offer.
     pub(crate) fn features(&self) -> u64 {
         let mut features = bit(VIRTIO_F_VERSION_1)
+            | bit(VIRTIO_F_RING_PACKED)
+            | bit(VIRTIO_F_RING_RESET)
             | bit(VIRTIO_RING_F_INDIRECT_DESC)
             | bit(VIRTIO_RING_F_EVENT_IDX)
             | F_PROTOCOL_FEATURES
+            | F_LOG_ALL
             | bit(VIRTIO_BLK_F_SEG_MAX)
             | bit(VIRTIO_BLK_F_BLK_SIZE)
             | bit(VIRTIO_BLK_F_TOPOLOGY)

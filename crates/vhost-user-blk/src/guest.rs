@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 /// Most regions one front-end may have mapped.
 pub(crate) const MAX_REGIONS: usize = 256;
-/// Most bytes of memory one guest may have; a quarter of what all may have together.
-const MAX_BYTES: u64 = polypath_memory::FOREIGN_LIMIT / 4;
+/// Most bytes of one front-end that are mapped: memory, log and record. A quarter of what all may have together.
+pub(crate) const MAX_BYTES: u64 = polypath_memory::FOREIGN_LIMIT / 4;
 
 /// Why a region cannot be part of a guest's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum MapError {
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
     /// They are too large.
-    #[error("more than {MAX_BYTES} bytes of memory in one guest")]
+    #[error("more than {MAX_BYTES} bytes in one guest, memory, log and record of requests in flight together")]
     TooLarge,
 }
 
@@ -74,7 +74,7 @@ impl GuestMemory {
         if self.entries.len() >= MAX_REGIONS {
             return Err(MapError::TooMany);
         }
-        if self.entries.iter().map(|e| e.len).sum::<u64>().saturating_add(len) > MAX_BYTES {
+        if self.bytes().saturating_add(len) > MAX_BYTES {
             return Err(MapError::TooLarge);
         }
         if self.entries.iter().any(|e| guest_addr < e.guest_addr + e.len && e.guest_addr < guest_addr + len) {
@@ -114,6 +114,11 @@ impl GuestMemory {
         self.entries.iter().map(|e| e.window.clone()).collect()
     }
 
+    /// Bytes of all regions.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.entries.iter().map(|e| e.len).sum()
+    }
+
     /// Number of regions.
     pub fn regions(&self) -> usize {
         self.entries.len()
@@ -144,6 +149,26 @@ impl GuestMemory {
             Some(e) if e.id == id => Some(&e.window),
             _ => self.entries.iter().find(|e| e.id == id).map(|e| &e.window),
         }
+    }
+
+    /// Where the guest has byte `offset` of the region `id`, tried first at `hint`, which remembers where it was.
+    pub(crate) fn guest_addr(&self, id: RegionId, offset: u64, hint: &mut usize) -> Option<u64> {
+        let e = match self.entries.get(*hint) {
+            Some(e) if e.id == id => e,
+            _ => {
+                *hint = self.entries.iter().position(|e| e.id == id)?;
+                &self.entries[*hint]
+            }
+        };
+        (offset < e.len).then(|| e.guest_addr + offset)
+    }
+
+    /// Where the guest has the byte at `user_addr` of the front-end.
+    pub(crate) fn user_to_guest(&self, user_addr: u64) -> Option<u64> {
+        self.entries.iter().find_map(|e| {
+            let offset = user_addr.checked_sub(e.user_addr)?;
+            (offset < e.len).then(|| e.guest_addr + offset)
+        })
     }
 
     /// Fills `into` from guest address `addr`, across regions that touch. False if some of it is not there.

@@ -2,16 +2,17 @@
 //! for every command.
 
 use crate::guest::GuestMemory;
+use crate::log::DirtyLog;
 use crate::notify::{Kick, Notifier};
-use crate::vring::Vring;
+use crate::ring::Vring;
 use polypath_block::Host;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::time::Duration;
 
-/// Commands that may wait. The control thread waits for each answer, so that there is never more than one.
-const BOUND: usize = 4;
+/// Commands that may wait. The control thread waits for each answer, unless it is to end: then it says so, once more or twice.
+const BOUND: usize = 8;
 /// How often a waiting control thread looks whether the server is to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -20,15 +21,22 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(crate) enum Command {
     /// Run this ring.
     Start(Box<Start>),
-    /// Take no more, wait for what is in flight, answer with the next available index.
-    Stop,
-    /// Notify this descriptor from now on.
+    /// Take no more, wait for what is in flight, answer with where the ring stands.
+    Stop {
+        /// The guest may go on elsewhere: first make durable what completed, also of a ring that was stopped before.
+        flush: bool,
+    },
+    /// We end: take no more, wait for what the device has. What was not begun stays in flight in the ring's record, if there is one.
+    Leave,
+    /// Notify this descriptor from now on, and now: what was said on the old one may not have been heard.
     SetCall(Option<Arc<Notifier>>),
     /// Notify this descriptor when the guest breaks the ring.
     SetErr(Option<Arc<Notifier>>),
+    /// Log there what is written to guest memory, from now on.
+    SetLog(Option<Arc<DirtyLog>>),
     /// Memory was added.
     SetMemory(Arc<GuestMemory>),
-    /// As [`Command::Stop`], then close the device's queue and go.
+    /// As [`Command::Leave`], then close the device's queue and go.
     End,
 }
 
@@ -46,8 +54,8 @@ pub(crate) struct Start {
     pub(crate) orphaned: bool,
 }
 
-/// The answer to a command: the next available index, or why it could not be done.
-pub(crate) type Answer = Result<u16, String>;
+/// The answer to a command: where the ring stands, or why it could not be done.
+pub(crate) type Answer = Result<u32, String>;
 
 pub(crate) struct Message {
     pub(crate) command: Command,
@@ -72,8 +80,8 @@ pub(crate) struct MailboxSender {
 pub(crate) enum CommandError {
     #[error("the vring's reactor has ended")]
     Gone,
-    #[error("requests of the vring did not complete within {} ms", .0.as_millis())]
-    Slow(Duration),
+    #[error("the vring's reactor takes no commands")]
+    Full,
     #[error("the server is stopping")]
     Stopping,
     #[error("{0}")]
@@ -112,15 +120,13 @@ impl MailboxSender {
     /// Sends `command` without waiting for its answer, which arrives at the receiver.
     pub(crate) fn send(&self, command: Command) -> Result<Receiver<Answer>, CommandError> {
         let (answer, receiver) = sync_channel(1);
-        self.messages.try_send(Message { command, answer }).map_err(|_| CommandError::Gone)?;
+        self.messages.try_send(Message { command, answer }).map_err(|error| match error {
+            TrySendError::Disconnected(_) => CommandError::Gone,
+            TrySendError::Full(_) => CommandError::Full,
+        })?;
         self.flag.store(true, Ordering::Release);
         self.host.wake();
         Ok(receiver)
-    }
-
-    /// Sends `command` and waits at most `limit` for its answer, less if `stopping` becomes true.
-    pub(crate) fn ask(&self, command: Command, limit: Duration, stopping: &AtomicBool) -> Result<u16, CommandError> {
-        wait(&self.send(command)?, limit, stopping)
     }
 }
 
@@ -133,16 +139,16 @@ impl Drop for MailboxSender {
     }
 }
 
-/// Waits for an answer; see [`MailboxSender::ask`].
-pub(crate) fn wait(answer: &Receiver<Answer>, limit: Duration, stopping: &AtomicBool) -> Result<u16, CommandError> {
-    let until = Instant::now() + limit;
+/// Waits for an answer, until `over` says that there is no more time.
+pub(crate) fn wait(
+    answer: &Receiver<Answer>,
+    mut over: impl FnMut() -> Option<CommandError>,
+) -> Result<u32, CommandError> {
     loop {
-        match answer.recv_timeout(LOOK.min(until.saturating_duration_since(Instant::now()))) {
+        match answer.recv_timeout(LOOK) {
             Ok(answer) => return answer.map_err(CommandError::Refused),
             Err(RecvTimeoutError::Disconnected) => return Err(CommandError::Gone),
-            Err(RecvTimeoutError::Timeout) if stopping.load(Ordering::Acquire) => return Err(CommandError::Stopping),
-            Err(RecvTimeoutError::Timeout) if Instant::now() >= until => return Err(CommandError::Slow(limit)),
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => over().map_or(Ok(()), Err)?,
         }
     }
 }

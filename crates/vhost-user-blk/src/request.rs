@@ -1,7 +1,7 @@
 //! virtio-blk requests (virtio 1.2 section 5.2.6): from a chain to what the device is asked.
 
 use crate::guest::GuestMemory;
-use crate::vring::Chain;
+use crate::ring::Chain;
 use polypath_block::{Code, DeviceInfo, Flags, Io, Op, SegSpan, SegTable, Status};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,

@@ -1,5 +1,6 @@
 //! Counters of one vring, read from any thread.
 
+use crate::log_limit::LogLimit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What a vring has done since the server started.
@@ -34,6 +35,20 @@ pub(crate) struct Counters {
     errors: AtomicU64,
     ring_errors: AtomicU64,
     running: AtomicBool,
+    pub(crate) limits: LogLimits,
+}
+
+/// What keeps the log of one vring short, over all front-ends.
+#[derive(Debug, Default)]
+pub(crate) struct LogLimits {
+    /// The guest broke its ring.
+    pub(crate) broken: LogLimit,
+    /// Somebody could not be notified, or cannot notify.
+    pub(crate) notify: LogLimit,
+    /// Requests fail for want of a way to the device.
+    pub(crate) way: LogLimit,
+    /// The last flush failed.
+    pub(crate) flush: LogLimit,
 }
 
 /// Which counter.

@@ -3,7 +3,7 @@
 //! vhost-user speaks the host's byte order (QEMU `docs/interop/vhost-user.rst`, "Message format"). Everything that arrives is
 //! checked here once: size, number of descriptors, reserved bits; the rest of the crate sees only [`Request`].
 
-use rustix::fd::OwnedFd;
+use crate::stranger::Stranger;
 
 /// Bytes of a message header.
 pub(crate) const HEADER_LEN: usize = 12;
@@ -25,16 +25,21 @@ pub(crate) mod protocol_feature {
     pub(crate) const MQ: u64 = 1 << 0;
     /// Acknowledgements on demand.
     pub(crate) const REPLY_ACK: u64 = 1 << 3;
+    /// SET_LOG_BASE with a file.
+    pub(crate) const LOG_SHMFD: u64 = 1 << 1;
     /// The channel from back-end to front-end.
     pub(crate) const BACKEND_REQ: u64 = 1 << 5;
     /// GET_CONFIG, SET_CONFIG.
     pub(crate) const CONFIG: u64 = 1 << 9;
+    /// GET_INFLIGHT_FD, SET_INFLIGHT_FD.
+    pub(crate) const INFLIGHT_SHMFD: u64 = 1 << 12;
     /// RESET_DEVICE.
     pub(crate) const RESET_DEVICE: u64 = 1 << 13;
     /// ADD_MEM_REG, REM_MEM_REG, GET_MAX_MEM_SLOTS.
     pub(crate) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
     /// All that we offer.
-    pub(crate) const OFFERED: u64 = MQ | REPLY_ACK | BACKEND_REQ | CONFIG | RESET_DEVICE | CONFIGURE_MEM_SLOTS;
+    pub(crate) const OFFERED: u64 =
+        MQ | LOG_SHMFD | REPLY_ACK | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | RESET_DEVICE | CONFIGURE_MEM_SLOTS;
 }
 
 /// Request numbers of the front-end.
@@ -44,6 +49,8 @@ pub(crate) mod id {
     pub(crate) const SET_OWNER: u32 = 3;
     pub(crate) const RESET_OWNER: u32 = 4;
     pub(crate) const SET_MEM_TABLE: u32 = 5;
+    pub(crate) const SET_LOG_BASE: u32 = 6;
+    pub(crate) const SET_LOG_FD: u32 = 7;
     pub(crate) const SET_VRING_NUM: u32 = 8;
     pub(crate) const SET_VRING_ADDR: u32 = 9;
     pub(crate) const SET_VRING_BASE: u32 = 10;
@@ -58,6 +65,8 @@ pub(crate) mod id {
     pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
     pub(crate) const GET_CONFIG: u32 = 24;
     pub(crate) const SET_CONFIG: u32 = 25;
+    pub(crate) const GET_INFLIGHT_FD: u32 = 31;
+    pub(crate) const SET_INFLIGHT_FD: u32 = 32;
     pub(crate) const RESET_DEVICE: u32 = 34;
     pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
     pub(crate) const ADD_MEM_REG: u32 = 37;
@@ -146,6 +155,30 @@ pub(crate) struct VringAddr {
     pub(crate) avail: u64,
 }
 
+/// The area in which requests in flight are recorded (`VhostUserInflight`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct InflightDesc {
+    pub(crate) len: u64,
+    pub(crate) offset: u64,
+    pub(crate) queues: u16,
+    pub(crate) size: u16,
+    /// Sent with the padding that C gives the structure: the answer has it as well.
+    pub(crate) padded: bool,
+}
+
+impl InflightDesc {
+    const BARE: usize = 20;
+    const PADDED: usize = 24;
+
+    /// Its octets, as many as it came with.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = [self.len.to_ne_bytes(), self.offset.to_ne_bytes()].concat();
+        out.extend([self.queues.to_ne_bytes(), self.size.to_ne_bytes()].concat());
+        out.resize(if self.padded { InflightDesc::PADDED } else { InflightDesc::BARE }, 0);
+        out
+    }
+}
+
 /// A checked request.
 #[derive(Debug)]
 pub(crate) enum Request {
@@ -153,30 +186,68 @@ pub(crate) enum Request {
     SetFeatures(u64),
     SetOwner,
     ResetOwner,
-    SetMemTable(Vec<(RegionDesc, OwnedFd)>),
-    SetVringNum { index: u32, num: u32 },
-    SetVringAddr { index: u32, addr: VringAddr },
-    SetVringBase { index: u32, base: u32 },
-    GetVringBase { index: u32 },
-    SetVringKick { index: u32, fd: Option<OwnedFd> },
-    SetVringCall { index: u32, fd: Option<OwnedFd> },
-    SetVringErr { index: u32, fd: Option<OwnedFd> },
+    SetMemTable(Vec<(RegionDesc, Stranger)>),
+    SetLogBase {
+        len: u64,
+        offset: u64,
+        fd: Stranger,
+    },
+    /// Its descriptor is closed: nobody waits to be told when pages are marked.
+    SetLogFd,
+    SetVringNum {
+        index: u32,
+        num: u32,
+    },
+    SetVringAddr {
+        index: u32,
+        addr: VringAddr,
+    },
+    SetVringBase {
+        index: u32,
+        base: u32,
+    },
+    GetVringBase {
+        index: u32,
+    },
+    SetVringKick {
+        index: u32,
+        fd: Option<Stranger>,
+    },
+    SetVringCall {
+        index: u32,
+        fd: Option<Stranger>,
+    },
+    SetVringErr {
+        index: u32,
+        fd: Option<Stranger>,
+    },
     GetProtocolFeatures,
     SetProtocolFeatures(u64),
     GetQueueNum,
-    SetVringEnable { index: u32, enable: bool },
-    SetBackendReqFd(OwnedFd),
-    GetConfig { offset: u32, size: u32 },
-    SetConfig { offset: u32, data: Vec<u8> },
+    SetVringEnable {
+        index: u32,
+        enable: bool,
+    },
+    SetBackendReqFd(Stranger),
+    GetConfig {
+        offset: u32,
+        size: u32,
+    },
+    SetConfig {
+        offset: u32,
+        data: Vec<u8>,
+    },
+    GetInflightFd(InflightDesc),
+    SetInflightFd(InflightDesc, Stranger),
     ResetDevice,
     GetMaxMemSlots,
-    AddMemReg(RegionDesc, OwnedFd),
+    AddMemReg(RegionDesc, Stranger),
     RemMemReg(RegionDesc),
 }
 
 impl Request {
     /// Makes a request of what arrived.
-    pub(crate) fn decode(request: u32, payload: &[u8], fds: Vec<OwnedFd>) -> Result<Request, WireError> {
+    pub(crate) fn decode(request: u32, payload: &[u8], fds: Vec<Stranger>) -> Result<Request, WireError> {
         let d = Decode { request, payload, fds };
         match request {
             id::GET_FEATURES => d.empty(Request::GetFeatures),
@@ -184,6 +255,12 @@ impl Request {
             id::SET_OWNER => d.empty(Request::SetOwner),
             id::RESET_OWNER => d.empty(Request::ResetOwner),
             id::SET_MEM_TABLE => d.mem_table(),
+            id::SET_LOG_BASE => {
+                d.sized(16)?;
+                let (len, offset) = (u64_at(payload, 0), u64_at(payload, 8));
+                Ok(Request::SetLogBase { len, offset, fd: d.one_fd()? })
+            }
+            id::SET_LOG_FD => d.one_fd().map(|_| Request::SetLogFd),
             id::SET_VRING_NUM => d.state().map(|(index, num)| Request::SetVringNum { index, num }),
             id::SET_VRING_ADDR => d.vring_addr(),
             id::SET_VRING_BASE => d.state().map(|(index, base)| Request::SetVringBase { index, base }),
@@ -198,6 +275,14 @@ impl Request {
             id::SET_BACKEND_REQ_FD => d.one_fd().map(Request::SetBackendReqFd),
             id::GET_CONFIG => d.config().map(|(offset, size)| Request::GetConfig { offset, size }),
             id::SET_CONFIG => d.set_config(),
+            id::GET_INFLIGHT_FD => {
+                d.no_fds()?;
+                d.inflight().map(Request::GetInflightFd)
+            }
+            id::SET_INFLIGHT_FD => {
+                let desc = d.inflight()?;
+                Ok(Request::SetInflightFd(desc, d.one_fd()?))
+            }
             id::RESET_DEVICE => d.empty(Request::ResetDevice),
             id::GET_MAX_MEM_SLOTS => d.empty(Request::GetMaxMemSlots),
             id::ADD_MEM_REG => {
@@ -214,7 +299,7 @@ impl Request {
 struct Decode<'a> {
     request: u32,
     payload: &'a [u8],
-    fds: Vec<OwnedFd>,
+    fds: Vec<Stranger>,
 }
 
 impl Decode<'_> {
@@ -232,7 +317,7 @@ impl Decode<'_> {
         }
     }
 
-    fn one_fd(mut self) -> Result<OwnedFd, WireError> {
+    fn one_fd(mut self) -> Result<Stranger, WireError> {
         let got = self.fds.len();
         match self.fds.pop() {
             Some(fd) if got == 1 => Ok(fd),
@@ -270,12 +355,13 @@ impl Decode<'_> {
         self.sized(40)?;
         self.no_fds()?;
         let at = |offset| u64_at(self.payload, offset);
-        // Bytes 4..8 are flags (dirty logging, not negotiated), 32..40 the log address.
+        // Bytes 4..8 are flags, of which one asks for what is written of the ring to be logged, at the address in 32..40. With
+        // logging on all of it is, where the guest has the ring.
         let addr = VringAddr { desc: at(8), used: at(16), avail: at(24) };
         Ok(Request::SetVringAddr { index: u32_at(self.payload, 0), addr })
     }
 
-    fn vring_fd(mut self) -> Result<(u32, Option<OwnedFd>), WireError> {
+    fn vring_fd(mut self) -> Result<(u32, Option<Stranger>), WireError> {
         self.sized(8)?;
         let word = u64_at(self.payload, 0);
         if word >> 9 != 0 {
@@ -317,6 +403,18 @@ impl Decode<'_> {
         Ok(region_at(self.payload, 8))
     }
 
+    fn inflight(&self) -> Result<InflightDesc, WireError> {
+        let padded = self.payload.len() == InflightDesc::PADDED;
+        self.sized(if padded { InflightDesc::PADDED } else { InflightDesc::BARE })?;
+        Ok(InflightDesc {
+            len: u64_at(self.payload, 0),
+            offset: u64_at(self.payload, 8),
+            queues: u16_at(self.payload, 16),
+            size: u16_at(self.payload, 18),
+            padded,
+        })
+    }
+
     fn config(&self) -> Result<(u32, u32), WireError> {
         self.no_fds()?;
         if self.payload.len() < 12 {
@@ -333,6 +431,12 @@ impl Decode<'_> {
     fn set_config(&self) -> Result<Request, WireError> {
         let (offset, size) = self.config()?;
         self.sized(12 + size as usize)?;
+        // Written by the driver, or restored on the destination of a migration: 0 and 1 by the standard, 1 and 2 by the crate `vhost`.
+        let value = u32_at(self.payload, 8);
+        if value > 2 {
+            let value = value.into();
+            return Err(WireError::Value { request: self.request, what: "flags", value, expected: "0, 1 or 2" });
+        }
         Ok(Request::SetConfig { offset, data: self.payload[12..].to_vec() })
     }
 }
@@ -343,6 +447,10 @@ fn region_at(bytes: &[u8], at: usize) -> RegionDesc {
 }
 
 /// Callers have checked the length.
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut word = [0; 4];
     word.copy_from_slice(&bytes[at..at + 4]);
@@ -360,8 +468,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn fd() -> OwnedFd {
-        rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap()
+    fn fd() -> Stranger {
+        let fd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        Stranger::new(fd, polypath_net::Closer::default())
     }
 
     #[test]

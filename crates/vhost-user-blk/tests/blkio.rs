@@ -1,14 +1,10 @@
 //! The server against the independent client of the `blkio` crate (libblkio's driver), which shares nothing with ours.
 
-#[path = "common/ram.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod ram;
-
+use crate::common::ram::{RamDevice, Rng};
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 use polypath_block::Limits;
 use polypath_reactor::{IdlePolicy, Pool, PoolConfig};
 use polypath_vhost_user_blk::{Server, ServerConfig};
-use ram::{RamDevice, Rng};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Duration;

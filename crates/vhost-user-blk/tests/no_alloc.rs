@@ -1,16 +1,11 @@
 //! A turn of a vring under load allocates nothing.
 
-#[path = "common/guest.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod guest;
-#[path = "common/ram.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod ram;
+mod common;
 
-use guest::{Driver, GuestRam, Piece, header};
+use common::guest::{Driver, GuestRam, Piece, header};
+use common::ram::RamDevice;
 use polypath_block::{Host, Limits, MakePoller, Poller, SegTable, Time, Waits};
 use polypath_vhost_user_blk::{Server, ServerConfig};
-use ram::RamDevice;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::os::fd::AsRawFd;

@@ -4,7 +4,11 @@
 #[allow(dead_code, unreachable_pub)]
 mod guest;
 mod hostile;
+mod inflight;
+mod left_over;
 mod lifecycle;
+mod migration;
+mod parts;
 #[path = "../../tests/common/ram.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod ram;
@@ -14,10 +18,12 @@ use crate::guest::GuestMemory;
 use crate::mailbox::{Answer, Command, MailboxSender, Start, mailbox};
 use crate::notify::{Kick, Notifier};
 use crate::poller::{VringConfig, VringPoller};
+use crate::ring::{RingSpec, Vring};
 use crate::stats::Counters;
-use crate::vring::{RingSpec, Vring};
 use guest::{Driver, GuestRam, Piece, header};
 use polypath_block::{Armed, Cx, Host, MakePoller, Poller, SegTable, Time, Turn, Waits};
+use polypath_memory::Window;
+use polypath_net::{Closer, Peer, Theirs};
 use ram::RamDevice;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
@@ -53,6 +59,7 @@ struct Rig {
     memory: Arc<GuestMemory>,
     driver: Driver,
     poller: VringPoller,
+    config: VringConfig,
     mailbox: MailboxSender,
     counters: Arc<Counters>,
     segs: SegTable,
@@ -61,14 +68,24 @@ struct Rig {
     call: OwnedFd,
     err: OwnedFd,
     write_through: Arc<AtomicBool>,
+    /// Where the ring records what is in flight.
+    record: Option<Window>,
     now: Time,
 }
 
 impl Rig {
     /// A running ring of `size` descriptors over `device`.
     fn new(device: Arc<RamDevice>, size: u16, event_idx: bool) -> Rig {
+        Rig::of(false, device, size, event_idx)
+    }
+
+    /// As [`Rig::new`], split or packed.
+    fn of(packed: bool, device: Arc<RamDevice>, size: u16, event_idx: bool) -> Rig {
         let mut rig = Rig::stopped(device, size, event_idx, false);
-        rig.start(0);
+        if packed {
+            rig.driver = Driver::packed(&rig.ram, RING_GPA, size, event_idx);
+        }
+        rig.start(rig.driver.base());
         rig
     }
 
@@ -90,14 +107,17 @@ impl Rig {
             read_only,
             serial: *b"a serial of 20 bytes",
             down_timeout: Duration::from_secs(1),
+            changes_from: Default::default(),
+            owed: Default::default(),
         };
-        let poller = VringPoller::new(config, device.clone(), receiver, counters.clone());
+        let poller = VringPoller::new(config.clone(), device.clone(), receiver, counters.clone());
         let fd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
         Rig {
             ram,
             memory: Arc::new(memory),
             driver,
             poller,
+            config,
             mailbox: sender,
             counters,
             segs: SegTable::new(1 << 20),
@@ -106,37 +126,50 @@ impl Rig {
             call: fd(),
             err: fd(),
             write_through: Arc::new(AtomicBool::new(false)),
+            record: None,
             now: Time::ZERO,
         }
     }
 
-    fn ring(&self, base: u16) -> Vring {
+    fn ring(&self, base: u32) -> Vring {
+        Vring::new(self.spec(base), self.memory.clone()).unwrap()
+    }
+
+    fn spec(&self, base: u32) -> RingSpec {
         let driver = &self.driver;
-        let spec = RingSpec {
+        RingSpec {
             size: driver.size,
+            packed: driver.is_packed(),
             desc: driver.desc.clone(),
             avail: driver.avail.clone(),
             used: driver.used.clone(),
             base,
             event_idx: driver.event_idx,
             indirect: true,
-        };
-        Vring::new(spec, self.memory.clone()).unwrap()
+            written: driver.written(),
+            record: self.record.clone(),
+        }
     }
 
-    fn start(&mut self, base: u16) {
-        let dup = |fd: &OwnedFd| fd.try_clone().unwrap();
+    /// Starts the ring at `base`, where it must begin.
+    fn start(&mut self, base: u32) {
+        assert_eq!(self.start_anywhere(base), base);
+    }
+
+    /// Starts the ring at `base`; returns where it begins.
+    fn start_anywhere(&mut self, base: u32) -> u32 {
+        let dup = |fd: &OwnedFd| Theirs::new(fd.try_clone().unwrap(), Closer::default());
         let start = Start {
             ring: self.ring(base),
-            kick: Some(Arc::new(Kick::new(dup(&self.kick)).unwrap())),
-            call: Some(Arc::new(Notifier::new(dup(&self.call)).unwrap())),
-            err: Some(Arc::new(Notifier::new(dup(&self.err)).unwrap())),
+            kick: Some(Arc::new(Kick::new(dup(&self.kick), Peer::new(1)))),
+            call: Some(Arc::new(Notifier::new(dup(&self.call), Peer::new(1)))),
+            err: Some(Arc::new(Notifier::new(dup(&self.err), Peer::new(1)))),
             write_through: self.write_through.clone(),
             orphaned: false,
         };
         let answer = self.mailbox.send(Command::Start(Box::new(start))).unwrap();
         self.turn();
-        assert_eq!(answer.try_recv().unwrap(), Ok(base));
+        answer.try_recv().unwrap().unwrap()
     }
 
     fn turn(&mut self) -> Turn {
@@ -147,6 +180,14 @@ impl Rig {
 
     fn turns(&mut self, n: usize) {
         (0..n).for_each(|_| _ = self.turn());
+    }
+
+    /// `n` turns, each of them `span` later.
+    fn turns_of(&mut self, span: Duration, n: usize) {
+        for _ in 0..n {
+            self.turn();
+            self.now = self.now.after(span);
+        }
     }
 
     fn arm(&mut self, waits: &mut Waits) -> Armed {

@@ -236,13 +236,13 @@ proptest! {
 
     /// Any framing of any mix of requests does what a plain array of bytes would do.
     #[test]
-    fn any_framing_gives_the_same_data(seed: u64, event_idx: bool, big: bool) {
+    fn any_framing_gives_the_same_data(seed: u64, packed: bool, event_idx: bool, big: bool) {
         let mut rng = Rng(seed);
         let (bs, blocks) = if big { (4096u64, 128u64) } else { (512, 1024) };
         let device = RamDevice::new(bs as u32, blocks, Limits::UNLIMITED);
         device.change(|s| (s.delay, s.refuse, s.rng) = (rng.below(5), [0, 2, 3, 9][rng.below(4) as usize], Rng(seed ^ 1)));
         let mut model = device.state.lock().unwrap().bytes.clone();
-        let mut rig = Rig::new(device.clone(), 64, event_idx);
+        let mut rig = Rig::of(packed, device.clone(), 64, event_idx);
         for _round in 0..12 {
             let mut bump = DATA_GPA;
             let (mut lba, mut cases) = (0, Vec::<Case>::new());

@@ -27,20 +27,28 @@ pub const META: u64 = 0x1_0000_0000;
 pub const DATA: u64 = 0x2_0000_0000;
 const RING_STRIDE: u64 = 0x1_0000;
 
-/// A server over `device` in a directory of its own, with a reactor that sleeps as soon as it may.
+/// A server in a directory of its own.
 pub struct Served {
-    pub pool: Pool,
     pub server: Server,
     pub dir: tempfile::TempDir,
+    /// Of its own, if it has any. Last: reactors outlive what they serve.
+    pub pool: Option<Pool>,
 }
 
+/// A server over `device` with a reactor that sleeps as soon as it may.
 pub fn serve(device: Arc<dyn Device>, change: impl FnOnce(&mut ServerConfig)) -> Served {
     let pool = Pool::start(&PoolConfig { cpus: None, idle: IdlePolicy::Sleep }).unwrap();
+    let served = serve_on(&pool, device, change);
+    Served { pool: Some(pool), ..served }
+}
+
+/// The same, on the reactors of `pool`.
+pub fn serve_on(pool: &Pool, device: Arc<dyn Device>, change: impl FnOnce(&mut ServerConfig)) -> Served {
     let dir = tempfile::tempdir().unwrap();
     let mut config = ServerConfig::new("disk0", dir.path().join("disk0.sock"), device, pool.hosts());
     change(&mut config);
     let server = Server::start(config).unwrap();
-    Served { pool, server, dir }
+    Served { server, dir, pool: None }
 }
 
 pub struct Queue {

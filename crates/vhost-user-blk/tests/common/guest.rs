@@ -1,4 +1,5 @@
-//! A guest, as far as a disk sees one: memory in regions, and the driver's side of a split ring (virtio 1.2 section 2.7).
+//! A guest, as far as a disk sees one: memory in regions, and the driver's side of a ring, split (virtio 1.2 section 2.7) or packed
+//! (section 2.8).
 //!
 //! Written from the standard and sharing no code with the device side. Used by unit tests, integration tests and the bench.
 
@@ -99,7 +100,23 @@ pub struct Driver {
     pub avail_idx: u16,
     kicked_idx: u16,
     pub used_idx: u16,
+    packed: Option<Packed>,
 }
+
+/// What the driver of a packed ring knows. `chains` has the descriptors of each buffer id as their number only.
+struct Packed {
+    /// Where the next chain goes, and where the next used one is looked for; with lap counters.
+    next: (u16, bool),
+    used: (u16, bool),
+    /// Offered and not shown: where they begin, and the flags of their first descriptor.
+    unshown: Vec<(u16, u16)>,
+    free_ids: Vec<u16>,
+    /// Descriptors shown since the device was last considered for a kick.
+    moved: u16,
+}
+
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
 
 impl Driver {
     /// A ring of `size` descriptors at `gpa` (aligned to 16).
@@ -121,6 +138,37 @@ impl Driver {
             avail_idx: 0,
             kicked_idx: 0,
             used_idx: 0,
+            packed: None,
+        }
+    }
+
+    /// As [`Driver::new`], of a packed ring.
+    pub fn packed(ram: &GuestRam, gpa: u64, size: u16, event_idx: bool) -> Driver {
+        let mut driver = Driver::new(ram, gpa, size, event_idx);
+        let free_ids = (0..size).rev().collect();
+        driver.packed = Some(Packed { next: (0, true), used: (0, true), unshown: Vec::new(), free_ids, moved: 0 });
+        driver
+    }
+
+    pub fn is_packed(&self) -> bool {
+        self.packed.is_some()
+    }
+
+    /// Where the ring stands as SET_VRING_BASE has it, if nothing is in flight.
+    pub fn base(&self) -> u32 {
+        let bits = |(at, wrap): (u16, bool)| u32::from(at) | u32::from(wrap) << 15;
+        match &self.packed {
+            None => self.avail_idx.into(),
+            Some(packed) => bits(packed.next) | bits(packed.used) << 16,
+        }
+    }
+
+    /// Guest addresses and lengths of what the device writes of the ring.
+    pub fn written(&self) -> [(u64, u64); 2] {
+        let n = u64::from(self.size);
+        match self.packed {
+            None => [(self.used_gpa, 6 + 8 * n), (0, 0)],
+            Some(_) => [(self.desc_gpa, 16 * n), (self.used_gpa, 4)],
         }
     }
 
@@ -141,6 +189,9 @@ impl Driver {
     pub fn add(&mut self, pieces: &[Piece]) -> Option<u16> {
         if pieces.is_empty() || pieces.len() > self.free.len() {
             return None;
+        }
+        if self.is_packed() {
+            return self.add_packed(pieces.iter().map(|p| (p.addr, p.len, if p.write { WRITE } else { 0 })).collect());
         }
         let at = self.free.len() - pieces.len();
         let head = self.free[self.free.len() - 1];
@@ -165,13 +216,24 @@ impl Driver {
         let inner = &pieces[direct..];
         for (i, p) in inner.iter().enumerate() {
             let last = i + 1 == inner.len();
-            let flags = if p.write { WRITE } else { 0 } | if last { 0 } else { NEXT };
+            let write = if p.write { WRITE } else { 0 };
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&p.addr.to_le_bytes());
             bytes[8..12].copy_from_slice(&p.len.to_le_bytes());
-            bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-            bytes[14..].copy_from_slice(&((i + 1) as u16).to_le_bytes());
+            let (third, fourth) = match self.is_packed() {
+                // Entries follow each other; the id means nothing.
+                true => (0xdead, write),
+                false => (write | if last { 0 } else { NEXT }, (i + 1) as u16),
+            };
+            bytes[12..14].copy_from_slice(&third.to_le_bytes());
+            bytes[14..].copy_from_slice(&fourth.to_le_bytes());
             ram.write(table + 16 * i as u64, &bytes);
+        }
+        if self.is_packed() {
+            let mut descs: Vec<_> =
+                pieces[..direct].iter().map(|p| (p.addr, p.len, if p.write { WRITE } else { 0 })).collect();
+            descs.push((table, 16 * inner.len() as u32, INDIRECT));
+            return self.add_packed(descs);
         }
         let head = self.free[self.free.len() - 1];
         for (i, p) in pieces[..direct].iter().enumerate() {
@@ -188,6 +250,77 @@ impl Driver {
         Some(head)
     }
 
+    /// Writes a chain of (address, length, flags) where the next one goes, all but the flags of its first descriptor.
+    fn add_packed(&mut self, descs: Vec<(u64, u32, u16)>) -> Option<u16> {
+        let size = self.size;
+        let id = self.packed.as_mut()?.free_ids.pop()?;
+        let count = descs.len();
+        for (n, (addr, len, flags)) in descs.into_iter().enumerate() {
+            let packed = self.packed.as_mut()?;
+            let (at, wrap) = packed.next;
+            let lap = if wrap { AVAIL } else { USED };
+            let flags = flags | lap | if n + 1 == count { 0 } else { NEXT };
+            // What lies there is of the lap before, and so not available, until the flags are.
+            let offset = 16 * usize::from(at);
+            self.desc.store_u64(offset, addr, Ordering::Relaxed).unwrap();
+            self.desc.store_u32(offset + 8, len, Ordering::Relaxed).unwrap();
+            self.desc.store_u16(offset + 12, id, Ordering::Relaxed).unwrap();
+            if n == 0 {
+                packed.unshown.push((at, flags));
+            } else {
+                self.desc.store_u16(offset + 14, flags, Ordering::Release).unwrap();
+            }
+            packed.next = if at + 1 == size { (0, !wrap) } else { (at + 1, wrap) };
+            packed.moved += 1;
+            let index = self.free.pop()?;
+            self.chains[usize::from(id)].push(index);
+        }
+        self.avail_idx = self.avail_idx.wrapping_add(1);
+        Some(id)
+    }
+
+    fn publish_packed(&mut self) -> bool {
+        let (size, event_idx) = (self.size, self.event_idx);
+        let Some(packed) = &mut self.packed else { return false };
+        // The last first: the device stops at one that it does not see.
+        for (at, flags) in packed.unshown.drain(..).rev() {
+            self.desc.store_u16(16 * usize::from(at) + 14, flags, Ordering::Release).unwrap();
+        }
+        fence(Ordering::SeqCst);
+        let event = self.used.load_u32(0, Ordering::Relaxed).unwrap();
+        let moved = i32::from(std::mem::take(&mut packed.moved));
+        match event >> 16 & 3 {
+            0 => true,
+            2 if event_idx => {
+                let (at, wrap) = ((event & 0x7fff) as i32, event & 0x8000 != 0);
+                let lap = if wrap == packed.next.1 { 0 } else { i32::from(size) };
+                (1..=moved).contains(&(i32::from(packed.next.0) - at + lap))
+            }
+            _ => false,
+        }
+    }
+
+    fn pop_packed(&mut self) -> Option<(u16, u32)> {
+        let size = self.size;
+        let packed = self.packed.as_mut()?;
+        let (at, wrap) = packed.used;
+        let offset = 16 * usize::from(at);
+        let flags = self.desc.load_u16(offset + 14, Ordering::Acquire).unwrap();
+        if (flags & AVAIL != 0) != wrap || (flags & USED != 0) != wrap {
+            return None;
+        }
+        let id = self.desc.load_u16(offset + 12, Ordering::Relaxed).unwrap();
+        let len = self.desc.load_u32(offset + 8, Ordering::Relaxed).unwrap();
+        let chain = &mut self.chains[usize::from(id)];
+        assert!(!chain.is_empty(), "id {id} was given back but is not in flight");
+        let count = chain.len() as u16;
+        self.free.append(chain);
+        packed.free_ids.push(id);
+        packed.used = if at + count >= size { (at + count - size, !wrap) } else { (at + count, wrap) };
+        self.used_idx = self.used_idx.wrapping_add(1);
+        Some((id, len))
+    }
+
     /// Puts `head` in the next available entry.
     pub fn offer(&mut self, head: u16) {
         let at = 4 + 2 * usize::from(self.avail_idx % self.size);
@@ -197,6 +330,9 @@ impl Driver {
 
     /// Shows the device all chains added. True if it wants to be kicked.
     pub fn publish(&mut self) -> bool {
+        if self.is_packed() {
+            return self.publish_packed();
+        }
         self.avail.store_u16(2, self.avail_idx, Ordering::Release).unwrap();
         fence(Ordering::SeqCst);
         let old = std::mem::replace(&mut self.kicked_idx, self.avail_idx);
@@ -209,6 +345,9 @@ impl Driver {
 
     /// The next used element: head and bytes written.
     pub fn pop(&mut self) -> Option<(u16, u32)> {
+        if self.is_packed() {
+            return self.pop_packed();
+        }
         if self.used.load_u16(2, Ordering::Acquire).unwrap() == self.used_idx {
             return None;
         }
@@ -227,6 +366,15 @@ impl Driver {
 
     /// Asks for a call at the next used element. True if there is one already.
     pub fn want_call(&self) -> bool {
+        if let Some(packed) = &self.packed {
+            let (at, wrap) = packed.used;
+            let flags = if self.event_idx { 2u32 } else { 0 };
+            let event = u32::from(at) | u32::from(wrap) << 15 | flags << 16;
+            self.avail.store_u32(0, event, Ordering::Relaxed).unwrap();
+            fence(Ordering::SeqCst);
+            let seen = self.desc.load_u16(16 * usize::from(at) + 14, Ordering::Acquire).unwrap();
+            return (seen & AVAIL != 0) == wrap && (seen & USED != 0) == wrap;
+        }
         if self.event_idx {
             self.avail.store_u16(4 + 2 * usize::from(self.size), self.used_idx, Ordering::Relaxed).unwrap();
         } else {
@@ -238,6 +386,10 @@ impl Driver {
 
     /// Asks for no calls (without event index; with it, simply does not move used_event on).
     pub fn no_calls(&self) {
+        if self.is_packed() {
+            self.avail.store_u32(0, 1 << 16, Ordering::Relaxed).unwrap();
+            return;
+        }
         if !self.event_idx {
             self.avail.store_u16(0, 1, Ordering::Relaxed).unwrap();
         }

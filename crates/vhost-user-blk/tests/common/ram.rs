@@ -42,8 +42,12 @@ pub struct State {
     pub down: bool,
     /// Refuses one in so many with `Full`; zero: never.
     pub refuse: u64,
+    /// Takes so many more, then refuses with `Full`.
+    pub room: usize,
     /// Fails one in so many; zero: never.
     pub fail: u64,
+    /// How flushes fail.
+    pub fail_flush: Option<Code>,
     /// Polls a request may take at most.
     pub delay: u64,
     /// Requests accepted, in order, if `record`.
@@ -51,6 +55,8 @@ pub struct State {
     pub record: bool,
     pub rng: Rng,
     pub open_queues: usize,
+    /// How often something was lost; no queue tells anybody.
+    pub losses: u64,
 }
 
 pub struct RamDevice {
@@ -77,12 +83,15 @@ impl RamDevice {
                 hold: false,
                 down: false,
                 refuse: 0,
+                room: usize::MAX,
                 fail: 0,
+                fail_flush: None,
                 delay: 0,
                 log: Vec::new(),
                 record: false,
                 rng: Rng(1),
                 open_queues: 0,
+                losses: 0,
             }),
             version: AtomicU64::new(1),
             myself: myself.clone(),
@@ -122,7 +131,12 @@ impl Device for RamDevice {
             waiting: VecDeque::with_capacity(depth),
             depth,
             closed: false,
+            told: self.losses(),
         }))
+    }
+
+    fn losses(&self) -> u64 {
+        self.state.lock().unwrap().losses
     }
 
     fn close(&self) {}
@@ -133,6 +147,7 @@ struct RamQueue {
     waiting: VecDeque<(u64, Io)>,
     depth: usize,
     closed: bool,
+    told: u64,
 }
 
 impl IoQueue for RamQueue {
@@ -142,9 +157,10 @@ impl IoQueue for RamQueue {
             return Err(Refused { io, why: RefusedWhy::Gone });
         }
         let refuse = state.refuse;
-        if self.waiting.len() >= self.depth || (refuse > 0 && state.rng.one_in(refuse)) {
+        if self.waiting.len() >= self.depth || state.room == 0 || (refuse > 0 && state.rng.one_in(refuse)) {
             return Err(Refused { io, why: RefusedWhy::Full });
         }
+        state.room -= 1;
         if state.record {
             state.log.push((io.op, io.flags, io.lba, io.blocks));
         }
@@ -186,6 +202,10 @@ impl IoQueue for RamQueue {
         self.closed = true;
     }
 
+    fn owes(&self) -> bool {
+        self.device.losses() > self.told
+    }
+
     fn is_drained(&self) -> bool {
         self.closed && self.waiting.is_empty()
     }
@@ -209,7 +229,7 @@ impl State {
         let start = io.lba as usize * block_size as usize;
         let len = io.blocks as usize * block_size as usize;
         match io.op {
-            Op::Flush => return Status::OK,
+            Op::Flush => return self.fail_flush.map_or(Status::OK, Status::from),
             Op::WriteZeroes => self.bytes[start..start + len].fill(0),
             // What a discarded range reads as is the device's choice; this one makes it visible.
             Op::Discard => self.bytes[start..start + len].fill(0xdc),
