@@ -6,6 +6,7 @@ use polypath_nvmf_tcp::{Controller, ControllerConfig, NvmeDevice};
 use polypath_sharing::{SharedController, SharedDevice};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 /// The controllers in use.
 #[derive(Default)]
@@ -108,6 +109,10 @@ impl Device for Namespace {
 
     fn open_queue(&self, config: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
         self.device.open_queue(config)
+    }
+
+    fn landing_bound(&self) -> Duration {
+        self.device.landing_bound()
     }
 
     fn close(&self) {

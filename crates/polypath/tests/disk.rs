@@ -323,7 +323,8 @@ fn writes_nobody_waits_for_reach_a_group_that_is_let_go() {
     let stack = stack(1);
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
-    let uri = format!("file://{}?bs=4096", file.path().display());
+    // Two paths to one file, which is also opened again while writes are under way.
+    let uri = format!("file://{}?lock=off&bs=4096", file.path().display());
     for round in 1..=20u8 {
         let disk =
             block_on(Disk::builder().uris([format!("{uri}&direct=off"), uri.clone()]).stack(&stack).open()).unwrap();

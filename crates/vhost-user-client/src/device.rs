@@ -1,161 +1,113 @@
-//! The connection: properties of the disk, and queues to hand out.
+//! The disk: connecting, properties, and queues to open.
 
+use crate::blk;
+use crate::config::{ClientConfig, ClientError};
+use crate::connection::Connection;
+use crate::keeper::Keeper;
 use crate::queue::ClientQueue;
-use blkio::{Blkio, Blkioq};
-use polypath_block::{
-    Access, Device, DeviceInfo, DeviceState, DiskUri, Endpoint, Geometry, Identity, IoQueue, Limits, OpenError,
-    QueueConfig,
-};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use crate::regions::Regions;
+use crate::ring::{Layout, bell};
+use crate::shared::{Beginning, Order, Shared};
+use crate::wire::{self, request};
+use polypath_block::{Device, DeviceState, IoQueue, OpenError, QueueConfig};
+use polypath_memory::Region;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// How to connect.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ClientConfig {
-    /// Socket of the back-end.
-    pub path: String,
-    /// Queues to set up; each can be opened once.
-    pub queues: u16,
-    /// Entries a ring: a power of two. A request takes three.
-    pub queue_size: u16,
-    /// Do not ask for write access.
-    pub read_only: bool,
-}
-
-/// A back-end that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("vhost-user-blk back-end {path}: {step}: {problem}")]
-pub struct ClientError {
-    /// Socket of the back-end.
-    pub path: String,
-    /// What was being done.
-    pub step: &'static str,
-    /// What went wrong.
-    pub problem: String,
-}
-
-impl ClientConfig {
-    /// Reads `vhost-user-blk:///path?queues=1&queue_size=256&readonly=off`.
-    ///
-    /// # Errors
-    /// Names the part of the URI that is wrong.
-    pub fn from_uri(uri: &DiskUri) -> Result<Self, polypath_block::UriError> {
-        uri.check_options(&["queues", "queue_size", "readonly"])?;
-        let Endpoint::Path { path, .. } = &uri.endpoint else {
-            return Err(uri.error("path", "missing; expected vhost-user-blk:///path/to.sock"));
-        };
-        Ok(ClientConfig {
-            path: path.clone(),
-            queues: uri.option_number("queues", 1)?,
-            queue_size: uri.option_number("queue_size", 256)?,
-            read_only: uri.option_bool("readonly", false)?,
-        })
-    }
-}
-
-/// A disk behind a vhost-user-blk socket.
+/// A disk behind a vhost-user-blk socket. Dropping it closes it; queues that are open stay so.
 pub struct VhostUserDisk {
-    name: String,
-    pub(crate) shared: Arc<Shared>,
-    info: Arc<DeviceInfo>,
-    queues: Mutex<Vec<Blkioq>>,
-}
-
-/// What queues share: the connection, for telling it of memory regions.
-pub(crate) struct Shared {
-    // blkio's driver objects are `Send` by their own promise; the lock makes every use exclusive.
-    blkio: Mutex<Blkio>,
-    closed: AtomicBool,
-    version: AtomicU64,
-}
-
-impl Shared {
-    pub(crate) fn blkio(&self) -> MutexGuard<'_, Blkio> {
-        self.blkio.lock().unwrap_or_else(|p| p.into_inner())
-    }
+    shared: Arc<Shared>,
 }
 
 impl VhostUserDisk {
-    /// Connects. Blocks for as long as the back-end takes to answer.
+    /// Connects. Blocks for as long as the back-end takes to answer, at most [`ClientConfig::control_timeout`] for each of a dozen
+    /// questions: one that does not answer at all is told after the first.
     ///
     /// # Errors
-    /// [`ClientError`] says at which step.
+    /// [`ClientError`] says at which step, and what to do.
     pub fn connect(config: &ClientConfig) -> Result<Arc<VhostUserDisk>, ClientError> {
-        let fail = |step: &'static str| {
-            let path = config.path.clone();
-            move |e: blkio::Error| ClientError { path, step, problem: e.message().to_owned() }
-        };
-        let mut blkio = Blkio::new("virtio-blk-vhost-user").map_err(fail("making the driver"))?;
-        blkio.set_str("path", &config.path).map_err(fail("setting its path"))?;
-        blkio.set_bool("read-only", config.read_only).map_err(fail("setting read-only"))?;
-        blkio.connect().map_err(fail("connecting"))?;
-        blkio.set_i32("num-queues", config.queues.into()).map_err(fail("setting the number of queues"))?;
-        blkio.set_i32("queue-size", config.queue_size.into()).map_err(fail("setting the queue size"))?;
-        let info = describe(&blkio, config).map_err(fail("reading its properties"))?;
-        let queues = blkio.start().map_err(fail("starting its queues"))?.queues;
-        Ok(Arc::new(VhostUserDisk {
-            name: format!("vhost-user-blk://{}", config.path),
-            shared: Arc::new(Shared {
-                blkio: Mutex::new(blkio),
-                closed: AtomicBool::new(false),
-                version: AtomicU64::new(1),
-            }),
-            info: Arc::new(info),
-            queues: Mutex::new(queues),
-        }))
-    }
-}
+        let path = &config.path;
+        let fail = |step, problem: String| ClientError { path: path.clone(), step, problem };
+        config.check().map_err(|(what, problem)| fail("reading its configuration", format!("{what} {problem}")))?;
+        let mut connection =
+            Connection::open(path, config.control_timeout).map_err(|e| fail(e.step, e.trouble.to_string()))?;
+        let offer = connection.negotiate(blk::WANTED).map_err(|e| fail(e.step, e.trouble.to_string()))?;
+        let info = blk::describe(&offer, config).map_err(|why| fail("reading its properties", why))?;
+        let slots = offer.slots.checked_sub(2).map(|more| more + 1);
+        let slots = slots.ok_or_else(|| {
+            let problem = format!("it takes {} memory regions; we need two, for rings and for data", offer.slots);
+            fail("reading its properties", problem)
+        })?;
 
-fn describe(blkio: &Blkio, config: &ClientConfig) -> blkio::Result<DeviceInfo> {
-    let block_size = u32::try_from(blkio.get_i32("request-alignment")?).unwrap_or(512).max(512);
-    let blocks_of = |bytes: u64| u32::try_from(bytes / u64::from(block_size)).unwrap_or(u32::MAX);
-    let capacity = blkio.get_u64("capacity")?;
-    let limits = Limits {
-        max_transfer_bytes: u32::try_from(blkio.get_i32("max-transfer")?).unwrap_or(0) / block_size * block_size,
-        max_segments: u32::try_from(blkio.get_i32("max-segments")?).unwrap_or(0),
-        max_write_zeroes_blocks: blocks_of(blkio.get_u64("max-write-zeroes-len")?),
-        max_discard_blocks: blocks_of(blkio.get_u64("max-discard-len")?),
-        write_cache: blkio.get_bool("flush-needed")?,
-        fua: false,
-        compare: false,
-        read_only: config.read_only,
-        ..Limits::UNLIMITED
-    };
-    Ok(DeviceInfo {
-        geometry: Geometry { block_size, blocks: capacity / u64::from(block_size) },
-        limits,
-        identity: Identity::default(),
-        access: Access::Optimized,
-        max_queues: config.queues,
-        max_depth: (config.queue_size / 3).max(1),
-    })
+        let len = Layout::new(config.queue_size).len as u64 * u64::from(config.queues);
+        let rings = Region::allocate(len, false).map_err(|e| fail("making memory for rings", e.to_string()))?;
+        let mut regions = Regions::new();
+        let base = regions.allot(rings.len()).ok_or_else(|| fail("making memory for rings", "too long".into()))?;
+        connection
+            .tell(request::ADD_MEM_REG, &wire::region(base, rings.len(), 0), rings.fd())
+            .map_err(|e| fail(e.step, e.trouble.to_string()))?;
+
+        let keeper_bell = bell().map_err(|e| fail("making an eventfd", e.to_string()))?;
+        let shared = Shared::new(Beginning {
+            name: format!("vhost-user-blk://{path}"),
+            config: config.clone(),
+            info,
+            abilities: blk::Abilities::of(offer.features),
+            rings,
+            rings_base: base,
+            slots,
+            regions,
+            keeper_bell,
+        });
+        Keeper::start(shared.clone(), connection).map_err(|e| fail("starting its thread", e.to_string()))?;
+        Ok(Arc::new(VhostUserDisk { shared }))
+    }
 }
 
 impl Device for VhostUserDisk {
     fn name(&self) -> &str {
-        &self.name
+        &self.shared.name
     }
 
     fn state(&self) -> DeviceState {
-        if self.shared.closed.load(Ordering::Acquire) {
-            return DeviceState::Gone { reason: "closed".into() };
-        }
-        DeviceState::Live(self.info.clone())
+        self.shared.state()
     }
 
     fn version(&self) -> u64 {
-        self.shared.version.load(Ordering::Relaxed)
+        self.shared.version()
     }
 
+    /// What the back-end had taken from its rings it may carry out when we have gone; nothing proves that it has.
+    fn landing_bound(&self) -> Duration {
+        if self.shared.config.read_only { Duration::ZERO } else { self.shared.config.fence }
+    }
+
+    /// The queue takes requests at once; they leave when the back-end has taken its ring.
     fn open_queue(&self, _config: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
-        let queue = self.queues.lock().unwrap_or_else(|p| p.into_inner()).pop();
-        let queue =
-            queue.ok_or_else(|| OpenError::NoQueue { name: self.name.clone(), granted: self.info.max_queues })?;
-        Ok(Box::new(ClientQueue::new(queue, self.shared.clone(), self.info.clone())))
+        let name = || self.shared.name.clone();
+        let gone = |reason: String| OpenError::Gone { name: name(), reason };
+        if let DeviceState::Gone { reason } = self.shared.state() {
+            return Err(gone(reason));
+        }
+        let seat = match self.shared.take_seat() {
+            Ok(Some(seat)) => seat,
+            Ok(None) => return Err(OpenError::NoQueue { name: name(), granted: self.shared.info.max_queues }),
+            Err(error) => return Err(OpenError::System { name: name(), reason: format!("eventfd: {error}") }),
+        };
+        if !self.shared.order(Order::Start(seat.clone())) {
+            self.shared.leave_seat(seat, None);
+            return Err(gone("closed".into()));
+        }
+        Ok(Box::new(ClientQueue::new(seat, self.shared.clone())))
     }
 
     fn close(&self) {
-        self.shared.closed.store(true, Ordering::Release);
-        self.shared.version.fetch_add(1, Ordering::Release);
+        self.shared.close();
+    }
+}
+
+impl Drop for VhostUserDisk {
+    fn drop(&mut self) {
+        self.shared.close();
     }
 }

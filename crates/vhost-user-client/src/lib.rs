@@ -1,16 +1,35 @@
 //! `vhost-user-blk:///path/to.sock`: a vhost-user-blk back-end as a disk, seen as a guest sees it.
 //!
-//! The front-end inside is the independent `blkio` crate (libblkio), on purpose: a demo or a test that drives our back-end
-//! through this crate drives it with somebody else's idea of the protocol and of the ring.
+//! **Knows:** the front-end's side of vhost-user (QEMU `docs/interop/vhost-user.rst`) as far as a disk needs it, the driver's side of a split
+//! virtqueue and of virtio-blk (virtio 1.2, sections 2.7 and 5.2), which of our memory the back-end has, and when the back-end is gone.
+//! `docs/decisions/0005-front-end-by-libblkio.md` says why this is not somebody else's front-end any more.
 //!
-//! **Knows:** how to turn [`polypath_block::Io`] into blkio requests and completions back. **Refuses to know:** the protocol.
+//! **Refuses to know:** reconnecting. A back-end that is gone is gone; whoever wants the disk opens it again.
 //!
-//! **Threading:** the device is shared; one connection has as many queues as it was opened with, each handed out once.
+//! **Threading:** the device is shared. Its control connection belongs to one thread of its own, the keeper, which waits for answers, so
+//! that no reactor does; queues ask it and are woken through a bell of their own. A queue belongs to its reactor.
 //!
-//! **Unsafe:** one block, which reads the completions that blkio has written (its interface is that of C).
-#![deny(unsafe_code)]
+//! **Descriptors that the back-end has as well** (kick and call) may become blocking, full or empty at any time: no call on them may wait.
+//!
+//! **Limits:** each control message and each I/O has one ([`ClientConfig`]). A back-end that does not keep it is given up, and one
+//! that closes its socket (as the kernel does for a process that was killed) at once: what is in flight completes with a status of the path's scope, writes
+//! with no proof of quiet, [`polypath_block::Device::state`] is `Gone`.
+//!
+//! **Unsafe:** none, forbidden.
+//!
+//! Read `shared.rs` first, then `keeper.rs` and `queue.rs`.
+#![forbid(unsafe_code)]
 
+mod blk;
+mod config;
+mod connection;
 mod device;
+mod keeper;
 mod queue;
+mod regions;
+mod ring;
+mod shared;
+mod wire;
 
-pub use device::{ClientConfig, ClientError, VhostUserDisk};
+pub use config::{ClientConfig, ClientError};
+pub use device::VhostUserDisk;
