@@ -1,24 +1,29 @@
 //! The configuration file. What is wrong is reported as `FILE:LINE: key: what was found, what was expected`.
 
+use crate::values::{self, FencingName, MatchValue, check_rings, no_path_timeout, socket_access};
 use polypath::DiskUri;
 use polypath::block::Scheme;
-use polypath::multipath::{Fencing, PathConfig as GroupPath, SelectorKind};
+use polypath::multipath::{Fencing, MAX_PATHS, MatchPolicy, PathConfig as GroupPath, SelectorKind};
 use polypath::nvmf_tcp::ControllerConfig;
 use polypath::reactor::{CpuList, IdlePolicy};
+use polypath::vhost_user_blk::SocketAccess;
 use polypath::vhost_user_client::ClientConfig;
 use serde::Deserialize;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use toml::Spanned;
 
 /// Checked configuration.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) cpus: Option<CpuList>,
     pub(crate) idle: IdlePolicy,
     pub(crate) socket_dir: PathBuf,
     pub(crate) rpc_socket: PathBuf,
+    /// `None`: there is no home to have one in; see [`state_dir`].
+    pub(crate) state_dir: Option<PathBuf>,
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) vhosts: Vec<VhostConfig>,
 }
@@ -30,6 +35,7 @@ pub(crate) struct DiskConfig {
     pub(crate) selector: SelectorKind,
     pub(crate) no_path_timeout_ms: u64,
     pub(crate) fencing: Fencing,
+    pub(crate) matching: MatchPolicy,
     pub(crate) paths: Vec<PathConfig>,
 }
 
@@ -53,26 +59,19 @@ impl PathConfig {
     }
 }
 
-/// Checks what a vhost socket's numbers may be, wherever they come from; an error names the key and what was expected.
-pub(crate) fn check_rings(queues: u16, queue_size: u16) -> Result<(), (&'static str, String)> {
-    if !(1..=256).contains(&queues) {
-        return Err(("queues", format!("is {queues}; expected 1 to 256")));
-    }
-    if !queue_size.is_power_of_two() || !(2..=1024).contains(&queue_size) {
-        return Err(("queue_size", format!("is {queue_size}; expected a power of two from 2 to 1024")));
-    }
-    Ok(())
-}
-
 /// One vhost-user socket.
 #[derive(Debug, Clone)]
 pub(crate) struct VhostConfig {
     pub(crate) disk: String,
+    /// As it was named: without a path it is in the directory of sockets, wherever that turns out to be.
     pub(crate) socket: PathBuf,
     pub(crate) queues: u16,
     pub(crate) queue_size: u16,
     pub(crate) read_only: bool,
     pub(crate) serial: Option<String>,
+    pub(crate) access: SocketAccess,
+    /// Cores among the daemon's that serve it; all of them when `None`.
+    pub(crate) cpus: Option<CpuList>,
 }
 
 /// What the command line says over the file.
@@ -80,6 +79,7 @@ pub(crate) struct Overrides {
     pub(crate) cpus: Option<String>,
     pub(crate) socket_dir: Option<PathBuf>,
     pub(crate) rpc_socket: Option<PathBuf>,
+    pub(crate) state_dir: Option<PathBuf>,
 }
 
 /// A configuration that cannot be used.
@@ -96,6 +96,8 @@ pub(crate) const NO_PATH_TIMEOUT_MS: u64 = 60_000;
 pub(crate) const QUEUE_SIZE: u16 = 1024;
 /// Weight of a path unless told otherwise.
 pub(crate) const WEIGHT: u32 = GroupPath::WEIGHT;
+/// Where sockets are that are named without a path, unless told otherwise.
+pub(crate) const SOCKET_DIR: &str = ".";
 /// Where RPC is served unless told otherwise.
 const RPC_SOCKET: &str = "/var/tmp/polypath.sock";
 
@@ -104,8 +106,9 @@ impl Default for Config {
         Config {
             cpus: None,
             idle: IdlePolicy::default(),
-            socket_dir: PathBuf::from("."),
+            socket_dir: PathBuf::from(SOCKET_DIR),
             rpc_socket: PathBuf::from(RPC_SOCKET),
+            state_dir: state_dir(|name| std::env::var_os(name), rustix::process::geteuid().is_root()),
             disks: Vec::new(),
             vhosts: Vec::new(),
         }
@@ -149,39 +152,46 @@ impl Config {
         if let Some(rpc) = over.rpc_socket {
             self.rpc_socket = rpc;
         }
+        if over.state_dir.is_some() {
+            self.state_dir = over.state_dir;
+        }
         if let Some(dir) = over.socket_dir {
-            for vhost in &mut self.vhosts {
-                if let Ok(inner) = vhost.socket.strip_prefix(&self.socket_dir) {
-                    vhost.socket = dir.join(inner);
-                }
-            }
             self.socket_dir = dir;
         }
         Ok(())
     }
+
+    /// Where the socket of `vhost` is.
+    pub(crate) fn socket_of(&self, vhost: &VhostConfig) -> PathBuf {
+        self.socket_dir.join(&vhost.socket)
+    }
 }
 
-/// `on` or `off`.
-pub(crate) struct FencingName(pub(crate) Fencing);
-
-impl FromStr for FencingName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "on" => Ok(FencingName(Fencing::On)),
-            "off" => Ok(FencingName(Fencing::Off)),
-            other => Err(format!("\"{other}\" found; expected on or off")),
-        }
+/// Where marks of disks are kept unless told otherwise: where the service manager says, or where such things are for the system or for
+/// the user.
+fn state_dir(env: impl Fn(&str) -> Option<OsString>, root: bool) -> Option<PathBuf> {
+    let set = |name| env(name).filter(|value| !value.is_empty());
+    if let Some(given) = set("STATE_DIRECTORY") {
+        return std::env::split_paths(&given).next();
     }
+    if root {
+        return Some(PathBuf::from("/var/lib/polypath"));
+    }
+    let home = || set("HOME").map(|home| Path::new(&home).join(".local/state"));
+    set("XDG_STATE_HOME").map(PathBuf::from).or_else(home).map(|base| base.join("polypath"))
 }
 
 /// Does its driver know the options, and is what it names on this machine there? Networks and other processes are not asked.
 fn driver_takes(uri: &DiskUri) -> Result<(), String> {
     match uri.scheme {
-        Scheme::NvmeTcp => ControllerConfig::from_uri(uri).map(drop).map_err(|e| e.to_string()),
+        Scheme::NvmeTcp => match ControllerConfig::from_uri(uri).map_err(|e| e.to_string())?.is_discovery() {
+            true => {
+                Err("it is a discovery controller, which has no disks; expected the NQN of an NVM subsystem".into())
+            }
+            false => Ok(()),
+        },
         Scheme::VhostUserBlk => ClientConfig::from_uri(uri).map(drop).map_err(|e| e.to_string()),
-        Scheme::File | Scheme::Ram | Scheme::Null => polypath::local::open(uri).map(drop).map_err(|e| e.to_string()),
+        Scheme::File | Scheme::Ram | Scheme::Null => polypath::local::check(uri).map_err(|e| e.to_string()),
         other => Err(format!(
             "there is no driver for {}:// in this build; expected nvme-tcp, file, ram, null or vhost-user-blk",
             other.as_str()
@@ -211,8 +221,10 @@ impl Source<'_> {
 
     /// A URI whose driver takes all of it.
     fn uri(&self, key: &str, value: &Spanned<String>) -> Result<DiskUri, ConfigError> {
+        let bad = |problem| self.error(Some(value.span().start), Some(key), problem);
+        values::fits_a_line(value.get_ref(), "a URI").map_err(bad)?;
         let uri = self.parse::<DiskUri>(key, value)?;
-        driver_takes(&uri).map_err(|problem| self.error(Some(value.span().start), Some(key), problem))?;
+        driver_takes(&uri).map_err(bad)?;
         Ok(uri)
     }
 
@@ -240,6 +252,7 @@ struct RawDaemon {
     max_spin_us: Option<u32>,
     socket_dir: Option<PathBuf>,
     rpc_socket: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -247,8 +260,10 @@ struct RawDaemon {
 struct RawDisk {
     name: Spanned<String>,
     selector: Option<Spanned<String>>,
-    no_path_timeout_ms: Option<u64>,
+    no_path_timeout_ms: Option<Spanned<i64>>,
     fencing: Option<Spanned<String>>,
+    #[serde(rename = "match")]
+    matching: Option<Spanned<MatchValue>>,
     #[serde(rename = "path", default)]
     path_tables: Vec<RawPath>,
     #[serde(default)]
@@ -276,6 +291,10 @@ struct RawVhost {
     #[serde(default)]
     read_only: bool,
     serial: Option<Spanned<String>>,
+    mode: Option<Spanned<String>>,
+    owner: Option<Spanned<String>>,
+    group: Option<Spanned<String>>,
+    cpus: Option<Spanned<String>>,
 }
 
 impl RawConfig {
@@ -290,6 +309,9 @@ impl RawConfig {
         }
         if let Some(socket) = self.daemon.rpc_socket {
             config.rpc_socket = socket;
+        }
+        if self.daemon.state_dir.is_some() {
+            config.state_dir = self.daemon.state_dir;
         }
         for (i, disk) in self.disks.iter().enumerate() {
             if config.disks.iter().any(|d| d.name == *disk.name.get_ref()) {
@@ -325,9 +347,7 @@ impl RawDisk {
     fn check(&self, at: &Source<'_>, i: usize) -> Result<DiskConfig, ConfigError> {
         let key = |k: &str| format!("disk[{i}].{k}");
         let name_at = Some(self.name.span().start);
-        if self.name.get_ref().is_empty() {
-            return Err(at.error(name_at, Some(&key("name")), "is empty; expected a name"));
-        }
+        values::disk_name(self.name.get_ref()).map_err(|e| at.error(name_at, Some(&key("name")), e))?;
         let selector = match &self.selector {
             Some(s) => at.parse(&key("selector"), s)?,
             None => SelectorKind::default(),
@@ -360,24 +380,34 @@ impl RawDisk {
                 return Err(at.error(span, Some(&key(&format!("path[{n}].weight"))), "is 0; expected 1 or more"));
             }
             let name = path.name.as_ref().map(|name| name.get_ref().clone());
-            if name.as_ref().is_some_and(String::is_empty) {
-                let span = path.name.as_ref().map(|name| name.span().start);
-                return Err(at.error(
-                    span,
-                    Some(&key(&format!("path[{n}].name"))),
-                    "is empty; expected a name, or none",
-                ));
+            if let Some(name) = &path.name {
+                let at_key = key(&format!("path[{n}].name"));
+                values::path_name(name.get_ref()).map_err(|e| at.error(Some(name.span().start), Some(&at_key), e))?;
             }
             let at_key = key(&format!("path[{n}].uri"));
             let uri = at.uri(&at_key, &path.uri)?;
             add(at_key, path.uri.span().start, PathConfig { uri, name, weight })?;
         }
+        if paths.len() > MAX_PATHS {
+            let problem = format!("has {} paths; expected at most {MAX_PATHS}", paths.len());
+            return Err(at.error(name_at, Some(&key("paths")), problem));
+        }
         if paths.is_empty() {
             let problem = "no path; expected paths = [\"URI\", ...] or [[disk.path]] tables with a uri";
             return Err(at.error(name_at, Some(&key("paths")), problem));
         }
-        let no_path_timeout_ms = self.no_path_timeout_ms.unwrap_or(NO_PATH_TIMEOUT_MS);
-        Ok(DiskConfig { name: self.name.get_ref().clone(), selector, no_path_timeout_ms, fencing, paths })
+        let no_path_timeout_ms = match &self.no_path_timeout_ms {
+            None => NO_PATH_TIMEOUT_MS,
+            Some(given) => no_path_timeout(*given.get_ref())
+                .map_err(|e| at.error(Some(given.span().start), Some(&key("no_path_timeout_ms")), e))?,
+        };
+        let matching = match &self.matching {
+            None => MatchPolicy::default(),
+            Some(given) => {
+                given.get_ref().policy().map_err(|e| at.error(Some(given.span().start), Some(&key("match")), e))?
+            }
+        };
+        Ok(DiskConfig { name: self.name.get_ref().clone(), selector, no_path_timeout_ms, fencing, matching, paths })
     }
 }
 
@@ -391,12 +421,14 @@ impl RawVhost {
             let problem = format!("no disk is called \"{disk}\"; expected one of: {}", names.join(", "));
             return Err(fail(self.disk.span().start, "disk", problem));
         }
-        let socket = config.socket_dir.join(self.socket.get_ref());
-        if config.vhosts.iter().any(|v| v.socket == socket) {
+        let socket = self.socket.get_ref().clone();
+        values::socket_path(&socket).map_err(|e| fail(self.socket.span().start, "socket", e))?;
+        let place = config.socket_dir.join(&socket);
+        if config.vhosts.iter().any(|v| config.socket_of(v) == place) {
             return Err(fail(
                 self.socket.span().start,
                 "socket",
-                format!("{} is used twice; expected a socket of its own", socket.display()),
+                format!("{} is used twice; expected a socket of its own", place.display()),
             ));
         }
         let queues = self.queues.as_ref().map_or(1, |q| *q.get_ref());
@@ -408,8 +440,20 @@ impl RawVhost {
         if let Some(serial) = self.serial.as_ref().filter(|s| s.get_ref().len() > 20) {
             return Err(fail(serial.span().start, "serial", "is longer than 20 bytes; expected at most 20".into()));
         }
-        let serial = self.serial.as_ref().map(|s| s.get_ref().clone());
-        Ok(VhostConfig { disk: disk.clone(), socket, queues, queue_size, read_only: self.read_only, serial })
+        let text = |given: &Option<Spanned<String>>| given.as_ref().map(|s| s.get_ref().clone());
+        let serial = text(&self.serial);
+        let access =
+            socket_access(text(&self.mode), text(&self.owner), text(&self.group)).map_err(|(k, problem)| {
+                let given = match k {
+                    "mode" => &self.mode,
+                    "owner" => &self.owner,
+                    _ => &self.group,
+                };
+                fail(given.as_ref().map_or(0, |s| s.span().start), k, problem)
+            })?;
+        let cpus = self.cpus.as_ref().map(|s| at.parse::<CpuList>(&format!("vhost[{i}].cpus"), s)).transpose()?;
+        let read_only = self.read_only;
+        Ok(VhostConfig { disk: disk.clone(), socket, queues, queue_size, read_only, serial, access, cpus })
     }
 }
 
@@ -443,17 +487,51 @@ queues = 2
         let mut config = Config::parse("polypath.toml", GOOD).unwrap();
         assert_eq!(config.disks[0].paths.len(), 2);
         assert_eq!(config.disks[0].paths[1].weight, 3);
-        assert_eq!(config.vhosts[0].socket, Path::new("/run/polypath/vm1.sock"));
+        assert_eq!(config.socket_of(&config.vhosts[0]), Path::new("/run/polypath/vm1.sock"));
         assert_eq!(config.idle, IdlePolicy::Sleep);
-        let over = Overrides { cpus: Some("3".into()), socket_dir: Some("/tmp".into()), rpc_socket: None };
+        let over =
+            Overrides { cpus: Some("3".into()), socket_dir: Some("/tmp".into()), rpc_socket: None, state_dir: None };
         config.overrule(over).unwrap();
         assert_eq!(config.cpus, Some(CpuList(vec![0, 1])));
-        assert_eq!(config.vhosts[0].socket, Path::new("/tmp/vm1.sock"));
+        assert_eq!(config.socket_of(&config.vhosts[0]), Path::new("/tmp/vm1.sock"));
+    }
+
+    #[test]
+    fn a_socket_with_a_path_is_where_that_says() {
+        let named = GOOD.replacen("\"vm1.sock\"", "\"/run/polypath/vm1.sock\"", 1);
+        let mut config = Config::parse("f", &named).unwrap();
+        let over = Overrides { cpus: None, socket_dir: Some("sub".into()), rpc_socket: None, state_dir: None };
+        config.overrule(over).unwrap();
+        assert_eq!(config.socket_of(&config.vhosts[0]), Path::new("/run/polypath/vm1.sock"));
+        config.vhosts[0].socket = "vm1.sock".into();
+        assert_eq!(config.socket_of(&config.vhosts[0]), Path::new("sub/vm1.sock"));
+    }
+
+    #[test]
+    fn state_is_kept_where_such_things_are() {
+        let dir = |set: &[(&str, &str)], root| {
+            let found = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value));
+            state_dir(found, root).map(|path| path.display().to_string())
+        };
+        let home = [("HOME", "/home/u"), ("XDG_STATE_HOME", "")];
+        assert_eq!(dir(&home, true).as_deref(), Some("/var/lib/polypath"));
+        assert_eq!(dir(&home, false).as_deref(), Some("/home/u/.local/state/polypath"));
+        assert_eq!(dir(&[home[0], ("XDG_STATE_HOME", "/x")], false).as_deref(), Some("/x/polypath"));
+        assert_eq!(dir(&[("STATE_DIRECTORY", "/s/a:/s/b")], true).as_deref(), Some("/s/a"));
+        assert_eq!(dir(&[], false), None);
+        let with = GOOD.replacen("idle =", "state_dir = \"/elsewhere\"\nidle =", 1);
+        assert_eq!(Config::parse("f", &with).unwrap().state_dir.as_deref(), Some(Path::new("/elsewhere")));
     }
 
     #[test]
     fn errors_name_file_line_key_and_what_was_expected() {
-        let cases: [(&str, &str, &[&str]); 15] = [
+        let many: Vec<_> = (1..=65).map(|n| format!("\"ram://{n}MiB\"")).collect();
+        let many = format!("paths = [{}]", many.join(", "));
+        let cases: [(&str, &str, &[&str]); 19] = [
+            ("paths = [\"ram://64MiB\"]", &many, &["polypath.toml:8", "disk[0].paths", "66 paths", "at most 64"]),
+            ("nqn.2026-01.org.example:a", "nqn.2014-08.org.nvmexpress.discovery", &["polypath.toml:13", "discovery"]),
+            ("\"vm1.sock\"", "\"\"", &["polypath.toml:18", "vhost[0].socket", "empty"]),
+            ("queues = 2", "owner = \"4294967295\"", &["polypath.toml:19", "vhost[0].owner", "nobody's"]),
             (
                 "paths = [\"ram://64MiB\"]\n\n[[disk.path]]\nuri = ",
                 "path = [\"ram://64MiB\"]\nuri = ",

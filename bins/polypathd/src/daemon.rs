@@ -1,32 +1,47 @@
 //! What the daemon holds: a stack, disks by name, vhost sockets by path. Control plane only, behind one lock.
+//!
+//! `sockets.rs` has the sockets that disks are served on, `end.rs` how it all ends.
 
-use crate::config::{Config, DiskConfig, PathConfig, VhostConfig};
+mod end;
+mod sockets;
+
+use crate::config::{Config, DiskConfig, PathConfig};
+use crate::ledger::{DiskLedger, Served, Writer};
+use crate::preflight;
 use crate::resources::{Disk, Vhost, lock};
 use crate::show;
-use anyhow::{Context, Result, ensure};
+use crate::state::StateDir;
+use anyhow::{Context, Result};
 use polypath::block::{Device, Verdict};
-use polypath::multipath::{Group, SelectorKind};
-use polypath::vhost_user_blk::{Server, ServerConfig};
-use polypath::{GroupSpec, PathSpec, Stack, StackConfig};
+use polypath::multipath::{Group, GroupConfig, PathState, SelectorKind};
+use polypath::reactor::CpuList;
+use polypath::{PathSpec, Stack, StackConfig};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// How long reactors may take to let go of what is in flight when the daemon ends.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// How often a path that was just added is looked at while somebody waits for it.
+const PATH_LOOK: Duration = Duration::from_millis(20);
 
 /// Shared by the RPC connections.
 pub(crate) struct Daemon {
     stack: Stack,
+    /// The cores of its reactors, in their order; `None`: one reactor that is bound to none.
+    cpus: Option<CpuList>,
     socket_dir: PathBuf,
+    /// `None` when nothing that takes changes was ever served.
+    state_dir: Option<StateDir>,
+    /// Writes down what paths show.
+    writer: Writer,
+    /// Which disks are served: asked by their paths.
+    served: Arc<Served>,
     /// Held while disks, paths or sockets are made or ended, which may take long; whoever only looks does not wait for it.
     changing: Mutex<()>,
-    /// Held for a moment.
+    /// Held for moments: never while a file is read or written, or somebody is waited for.
     state: Mutex<State>,
     /// Rings that were given a reactor so far: sockets take turns, or the first reactor would have the first ring of each.
     placed: AtomicUsize,
@@ -37,35 +52,79 @@ pub(crate) struct Daemon {
 struct State {
     disks: BTreeMap<String, Disk>,
     vhosts: BTreeMap<PathBuf, Arc<Vhost>>,
+    /// Being deleted, or deleted with requests still in flight: here until they are quiet, and that is written down.
+    late: Vec<(PathBuf, Arc<Vhost>)>,
+    /// Nothing is made any more.
+    ending: bool,
+}
+
+impl State {
+    /// Sockets of a disk, those included that were deleted and still have requests in flight.
+    fn vhosts_of<'a>(&'a self, disk: &'a str) -> impl Iterator<Item = &'a Arc<Vhost>> {
+        let all = self.vhosts.values().chain(self.late.iter().map(|(_, vhost)| vhost));
+        all.filter(move |vhost| vhost.config.disk == disk)
+    }
+
+    /// Sockets that were deleted, and whose last requests have completed.
+    fn quiet(&self) -> Vec<Arc<Vhost>> {
+        self.late.iter().filter(|(_, vhost)| vhost.is_quiet()).map(|(_, vhost)| vhost.clone()).collect()
+    }
 }
 
 impl Daemon {
-    /// Starts the reactors, opens the disks, binds the sockets.
+    /// Starts the reactors, opens the disks, binds the sockets. If that fails, what was begun is ended in order.
+    #[cfg(test)]
     pub(crate) fn start(config: &Config) -> Result<Daemon> {
-        let dir = &config.socket_dir;
-        ensure!(
-            dir.is_dir(),
-            "directory of vhost sockets (-S, daemon.socket_dir) {}: is no directory; expected one that exists",
-            dir.display()
-        );
+        Daemon::start_unless(config, &AtomicBool::new(false))
+    }
+
+    /// The same, unless somebody wants it to end before it has begun.
+    pub(crate) fn start_unless(config: &Config, unwanted: &AtomicBool) -> Result<Daemon> {
+        preflight::check(config).map_err(anyhow::Error::msg)?;
         let stack =
             Stack::start(StackConfig { cpus: config.cpus.clone(), idle: config.idle, ..StackConfig::default() })
                 .context("reactors (-m, daemon.cpus)")?;
+        match &config.cpus {
+            Some(cpus) => tracing::info!(%cpus, "reactors, each on a core of its own"),
+            None => tracing::info!("one reactor, on whatever core the system gives it"),
+        }
+        let state_dir = config.state_dir.as_deref().map(StateDir::open).transpose().map_err(anyhow::Error::msg)?;
         let daemon = Daemon {
             stack,
-            socket_dir: dir.clone(),
+            cpus: config.cpus.clone(),
+            socket_dir: config.socket_dir.clone(),
+            state_dir,
+            writer: Writer::start().context("thread that writes marks")?,
+            served: Arc::default(),
             changing: Mutex::new(()),
             state: Mutex::new(State::default()),
             placed: AtomicUsize::new(0),
             shutdown: Notify::new(),
         };
-        for disk in &config.disks {
-            daemon.create_disk(disk).map_err(anyhow::Error::msg)?;
-        }
-        for vhost in &config.vhosts {
-            daemon.create_vhost(vhost).map_err(anyhow::Error::msg)?;
+        if let Err(error) = daemon.create_all(config, unwanted) {
+            let faults = daemon.stop();
+            if !faults.is_empty() {
+                tracing::error!(faults = faults.join("; "), "what was begun could not be ended in order");
+            }
+            return Err(error);
         }
         Ok(daemon)
+    }
+
+    fn create_all(&self, config: &Config, unwanted: &AtomicBool) -> Result<()> {
+        let wanted = || match unwanted.load(Ordering::Relaxed) {
+            true => Err(anyhow::anyhow!("ended before it had started")),
+            false => Ok(()),
+        };
+        for disk in &config.disks {
+            wanted()?;
+            self.create_disk(disk).map_err(anyhow::Error::msg)?;
+        }
+        for vhost in &config.vhosts {
+            wanted()?;
+            self.create_vhost(vhost).map_err(anyhow::Error::msg)?;
+        }
+        wanted()
     }
 
     /// Opens a disk. Its paths come up on their own; a path that is down now is not an error.
@@ -77,51 +136,111 @@ impl Daemon {
         for (n, path) in config.paths.iter().enumerate() {
             refuse_clash(&config.name, &config.paths[..n], path)?;
         }
-        let spec = GroupSpec {
-            name: config.name.clone(),
-            paths: config.paths.iter().map(path_spec).collect(),
+        let known = self.state_dir.as_ref().and_then(|state| state.known(&config.name));
+        let (writer, served) = (self.writer.clone(), self.served.clone());
+        let ledger = DiskLedger::new(&config.name, &config.matching, known, writer, served);
+        let group = Group::new(GroupConfig {
             selector: config.selector,
             no_path_timeout_ms: config.no_path_timeout_ms,
             fencing: config.fencing,
-            ..GroupSpec::default()
-        };
-        let group = self.stack.open_group(spec).map_err(|e| format!("disk \"{}\": {e}", config.name))?;
+            matching: config.matching.clone(),
+            ledger: Some(ledger.clone()),
+            ..GroupConfig::new(&config.name)
+        });
+        ledger.set_group(&group);
+        self.stack.hosts().into_iter().for_each(|host| group.attach_host(host));
+        for path in &config.paths {
+            if let Err(error) = self.stack.add_path(&group, path_spec(path)) {
+                group.close();
+                return Err(format!("disk \"{}\": {error}", config.name));
+            }
+        }
         tracing::info!(disk = %config.name, paths = config.paths.len(), "disk created");
-        lock(&self.state).disks.insert(config.name.clone(), Disk { group, config: config.clone() });
-        Ok(())
+        let disk = Disk { group: group.clone(), config: config.clone(), ledger };
+        self.insert(|state| state.disks.insert(config.name.clone(), disk).is_none()).inspect_err(|_| group.close())
     }
 
-    /// Closes a disk that no vhost socket serves.
+    /// Closes a disk that no vhost socket serves, and of which nothing is in flight. The next one of its name is another one.
     pub(crate) fn delete_disk(&self, name: &str) -> Result<(), String> {
-        let _alone = lock(&self.changing);
+        let alone = lock(&self.changing);
+        self.end_quiet(&alone);
         let mut state = lock(&self.state);
         if let Some((socket, _)) = state.vhosts.iter().find(|(_, v)| v.config.disk == name) {
             return Err(format!("disk \"{name}\" is served on {}; delete that first", socket.display()));
         }
+        if let Some((socket, late)) = state.late.iter().find(|(_, v)| v.config.disk == name) {
+            let why = late.unwritten().unwrap_or_else(|| {
+                "it has requests in flight from there, which would fail; try again when its paths have answered".into()
+            });
+            return Err(format!("disk \"{name}\" was served on {}: {why}", socket.display()));
+        }
         let disk = state.disks.remove(name).ok_or_else(|| no_disk(name))?;
         drop(state);
         disk.group.close();
+        let forgotten = self.state_dir.as_ref().map_or(Ok(()), |state| state.forget(name));
+        if let Err(error) = forgotten {
+            tracing::warn!(disk = %name, error, "which disk that was is still written down: another one of its name will be refused");
+        }
         tracing::info!(disk = %name, "disk deleted");
         Ok(())
     }
 
-    /// Adds a path; it joins when it proves to lead to the same disk. Answers with its name.
-    pub(crate) fn add_path(&self, disk: &str, path: &PathConfig) -> Result<String, String> {
-        let _alone = lock(&self.changing);
-        let Disk { group, config } = self.disk(disk)?;
-        refuse_clash(disk, &config.paths, path)?;
-        self.stack.add_path(&group, path_spec(path)).map_err(|e| e.to_string())?;
-        if let Some(disk) = lock(&self.state).disks.get_mut(disk) {
-            disk.config.paths.push(path.clone());
+    /// Changes what there is, unless the daemon ends. `change` says whether it could.
+    fn insert(&self, change: impl FnOnce(&mut State) -> bool) -> Result<(), String> {
+        let mut state = lock(&self.state);
+        match !state.ending && change(&mut state) {
+            true => Ok(()),
+            false => Err("the daemon is ending; nothing is made any more".into()),
         }
-        Ok(path.label())
     }
 
-    /// Removes a path; what is in flight there completes first, which may be after this returns.
-    pub(crate) fn remove_path(&self, disk: &str, path: &str) -> Result<(), String> {
+    /// Adds a path; it joins when it proves to lead to the same disk. Answers with its name and with what has become of it within `limit`.
+    pub(crate) fn add_path(&self, disk: &str, path: &PathConfig, limit: Duration) -> Result<Value, String> {
+        let (group, events, id) = {
+            let _alone = lock(&self.changing);
+            let Disk { group, config, ledger } = self.disk(disk)?;
+            refuse_clash(disk, &config.paths, path)?;
+            let events = group.events();
+            let id = self.stack.add_path(&group, path_spec(path)).map_err(|e| e.to_string())?;
+            // What can be told of it before it has answered. It carries nothing before the rest is written down, too.
+            let written = ledger.mark().map_or(Ok(()), |mark| mark.raise_bound(group.landing_bound()));
+            if let Err(error) = written {
+                group.remove_path(id).map_err(|e| e.to_string())?;
+                return Err(format!(
+                    "how long requests of path {} may land cannot be written down: {error}",
+                    path.label()
+                ));
+            }
+            if let Some(disk) = lock(&self.state).disks.get_mut(disk) {
+                disk.config.paths.push(path.clone());
+            }
+            (group, events, id)
+        };
+        let until = Instant::now() + limit;
+        let now = loop {
+            // It also makes the group look at its paths, which nobody else may do.
+            let now = group.statistics().into_iter().find(|p| p.id == id);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || now.as_ref().is_none_or(|p| p.state != PathState::Connecting) {
+                break now;
+            }
+            events.next_within(left.min(PATH_LOOK));
+        };
+        let now = now.ok_or_else(|| format!("path {} was removed again meanwhile", path.label()))?;
+        Ok(json!({ "path": now.name, "state": now.state.to_string(), "why": now.why }))
+    }
+
+    /// Removes a path; what is in flight there completes first, which may be after this returns. The last one that takes I/O needs `force`.
+    pub(crate) fn remove_path(&self, disk: &str, path: &str, force: bool) -> Result<(), String> {
         let _alone = lock(&self.changing);
         let group = self.disk(disk)?.group;
         let id = path_id(&group, path)?;
+        if !force && group.is_last_usable(id).map_err(|e| e.to_string())? {
+            return Err(format!(
+                "path {path} is the last usable one of disk \"{disk}\": without it requests wait, and fail when their time is up; add \
+                 another one first, or say force=true"
+            ));
+        }
         group.remove_path(id).map_err(|e| e.to_string())?;
         if let Some(disk) = lock(&self.state).disks.get_mut(disk) {
             disk.config.paths.retain(|p| p.label() != path);
@@ -144,52 +263,18 @@ impl Daemon {
         Ok(())
     }
 
-    /// Serves a disk on a socket; answers with the socket's path.
-    pub(crate) fn create_vhost(&self, config: &VhostConfig) -> Result<PathBuf, String> {
-        let _alone = lock(&self.changing);
-        let group = self.disk(&config.disk)?.group;
-        let socket = self.socket_dir.join(&config.socket);
-        if lock(&self.state).vhosts.contains_key(&socket) {
-            return Err(format!("{} is served already; expected another socket", socket.display()));
+    /// Now and then: gives disks that no guest uses the time and a look at their paths, ends the marks of sockets that have become quiet,
+    /// and tries again what could not be written down.
+    pub(crate) fn look_after(&self) {
+        // Whoever changes something now may take long, and ends them himself.
+        if let Ok(alone) = self.changing.try_lock() {
+            self.end_quiet(&alone);
         }
-        if let Some(twin) =
-            self.twin(&config.disk, |disk| lock(&self.state).vhosts.values().any(|v| v.config.disk == disk))
-        {
-            return Err(format!(
-                "disk \"{}\" is the disk \"{twin}\", which is served already: two groups cannot fence each other's writes; add the paths to \"{twin}\" instead",
-                config.disk
-            ));
+        let disks = lock(&self.state).disks.clone();
+        for disk in disks.values() {
+            disk.group.refresh_at(polypath::reactor::now());
+            disk.ledger.look_after(&disk.group);
         }
-        let mut hosts = self.stack.hosts();
-        let turn = self.placed.fetch_add(usize::from(config.queues), Ordering::Relaxed) % hosts.len();
-        hosts.rotate_left(turn);
-        let mut server = ServerConfig {
-            num_queues: config.queues,
-            queue_size: config.queue_size,
-            read_only: config.read_only,
-            ..ServerConfig::new(&config.disk, &socket, group, hosts)
-        };
-        if let Some(serial) = &config.serial {
-            server.serial.clone_from(serial);
-        }
-        make_folder(&socket)?;
-        let server = Server::start(server).map_err(|e| e.to_string())?;
-        tracing::info!(disk = %config.disk, socket = %socket.display(), queues = config.queues, "vhost-user-blk socket");
-        let vhost = Vhost::new(config.clone(), server);
-        lock(&self.state).vhosts.insert(socket.clone(), Arc::new(vhost));
-        Ok(socket)
-    }
-
-    /// Ends a vhost socket: its rings are drained first.
-    pub(crate) fn delete_vhost(&self, socket: &Path) -> Result<(), String> {
-        let _alone = lock(&self.changing);
-        let socket = self.socket_dir.join(socket);
-        let vhost = lock(&self.state).vhosts.remove(&socket);
-        let vhost =
-            vhost.ok_or_else(|| format!("no vhost socket {}; vhost_list shows those there are", socket.display()))?;
-        vhost.stop()?;
-        tracing::info!(socket = %socket.display(), "vhost socket deleted");
-        Ok(())
     }
 
     /// Disks as RPC shows them.
@@ -209,8 +294,12 @@ impl Daemon {
 
     /// vhost sockets as RPC shows them.
     pub(crate) fn vhosts(&self) -> Value {
-        let vhosts = lock(&self.state).vhosts.clone();
-        vhosts.iter().map(|(socket, vhost)| show::vhost(socket, vhost)).collect()
+        let (vhosts, late) = {
+            let state = lock(&self.state);
+            (state.vhosts.clone(), state.late.clone())
+        };
+        let serving = vhosts.iter().map(|(socket, vhost)| show::vhost(socket, vhost, "serving"));
+        serving.chain(late.iter().map(|(socket, vhost)| show::vhost(socket, vhost, "ending"))).collect()
     }
 
     /// Statistics per path of one disk or of all.
@@ -241,42 +330,6 @@ impl Daemon {
     /// Waits until somebody asked.
     pub(crate) async fn shutdown_requested(&self) {
         self.shutdown.notified().await;
-    }
-
-    /// Drains everything, all sockets at once; says what did not end in time.
-    pub(crate) fn stop(&self) -> Vec<String> {
-        // What is being made is finished first, and then ended with the rest; nobody makes more.
-        let alone = self.alone_within(DRAIN_LIMIT);
-        let state = std::mem::take(&mut *lock(&self.state));
-        let mut faults: Vec<String> = thread::scope(|scope| {
-            let stops: Vec<_> = state.vhosts.values().map(|vhost| scope.spawn(|| vhost.stop())).collect();
-            let ended =
-                stops.into_iter().map(|s| s.join().unwrap_or_else(|_| Err("a vhost socket's end panicked".into())));
-            ended.filter_map(Result::err).collect()
-        });
-        for disk in state.disks.values() {
-            disk.group.close();
-        }
-        if alone.is_none() {
-            faults.push("a change by RPC does not end".into());
-        }
-        if !self.stack.stop(DRAIN_LIMIT) {
-            faults.push(format!("reactors still have work in flight after {} ms", DRAIN_LIMIT.as_millis()));
-        }
-        faults
-    }
-
-    /// Waits for a change under way, which may be stuck in the operating system or with somebody else's back-end.
-    fn alone_within(&self, limit: Duration) -> Option<MutexGuard<'_, ()>> {
-        let until = Instant::now() + limit;
-        loop {
-            match self.changing.try_lock() {
-                Ok(guard) => return Some(guard),
-                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if Instant::now() >= until => return None,
-                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
-            }
-        }
     }
 
     fn disk(&self, name: &str) -> Result<Disk, String> {
@@ -318,3 +371,6 @@ pub(crate) fn make_folder(socket: &Path) -> Result<(), String> {
         format!("the folder {} of the socket cannot be made: {e}; choose another with -S or -r", folder.display())
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use crate::resources::{Disk, Vhost};
 use polypath::block::{Device, DeviceState};
-use polypath::multipath::{Fencing, PathStatistics};
+use polypath::multipath::{Fencing, MatchPolicy, PathStatistics};
 use polypath::reactor::now;
 use polypath::vhost_user_blk::VringStatistics;
 use serde_json::{Value, json};
@@ -10,7 +10,9 @@ use std::path::Path;
 
 /// One disk: what it is, how it is set up, which other disk it proves to be, and its paths.
 pub(crate) fn disk(name: &str, disk: &Disk, same_as: Option<String>) -> Value {
+    let can = disk.group.availability();
     let (state, why, info) = match disk.group.state() {
+        DeviceState::Live(info) if can.no_path_since.is_some() => ("no-path", Some(why_no_path(disk)), Some(info)),
         DeviceState::Live(info) => ("live", None, Some(info)),
         DeviceState::Starting => ("starting", None, None),
         DeviceState::Down { reason, .. } => ("down", Some(reason), None),
@@ -19,7 +21,10 @@ pub(crate) fn disk(name: &str, disk: &Disk, same_as: Option<String>) -> Value {
     let geometry = info.as_ref().map(|i| i.geometry);
     json!({
         "name": name, "state": state, "why": why, "selector": disk.group.selector().to_string(),
-        "no_path_timeout_ms": disk.config.no_path_timeout_ms,
+        "usable_paths": can.usable_paths, "no_path_for_ms": can.no_path_since.map(|at| now().since(at).as_millis() as u64),
+        "waiting": can.waiting, "failed_no_path": can.failed,
+        "no_path_timeout_ms": i64::try_from(disk.config.no_path_timeout_ms).unwrap_or(-1),
+        "match": matching(&disk.config.matching),
         "fencing": if disk.config.fencing == Fencing::On { "on" } else { "off" },
         "block_size": geometry.map(|g| g.block_size), "blocks": geometry.map(|g| g.blocks), "bytes": geometry.map(|g| g.bytes()),
         "read_only": info.as_ref().map(|i| i.limits.read_only),
@@ -28,18 +33,34 @@ pub(crate) fn disk(name: &str, disk: &Disk, same_as: Option<String>) -> Value {
     })
 }
 
+fn why_no_path(disk: &Disk) -> String {
+    let paths = disk.group.statistics();
+    let each = paths.iter().map(|p| format!("{} is {}: {}", p.name, p.state, p.why)).collect::<Vec<_>>();
+    if each.is_empty() { "it has no path".into() } else { each.join("; ") }
+}
+
+fn matching(policy: &MatchPolicy) -> Value {
+    match policy {
+        MatchPolicy::Worldwide => "worldwide".into(),
+        MatchPolicy::Stated => "stated".into(),
+        MatchPolicy::Pinned(list) => list.iter().map(ToString::to_string).collect(),
+    }
+}
+
 /// The paths of a disk with their numbers, those on their way out included.
 pub(crate) fn paths(disk: &Disk) -> Value {
     let uri = |name: &str| disk.config.paths.iter().find(|p| p.label() == name).map(|p| p.uri.to_string());
     disk.group.statistics().into_iter().map(|p| path(&p, uri(&p.name))).collect()
 }
 
-/// One socket and its rings.
-pub(crate) fn vhost(socket: &Path, vhost: &Vhost) -> Value {
+/// One socket and its rings, and whether it is serving or ending.
+pub(crate) fn vhost(socket: &Path, vhost: &Vhost, state: &str) -> Value {
     let c = &vhost.config;
     let (connected, rings) = vhost.server(|s| (s.connected(), s.statistics())).unwrap_or_default();
     json!({
-        "socket": socket, "disk": c.disk, "queues": c.queues, "queue_size": c.queue_size, "read_only": c.read_only,
+        "socket": socket, "disk": c.disk, "state": state, "queues": c.queues, "queue_size": c.queue_size, "read_only": c.read_only,
+        "mode": format!("{:o}", c.access.mode), "owner": c.access.owner, "group": c.access.group,
+        "cpus": c.cpus.as_ref().map(ToString::to_string),
         "connected": connected, "rings": rings.iter().map(ring).collect::<Vec<_>>(),
     })
 }

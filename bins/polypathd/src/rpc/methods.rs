@@ -1,16 +1,19 @@
 //! What can be called. Parameters are objects; unknown members are refused by name.
 
 use super::RpcError;
-use crate::config::{
-    DiskConfig, FencingName, NO_PATH_TIMEOUT_MS, PathConfig, QUEUE_SIZE, VhostConfig, WEIGHT, check_rings,
-};
+use crate::config::{DiskConfig, NO_PATH_TIMEOUT_MS, PathConfig, QUEUE_SIZE, VhostConfig, WEIGHT};
 use crate::daemon::Daemon;
+use crate::values::{self, FencingName, MatchValue, check_rings, no_path_timeout, socket_access};
 use polypath::DiskUri;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::fmt::Display;
 use std::str::FromStr;
+use std::time::Duration;
+
+/// Longest wait that a call may ask for.
+const LONGEST_WAIT_MS: u64 = 600_000;
 
 type Answer = Result<Value, RpcError>;
 type Method = fn(&Daemon, Value) -> Answer;
@@ -21,16 +24,20 @@ const METHODS: &[(&str, &str, Method)] = &[
     ("rpc_methods", "", |_, p| bare(p, || METHODS.iter().map(|m| json!({ "method": m.0, "params": m.1 })).collect())),
     (
         "disk_create",
-        "name, paths: [URI | {uri, name?, weight?}], selector?, no_path_timeout_ms?, fencing?",
+        "name, paths: [URI | {uri, name?, weight?}], selector?, no_path_timeout_ms?, fencing?, match?",
         disk_create,
     ),
     ("disk_list", "", |d, p| bare(p, || d.disks())),
     ("disk_delete", "name", disk_delete),
-    ("path_add", "disk, uri, name?, weight?", path_add),
-    ("path_remove", "disk, path", path_remove),
+    ("path_add", "disk, uri, name?, weight?, wait_ms?", path_add),
+    ("path_remove", "disk, path, force?", path_remove),
     ("path_set_weight", "disk, path, weight", path_set_weight),
     ("selector_set", "disk, selector", selector_set),
-    ("vhost_create", "disk, socket, queues?, queue_size?, read_only?, serial?", vhost_create),
+    (
+        "vhost_create",
+        "disk, socket, queues?, queue_size?, read_only?, serial?, mode?, owner?, group?, cpus?",
+        vhost_create,
+    ),
     ("vhost_list", "", |d, p| bare(p, || d.vhosts())),
     ("vhost_delete", "socket", vhost_delete),
     ("statistics", "disk?", statistics),
@@ -55,6 +62,37 @@ pub(super) fn call(daemon: &Daemon, method: &str, params: Value) -> Answer {
     }
 }
 
+/// A text that may look like a number to who sent it: a name, a serial number, octal digits.
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Text(text)),
+            Value::Number(number) => Ok(Text(number.to_string())),
+            Value::Bool(word) => Ok(Text(word.to_string())),
+            other => {
+                let found = if other.is_array() {
+                    "a list"
+                } else if other.is_object() {
+                    "an object"
+                } else {
+                    "null"
+                };
+                Err(D::Error::custom(format!("{found} found; expected a text")))
+            }
+        }
+    }
+}
+
+fn text<'de, D: Deserializer<'de>, T: From<String>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(T::from(Text::deserialize(deserializer)?.0))
+}
+
+fn text_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Text>::deserialize(deserializer)?.map(|text| text.0))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Nothing {}
@@ -69,7 +107,9 @@ enum PathParameter {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PathTable {
+    #[serde(deserialize_with = "text")]
     uri: String,
+    #[serde(default, deserialize_with = "text_if_any")]
     name: Option<String>,
     weight: Option<u32>,
 }
@@ -77,39 +117,56 @@ struct PathTable {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DiskCreate {
+    #[serde(deserialize_with = "text")]
     name: String,
     paths: Vec<PathParameter>,
+    #[serde(default, deserialize_with = "text_if_any")]
     selector: Option<String>,
-    no_path_timeout_ms: Option<u64>,
+    no_path_timeout_ms: Option<i64>,
+    #[serde(default, deserialize_with = "text_if_any")]
     fencing: Option<String>,
+    #[serde(rename = "match")]
+    matching: Option<MatchValue>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Name {
+    #[serde(deserialize_with = "text")]
     name: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PathAdd {
+    #[serde(deserialize_with = "text")]
     disk: String,
+    #[serde(deserialize_with = "text")]
     uri: String,
+    #[serde(default, deserialize_with = "text_if_any")]
     name: Option<String>,
     weight: Option<u32>,
+    #[serde(default)]
+    wait_ms: u64,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct PathName {
+struct PathRemove {
+    #[serde(deserialize_with = "text")]
     disk: String,
+    #[serde(deserialize_with = "text")]
     path: String,
+    #[serde(default)]
+    force: bool,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PathWeight {
+    #[serde(deserialize_with = "text")]
     disk: String,
+    #[serde(deserialize_with = "text")]
     path: String,
     weight: u32,
 }
@@ -117,31 +174,46 @@ struct PathWeight {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SelectorSet {
+    #[serde(deserialize_with = "text")]
     disk: String,
+    #[serde(deserialize_with = "text")]
     selector: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct VhostCreate {
+    #[serde(deserialize_with = "text")]
     disk: String,
+    #[serde(deserialize_with = "text")]
     socket: std::path::PathBuf,
     queues: Option<u16>,
     queue_size: Option<u16>,
     #[serde(default)]
     read_only: bool,
+    #[serde(default, deserialize_with = "text_if_any")]
     serial: Option<String>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    mode: Option<String>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    owner: Option<String>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    group: Option<String>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    cpus: Option<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Socket {
+    #[serde(deserialize_with = "text")]
     socket: std::path::PathBuf,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Statistics {
+    #[serde(default, deserialize_with = "text_if_any")]
     disk: Option<String>,
 }
 
@@ -153,8 +225,9 @@ fn bare(params: Value, answer: impl FnOnce() -> Value) -> Answer {
 
 fn disk_create(daemon: &Daemon, params: Value) -> Answer {
     let p: DiskCreate = read(params)?;
-    if p.name.is_empty() || p.paths.is_empty() {
-        return Err(RpcError::parameters("a disk needs a name and at least one path"));
+    values::disk_name(&p.name).map_err(|e| RpcError::parameters(format!("name {e}")))?;
+    if p.paths.is_empty() {
+        return Err(RpcError::parameters("paths is empty; expected at least one path"));
     }
     let mut paths = Vec::new();
     for (i, path) in p.paths.into_iter().enumerate() {
@@ -167,7 +240,12 @@ fn disk_create(daemon: &Daemon, params: Value) -> Answer {
     let config = DiskConfig {
         name: p.name,
         selector: p.selector.map_or(Ok(Default::default()), |s| parse("selector", &s))?,
-        no_path_timeout_ms: p.no_path_timeout_ms.unwrap_or(NO_PATH_TIMEOUT_MS),
+        no_path_timeout_ms: p.no_path_timeout_ms.map_or(Ok(NO_PATH_TIMEOUT_MS), |ms| {
+            no_path_timeout(ms).map_err(|e| RpcError::parameters(format!("no_path_timeout_ms {e}")))
+        })?,
+        matching: p
+            .matching
+            .map_or(Ok(Default::default()), |m| m.policy().map_err(|e| RpcError::parameters(format!("match: {e}"))))?,
         fencing: p.fencing.map_or(Ok(FencingName(Default::default())), |s| parse("fencing", &s))?.0,
         paths,
     };
@@ -184,13 +262,13 @@ fn disk_delete(daemon: &Daemon, params: Value) -> Answer {
 fn path_add(daemon: &Daemon, params: Value) -> Answer {
     let p: PathAdd = read(params)?;
     let path = path_config("uri", &p.uri, p.name, p.weight)?;
-    let name = daemon.add_path(&p.disk, &path).map_err(RpcError::failed)?;
-    Ok(json!({ "path": name }))
+    let limit = Duration::from_millis(p.wait_ms.min(LONGEST_WAIT_MS));
+    daemon.add_path(&p.disk, &path, limit).map_err(RpcError::failed)
 }
 
 fn path_remove(daemon: &Daemon, params: Value) -> Answer {
-    let p: PathName = read(params)?;
-    daemon.remove_path(&p.disk, &p.path).map_err(RpcError::failed)?;
+    let p: PathRemove = read(params)?;
+    daemon.remove_path(&p.disk, &p.path, p.force).map_err(RpcError::failed)?;
     Ok(Value::Bool(true))
 }
 
@@ -211,10 +289,20 @@ fn selector_set(daemon: &Daemon, params: Value) -> Answer {
 
 fn vhost_create(daemon: &Daemon, params: Value) -> Answer {
     let p: VhostCreate = read(params)?;
+    values::socket_path(&p.socket).map_err(|e| RpcError::parameters(format!("socket {e}")))?;
     let (queues, queue_size) = (p.queues.unwrap_or(1), p.queue_size.unwrap_or(QUEUE_SIZE));
     check_rings(queues, queue_size).map_err(|(key, problem)| RpcError::parameters(format!("{key} {problem}")))?;
-    let config =
-        VhostConfig { disk: p.disk, socket: p.socket, queues, queue_size, read_only: p.read_only, serial: p.serial };
+    let bad = |(key, problem): (&str, String)| RpcError::parameters(format!("{key} {problem}"));
+    let config = VhostConfig {
+        disk: p.disk,
+        socket: p.socket,
+        queues,
+        queue_size,
+        read_only: p.read_only,
+        serial: p.serial,
+        access: socket_access(p.mode, p.owner, p.group).map_err(bad)?,
+        cpus: p.cpus.map(|text| parse("cpus", &text)).transpose()?,
+    };
     let socket = daemon.create_vhost(&config).map_err(RpcError::failed)?;
     Ok(json!({ "socket": socket }))
 }
@@ -231,9 +319,10 @@ fn statistics(daemon: &Daemon, params: Value) -> Answer {
 }
 
 fn path_config(key: &str, uri: &str, name: Option<String>, weight: Option<u32>) -> Result<PathConfig, RpcError> {
+    values::fits_a_line(uri, "a URI").map_err(|e| RpcError::parameters(format!("{key} {e}")))?;
     let uri: DiskUri = parse(key, uri)?;
-    if name.as_ref().is_some_and(String::is_empty) {
-        return Err(RpcError::parameters(format!("{key}: name is empty; expected a name, or none")));
+    if let Some(name) = &name {
+        values::path_name(name).map_err(|e| RpcError::parameters(format!("{key}: name {e}")))?;
     }
     match weight.unwrap_or(WEIGHT) {
         0 => Err(RpcError::parameters(format!("{key}: weight is 0; expected 1 or more"))),
