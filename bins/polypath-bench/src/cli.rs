@@ -67,7 +67,7 @@ pub struct LimitArgs {
     #[arg(long, default_value_t = 32)]
     pub qd: usize,
     /// Seconds to measure (or with a unit: 500ms, 2m)
-    #[arg(long, default_value = "2", value_parser = parse_time)]
+    #[arg(long, default_value = "2", value_parser = parse_measured)]
     pub time: Duration,
     /// Seconds to run before measuring
     #[arg(long, default_value = "0.3", value_parser = parse_time)]
@@ -111,7 +111,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuList>,
     /// Seconds to measure (or with a unit: 500ms, 2m)
-    #[arg(long, default_value = "5", value_parser = parse_time)]
+    #[arg(long, default_value = "5", value_parser = parse_measured)]
     pub time: Duration,
     /// Seconds to run before measuring
     #[arg(long, default_value = "1", value_parser = parse_time)]
@@ -164,7 +164,7 @@ pub struct RatioArgs {
     #[arg(long, default_value_t = 9)]
     pub pairs: usize,
     /// Seconds to measure each half of a pair
-    #[arg(long, default_value = "1", value_parser = parse_time)]
+    #[arg(long, default_value = "1", value_parser = parse_measured)]
     pub time: Duration,
     /// Seconds to run before that
     #[arg(long, default_value = "0.2", value_parser = parse_time)]
@@ -252,6 +252,9 @@ impl RunArgs {
     }
 }
 
+/// Longest time that can be asked for: sums of such times, and points in time that far ahead, can be told.
+const LONGEST: Duration = Duration::from_secs(8760 * 3600);
+
 /// `5`, `0.5`, `500ms`, `2s`, `3m`.
 ///
 /// # Errors
@@ -270,7 +273,23 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("unit \"{unit}\" is not known; expected us, ms, s, m or h")),
     };
     let value: f64 = number.trim().parse().map_err(|_| format!("\"{number}\" is not a number"))?;
-    Duration::try_from_secs_f64(value * factor).map_err(|_| format!("\"{text}\" is not a length of time"))
+    let time =
+        Duration::try_from_secs_f64(value * factor).map_err(|_| format!("\"{text}\" is not a length of time"))?;
+    match time > LONGEST {
+        true => Err(format!("\"{text}\" is longer than a year; expected at most 8760h")),
+        false => Ok(time),
+    }
+}
+
+/// [`parse_time`] of what is to be measured: some time at least.
+///
+/// # Errors
+/// What is wrong with it, and what was expected.
+pub fn parse_measured(text: &str) -> Result<Duration, String> {
+    match parse_time(text)? {
+        Duration::ZERO => Err(format!("\"{text}\" leaves nothing to measure; expected some time, such as 5 or 500ms")),
+        time => Ok(time),
+    }
 }
 
 /// `512`, `4k`, `1m`, `1MiB`: bytes of a request.
@@ -345,6 +364,11 @@ mod tests {
             ("run --path null://1GiB --selector best", "historical-service-time"),
             ("run --path null://1GiB --qd 0", "1..=8192"),
             ("limit --time 5y", "unit \"y\""),
+            ("run --path null://1GiB --time 0", "nothing to measure"),
+            ("limit --time 0s", "nothing to measure"),
+            ("ratio --time 0.0ms", "nothing to measure"),
+            ("run --path null://1GiB --time 1000000000000 --ramp 1000000000000", "longer than a year"),
+            ("run --path null://1GiB --connect-timeout 8761h", "longer than a year"),
             ("limit --cpus 9-1", "upside down"),
         ] {
             let error =
@@ -362,6 +386,7 @@ mod tests {
             (parse_time("1.5"), parse_time("20us")),
             (Ok(Duration::from_millis(1500)), Ok(Duration::from_micros(20)))
         );
-        assert!(parse_time("-1").is_err() && parse_time("1e99").is_err());
+        assert!(parse_time("-1").is_err() && parse_time("1e99").is_err() && parse_time("nan").is_err());
+        assert_eq!(parse_time("8760h"), Ok(LONGEST));
     }
 }

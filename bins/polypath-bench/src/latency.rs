@@ -61,6 +61,53 @@ impl Default for Latencies {
     }
 }
 
+/// Latencies of reads and of writes, apart.
+#[derive(Clone, Debug, Default)]
+pub struct DirectedLatencies([Latencies; 2]);
+
+impl DirectedLatencies {
+    /// Notes one latency, of a read or else of a write.
+    #[inline]
+    pub fn record(&mut self, read: bool, latency: Duration) {
+        self.0[usize::from(read)].record(latency);
+    }
+
+    /// Adds all of `other`, reads to reads and writes to writes.
+    pub fn merge(&mut self, other: &DirectedLatencies) {
+        for (mine, others) in self.0.iter_mut().zip(&other.0) {
+            mine.merge(others);
+        }
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.0.iter_mut().for_each(Latencies::clear);
+    }
+
+    /// What is reported of both together.
+    pub fn summary(&self) -> LatencyUs {
+        let [writes, reads] = &self.0;
+        let mut both = writes.clone();
+        both.merge(reads);
+        both.summary()
+    }
+
+    /// What is reported of reads; none without any.
+    pub fn reads(&self) -> Option<LatencyUs> {
+        self.one(true)
+    }
+
+    /// What is reported of writes; none without any.
+    pub fn writes(&self) -> Option<LatencyUs> {
+        self.one(false)
+    }
+
+    fn one(&self, read: bool) -> Option<LatencyUs> {
+        let latencies = &self.0[usize::from(read)];
+        (latencies.count() > 0).then(|| latencies.summary())
+    }
+}
+
 /// Latency in microseconds. All zero when nothing was measured.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct LatencyUs {
@@ -101,5 +148,18 @@ mod tests {
         assert!((s.mean - 50.5).abs() < 0.1);
         l.record(Duration::from_secs(7200));
         assert!(l.summary().max >= 3.59e9, "longer than an hour counts as an hour");
+    }
+    #[test]
+    fn reads_and_writes_are_kept_apart_and_put_together() {
+        let (mut a, mut b) = (DirectedLatencies::default(), DirectedLatencies::default());
+        assert_eq!((a.reads(), a.writes(), a.summary()), (None, None, LatencyUs::default()));
+        a.record(true, Duration::from_micros(10));
+        b.record(false, Duration::from_micros(1000));
+        a.merge(&b);
+        let (reads, writes, both) = (a.reads().unwrap(), a.writes().unwrap(), a.summary());
+        assert!((reads.max - 10.0).abs() < 0.1 && (writes.p50 - 1000.0).abs() < 1.0, "{reads:?} {writes:?}");
+        assert!((both.mean - 505.0).abs() < 1.0 && both.p50 == reads.p50 && both.max == writes.max, "{both:?}");
+        a.clear();
+        assert_eq!(a.reads(), None);
     }
 }

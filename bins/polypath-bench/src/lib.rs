@@ -20,6 +20,7 @@ pub mod cpu;
 pub mod gap;
 pub mod latency;
 pub mod limit;
+pub mod output;
 pub mod ratio;
 pub mod run;
 pub mod slices;

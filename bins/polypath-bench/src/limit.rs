@@ -89,6 +89,10 @@ pub struct LimitReport {
 /// When there are no sockets or cores to be had, or the other side goes silent.
 pub fn run(config: &LimitConfig) -> anyhow::Result<LimitReport> {
     anyhow::ensure!((1..=4096).contains(&config.qd), "--qd {}: expected 1 to 4096", config.qd);
+    anyhow::ensure!(
+        !config.time.is_zero(),
+        "--time 0 leaves nothing to measure; expected some time, such as 5 or 500ms"
+    );
     let (client_cpu, server_cpu) = cpu::two(config.cpus.as_ref());
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("listening on loopback")?;
     let address = listener.local_addr()?;

@@ -1,38 +1,32 @@
 //! `polypath-bench`: see the library's documentation and `--help`.
 #![forbid(unsafe_code)]
 
+mod signals;
 mod table;
 
-use anyhow::Context as _;
 use clap::Parser as _;
 use polypath_bench::cli::{Cli, Command, LimitArgs, RatioArgs, RunArgs};
 use polypath_bench::limit::{self, LimitConfig};
+use polypath_bench::output::{self, JsonOutput};
 use polypath_bench::ratio::{self, RatioConfig};
-use polypath_bench::run;
-use serde::Serialize;
-use std::path::Path;
+use polypath_bench::run::{self, Stop};
+use signals::Signals;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("POLYPATH_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let outcome = match Cli::parse().command {
+    let command = Cli::parse().command;
+    output::log("warn");
+    let outcome = match command {
         Command::Limit(args) => limit(&args),
         Command::Run(args) => run(&args),
         Command::Ratio(args) => ratio(&args),
         Command::ServeNull { cpu, idle } => ratio::serve_null(cpu, idle.policy()).map(|()| ExitCode::SUCCESS),
     };
-    match outcome {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("polypath-bench: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    outcome.unwrap_or_else(|error| output::fail("polypath-bench", &error, 2))
 }
 
 fn limit(args: &LimitArgs) -> anyhow::Result<ExitCode> {
+    let json = JsonOutput::open(args.json.as_deref())?;
     let config = LimitConfig {
         qd: args.qd,
         time: args.time,
@@ -42,20 +36,28 @@ fn limit(args: &LimitArgs) -> anyhow::Result<ExitCode> {
         copy: !args.no_copy,
     };
     let report = limit::run(&config)?;
-    emit(args.json.as_deref(), &report, || table::limit(&report))?;
+    json.emit(&report, table::limit(&report))?;
     Ok(verdict(report.errors == 0))
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let json = JsonOutput::open(args.json.as_deref())?;
+    let stop = Stop::default();
+    let signals = Signals::watch(stop.clone())?;
     let mut line = table::Line::new(args.progress);
-    let outcome = run::run(&args.config(), |progress| line.show(progress));
+    let outcome = run::run_until(&args.config(), &stop, |progress| line.show(progress));
     line.clear();
     let report = outcome?;
-    emit(args.json.as_deref(), &report, || table::run(&report))?;
-    Ok(verdict(report.is_good()))
+    json.emit(&report, table::run(&report))?;
+    // What was found out weighs more than that somebody did not want to wait for more.
+    Ok(match signals.status() {
+        Some(status) if report.is_good() => ExitCode::from(status),
+        _ => verdict(report.is_good()),
+    })
 }
 
 fn ratio(args: &RatioArgs) -> anyhow::Result<ExitCode> {
+    let json = JsonOutput::open(args.json.as_deref())?;
     let config = RatioConfig {
         depths: args.qd.clone(),
         pairs: args.pairs,
@@ -65,30 +67,16 @@ fn ratio(args: &RatioArgs) -> anyhow::Result<ExitCode> {
         cpus: args.cpus.clone(),
         path: args.path.clone(),
     };
-    let mut report = ratio::run(&config, |line| eprintln!("{line}"))?;
+    let mut report = ratio::run(&config, |line| output::remark(line))?;
     if args.cost {
         for &qd in &config.depths {
             report.cost.push(ratio::measure_cost(qd, config.idle, report.cpus, config.path.as_ref())?);
         }
     }
-    emit(args.json.as_deref(), &report, || table::ratio(&report))?;
+    json.emit(&report, table::ratio(&report))?;
     Ok(verdict(report.cases.iter().all(|case| case.errors == 0)))
 }
 
 fn verdict(good: bool) -> ExitCode {
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// One JSON object to where it is wanted; the table to standard output unless the JSON goes there.
-fn emit<T: Serialize>(json: Option<&Path>, report: &T, table: impl FnOnce()) -> anyhow::Result<()> {
-    match json {
-        Some(path) if path.as_os_str() == "-" => println!("{}", serde_json::to_string_pretty(report)?),
-        Some(path) => {
-            let text = serde_json::to_string_pretty(report)? + "\n";
-            std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-            table();
-        }
-        None => table(),
-    }
-    Ok(())
 }

@@ -7,80 +7,107 @@ use polypath_bench::ratio::RatioReport;
 use polypath_bench::run::{Progress, RunReport};
 use std::io::{IsTerminal as _, Write as _};
 
-/// Prints what `limit` found.
-pub(crate) fn limit(r: &LimitReport) {
+/// What `limit` found.
+pub(crate) fn limit(r: &LimitReport) -> String {
     let copy = if r.copy { "copied once by the client" } else { "left where they were received" };
-    println!(
-        "loopback TCP, 72 B out, 4120 B back, QD {}, idle mode {}, cores {} and {}, blocks {copy}",
-        r.qd, r.idle, r.cpus[0], r.cpus[1]
-    );
     let mut table = new(&["", "IOPS", "MiB/s", "mean us", "p50", "p90", "p99", "p99.9", "p99.99", "max"]);
     let mut row = vec!["limit".into(), whole(r.iops), whole(r.mib_s)];
     row.extend(latency(&r.lat_us));
     table.add_row(row);
-    println!("{table}");
-    println!(
-        "CPU {:.3} us per I/O; system calls per I/O: client {}, server {}",
-        r.cpu_us_per_io, r.syscalls_per_io, r.server_syscalls_per_io
-    );
-    if r.core_taken_pct.iter().any(|&p| p > 2.0) {
-        println!(
-            "others took the cores {} % (client) and {} % (server) of the time: a quiet machine does more",
-            r.core_taken_pct[0], r.core_taken_pct[1]
-        );
-    }
+    let [client, server] = r.core_taken_pct;
+    lines(&[
+        format!(
+            "loopback TCP, 72 B out, 4120 B back, QD {}, idle mode {}, cores {} and {}, blocks {copy}",
+            r.qd, r.idle, r.cpus[0], r.cpus[1]
+        ),
+        table.to_string(),
+        format!(
+            "CPU {:.3} us per I/O; system calls per I/O: client {}, server {}",
+            r.cpu_us_per_io, r.syscalls_per_io, r.server_syscalls_per_io
+        ),
+        format!(
+            "others took the cores {client} % (client) and {server} % (server) of the time{}",
+            quiet(client.max(server))
+        ),
+    ])
 }
 
-/// Prints what `run` found.
-pub(crate) fn run(r: &RunReport) {
-    println!(
-        "{} {} B, QD {} x {} job(s), idle mode {}, seed {}, {} s measured",
-        r.rw, r.bs, r.qd, r.jobs, r.idle, r.seed, r.seconds
-    );
+/// What `run` found.
+pub(crate) fn run(r: &RunReport) -> String {
     let why = r.buffers.reason.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
-    println!("buffers in {} pages{why}", r.buffers.pages);
-    let mut table =
-        new(&["path", "IOPS", "MiB/s", "mean us", "p50", "p90", "p99", "p99.9", "p99.99", "max", "errors", "gap ms"]);
-    if r.selector.is_some() {
-        for p in &r.paths {
-            let mut row = vec![p.name.clone(), whole(p.iops), whole(p.mib_s)];
-            row.extend(latency(&p.lat_us));
-            row.extend([p.errors.to_string(), format!("{:.1}", p.longest_gap_ms)]);
-            table.add_row(row);
-        }
+    let mut text = vec![
+        format!(
+            "{} {} B, QD {} x {} job(s), idle mode {}, seed {}, {} s measured",
+            r.rw, r.bs, r.qd, r.jobs, r.idle, r.seed, r.seconds
+        ),
+        format!("buffers in {} pages{why}", r.buffers.pages),
+        run_table(r).to_string(),
+        format!("CPU {:.3} us per I/O; {} reads, {} writes", r.cpu_us_per_io, r.reads, r.writes),
+        format!("others took the cores {} % of the time{}", r.core_taken_pct, quiet(r.core_taken_pct)),
+    ];
+    if r.interrupted {
+        text.insert(
+            0,
+            format!("INTERRUPTED after {} s of measuring: what follows is of the time until then", r.seconds),
+        );
     }
-    let name = r.selector.map_or_else(|| r.disk.clone(), |s| format!("the disk ({s})"));
-    let mut row = vec![name, whole(r.iops), whole(r.mib_s)];
-    row.extend(latency(&r.lat_us));
-    row.extend([r.errors.to_string(), format!("{:.1}", r.longest_gap_ms)]);
-    table.add_row(row);
-    println!("{table}");
-    println!("CPU {:.3} us per I/O; {} reads, {} writes", r.cpu_us_per_io, r.reads, r.writes);
     if let Some(v) = &r.verify {
-        println!(
+        text.push(format!(
             "verified: {} errors in {} blocks read ({} of unknown content), {} writes, {} blocks swept at the end",
             r.verify_errors, v.blocks, v.blocks_unknown, v.writes, v.swept
-        );
+        ));
         for (n, what) in [(v.torn, "torn blocks tolerated"), (v.untracked, "blocks given up for want of room")] {
             if n > 0 {
-                println!("  {n} {what}");
+                text.push(format!("  {n} {what}"));
             }
         }
     }
-    for sample in r.error_samples.iter().chain(&r.verify_error_samples) {
-        println!("  {sample}");
+    if r.unanswered > 0 {
+        text.push(format!("{} requests never came back", r.unanswered));
     }
-    if let Some(verdict) = r.verdict.as_ref().filter(|_| r.verify_errors > 0) {
-        println!("  {verdict}");
+    if r.errors > 0 {
+        let causes: Vec<_> = r.error_causes.iter().map(|(cause, n)| format!("{n} {cause}")).collect();
+        text.push(format!("{} requests failed: {}", r.errors, causes.join(", ")));
     }
+    text.extend(r.error_samples.iter().chain(&r.verify_error_samples).map(|sample| format!("  {sample}")));
+    text.extend(r.verdict.iter().filter(|_| r.verify_errors > 0).map(|verdict| format!("  {verdict}")));
+    lines(&text)
 }
 
-/// Prints what `ratio` found.
-pub(crate) fn ratio(r: &RatioReport) {
-    println!(
+/// The paths if there are several, the disk, and its reads and writes apart if it did both.
+fn run_table(r: &RunReport) -> Table {
+    let mut table =
+        new(&["path", "IOPS", "MiB/s", "mean us", "p50", "p90", "p99", "p99.9", "p99.99", "max", "errors", "gap ms"]);
+    let mut add = |name: String, rates: [f64; 2], us: &LatencyUs, rest: [String; 2]| {
+        let mut row = vec![name];
+        row.extend(rates.map(whole));
+        row.extend(latency(us));
+        row.extend(rest);
+        table.add_row(row);
+    };
+    let rest = |errors: u64, gap: f64| [errors.to_string(), format!("{gap:.1}")];
+    if r.selector.is_some() {
+        for p in &r.paths {
+            add(p.name.clone(), [p.iops, p.mib_s], &p.lat_us, rest(p.errors, p.longest_gap_ms));
+        }
+    }
+    let name = r.selector.map_or_else(|| r.disk.clone(), |s| format!("the disk ({s})"));
+    add(name, [r.iops, r.mib_s], &r.lat_us, rest(r.errors, r.longest_gap_ms));
+    if let (Some(reads), Some(writes)) = (&r.lat_read_us, &r.lat_write_us) {
+        for (name, ios, us) in [("  reads", r.reads, reads), ("  writes", r.writes, writes)] {
+            let part = ios as f64 / r.ios.max(1) as f64;
+            add(name.into(), [r.iops * part, r.mib_s * part], us, Default::default());
+        }
+    }
+    table
+}
+
+/// What `ratio` found.
+pub(crate) fn ratio(r: &RatioReport) -> String {
+    let mut text = vec![format!(
         "{} against the limit, 4 KiB random reads, idle mode {}, cores {} and {}, medians of pairs of {} s",
         r.disk, r.idle, r.cpus[0], r.cpus[1], r.seconds
-    );
+    )];
     let mut table = new(&[
         "QD",
         "pairs",
@@ -115,9 +142,19 @@ pub(crate) fn ratio(r: &RatioReport) {
             c.errors.to_string(),
         ]);
     }
-    println!("{table}");
+    text.push(table.to_string());
+    let most = |side: usize| {
+        let all = r.cases.iter().flat_map(|c| &c.pairs).map(|p| p.core_taken_pct[side]);
+        all.fold(0.0, f64::max)
+    };
+    text.push(format!(
+        "others took the initiator's core at most {} % (limit) and {} % (run) of the time of any pair{}",
+        most(0),
+        most(1),
+        quiet(most(0).max(most(1)))
+    ));
     if r.cost.is_empty() {
-        return;
+        return lines(&text);
     }
     let known = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), |v| format!("{v}"));
     let mut table = new(&["per I/O, QD", "run system calls", "limit's", "run instructions", "limit's"]);
@@ -130,8 +167,9 @@ pub(crate) fn ratio(r: &RatioReport) {
             known(c.limit_instructions_per_io),
         ]);
     }
-    println!("{table}");
-    r.cost.iter().flat_map(|c| &c.missing).for_each(|m| println!("not counted: {m}"));
+    text.push(table.to_string());
+    text.extend(r.cost.iter().flat_map(|c| &c.missing).map(|m| format!("not counted: {m}")));
+    lines(&text)
 }
 
 /// The line that changes while a run goes on.
@@ -192,10 +230,65 @@ fn new(header: &[&str]) -> Table {
     table
 }
 
+fn lines(text: &[String]) -> String {
+    text.join("\n") + "\n"
+}
+
+/// What to think of a measurement during which others had the cores for `taken_pct` of the time.
+fn quiet(taken_pct: f64) -> &'static str {
+    if taken_pct > 2.0 { ": a quiet machine does more" } else { "" }
+}
+
 fn latency(l: &LatencyUs) -> Vec<String> {
     [l.mean, l.p50, l.p90, l.p99, l.p99_9, l.p99_99, l.max].iter().map(|x| format!("{x:.1}")).collect()
 }
 
 fn whole(x: f64) -> String {
     format!("{x:.0}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polypath_bench::run::{Mix, RunConfig};
+    use std::time::Duration;
+
+    fn report(mix: Mix) -> RunReport {
+        let config = RunConfig {
+            mix,
+            time: Duration::from_millis(50),
+            ramp: Duration::ZERO,
+            ..RunConfig::new(vec!["null://1GiB".parse().unwrap()])
+        };
+        polypath_bench::run::run(&config, |_| ()).unwrap()
+    }
+
+    #[test]
+    fn the_text_says_how_much_of_the_cores_others_took() {
+        let mut report = report(Mix::RandRead);
+        report.core_taken_pct = 0.125;
+        assert!(run(&report).contains("others took the cores 0.125 % of the time\n"), "{}", run(&report));
+        report.core_taken_pct = 12.5;
+        assert!(run(&report).contains("12.5 % of the time: a quiet machine does more"), "{}", run(&report));
+    }
+
+    #[test]
+    fn reads_and_writes_have_rows_of_their_own_if_there_are_both() {
+        let (both, reads) = (run(&report(Mix::RandRw)), run(&report(Mix::RandRead)));
+        let rows = |text: &str, name: &str| text.lines().filter(|l| l.starts_with(&format!("|   {name} "))).count();
+        assert_eq!((rows(&both, "reads"), rows(&both, "writes")), (1, 1), "{both}");
+        assert_eq!((rows(&reads, "reads"), rows(&reads, "writes")), (0, 0), "{reads}");
+    }
+
+    #[test]
+    fn what_failed_for_what_and_an_early_end_are_told() {
+        let mut report = report(Mix::RandRead);
+        assert!(!run(&report).contains("INTERRUPTED") && !run(&report).contains("requests failed"));
+        (report.interrupted, report.errors, report.unanswered) = (true, 3, 4);
+        report.error_causes = [("path lost".to_owned(), 2), ("medium error".to_owned(), 1)].into();
+        let text = run(&report);
+        assert!(text.starts_with("INTERRUPTED after 0.05 s"), "{text}");
+        assert!(text.contains("3 requests failed: 1 medium error, 2 path lost\n"), "{text}");
+        assert!(text.contains("4 requests never came back\n"), "{text}");
+    }
 }

@@ -3,6 +3,7 @@
 use crate::config::{AnaState, DEFAULT_NQN, ListenerConfig, NamespaceConfig, SubsystemConfig, TargetConfig};
 use crate::control::{Command as Control, call};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use std::io::Write as _;
 use std::path::PathBuf;
 
 /// What the command line asks for.
@@ -129,8 +130,12 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Request, String> 
 /// What the target or the socket said.
 pub fn run_control(socket: &std::path::Path, command: &Control) -> Result<(), String> {
     let answer = call(socket, command)?;
-    println!("{}", serde_json::to_string_pretty(&answer).map_err(|e| e.to_string())?);
-    Ok(())
+    let text = serde_json::to_string_pretty(&answer).map_err(|e| e.to_string())?;
+    match writeln!(std::io::stdout(), "{text}") {
+        // Whoever wanted to know has gone; what was commanded is done.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|e| format!("writing to standard output: {e}")),
+    }
 }
 
 fn control(words: &[String]) -> Result<Control, String> {

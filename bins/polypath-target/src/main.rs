@@ -3,7 +3,7 @@
 
 use polypath_target::cli::{self, Request};
 use polypath_target::{Target, TargetConfig};
-use std::io::Write;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -17,7 +17,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("polypath-target: {error}");
+            // If nobody reads it, the status still says it.
+            let _ = writeln!(std::io::stderr(), "polypath-target: {error}");
             ExitCode::FAILURE
         }
     }
@@ -25,7 +26,14 @@ fn main() -> ExitCode {
 
 fn serve(config: TargetConfig) -> Result<(), String> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal() && !plain)
+        .with_writer(std::io::stderr)
+        // They would be told by `eprintln!`, which panics when nobody reads: hosts are served all the same.
+        .log_internal_errors(false)
+        .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     runtime.block_on(async {
         // Before anything is up, so that a signal is never missed.

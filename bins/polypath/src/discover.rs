@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use polypath::DiskUri;
 use polypath::nvmf_tcp::{ControllerConfig, discover};
+use polypath_bench::output;
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -28,12 +29,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         rows.push(json!({ "uri": uri, "type": kind, "transport": format!("{:?}", entry.transport).to_lowercase() }));
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        output::line(serde_json::to_string_pretty(&rows)?)?;
     } else if rows.is_empty() {
-        println!("nothing is listed at {}", args.address);
+        output::line(format_args!("nothing is listed at {}", args.address))?;
     } else {
         for row in &rows {
-            println!("{:<12} {}", row["type"].as_str().unwrap_or(""), row["uri"].as_str().unwrap_or(""));
+            let (kind, uri) = (row["type"].as_str().unwrap_or(""), row["uri"].as_str().unwrap_or(""));
+            output::line(format_args!("{kind:<12} {uri}"))?;
         }
     }
     Ok(ExitCode::SUCCESS)

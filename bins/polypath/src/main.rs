@@ -7,6 +7,7 @@ mod qemu;
 mod rpc;
 
 use clap::{Parser, Subcommand};
+use polypath_bench::output;
 use std::process::ExitCode;
 
 /// Multipath storage in user space: demo and tools.
@@ -31,20 +32,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("POLYPATH_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    output::log("error");
     let result = match args.command {
         Command::Demo(args) => demo::run(&args),
         Command::Qemu(args) => qemu::run(&args),
         Command::Discover(args) => discover::run(&args),
         Command::Rpc(args) => rpc::run(&args),
     };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("polypath: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    result.unwrap_or_else(|error| output::fail("polypath", &error, 1))
 }

@@ -1,6 +1,7 @@
 //! `polypath qemu SOCKET`: what to tell QEMU and libvirt.
 
 use anyhow::{Context, Result};
+use polypath_bench::output;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,7 +25,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let socket = std::path::absolute(&args.socket).context("socket path")?;
     let socket = socket.to_str().context("socket path: QEMU takes only UTF-8")?;
-    print!("{}", text(args, socket));
+    output::print(text(args, socket))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -32,8 +33,8 @@ fn text(args: &Args, socket: &str) -> String {
     let Args { memory_mib, queues, .. } = args;
     let huge = if args.hugepages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
     let backing = if args.hugepages { "<hugepages/>" } else { "" };
-    // A comma ends a QEMU option; two stand for one. XML has its own characters.
-    let option = socket.replace(',', ",,");
+    // A comma ends a QEMU option; two stand for one. A quote ends a word of the shell, XML has its own characters.
+    let option = socket.replace(',', ",,").replace('\'', r"'\''");
     let xml = socket.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;").replace('\'', "&apos;");
     format!(
         "# QEMU (add your own -drive, -net and so on). Guest memory must be shared.\n\
@@ -73,5 +74,17 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} not in\n{text}");
         }
+    }
+
+    /// What is printed is for a shell, which must see one word.
+    #[test]
+    fn a_quote_in_the_path_does_not_end_the_word() {
+        let args = Args { socket: PathBuf::new(), memory_mib: 512, queues: 1, hugepages: false };
+        let text = text(&args, "/run/it's.sock");
+        let line = text.lines().find(|line| line.contains("-chardev")).unwrap();
+        let script = format!("printf %s {}", line.trim().trim_start_matches("-chardev").trim_end_matches('\\'));
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        let word = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(word, "socket,id=polypath0,path=/run/it's.sock,reconnect=1");
     }
 }

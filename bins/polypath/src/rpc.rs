@@ -1,6 +1,7 @@
 //! `polypath rpc METHOD [PARAMS]`: one call to `polypathd`.
 
 use anyhow::{Context, Result, bail};
+use polypath_bench::output;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -20,8 +21,13 @@ pub(crate) struct Args {
     params: Vec<String>,
 }
 
-/// Longest wait for an answer.
-const LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for an answer, beyond what the call itself asks for with `wait_ms`. Rings that are taken down may drain for half a minute.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// How long to wait for the answer to a call with `params`.
+fn limit(params: &Value) -> Duration {
+    LIMIT.saturating_add(Duration::from_millis(params.get("wait_ms").and_then(Value::as_u64).unwrap_or(0)))
+}
 
 /// Calls and prints the result; an error of the method ends with a non-zero code.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -29,17 +35,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let socket = args.rpc_socket.display();
     let mut stream =
         UnixStream::connect(&args.rpc_socket).with_context(|| format!("no polypathd answers on {socket}"))?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    let limit = limit(&params);
+    // Longer than the operating system can say is for ever.
+    stream.set_read_timeout(Some(limit).filter(|limit| limit.as_secs() < u64::from(u32::MAX)))?;
+    stream.set_write_timeout(Some(LIMIT))?;
     let call = json!({ "jsonrpc": "2.0", "id": 1, "method": args.method, "params": params });
     stream.write_all(call.to_string().as_bytes()).with_context(|| format!("writing to {socket}"))?;
     let mut text = Vec::new();
     let answer: Value = loop {
         let mut chunk = [0; 65536];
-        let n = stream.read(&mut chunk).with_context(|| format!("no answer on {socket} within {LIMIT:?}"))?;
+        let n = stream.read(&mut chunk).with_context(|| format!("no answer on {socket} within {limit:?}"))?;
         text.extend_from_slice(&chunk[..n]);
         match serde_json::from_slice(&text) {
             Ok(value) => break value,
             Err(e) if e.is_eof() && n > 0 => {}
+            Err(e) if e.is_eof() => bail!("polypathd closed {socket} before it had answered"),
             Err(e) => bail!("{socket} answered what is not JSON: {e}"),
         }
     };
@@ -47,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let message = error.get("message").and_then(Value::as_str).unwrap_or("no message");
         bail!("{}: {message} (code {})", args.method, error.get("code").unwrap_or(&Value::Null));
     }
-    println!("{}", serde_json::to_string_pretty(answer.get("result").unwrap_or(&Value::Null))?);
+    output::line(serde_json::to_string_pretty(answer.get("result").unwrap_or(&Value::Null))?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -60,8 +70,10 @@ fn params(words: &[String]) -> Result<Value> {
     let mut object = serde_json::Map::new();
     for word in words {
         let (key, value) = word.split_once('=').with_context(|| format!("parameter \"{word}\": expected key=value"))?;
-        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
-        object.insert(key.to_owned(), value);
+        let read = serde_json::from_str(value).ok();
+        // A number that would not be written in the same way is not known to be one: "0660", "1e5", a serial number of many digits.
+        let same = read.filter(|read: &Value| read.as_number().is_none_or(|number| number.to_string() == value));
+        object.insert(key.to_owned(), same.unwrap_or_else(|| Value::String(value.to_owned())));
     }
     Ok(Value::Object(object))
 }
@@ -77,5 +89,15 @@ mod tests {
         assert_eq!(got, json!({ "name": "vm1", "paths": ["ram://1MiB"], "weight": 3 }));
         assert_eq!(words(&["{\"a\":1}"]).unwrap(), json!({ "a": 1 }));
         assert!(words(&["nonsense"]).is_err());
+        for text in ["0660", "1e5", "1.50", "123456789012345678901234567890"] {
+            assert_eq!(words(&[&format!("serial={text}")]).unwrap(), json!({ "serial": text }));
+        }
+    }
+
+    #[test]
+    fn an_answer_is_waited_for_as_long_as_was_asked_for() {
+        assert_eq!(limit(&json!({ "wait_ms": 600_000 })), LIMIT + Duration::from_secs(600));
+        assert_eq!(limit(&json!({ "wait_ms": "long" })), LIMIT);
+        assert!(limit(&json!({ "wait_ms": u64::MAX })) > LIMIT);
     }
 }

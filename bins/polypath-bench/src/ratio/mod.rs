@@ -11,13 +11,14 @@ pub use cost::{Cost, measure as measure_cost};
 use crate::cpu;
 use crate::latency::round3;
 use crate::limit::{self, LimitConfig};
+use crate::output;
 use crate::run::{self, RunConfig};
 use anyhow::Context as _;
 use polypath_block::DiskUri;
 use polypath_reactor::{CpuList, IdlePolicy};
 use polypath_target::{ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig};
 use serde::Serialize;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -307,8 +308,7 @@ pub fn serve_null(cpu: usize, idle: IdlePolicy) -> anyhow::Result<()> {
         },
         ..TargetConfig::default()
     })?;
-    println!("nvme-tcp://127.0.0.1:{}/{NQN}?ns=1", target.port(0));
-    std::io::stdout().flush()?;
+    output::line(format_args!("nvme-tcp://127.0.0.1:{}/{NQN}?ns=1", target.port(0)))?;
     let mut rest = Vec::new();
     std::io::stdin().read_to_end(&mut rest).context("waiting for the end of standard input")?;
     target.stop();

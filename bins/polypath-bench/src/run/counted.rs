@@ -3,7 +3,7 @@
 //! Used only when there are several paths; the measured path of a single disk has nothing in between.
 
 use crate::gap::Gap;
-use crate::latency::Latencies;
+use crate::latency::DirectedLatencies;
 use polypath_block::{
     Armed, Cx, Device, DeviceState, Done, Health, Io, IoQueue, OpenError, QueueConfig, Refused, RefusedWhy, SlotKey,
     Slots, Time, Waits,
@@ -19,7 +19,7 @@ pub(super) struct PathCounts {
     pub(super) bytes: u64,
     pub(super) errors: u64,
     pub(super) suspects: u64,
-    pub(super) latencies: Latencies,
+    pub(super) latencies: DirectedLatencies,
     pub(super) longest_gap: Duration,
 }
 
@@ -47,6 +47,11 @@ impl PathCounters {
     pub(super) fn window(&self, begin: Time, end: Time) {
         self.begin.store(begin.as_nanos(), Relaxed);
         self.end.store(end.as_nanos(), Relaxed);
+    }
+
+    /// Nothing that completes at `end` or later is counted.
+    pub(super) fn end_at(&self, end: Time) {
+        self.end.fetch_min(end.as_nanos(), Relaxed);
     }
 
     pub(super) fn live(&self) -> u64 {
@@ -105,11 +110,21 @@ impl Device for CountedDevice {
     }
 }
 
+/// A request under way.
+struct Sent {
+    /// What its submitter calls it.
+    tag: u64,
+    started: Time,
+    /// Blocks of data; none if it carries none.
+    blocks: u32,
+    read: bool,
+}
+
 struct Queue {
     inner: Box<dyn IoQueue>,
     device: Arc<dyn Device>,
     block_size: u32,
-    slots: Slots<(u64, Time, u32)>,
+    slots: Slots<Sent>,
     done: Done,
     counters: Arc<PathCounters>,
     gap: Gap,
@@ -137,7 +152,7 @@ impl Queue {
 impl IoQueue for Queue {
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
         let blocks = if io.op.has_data() { io.blocks } else { 0 };
-        let Ok(key) = self.slots.insert((io.tag, cx.now, blocks)) else {
+        let Ok(key) = self.slots.insert(Sent { tag: io.tag, started: cx.now, blocks, read: io.op.data_in() }) else {
             return Err(Refused { io, why: RefusedWhy::Full });
         };
         match self.inner.submit(cx, Io { tag: key.as_u32().into(), ..io }) {
@@ -161,21 +176,22 @@ impl IoQueue for Queue {
         self.done.clear();
         self.inner.poll(cx, &mut self.done);
         for suspect in &self.done.suspects {
-            if let Some(&(tag, _, _)) = self.slots.get(SlotKey::from_u32(suspect.tag as u32)) {
+            if let Some(&Sent { tag, .. }) = self.slots.get(SlotKey::from_u32(suspect.tag as u32)) {
                 self.seen.suspects += 1;
                 done.suspects.push(polypath_block::Suspect { tag, ..*suspect });
             }
         }
         let n = self.done.completions.len() as u64;
         for completion in &self.done.completions {
-            let Some((tag, started, blocks)) = self.slots.remove(SlotKey::from_u32(completion.tag as u32)) else {
+            let Some(sent) = self.slots.remove(SlotKey::from_u32(completion.tag as u32)) else {
                 continue;
             };
+            let Sent { tag, started, blocks, read } = sent;
             if self.measuring {
                 if completion.status.is_ok() {
                     self.seen.ios += 1;
                     self.seen.bytes += u64::from(blocks) * u64::from(self.block_size);
-                    self.seen.latencies.record(cx.now.since(started));
+                    self.seen.latencies.record(read, cx.now.since(started));
                 } else {
                     self.seen.errors += 1;
                 }

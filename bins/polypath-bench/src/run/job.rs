@@ -2,13 +2,13 @@
 
 use crate::cpu;
 use crate::gap::{Gap, SharedGap};
-use crate::latency::Latencies;
+use crate::latency::DirectedLatencies;
 use crate::slices::Slices;
 use crate::verify::{Outcome, Statistics, Ticket, Verifier, VerifyError};
 use crate::workload::{Request, Workload};
 use polypath_block::{
-    Armed, Cx, Device, Done, Health, Io, IoQueue, OpenError, Poller, QueueConfig, RefusedWhy, Scope, SegRow, Status,
-    Time, Turn, Waits,
+    Armed, Code, Cx, Device, Done, Health, Io, IoQueue, OpenError, Poller, QueueConfig, RefusedWhy, Scope, SegRow,
+    Status, Time, Turn, Waits,
 };
 use polypath_memory::Chunk;
 use std::sync::Arc;
@@ -26,12 +26,35 @@ pub(super) struct Control {
     pub(super) ready: AtomicU32,
     /// When measuring begins, in nanoseconds of the reactors' clock; zero: not yet known. The ramp is before it.
     pub(super) begin: AtomicU64,
-    /// When it ends.
+    /// When it ends. It may come nearer, see [`Control::stop`].
     pub(super) end: AtomicU64,
+    /// The run was asked to end early: nothing is swept any more.
+    pub(super) stopped: AtomicBool,
+    /// Requests that are still outstanding are waited for no longer.
+    pub(super) given_up: AtomicBool,
     /// Requests may be made.
     pub(super) go: AtomicBool,
     /// Gaps of all jobs together.
     pub(super) gap: SharedGap,
+}
+
+impl Control {
+    /// Ends measuring at `time`, if it had not ended by then.
+    pub(super) fn stop(&self, time: Time) {
+        self.stopped.store(true, Relaxed);
+        self.end.fetch_min(time.as_nanos(), Relaxed);
+    }
+
+    /// When measuring ends or ended, as of now.
+    pub(super) fn end(&self) -> Time {
+        Time::from_nanos(self.end.load(Relaxed))
+    }
+
+    /// Has the jobs tell what they did without those requests that have not come back.
+    pub(super) fn give_up(&self) {
+        self.stopped.store(true, Relaxed);
+        self.given_up.store(true, Relaxed);
+    }
 }
 
 /// What a job is to do.
@@ -63,7 +86,11 @@ pub(super) struct JobResult {
     pub(super) writes: u64,
     pub(super) errors: u64,
     pub(super) error_samples: Vec<String>,
-    pub(super) latencies: Latencies,
+    /// Errors by their meaning, as [`Code::ALL`] lists them.
+    pub(super) error_codes: [u64; Code::ALL.len()],
+    /// Requests that had not come back when they were given up.
+    pub(super) unanswered: u64,
+    pub(super) latencies: DirectedLatencies,
     pub(super) slices: Slices,
     pub(super) longest_gap: Duration,
     pub(super) cpu: Option<Duration>,
@@ -73,6 +100,8 @@ pub(super) struct JobResult {
     pub(super) verified: Option<Statistics>,
     pub(super) verify_samples: Vec<VerifyError>,
     pub(super) swept: u64,
+    /// Known blocks were left unread, since the run was asked to end.
+    pub(super) sweep_cut: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -184,6 +213,9 @@ impl Job {
     /// Takes note of the borders of the measured time.
     #[inline]
     fn borders(&mut self, cx: &Cx<'_>) {
+        if self.phase == Phase::Running {
+            self.end = self.spec.control.end();
+        }
         if !self.measuring && cx.now >= self.begin && self.phase == Phase::Running {
             self.measuring = true;
             self.result.latencies.clear();
@@ -194,7 +226,12 @@ impl Job {
         }
         if cx.now >= self.end && self.phase == Phase::Running {
             self.phase = Phase::Draining;
-            self.measuring = false;
+            if !std::mem::take(&mut self.measuring) {
+                // Stopped during the ramp.
+                self.result.slices.restart(cx.now);
+                self.gap_ended = true;
+                return;
+            }
             self.result.longest_gap = self.gap.longest(cx.now);
             if self.spec.shares_gap && self.gap.outstanding() > 0 {
                 // What the other jobs still want is theirs to tell; this far it was a gap of all.
@@ -241,7 +278,7 @@ impl Job {
     fn complete(&mut self, now: Time, number: u16, status: Status) {
         let slot = &mut self.slots[usize::from(number)];
         if self.measuring {
-            self.result.latencies.record(now.since(slot.started));
+            self.result.latencies.record(slot.read, now.since(slot.started));
             if slot.read {
                 self.result.reads += 1;
             } else {
@@ -249,11 +286,14 @@ impl Job {
             }
         } else if self.phase == Phase::Draining {
             // Too late to count in the rate; leaving out the slowest would make every latency look better than it was.
-            self.result.latencies.record(now.since(slot.started));
+            self.result.latencies.record(slot.read, now.since(slot.started));
         }
         // Errors count whenever they happen: an error during the ramp is an error.
         if !status.is_ok() {
             self.result.errors += 1;
+            if let Some(at) = Code::ALL.iter().position(|&code| code == status.code) {
+                self.result.error_codes[at] += 1;
+            }
             if self.phase == Phase::Sweeping && status.scope() != Scope::Io {
                 // No way to the disk: each of the blocks that are left would wait for one in turn.
                 self.sweep_at = u64::MAX;
@@ -324,6 +364,11 @@ impl Job {
     fn next_request(&mut self) -> Option<Request> {
         match self.phase {
             Phase::Running => Some(self.spec.workload.next_request()),
+            Phase::Sweeping if self.spec.control.stopped.load(Relaxed) => {
+                self.result.sweep_cut |= self.sweep_at != u64::MAX;
+                self.sweep_at = u64::MAX;
+                None
+            }
             Phase::Sweeping => {
                 let known = self.spec.verifier.as_ref().and_then(|v| v.next_known(self.sweep_at));
                 // Once there is no more, it is not looked for again.
@@ -381,13 +426,14 @@ impl Job {
         self.phase = Phase::Closing;
     }
 
+    /// Tells what was done, once.
     fn finish(&mut self) {
+        let Some(tell) = self.tell.take() else { return };
         let mut result = std::mem::take(&mut self.result);
+        result.unanswered = self.outstanding() as u64;
         result.verified = self.spec.verifier.as_ref().map(Verifier::statistics);
-        if let Some(tell) = self.tell.take() {
-            // If whoever started us has gone, nobody wants to know.
-            let _ = tell.send(Ok(result));
-        }
+        // If whoever started us has gone, nobody wants to know.
+        let _ = tell.send(Ok(result));
     }
 }
 
@@ -398,6 +444,10 @@ impl Poller for Job {
     fn poll(&mut self, cx: &mut Cx<'_>) -> Turn {
         self.borders(cx);
         let mut busy = self.completions(cx) > 0;
+        if self.phase != Phase::Running && self.spec.control.given_up.load(Relaxed) {
+            // Told now. The requests keep their buffers, for they may still land.
+            self.finish();
+        }
         match self.phase {
             Phase::Connecting => self.connecting(cx),
             Phase::Closing if self.queue.is_drained() => {

@@ -8,11 +8,13 @@ mod counted;
 mod disk;
 mod job;
 mod report;
+mod stop;
 #[cfg(test)]
 mod tests;
 
 pub use config::{Mix, RunConfig};
 pub use report::{Buffers, PathReport, ReactorReport, RunReport, VerifyReport};
+pub use stop::Stop;
 
 use crate::verify::{Verifier, VerifierConfig};
 use crate::workload::Workload;
@@ -28,9 +30,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
+use stop::{Running, Watched};
 
-/// How long requests may take to come back after the last one was made, beyond the time an I/O may wait for a path.
+/// How long no request may come back after the last one was made, beyond the time an I/O may wait for a path.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// The same once the run was asked to end: somebody waits. Longer than a usual fence; no test of this package has one.
+const STOP_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 15 });
+
+/// How long jobs may take to tell what they did: their reactors have nothing to wait for.
+const TELL_LIMIT: Duration = Duration::from_secs(5);
 
 /// How far a run has come.
 #[derive(Clone, Debug)]
@@ -48,9 +57,21 @@ pub struct Progress {
 /// Measures; `progress` is called a few times a second.
 ///
 /// # Errors
-/// When the disk cannot be opened or does not answer, when the request size does not suit it, when the record of an earlier
-/// verification is of another disk, or when requests do not come back. Errors of single requests are in the report.
-pub fn run(config: &RunConfig, mut progress: impl FnMut(&Progress)) -> anyhow::Result<RunReport> {
+/// When there is no time to measure, when the disk cannot be opened or does not answer, when the request size does not suit it, or
+/// when the record of an earlier verification is of another disk. Errors of single requests are in the report.
+pub fn run(config: &RunConfig, progress: impl FnMut(&Progress)) -> anyhow::Result<RunReport> {
+    run_until(config, &Stop::default(), progress)
+}
+
+/// [`run`] that `stop` can end early; the report says so, and is of the time until then.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn run_until(config: &RunConfig, stop: &Stop, mut progress: impl FnMut(&Progress)) -> anyhow::Result<RunReport> {
+    anyhow::ensure!(
+        !config.time.is_zero(),
+        "--time 0 leaves nothing to measure; expected some time, such as 5 or 500ms"
+    );
     let bytes = u64::from(config.jobs) * u64::from(config.qd) * u64::from(config.bs).next_multiple_of(4096);
     let stack = Stack::start(StackConfig {
         cpus: config.cpus.clone(),
@@ -61,7 +82,7 @@ pub fn run(config: &RunConfig, mut progress: impl FnMut(&Progress)) -> anyhow::R
     let disk = disk::open(&stack, config)?;
     let arena = stack.arena()?;
     let started = start_jobs(&stack, &disk, config, &arena);
-    let outcome = started.and_then(|jobs| collect(&jobs, &disk, config, &mut progress));
+    let outcome = started.and_then(|jobs| collect(&jobs, &disk, config, stop, &mut progress));
     // As they are at the end of the run; later all are closed.
     let paths = disk.group.as_ref().map(|group| group.statistics()).unwrap_or_default();
     disk.device.close();
@@ -70,8 +91,14 @@ pub fn run(config: &RunConfig, mut progress: impl FnMut(&Progress)) -> anyhow::R
     while !matches!(disk.device.state(), DeviceState::Gone { .. }) && ended.elapsed() < Duration::from_secs(2) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let (results, times, gap) = outcome?;
-    Ok(report::build(config, &stack, &disk, &arena, results, &times, (gap, &paths)))
+    // Somebody who asks for an end before the report is made gets the report, too.
+    let (results, times, gap, _watched) = outcome?;
+    let report = report::build(config, &stack, &disk, &arena, results, &times, (gap, &paths));
+    if report.unanswered > 0 {
+        // They may still land. Their buffers, and the reactors that know of them, stay for as long as the process.
+        std::mem::forget(stack);
+    }
+    Ok(report)
 }
 
 type JobEnd = Result<JobResult, OpenError>;
@@ -202,12 +229,37 @@ impl Poller for Ended {
 }
 
 /// Lets the jobs go once all are ready, and waits for them.
-fn collect(
+fn collect<'a>(
     jobs: &Jobs,
     disk: &Disk,
     config: &RunConfig,
+    stop: &'a Stop,
     progress: &mut impl FnMut(&Progress),
-) -> anyhow::Result<(Vec<JobResult>, Times, Duration)> {
+) -> anyhow::Result<(Vec<JobResult>, Times, Duration, Watched<'a>)> {
+    wait_ready(jobs, disk, config)?;
+    let start = now().after(Duration::from_millis(1));
+    let mut times =
+        Times { start, begin: start.after(config.ramp), end: start.after(config.ramp.saturating_add(config.time)) };
+    for counters in &disk.path_counters {
+        counters.window(times.begin, times.end);
+    }
+    jobs.control.begin.store(times.begin.as_nanos(), Ordering::Relaxed);
+    jobs.control.end.store(times.end.as_nanos(), Ordering::Relaxed);
+    let watched = stop.watch(Running {
+        control: jobs.control.clone(),
+        paths: disk.path_counters.clone(),
+        hosts: jobs.hosts.clone(),
+    });
+    jobs.control.go.store(true, Ordering::Release);
+    jobs.hosts.iter().for_each(|host| host.wake());
+    let results = wait_told(jobs, disk, config, &times, progress)?;
+    times.end = jobs.control.end();
+    let gap = jobs.control.gap.longest();
+    Ok((results, times, gap, watched))
+}
+
+/// Waits until the queues of all jobs take requests.
+fn wait_ready(jobs: &Jobs, disk: &Disk, config: &RunConfig) -> anyhow::Result<()> {
     let waiting = Instant::now();
     while jobs.control.ready.load(Ordering::Relaxed) < u32::from(config.jobs) {
         match jobs.told.recv_timeout(Duration::from_millis(2)) {
@@ -223,38 +275,52 @@ fn collect(
             disk.device.state()
         );
     }
-    let start = now().after(Duration::from_millis(1));
-    let times = Times { start, begin: start.after(config.ramp), end: start.after(config.ramp + config.time) };
-    for counters in &disk.path_counters {
-        counters.window(times.begin, times.end);
-    }
-    jobs.control.begin.store(times.begin.as_nanos(), Ordering::Relaxed);
-    jobs.control.end.store(times.end.as_nanos(), Ordering::Relaxed);
-    jobs.control.go.store(true, Ordering::Release);
-    jobs.hosts.iter().for_each(|host| host.wake());
-    let limit = times.end.after(config.no_path_timeout + DRAIN_LIMIT);
+    Ok(())
+}
+
+/// Waits for what the jobs tell at their end, and shows how far they have come until then.
+fn wait_told(
+    jobs: &Jobs,
+    disk: &Disk,
+    config: &RunConfig,
+    times: &Times,
+    progress: &mut impl FnMut(&Progress),
+) -> anyhow::Result<Vec<JobResult>> {
     let mut results = Vec::new();
+    let (mut ios, mut moved, mut given_up) = (0, times.start, None);
     while results.len() < usize::from(config.jobs) {
         match jobs.told.recv_timeout(Duration::from_millis(250)) {
             Ok(told) => results.push(told?),
             Err(RecvTimeoutError::Disconnected) => anyhow::bail!("a reactor ended before its job did"),
             Err(RecvTimeoutError::Timeout) => {
                 let time = now();
-                anyhow::ensure!(
-                    time < limit,
-                    "requests to {} did not come back within {:?} of the last one",
-                    disk.device.name(),
-                    config.no_path_timeout + DRAIN_LIMIT
-                );
+                let done = jobs.progress.iter().map(|p| p.load(Ordering::Relaxed)).sum();
+                if done != ios {
+                    (ios, moved) = (done, time);
+                }
+                let stopped = jobs.control.stopped.load(Ordering::Relaxed);
+                let patience = if stopped { STOP_LIMIT } else { config.no_path_timeout.saturating_add(DRAIN_LIMIT) };
+                match given_up {
+                    Some(since) => anyhow::ensure!(
+                        time.since(since) < TELL_LIMIT,
+                        "a reactor does not answer: its job did not tell what it measured within {TELL_LIMIT:?}"
+                    ),
+                    None if time < jobs.control.end().max(moved).after(patience) => {}
+                    None => {
+                        tracing::warn!(disk = disk.device.name(), ?patience, "requests did not come back");
+                        jobs.control.give_up();
+                        jobs.hosts.iter().for_each(|host| host.wake());
+                        given_up = Some(time);
+                    }
+                }
                 progress(&Progress {
                     elapsed: time.since(times.start),
-                    total: config.ramp + config.time,
-                    ios: jobs.progress.iter().map(|p| p.load(Ordering::Relaxed)).sum(),
+                    total: jobs.control.end().since(times.start),
+                    ios,
                     paths: disk.path_counters.iter().map(|w| (w.name().to_owned(), w.live())).collect(),
                 });
             }
         }
     }
-    let gap = jobs.control.gap.longest();
-    Ok((results, times, gap))
+    Ok(results)
 }

@@ -8,9 +8,10 @@ use crate::latency::{LatencyUs, round3};
 use crate::verify::Statistics;
 use polypath::reactor::ReactorStatistics;
 use polypath::{Arena, Stack, memory::Pages};
-use polypath_block::Time;
+use polypath_block::{Code, Status, Time};
 use polypath_multipath::PathStatistics;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What was measured. The names of the fields are the keys of the JSON object.
@@ -40,6 +41,8 @@ pub struct RunReport {
     pub seed: u64,
     /// Measured time in seconds.
     pub seconds: f64,
+    /// The run was asked to end early: this is what was measured until then, or not everything known was read once more.
+    pub interrupted: bool,
     /// Requests completed in that time.
     pub ios: u64,
     /// Of these, reads.
@@ -52,10 +55,18 @@ pub struct RunReport {
     pub iops_quiet: f64,
     /// MiB a second.
     pub mib_s: f64,
-    /// Latency of a request.
+    /// Latency of a request, reads and writes together.
     pub lat_us: LatencyUs,
+    /// Latency of a read; none without any.
+    pub lat_read_us: Option<LatencyUs>,
+    /// Latency of a write; none without any.
+    pub lat_write_us: Option<LatencyUs>,
     /// Requests that failed, those during the ramp included.
     pub errors: u64,
+    /// How many of them failed for what: a lost path is something else than a medium error.
+    pub error_causes: BTreeMap<String, u64>,
+    /// Requests that never came back: given up after the time an I/O may wait and a minute, or 15 s after an interrupt.
+    pub unanswered: u64,
     /// The first of them.
     pub error_samples: Vec<String>,
     /// Blocks that were wrong; none unless verified.
@@ -84,9 +95,9 @@ pub struct RunReport {
 }
 
 impl RunReport {
-    /// Did every request succeed, and was every block right?
+    /// Did every request come back and succeed, and was every block right?
     pub fn is_good(&self) -> bool {
-        self.errors == 0 && self.verify_errors == 0
+        self.errors == 0 && self.unanswered == 0 && self.verify_errors == 0
     }
 }
 
@@ -139,6 +150,10 @@ pub struct PathReport {
     pub mib_s: f64,
     /// Latency of a request on this path, the wait for a path not included.
     pub lat_us: LatencyUs,
+    /// The same of a read; none without any.
+    pub lat_read_us: Option<LatencyUs>,
+    /// The same of a write; none without any.
+    pub lat_write_us: Option<LatencyUs>,
     /// Requests that ended on it with an error. They were sent again elsewhere where that was right.
     pub errors: u64,
     /// Wrong blocks: only known of a disk with one path.
@@ -188,7 +203,9 @@ pub(super) fn build(
     times: &Times,
     (shared_gap, known): (Duration, &[PathStatistics]),
 ) -> RunReport {
-    let seconds = times.end.since(times.begin).as_secs_f64();
+    // Nothing at all if it was interrupted during the ramp; there is something to divide by all the same.
+    let seconds = times.end.since(times.begin).as_secs_f64().max(1e-9);
+    let mut interrupted = times.end < times.begin.after(config.time);
     let mut all = JobResult::default();
     let (mut verify, mut cpu) = (VerifyReport::default(), Duration::ZERO);
     let (mut verify_errors, mut taken, mut quiet) = (0, Duration::ZERO, 0.0);
@@ -196,6 +213,9 @@ pub(super) fn build(
         all.reads += result.reads;
         all.writes += result.writes;
         all.errors += result.errors;
+        all.error_codes.iter_mut().zip(result.error_codes).for_each(|(all, one)| *all += one);
+        all.unanswered += result.unanswered;
+        interrupted |= result.sweep_cut;
         all.error_samples.extend(result.error_samples);
         all.verify_samples.extend(result.verify_samples);
         all.latencies.merge(&result.latencies);
@@ -229,11 +249,16 @@ pub(super) fn build(
         ios,
         reads: all.reads,
         writes: all.writes,
+        interrupted,
         iops: round3(ios as f64 / seconds),
         iops_quiet: quiet,
         mib_s: mib_s(ios * u64::from(config.bs), seconds),
         lat_us: all.latencies.summary(),
+        lat_read_us: all.latencies.reads(),
+        lat_write_us: all.latencies.writes(),
         errors: all.errors,
+        error_causes: causes(&all.error_codes),
+        unanswered: all.unanswered,
         error_samples: all.error_samples,
         verify_errors,
         verify_error_samples: all.verify_samples.iter().map(ToString::to_string).collect(),
@@ -268,6 +293,8 @@ fn paths(report: &RunReport, disk: &Disk, seconds: f64, statistics: &[PathStatis
             iops: report.iops,
             mib_s: report.mib_s,
             lat_us: report.lat_us,
+            lat_read_us: report.lat_read_us,
+            lat_write_us: report.lat_write_us,
             errors: report.errors,
             verify_errors: Some(report.verify_errors),
             longest_gap_ms: report.longest_gap_ms,
@@ -288,6 +315,8 @@ fn paths(report: &RunReport, disk: &Disk, seconds: f64, statistics: &[PathStatis
             iops: round3(seen.ios as f64 / seconds),
             mib_s: mib_s(seen.bytes, seconds),
             lat_us: seen.latencies.summary(),
+            lat_read_us: seen.latencies.reads(),
+            lat_write_us: seen.latencies.writes(),
             errors: seen.errors,
             verify_errors: None,
             longest_gap_ms: ms(seen.longest_gap),
@@ -312,6 +341,12 @@ impl VerifyReport {
         self.torn += s.torn;
         self.untracked += s.untracked;
     }
+}
+
+/// Errors by their meaning in words; only those there were.
+fn causes(codes: &[u64]) -> BTreeMap<String, u64> {
+    let named = Code::ALL.iter().zip(codes).filter(|(_, n)| **n > 0);
+    named.map(|(&code, &n)| (Status::new(code).to_string(), n)).collect()
 }
 
 fn reactor(s: ReactorStatistics) -> ReactorReport {

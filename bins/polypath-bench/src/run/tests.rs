@@ -2,6 +2,7 @@
 
 use super::*;
 use polypath_multipath::SelectorKind;
+use polypath_target::{Command, ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig, TargetHandle};
 use serde_json::Value;
 
 fn quick(paths: &[&str]) -> RunConfig {
@@ -47,15 +48,19 @@ fn the_keys_are_what_was_promised() {
         "cpu_us_per_io",
         "cpus",
         "disk",
+        "error_causes",
         "error_samples",
         "errors",
         "fencing",
         "idle",
+        "interrupted",
         "iops",
         "iops_quiet",
         "ios",
         "jobs",
+        "lat_read_us",
         "lat_us",
+        "lat_write_us",
         "longest_gap_ms",
         "mib_s",
         "mode",
@@ -68,6 +73,7 @@ fn the_keys_are_what_was_promised() {
         "seed",
         "selector",
         "suspects",
+        "unanswered",
         "verdict",
         "verify",
         "verify_error_samples",
@@ -75,6 +81,24 @@ fn the_keys_are_what_was_promised() {
         "writes",
     ];
     assert_eq!(keys, known, "whoever reads the JSON must hear of a new key: it is listed in docs/PERFORMANCE.md");
+}
+
+#[test]
+fn reads_and_writes_have_latencies_of_their_own() {
+    let value = json(&run(&quick(&["null://1GiB"]), |_| ()).unwrap());
+    assert_eq!((&value["lat_read_us"], &value["lat_write_us"]), (&value["lat_us"], &Value::Null), "reads only");
+    let (target, uri) = target("null://1GiB");
+    target.control(&Command { ms: Some(20), op: Some("write".into()), ..Command::new("delay") }).unwrap();
+    for selector in [None, Some(SelectorKind::default())] {
+        let config = RunConfig { mix: Mix::RandRw, qd: 4, selector, ..quick(&[&uri]) };
+        let report = run(&config, |_| ()).unwrap();
+        let value = json(&report);
+        for object in [&value, &value["paths"][0]] {
+            let p50 = |key: &str| object[key]["p50"].as_f64().unwrap();
+            assert!(p50("lat_write_us") >= 20_000.0 && p50("lat_read_us") < 10_000.0, "{object:#}");
+            assert_eq!(object["lat_us"]["max"], object["lat_write_us"]["max"], "{object:#}");
+        }
+    }
 }
 
 #[test]
@@ -114,8 +138,10 @@ fn a_disk_that_forgets_is_caught() {
 fn several_paths_share_the_work() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::File::create_new(dir.path().join("disk")).unwrap().set_len(8 << 20).unwrap();
-    // Two names for one file, and an identifier that says so.
-    let name = |at: &str| format!("file://{}{at}/disk?uuid=00000000-0000-4000-8000-000000000001", dir.path().display());
+    // Two names for one file, and an identifier that says so. That they are one file is why neither may lock it.
+    let name = |at: &str| {
+        format!("file://{}{at}/disk?lock=off&uuid=00000000-0000-4000-8000-000000000001", dir.path().display())
+    };
     let names = [name(""), name("/.")];
     let config =
         RunConfig { mix: Mix::Verify, selector: Some(SelectorKind::RoundRobin), ..quick(&[&names[0], &names[1]]) };
@@ -159,18 +185,23 @@ fn what_does_not_suit_the_disk_is_named() {
     }
 }
 
-#[test]
-fn what_is_late_counts_though_the_time_is_up() {
-    use polypath_target::{Command, ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig};
-    let nqn = "nqn.2026-01.org.example:late";
+/// A target with one namespace, and its URI.
+fn target(namespace: &str) -> (TargetHandle, String) {
+    let nqn = "nqn.2026-01.org.example:bench";
     let target = Target::start(TargetConfig {
         listeners: vec![ListenerConfig::new("127.0.0.1:0")],
-        subsystems: vec![SubsystemConfig::new(nqn, vec![NamespaceConfig::new("null://1GiB")])],
+        subsystems: vec![SubsystemConfig::new(nqn, vec![NamespaceConfig::new(namespace)])],
         ..TargetConfig::default()
     })
     .unwrap();
-    target.control(&Command { ms: Some(600), op: Some("read".into()), ..Command::new("delay") }).unwrap();
     let uri = format!("nvme-tcp://{}/{nqn}?ns=1", target.addresses()[0]);
+    (target, uri)
+}
+
+#[test]
+fn what_is_late_counts_though_the_time_is_up() {
+    let (target, uri) = target("null://1GiB");
+    target.control(&Command { ms: Some(600), op: Some("read".into()), ..Command::new("delay") }).unwrap();
     for jobs in [1, 2] {
         let report = run(&RunConfig { qd: 1, jobs, ..quick(&[&uri]) }, |_| ()).unwrap();
         assert_eq!((report.ios, report.errors), (0, 0), "none completed in the time measured: {report:?}");
@@ -179,4 +210,94 @@ fn what_is_late_counts_though_the_time_is_up() {
         let least = if jobs == 1 { 550.0 } else { 140.0 };
         assert!(report.longest_gap_ms >= least, "{jobs} jobs: {} ms", report.longest_gap_ms);
     }
+}
+
+#[test]
+fn a_lost_path_is_told_as_one() {
+    let (target, uri) = target("null://1GiB");
+    for (selector, cause) in [(None, "path lost"), (Some(SelectorKind::default()), "no usable path in time")] {
+        target.control(&Command { op: Some("read".into()), ..Command::new("lose") }).unwrap();
+        let mut reset = false;
+        let config = RunConfig {
+            selector,
+            qd: 4,
+            time: Duration::from_secs(1),
+            no_path_timeout: Duration::from_millis(100),
+            ..quick(&[&uri])
+        };
+        let report = run(&config, |_| {
+            // The connections end, and nobody listens any more.
+            if !std::mem::replace(&mut reset, true) {
+                let listener = || Some(polypath_target::ListenerName::Index(0));
+                target.control(&Command { listener: listener(), ..Command::new("close_listener") }).unwrap();
+                target.control(&Command { listener: listener(), ..Command::new("reset") }).unwrap();
+            }
+        })
+        .unwrap();
+        assert!(report.errors >= 4 && !report.is_good(), "{report:?}");
+        assert_eq!(report.error_causes, [(cause.to_owned(), report.errors)].into(), "{report:?}");
+        let listener = Some(polypath_target::ListenerName::Index(0));
+        target.control(&Command { listener, ..Command::new("open_listener") }).unwrap();
+        target.control(&Command::new("clear")).unwrap();
+    }
+}
+
+#[test]
+fn a_stop_ends_the_measured_time_and_the_report_is_of_it() {
+    for (mix, jobs) in [(Mix::RandRw, 2), (Mix::Verify, 1)] {
+        let stop = Stop::default();
+        assert!(!stop.request(), "there is nothing to stop");
+        let config =
+            RunConfig { mix, jobs, time: Duration::from_secs(600), ramp: Duration::ZERO, ..quick(&["ram://8MiB"]) };
+        let report = run_until(&config, &stop, |_| assert!(stop.request())).unwrap();
+        assert!(report.interrupted && report.is_good() && report.ios > 100, "{report:?}");
+        assert!(report.seconds > 0.1 && report.seconds < 60.0, "{report:?}");
+        assert!((report.iops - report.ios as f64 / report.seconds).abs() < report.iops / 100.0, "{report:?}");
+        assert_eq!(report.verify.map(|v| v.swept), (mix == Mix::Verify).then_some(0), "nobody waits for the sweep");
+        assert!(!stop.request(), "it has ended");
+    }
+    assert!(!run(&quick(&["null://1GiB"]), |_| ()).unwrap().interrupted);
+}
+
+#[test]
+fn a_stop_during_the_ramp_reports_that_nothing_was_measured() {
+    let stop = Stop::default();
+    let config = RunConfig { ramp: Duration::from_secs(600), ..quick(&["null://1GiB"]) };
+    let report = run_until(&config, &stop, |_| assert!(stop.request())).unwrap();
+    assert!(report.interrupted && report.seconds == 0.0 && report.ios == 0, "{report:?}");
+    assert_eq!((report.iops, report.iops_quiet, report.longest_gap_ms), (0.0, 0.0, 0.0));
+}
+
+#[test]
+fn a_sweep_is_cut_short_by_a_stop() {
+    let (target, uri) = target("ram://1MiB");
+    let stop = Stop::default();
+    let config = RunConfig { mix: Mix::Verify, rwmix: 0, qd: 4, jobs: 1, ..quick(&[&uri]) };
+    target.control(&Command { ms: Some(200), op: Some("read".into()), ..Command::new("delay") }).unwrap();
+    let mut written = None;
+    let report = run_until(&config, &stop, |p| {
+        if p.elapsed > p.total && p.ios > *written.get_or_insert(p.ios) + u64::from(config.qd) {
+            // More than the writes that were outstanding then: what comes back now was swept.
+            stop.request();
+        }
+    })
+    .unwrap();
+    let swept = report.verify.unwrap().swept;
+    assert!(report.interrupted && swept > 0 && swept < 256, "{report:?}");
+}
+
+#[test]
+fn what_never_comes_back_costs_nobody_the_report() {
+    let (target, uri) = target("null://1GiB");
+    let stop = Stop::default();
+    target.control(&Command { ms: Some(600_000), op: Some("read".into()), ..Command::new("delay") }).unwrap();
+    let config = RunConfig { qd: 3, time: Duration::from_secs(600), ..quick(&[&uri]) };
+    let report = run_until(&config, &stop, |_| assert!(stop.request())).unwrap();
+    assert_eq!((report.unanswered, report.interrupted, report.is_good()), (3, true, false), "{report:?}");
+}
+
+#[test]
+fn no_time_is_refused() {
+    let error = run(&RunConfig { time: Duration::ZERO, ..quick(&["null://1GiB"]) }, |_| ()).unwrap_err().to_string();
+    assert!(error.contains("--time 0") && error.contains("expected"), "{error}");
 }

@@ -165,7 +165,7 @@ impl Record {
             Some(path) => {
                 let (file, reopened) = open_file(path, len)?;
                 let fd = file.try_clone().map_err(|e| system(path, "duplicating its descriptor", e))?;
-                (Region::from_fd(fd.into(), 0, len).map_err(memory)?, Some(file), reopened)
+                (Region::from_fd(std::os::fd::OwnedFd::from(fd), 0, len).map_err(memory)?, Some(file), reopened)
             }
         };
         let window = region.window(0, len).expect("the window is the whole region");

@@ -1,7 +1,7 @@
 //! `polypath demo`: lose paths under verified I/O and watch nothing happen.
 //!
 //! A software target with several NVMe/TCP paths to one namespace, our initiator and multipath over them, our vhost-user-blk
-//! back-end on top, and libblkio's front-end driving it as a guest would. All in one process, over real sockets.
+//! back-end on top, and a vhost-user front-end driving it as a guest would. All in one process, over real sockets.
 
 mod chart;
 mod guest;
@@ -11,6 +11,7 @@ mod world;
 
 use anyhow::{Context, Result, bail};
 use polypath::multipath::SelectorKind;
+use polypath_bench::output;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -70,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut reports = Vec::new();
     for run in 0..args.runs {
         if !args.json && args.runs > 1 {
-            println!("run {} of {}", run + 1, args.runs);
+            output::line(format_args!("run {} of {}", run + 1, args.runs))?;
         }
         reports.push(scenario::play(args, read_percent, seed.wrapping_add(run.into()))?);
     }
@@ -86,18 +87,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         report.svg = Some(args.svg.display().to_string());
     }
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        output::line(serde_json::to_string(&report)?)?;
     } else {
-        print!("{}", report.table());
+        output::print(report.table())?;
         if args.runs > 1 {
             let list = |v: &[f64]| v.iter().map(|g| format!("{g:.1}")).collect::<Vec<_>>().join(", ");
-            println!("longest gaps of {} runs: silent drop {} ms; reset {} ms", args.runs, list(&gaps), list(&resets));
+            let (silent, reset) = (list(&gaps), list(&resets));
+            output::line(format_args!(
+                "longest gaps of {} runs: silent drop {silent} ms; reset {reset} ms",
+                args.runs
+            ))?;
         }
         if let Some(svg) = &report.svg {
-            println!("throughput per path over time: {svg}");
+            output::line(format_args!("throughput per path over time: {svg}"))?;
         }
         if let Some(error) = &report.first_verify_error {
-            println!("first error: {error}");
+            output::line(format_args!("first error: {error}"))?;
         }
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -6,6 +6,7 @@ use super::world::{PathAction, World};
 use anyhow::{Result, anyhow};
 use polypath::block::Proof;
 use polypath::multipath::{Event, EventKind};
+use polypath_bench::output;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ pub(super) fn play(args: &Args, read_percent: u32, seed: u64) -> Result<Report> 
     let mut world = World::build(args)?;
     world.start_guest(args, read_percent, seed)?;
     let mut show = Show::new(&world, args.json);
-    show.mark("load begins");
+    show.mark("load begins")?;
     show.run_for(STRETCH);
     let before = world.seen.take().0;
     let (dropped, reset) = (1usize, 2usize);
@@ -39,7 +40,7 @@ pub(super) fn play(args: &Args, read_percent: u32, seed: u64) -> Result<Report> 
     let reset =
         show.incident(&Fault { index: reset, what: "reset", begin: PathAction::Reset, end: PathAction::Reopen })?;
     show.run_for(STRETCH);
-    show.mark("load ends");
+    show.mark("load ends")?;
     let seconds = show.start.elapsed().as_secs_f64();
     let (timeline, marks) = (std::mem::take(&mut show.samples), std::mem::take(&mut show.marks));
     show.end_line();
@@ -100,18 +101,21 @@ impl<'a> Show<'a> {
         Show { world, start: now, last: now, bytes, samples: Vec::new(), marks: Vec::new(), quiet, tty }
     }
 
-    fn mark(&mut self, text: impl Into<String>) {
+    /// Notes what happens, and tells it.
+    fn mark(&mut self, text: impl Into<String>) -> Result<()> {
         let mark = Mark { at_s: self.start.elapsed().as_secs_f64(), text: text.into() };
         if !self.quiet {
             self.end_line();
-            println!("{:7.3} s  {}", mark.at_s, mark.text);
+            output::line(format_args!("{:7.3} s  {}", mark.at_s, mark.text))?;
         }
         self.marks.push(mark);
+        Ok(())
     }
 
     fn end_line(&self) {
         if !self.quiet && self.tty {
-            print!("\r\x1b[K");
+            // A terminal that has gone away is no reason to stop.
+            let _ = write!(std::io::stdout(), "\r\x1b[K");
         }
     }
 
@@ -133,9 +137,8 @@ impl<'a> Show<'a> {
                 .zip(&mib_s)
                 .map(|(p, m)| format!("{} {:<8} {m:6.0} MiB/s", p.name, p.state.to_string()))
                 .collect();
-            print!("\r\x1b[K{:7.1} s  {}", self.start.elapsed().as_secs_f64(), line.join("  "));
-            // A terminal that has gone away is no reason to stop.
-            let _ = std::io::stdout().flush();
+            let (mut out, seconds) = (std::io::stdout(), self.start.elapsed().as_secs_f64());
+            let _ = write!(out, "\r\x1b[K{seconds:7.1} s  {}", line.join("  ")).and_then(|()| out.flush());
         }
         self.samples.push(Sample { at_s: self.start.elapsed().as_secs_f64(), mib_s });
     }
@@ -154,23 +157,23 @@ impl<'a> Show<'a> {
         self.world.seen.take();
         let begin = polypath::reactor::now();
         self.world.fault(fault.begin, fault.index)?;
-        self.mark(format!("{name} is {}", fault.what));
+        self.mark(format!("{name} is {}", fault.what))?;
         let mut incident = Incident { what: format!("{name} {}", fault.what), ..Incident::default() };
         let mut seen = Events { name: &name, down: None, last_fenced: None, up: None };
         self.until(DETECTION_LIMIT, &mut seen, &mut incident, |s| s.down.is_some())
             .map_err(|_| anyhow!("{name} was {} and not left within {DETECTION_LIMIT:?}", fault.what))?;
         let down = seen.down.unwrap_or(begin);
         incident.detection_ms = Some(down.since(begin).as_secs_f64() * 1e3);
-        self.mark(format!("{name} left after {:.0} ms", down.since(begin).as_secs_f64() * 1e3));
+        self.mark(format!("{name} left after {:.0} ms", down.since(begin).as_secs_f64() * 1e3))?;
         self.run_for(STRETCH);
         self.world.fault(fault.end, fault.index)?;
         let back = polypath::reactor::now();
-        self.mark(format!("{name} is there again"));
+        self.mark(format!("{name} is there again"))?;
         self.until(RECOVERY_LIMIT, &mut seen, &mut incident, |s| s.up.is_some())
             .map_err(|_| anyhow!("{name} did not carry I/O again within {RECOVERY_LIMIT:?}"))?;
         let up = seen.up.unwrap_or(back);
         incident.recovery_ms = Some(up.since(back).as_secs_f64() * 1e3);
-        self.mark(format!("{name} carries I/O again"));
+        self.mark(format!("{name} carries I/O again"))?;
         // Changes of the lost path may still wait for their fence when the path itself is back.
         let wait = Instant::now();
         while self.world.group.statistics()[fault.index].suspects > 0 && wait.elapsed() < RECOVERY_LIMIT {
@@ -183,7 +186,7 @@ impl<'a> Show<'a> {
         (incident.longest_gap_ms, incident.write_latency_max_ms) = self.world.seen.take();
         if let (Some(ms), Some(proof)) = (incident.fence_ms, &incident.proof) {
             let text = format!("{} changes of {name} sent again after {ms:.0} ms: {proof}", incident.redriven_changes);
-            self.mark(text);
+            self.mark(text)?;
         }
         Ok(incident)
     }

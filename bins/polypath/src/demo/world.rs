@@ -51,7 +51,8 @@ impl World {
             ServerConfig { queue_size: 1024, ..ServerConfig::new("demo", &socket, group.clone(), stack.hosts()) };
         let server = Server::start(config).context("serving the disk")?;
         let path = socket.to_str().context("the temporary folder's name is not UTF-8")?.to_owned();
-        let client = ClientConfig { path, queues: 1, queue_size: 1024, read_only: false };
+        // The group keeps I/O back for as long as its own limits say; a guest has none.
+        let client = ClientConfig { queue_size: 1024, io_timeout: Duration::from_secs(600), ..ClientConfig::new(path) };
         let disk = VhostUserDisk::connect(&client).context("connecting as a guest")?;
         let mut world =
             World { seen: Arc::default(), guest: None, disk, server, group, events, stack, target, _dir: dir };

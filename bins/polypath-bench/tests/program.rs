@@ -1,0 +1,187 @@
+//! `polypath-bench` as its users meet it: signals, files, what it prints and where.
+#![allow(missing_docs)]
+
+use polypath_target::{Command as Control, ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn bench(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polypath-bench"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A run under way, killed if the test ends before it does.
+struct Running {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Running {
+        let mut child = bench(arguments).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Running { child, stderr }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Reads its standard error up to a line that has `word`.
+    fn wait_for(&mut self, word: &str) {
+        let mut line = String::new();
+        while !line.contains(word) {
+            line.clear();
+            assert!(self.stderr.read_line(&mut line).unwrap() > 0, "it ended before it said {word}");
+        }
+    }
+
+    /// Waits for its end, calling `meanwhile` now and then; its status and what it printed.
+    fn finish(mut self, meanwhile: impl Fn(&Running)) -> (ExitStatus, String) {
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < LIMIT, "it does not end");
+            meanwhile(&self);
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let mut text = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        (status, text)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Either of them fails only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn ctrl_c_prints_what_was_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let file = dir.path().join("report.json");
+        let path = file.display().to_string();
+        let mut run = Running::start(&[
+            "run",
+            "--path",
+            "ram://16MiB",
+            "--rw",
+            "randrw",
+            "--time",
+            "10m",
+            "--ramp",
+            "0",
+            "--progress",
+            "--json",
+            &path,
+        ]);
+        run.wait_for(" IOPS");
+        run.signal(signal);
+        run.wait_for("once more ends at once");
+        let (ended, text) = run.finish(|_| ());
+        assert_eq!(ended.code(), Some(status), "{text}");
+        assert!(text.starts_with("INTERRUPTED after ") && text.contains("ram://16MiB"), "{text}");
+        let report = json(&file);
+        let number = |key: &str| report[key].as_f64().unwrap();
+        assert_eq!(report["interrupted"], true);
+        assert!(number("seconds") > 0.0 && number("seconds") < LIMIT.as_secs_f64(), "{report:#}");
+        assert!(number("reads") > 0.0 && number("writes") > 0.0 && number("errors") == 0.0, "{report:#}");
+        let rate = number("ios") / number("seconds");
+        assert!((number("iops") - rate).abs() < rate * 0.01, "the rate is of the time until then: {report:#}");
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_ends_at_once() {
+    let nqn = "nqn.2026-01.org.example:silent";
+    let target = Target::start(TargetConfig {
+        listeners: vec![ListenerConfig::new("127.0.0.1:0")],
+        subsystems: vec![SubsystemConfig::new(nqn, vec![NamespaceConfig::new("null://1GiB")])],
+        ..TargetConfig::default()
+    })
+    .unwrap();
+    // What is outstanding comes back in ten minutes.
+    target.control(&Control { ms: Some(600_000), op: Some("read".into()), ..Control::new("delay") }).unwrap();
+    let uri = format!("nvme-tcp://{}/{nqn}?ns=1", target.addresses()[0]);
+    let mut run = Running::start(&["run", "--path", &uri, "--time", "10m", "--ramp", "0", "--progress"]);
+    run.wait_for(" IOPS");
+    run.signal(Signal::INT);
+    run.wait_for("once more ends at once");
+    let begin = Instant::now();
+    let (ended, text) = run.finish(|run| run.signal(Signal::INT));
+    assert_eq!((ended.code(), text.as_str()), (Some(130), ""));
+    assert!(begin.elapsed() < Duration::from_secs(10), "it waited for what is outstanding: {:?}", begin.elapsed());
+}
+
+#[test]
+fn a_json_file_that_cannot_be_written_is_noticed_before_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = dir.path().join("missing/report.json").display().to_string();
+    let disk = TcpListener::bind("127.0.0.1:0").unwrap();
+    disk.set_nonblocking(true).unwrap();
+    let uri = format!("nvme-tcp://{}/nqn.2026-01.org.example:disk?ns=1", disk.local_addr().unwrap());
+    let output = bench(&["run", "--path", &uri, "--connect-timeout", "1", "--json", &bad]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains(&format!("--json {bad}")) && said.contains("No such file"), "{said}");
+    assert_eq!(
+        disk.accept().unwrap_err().kind(),
+        ErrorKind::WouldBlock,
+        "the disk was asked before the file was tried"
+    );
+    for mode in ["limit", "ratio"] {
+        let (ended, text) = Running::start(&[mode, "--time", "10m", "--json", &bad]).finish(|_| ());
+        assert_eq!((ended.code(), text.as_str()), (Some(2), ""), "{mode}");
+    }
+}
+
+#[test]
+fn a_run_that_fails_leaves_the_report_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("old.json"), dir.path().join("new.json"));
+    std::fs::write(&old, "[]").unwrap();
+    for file in [&old, &new] {
+        let output = bench(&["run", "--path", "null://1GiB", "--bs", "5000", "--json"]).arg(file).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "5000 is no multiple of a block");
+    }
+    assert!(std::fs::read(&old).unwrap() == b"[]" && !new.exists());
+}
+
+#[test]
+fn logs_have_no_colours_in_a_file() {
+    // Nobody answers there, which is worth a warning.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let uri = format!("nvme-tcp://{closed}/nqn.2026-01.org.example:nobody?ns=1");
+    let output = bench(&["run", "--path", &uri, "--connect-timeout", "500ms"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("WARN") && !said.contains('\x1b'), "{said:?}");
+}
+
+#[test]
+fn the_text_says_how_much_others_took() {
+    for (mode, words) in [
+        (&["run", "--path", "null://1GiB", "--time", "100ms", "--ramp", "0"][..], "others took the cores "),
+        (&["limit", "--time", "100ms", "--ramp", "0"], " % (client) and "),
+    ] {
+        let text = String::from_utf8(bench(mode).output().unwrap().stdout).unwrap();
+        assert!(text.contains(words), "{text}");
+    }
+}
