@@ -2,10 +2,10 @@
 //!
 //! A guest reaches services of this host's loopback at 10.0.2.2 (10.0.3.2 through its second card); the host reaches the guest through
 //! forwarded ports of 127.0.0.1. Neither needs root.
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::initramfs::Contents;
 use crate::lab::{Kernel, Lab, find_program};
@@ -81,14 +81,27 @@ impl GuestSpec {
 
     /// Adds a disk served over vhost-user-blk at `socket`; it is `/dev/vda` in the guest.
     #[must_use]
-    pub fn vhost_user_blk(mut self, socket: &Path, queues: u16) -> Self {
+    pub fn vhost_user_blk(self, socket: &Path, queues: u16) -> Self {
+        self.vhost_user_blk_with(socket, "", queues, "")
+    }
+
+    /// The same, with more options for QEMU's connection (`,reconnect=1`) and its device (`,packed=on`).
+    #[must_use]
+    pub fn vhost_user_blk_with(mut self, socket: &Path, connection: &str, queues: u16, device: &str) -> Self {
         self = self.module("virtio_pci", "").module("virtio_blk", "");
         self.arguments.extend([
             "-chardev".to_owned(),
-            format!("socket,id=vub,path={}", socket.display()),
+            format!("socket,id=vub,path={}{connection}", socket.display()),
             "-device".to_owned(),
-            format!("vhost-user-blk-pci,chardev=vub,num-queues={queues}"),
+            format!("vhost-user-blk-pci,chardev=vub,num-queues={queues}{device}"),
         ]);
+        self
+    }
+
+    /// Has QEMU serve its monitor at `socket`; see [`crate::qmp::Qmp`].
+    #[must_use]
+    pub fn monitor(mut self, socket: &Path) -> Self {
+        self.arguments.extend(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())]);
         self
     }
 
@@ -161,6 +174,25 @@ impl Guest {
     /// # Errors
     /// Something it is made of is missing, its setup script failed, or it was not ready within [`BOOT_LIMIT`].
     pub fn boot(lab: &Lab, spec: &GuestSpec) -> Result<Self> {
+        let (qemu, line, console_log) = Self::qemu(lab, spec)?;
+        Self::start(lab, spec, &qemu, &line, &console_log)
+    }
+
+    /// Starts a QEMU made as `spec` says, which waits at the UNIX socket `at` for the guest that `from` runs now. What is said to the
+    /// guest goes there from now on: commands that were begun are waited for here.
+    ///
+    /// # Errors
+    /// Something it is made of is missing, or QEMU does not wait.
+    pub fn incoming(lab: &Lab, spec: &GuestSpec, from: &Guest, at: &Path) -> Result<Self> {
+        let (qemu, mut line, _) = Self::qemu(lab, spec)?;
+        line.extend(["-incoming".to_owned(), format!("unix:{}", at.display())]);
+        let (mut process, console) = Process::start_with_console(&qemu, &line, lab.log(&spec.name))?;
+        process.wait_for_socket(at, BOOT_LIMIT)?;
+        Ok(Guest { console, process, next_id: from.next_id, boot_time: Duration::ZERO })
+    }
+
+    /// QEMU, its command line, and where the guest's kernel log goes.
+    fn qemu(lab: &Lab, spec: &GuestSpec) -> Result<(PathBuf, Vec<String>, PathBuf)> {
         let kernel = Kernel::find()?;
         let initramfs = spec
             .contents
@@ -169,7 +201,7 @@ impl Guest {
         let qemu = find_program("qemu-system-x86_64").context("qemu-system-x86_64 is not installed")?;
         let console_log = lab.log(&format!("{}-kernel", spec.name));
         let line = spec.command_line(&kernel, &initramfs, &console_log);
-        Self::start(lab, spec, &qemu, &line, &console_log)
+        Ok((qemu, line, console_log))
     }
 
     /// Boots a User-Mode Linux, a Linux kernel that is an ordinary program, with everything built in and a vhost-user-blk disk at
@@ -264,6 +296,38 @@ impl Guest {
             true => Ok(()),
             false => bail!("the guest's command `{}` ended before it said `{prefix}`", running.command),
         }
+    }
+
+    /// Waits until a command that was begun prints a line that begins with one of `prefixes`, and returns that line.
+    ///
+    /// # Errors
+    /// As [`Guest::wait_for_line`].
+    pub fn wait_for_one_of(&mut self, running: &Running, prefixes: &[&str], limit: Duration) -> Result<String> {
+        let marker = format!("LAB DONE {} ", running.id);
+        let seen = self.console.wait_for(limit, |line| {
+            let ended = line.starts_with(&marker);
+            (ended || prefixes.iter().any(|prefix| line.starts_with(prefix))).then(|| line.to_owned())
+        });
+        let line =
+            seen.with_context(|| format!("the guest's command `{}` said none of {prefixes:?}", running.command))?;
+        ensure!(!line.starts_with(&marker), "the guest's command `{}` ended: {line}", running.command);
+        Ok(line)
+    }
+
+    /// Waits until all readers and writers of a `guest-load` have got something done since `since`, and nothing has gone wrong.
+    ///
+    /// # Errors
+    /// Something has, or they have not within `limit`.
+    pub fn wait_load_alive(&mut self, running: &Running, since: Instant, limit: Duration) -> Result<()> {
+        let mut alive = 0;
+        // What was said just before may be read just after, and the next may have been begun before.
+        while alive < 2 {
+            let left = limit.saturating_sub(since.elapsed());
+            let line = self.wait_for_one_of(running, &["ALIVE", "WRONG", "ERROR"], left)?;
+            ensure!(line.starts_with("ALIVE"), "the guest says: {line}");
+            alive += u32::from(since.elapsed() > Duration::from_millis(300));
+        }
+        Ok(())
     }
 
     /// Waits for a command that was begun and returns what it printed.

@@ -16,7 +16,7 @@ use crate::lab::{Kernel, cache_folder, find_program, repository};
 pub struct Contents {
     /// Kernel modules by name, each with its options (`""` for none); what they depend on comes by itself and first.
     pub modules: Vec<(String, String)>,
-    /// Programs of this machine, by name; they keep their path and bring their libraries.
+    /// Programs of this machine, by name or by path, which lie in `/sbin` of the guest and bring their libraries.
     pub programs: Vec<String>,
     /// Files of the repository's `lab/` folder and where they go.
     pub scripts: Vec<(String, String)>,
@@ -46,9 +46,13 @@ impl Contents {
             );
         }
         for program in &self.programs {
-            let path = find_program(program).with_context(|| format!("the program `{program}` is not installed"))?;
+            let path = match Path::new(program) {
+                path if path.is_absolute() => path.to_owned(),
+                _ => find_program(program).with_context(|| format!("the program `{program}` is not installed"))?,
+            };
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             // one fixed place, because busybox must not shadow it and scripts call it by its path
-            archive.file(&format!("sbin/{program}"), 0o755, std::fs::read(&path)?);
+            archive.file(&format!("sbin/{name}"), 0o755, std::fs::read(&path)?);
             self.add_libraries(&mut archive, &path)?;
         }
         if let Some((root, version)) = kernel.and_then(|kernel| kernel.modules.as_ref()) {

@@ -21,6 +21,7 @@ pub mod lab;
 pub mod peers;
 pub mod process;
 pub mod products;
+pub mod qmp;
 
 pub use guest::{Guest, GuestSpec};
 pub use lab::{Lab, Need};

@@ -1,9 +1,11 @@
 //! Child processes that cannot outlive the test, and consoles to read them by line.
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,8 +43,12 @@ impl Process {
     /// # Errors
     /// The program cannot be started or the log cannot be made.
     pub fn start<S: AsRef<str>>(program: &Path, arguments: &[S], log: PathBuf) -> Result<Self> {
-        let file = File::create(&log).with_context(|| format!("cannot make the log {}", log.display()))?;
+        // One that is started again goes on where it was.
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.with_context(|| format!("cannot make the log {}", log.display()))?;
         let mut command = guarded(program, arguments);
+        // A daemon keeps its state beside its log: each lab has daemons of its own.
+        command.env("STATE_DIRECTORY", log.with_file_name("state"));
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         Self::spawn(program, command, log)
     }
@@ -127,16 +133,35 @@ impl Process {
         }
     }
 
+    /// Ends it at once (SIGKILL) and waits.
+    ///
+    /// # Errors
+    /// The operating system does not take it away.
+    pub fn kill(&mut self) -> Result<()> {
+        if self.ended()?.is_none() {
+            self.child.kill()?;
+        }
+        self.wait(Duration::from_secs(30)).map(drop)
+    }
+
     /// Asks it to end (SIGTERM) and waits.
     ///
     /// # Errors
     /// It did not end within `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         if self.ended()?.is_none() {
-            let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("a pid is a positive number")?;
-            kill_process(pid, Signal::TERM)?;
+            self.signal(Signal::TERM)?;
         }
         self.wait(limit)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("a pid is a positive number")?;
+        Ok(kill_process(pid, signal)?)
     }
 
     /// Waits until there is a Unix socket at `path`, without connecting to it (some servers serve one connection), or the process ends.
@@ -271,14 +296,25 @@ impl Drop for Console {
 }
 
 fn guarded<S: AsRef<str>>(program: &Path, arguments: &[S]) -> Command {
-    let mut command = match find_program("setpriv") {
-        Some(setpriv) => {
-            let mut command = Command::new(setpriv);
-            command.args(["--pdeathsig", "KILL", "--"]).arg(program);
-            command
-        }
-        None => Command::new(program),
-    };
-    command.args(arguments.iter().map(AsRef::as_ref));
+    let mut words: Vec<OsString> = Vec::new();
+    if let Some(setpriv) = find_program("setpriv") {
+        words.extend([setpriv.into(), "--pdeathsig".into(), "KILL".into(), "--".into()]);
+    }
+    words.extend(hears_signals().iter().map(Into::into));
+    words.push(program.into());
+    words.extend(arguments.iter().map(|argument| argument.as_ref().into()));
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
     command
+}
+
+/// What goes before a program so that it hears of hang-ups and interrupts though whoever runs the tests ignores them (`nohup`, a shell that has
+/// put them into the background); nothing where there is no such thing.
+fn hears_signals() -> &'static [String] {
+    static WORDS: OnceLock<Vec<String>> = OnceLock::new();
+    WORDS.get_or_init(|| {
+        let words = ["env".to_owned(), "--default-signal=HUP,INT".to_owned()];
+        let tried = Command::new(&words[0]).args([&words[1], "true"]).stderr(Stdio::null()).status();
+        if tried.is_ok_and(|status| status.success()) { words.into() } else { Vec::new() }
+    })
 }

@@ -18,11 +18,19 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// # Errors
 /// It does not build.
 pub fn program(name: &str) -> Result<PathBuf> {
+    program_of(name, name)
+}
+
+/// The same, of a program whose package has another name.
+///
+/// # Errors
+/// It does not build.
+pub fn program_of(package: &str, name: &str) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
         .current_dir(repository())
-        .args(["build", "--quiet", "--package", name, "--bin", name, "--target-dir"])
+        .args(["build", "--quiet", "--package", package, "--bin", name, "--target-dir"])
         .arg(target_folder());
     if profile_folder().ends_with("release") {
         command.arg("--release");
@@ -163,7 +171,8 @@ impl Daemon {
         std::fs::write(&file, config)?;
         let arguments = ["-c".to_owned(), file.display().to_string()];
         let mut process = Process::start(&program("polypathd")?, &arguments, lab.log("polypathd"))?;
-        process.wait_for_socket(&socket, START_LIMIT)?;
+        // A socket may be a killed daemon's; when RPC answers, all that the file names is there.
+        process.wait_for_answer(&rpc, START_LIMIT)?;
         Ok(Daemon { process, rpc, socket })
     }
 
