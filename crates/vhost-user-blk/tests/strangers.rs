@@ -4,11 +4,12 @@ use crate::common::client::{Client, F_EVENT_IDX, F_INDIRECT, F_PROTOCOL, F_VERSI
 use crate::common::ram::RamDevice;
 use polypath_block::Limits;
 use polypath_memory::FOREIGN_LIMIT;
-use std::io::{ErrorKind, IoSlice, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use vhost::vhost_user::VhostUserFrontend;
@@ -45,14 +46,11 @@ fn one_front_end_leaves_room_for_the_memory_of_others() {
     assert!(!taken, "a guest has a quarter at most");
 }
 
-/// Whoever closes the last descriptor of a TCP connection that lingers waits for its peer. A server that is told to stop has a limit.
-#[test]
-fn a_descriptor_whose_close_waits_does_not_keep_the_server_from_ending() {
-    const LINGER: Duration = Duration::from_secs(45);
-    let mut served = serve(RamDevice::new(512, 4096, Limits::UNLIMITED), |c| c.drain_timeout = Duration::from_secs(1));
+/// A connection whose close takes as long as the other two live, or 45 s.
+fn lingering() -> (TcpStream, TcpListener, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut lingers = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (_reads_nothing, _) = listener.accept().unwrap();
+    let (reads_nothing, _) = listener.accept().unwrap();
     lingers.set_nonblocking(true).unwrap();
     loop {
         match lingers.write(&[0; 65536]) {
@@ -61,18 +59,79 @@ fn a_descriptor_whose_close_waits_does_not_keep_the_server_from_ending() {
             Err(error) => panic!("{error}"),
         }
     }
-    rustix::net::sockopt::set_socket_linger(&lingers, Some(LINGER)).unwrap();
-    let mut front_end = UnixStream::connect(served.server.socket_path()).unwrap();
-    // SET_VRING_ERR of vring 0, whose descriptor comes with the header.
+    rustix::net::sockopt::set_socket_linger(&lingers, Some(Duration::from_secs(45))).unwrap();
+    (lingers, listener, reads_nothing)
+}
+
+/// SET_VRING_ERR of vring 0, with `fds`.
+fn send_err(path: &Path, fds: &[BorrowedFd<'_>]) -> UnixStream {
+    let mut front_end = UnixStream::connect(path).unwrap();
     let header = [14u32, 1, 8].map(u32::to_ne_bytes).concat();
-    let fds = [lingers.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds)));
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(fds)));
     let flags = rustix::net::SendFlags::empty();
     rustix::net::sendmsg(&front_end, &[IoSlice::new(&header)], &mut control, flags).unwrap();
+    // It may have gone by the header.
+    let _ = front_end.write_all(&0u64.to_ne_bytes());
+    front_end
+}
+
+/// Descriptors that take long to close pile up: the next front-end waits until there is room again, and is served then. Whoever stops the
+/// server does not wait.
+#[test]
+fn who_comes_after_descriptors_that_take_long_to_close_is_served_in_the_end() {
+    let mut served = serve(RamDevice::new(512, 4096, Limits::UNLIMITED), |c| c.drain_timeout = Duration::from_secs(1));
+    let path = served.server.socket_path().to_owned();
+    let file = rustix::fs::memfd_create("no eventfd", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let pile_up = || {
+        let (lingers, listener, reads_nothing) = lingering();
+        let first = send_err(&path, &[lingers.as_fd()]);
+        // At once: whoever closes it last waits.
+        drop((lingers, first));
+        for _ in 0..10 {
+            let mut front_end = send_err(&path, &[file.as_fd(); 8]);
+            front_end.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            // Until it is refused, or left to wait.
+            let _ = front_end.read(&mut [0; 1]);
+        }
+        (listener, reads_nothing)
+    };
+    let (_listener, reads_nothing) = pile_up();
+    let (tell, told) = mpsc::channel();
+    let at = path.clone();
+    std::thread::spawn(move || {
+        let mut client = Client::connect(&at, ALL, 1, 64);
+        let _ = tell.send(client.run(0, IN, 0, &mut [0; 512]));
+    });
+    assert!(told.recv_timeout(Duration::from_millis(500)).is_err(), "there is no room");
+    // What is unread resets the connection, and the close ends.
+    drop(reads_nothing);
+    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(0));
+    let _held = pile_up();
+    served.server.stop().unwrap();
+}
+
+/// Another front-end hears at once that there is one; that one is served meanwhile and afterwards.
+#[test]
+fn another_front_end_is_refused_and_costs_the_first_nothing() {
+    let served = serve(RamDevice::new(512, 4096, Limits::UNLIMITED), |_| ());
+    let mut client = Client::connect(served.server.socket_path(), ALL, 1, 64);
+    for _ in 0..3 {
+        let mut other = UnixStream::connect(served.server.socket_path()).unwrap();
+        other.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        assert_eq!(other.read(&mut [0; 1]).unwrap(), 0, "it would wait for ever");
+        assert_eq!(client.run(0, IN, 0, &mut [0; 512]), 0);
+    }
+}
+
+/// Whoever closes the last descriptor of a TCP connection that lingers waits for its peer. A server that is told to stop has a limit.
+#[test]
+fn a_descriptor_whose_close_waits_does_not_keep_the_server_from_ending() {
+    let mut served = serve(RamDevice::new(512, 4096, Limits::UNLIMITED), |c| c.drain_timeout = Duration::from_secs(1));
+    let (lingers, _listener, _reads_nothing) = lingering();
+    let _front_end = send_err(served.server.socket_path(), &[lingers.as_fd()]);
     drop(lingers);
-    front_end.write_all(&0u64.to_ne_bytes()).unwrap();
     std::thread::sleep(Duration::from_millis(500));
     let (tell, stopped) = mpsc::channel();
     std::thread::spawn(move || {

@@ -66,3 +66,14 @@ fn a_last_flush_of_a_full_medium_is_owed() {
     assert_eq!(rig.command(Command::Stop { flush: true }), Ok(0));
     assert!(rig.config.owed.is_owed() && device.log().len() == 1);
 }
+
+/// A device that is gone for good takes no flush, and nobody waits for one.
+#[test]
+fn nobody_waits_for_a_last_flush_of_a_device_that_is_gone() {
+    let device = RamDevice::new(512, 64, Limits { write_cache: true, ..Limits::UNLIMITED });
+    let mut rig = Rig::new(device.clone(), 16, true);
+    device.change(|s| (s.gone, s.down) = (true, true));
+    let answer = rig.mailbox.send(Command::Stop { flush: true }).unwrap();
+    rig.turns(5);
+    assert_eq!(answer.try_recv(), Ok(Ok(0)));
+}

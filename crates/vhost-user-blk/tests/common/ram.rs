@@ -36,6 +36,8 @@ pub struct State {
     pub bytes: Vec<u8>,
     pub info: DeviceInfo,
     pub live: bool,
+    /// For good.
+    pub gone: bool,
     /// Completes nothing.
     pub hold: bool,
     /// Refuses everything with `Gone`.
@@ -80,6 +82,7 @@ impl RamDevice {
                 bytes: vec![0; (blocks * u64::from(block_size)) as usize],
                 info,
                 live: true,
+                gone: false,
                 hold: false,
                 down: false,
                 refuse: 0,
@@ -116,6 +119,9 @@ impl Device for RamDevice {
 
     fn state(&self) -> DeviceState {
         let state = self.state.lock().unwrap();
+        if state.gone {
+            return DeviceState::Gone { reason: "taken away".into() };
+        }
         if state.live { DeviceState::Live(Arc::new(state.info.clone())) } else { DeviceState::Starting }
     }
 
