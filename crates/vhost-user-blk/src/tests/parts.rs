@@ -77,3 +77,26 @@ fn nobody_waits_for_a_last_flush_of_a_device_that_is_gone() {
     rig.turns(5);
     assert_eq!(answer.try_recv(), Ok(Ok(0)));
 }
+
+/// A ring that runs, or is about to stop, is not put in the place of itself: its requests would be nobody's.
+#[test]
+fn a_ring_is_not_started_while_it_runs_or_stops() {
+    let (mut rig, device, head) = half_taken();
+    let start = |rig: &mut Rig| {
+        let again = Start {
+            ring: rig.ring(0),
+            kick: None,
+            call: None,
+            err: None,
+            write_through: rig.write_through.clone(),
+            orphaned: false,
+        };
+        rig.command(Command::Start(Box::new(again)))
+    };
+    assert!(start(&mut rig).is_err(), "it runs");
+    let answer = rig.mailbox.send(Command::Stop { flush: false }).unwrap();
+    assert!(start(&mut rig).is_err(), "it is about to stop");
+    device.change(|s| (s.hold, s.room) = (false, usize::MAX));
+    rig.turns(3);
+    assert_eq!((answer.try_recv(), rig.driver.pop()), (Ok(Ok(1)), Some((head, 1))));
+}
