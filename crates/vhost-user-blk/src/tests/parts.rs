@@ -100,3 +100,16 @@ fn a_ring_is_not_started_while_it_runs_or_stops() {
     rig.turns(3);
     assert_eq!((answer.try_recv(), rig.driver.pop()), (Ok(Ok(1)), Some((head, 1))));
 }
+
+/// A poller that is told to go stays until the device has nothing of its ring, and its queue is drained.
+#[test]
+fn a_poller_goes_when_its_queue_has_drained() {
+    let (mut rig, device, head) = half_taken();
+    let answer = rig.mailbox.send(Command::End).unwrap();
+    (0..3).for_each(|_| assert_ne!(rig.turn(), Turn::Finished, "the device has a part of it"));
+    device.change(|s| (s.hold, s.room, s.closes_slowly) = (false, usize::MAX, true));
+    (0..3).for_each(|_| assert_ne!(rig.turn(), Turn::Finished, "its queue is being closed"));
+    assert_eq!((answer.try_recv(), rig.driver.pop()), (Ok(Ok(1)), Some((head, 1))));
+    device.change(|s| s.closes_slowly = false);
+    assert_eq!(rig.turn(), Turn::Finished);
+}
