@@ -2,7 +2,7 @@
 
 use crate::config::ConfigSpace;
 use crate::mailbox::Answer;
-use crate::server::{Shared, may_log};
+use crate::server::Shared;
 use crate::session::Session;
 use crate::socket::{Socket, Wait, wait_fd};
 use polypath_net::UnixSocket;
@@ -89,7 +89,7 @@ impl Control<'_> {
         loop {
             self.shared.keep_later();
             if !self.shared.closer.has_room(LOOK) {
-                if let Some(others) = may_log(&self.shared.refusals) {
+                if let Some(others) = self.shared.may_log(&self.shared.refusals) {
                     tracing::warn!(disk = %name, others, "descriptors of front-ends take long to close; the next front-end waits for that");
                 }
                 if self.pause() {
@@ -120,7 +120,7 @@ impl Control<'_> {
     }
 
     fn not_accepted(&self, error: &std::io::Error) {
-        if let Some(others) = may_log(&self.shared.refusals) {
+        if let Some(others) = self.shared.may_log(&self.shared.refusals) {
             tracing::warn!(disk = %self.shared.config.name, %error, others, "a front-end could not be accepted");
         }
     }
@@ -136,7 +136,7 @@ impl Control<'_> {
     fn serve(&self, stream: UnixStream, config_space: ConfigSpace) {
         let name = &self.shared.config.name;
         let visits = &self.shared.visits;
-        if let Some(others) = may_log(visits) {
+        if let Some(others) = self.shared.may_log(visits) {
             tracing::info!(disk = %name, others, "front-end connected");
         }
         let closer = self.shared.closer.clone();
@@ -145,7 +145,7 @@ impl Control<'_> {
             Err(reason) => return tracing::warn!(disk = %name, %reason, "a front-end could not be served"),
         };
         let mut session = Session::new(self.shared, config_space);
-        match (session.serve(&socket, || self.refuse_another()), may_log(visits)) {
+        match (session.serve(&socket, || self.refuse_another()), self.shared.may_log(visits)) {
             (Ok(()), Some(others)) => tracing::info!(disk = %name, others, "front-end disconnected"),
             (Err(reason), Some(others)) => {
                 tracing::warn!(disk = %name, %reason, others, "connection to the front-end closed");
@@ -167,7 +167,7 @@ impl Control<'_> {
         match self.socket.listener().accept() {
             Ok((stream, _)) => {
                 self.shared.closer.end(stream.into());
-                if let Some(others) = may_log(&self.shared.refusals) {
+                if let Some(others) = self.shared.may_log(&self.shared.refusals) {
                     let disk = &self.shared.config.name;
                     tracing::warn!(%disk, others, "another front-end was refused: the disk has one, and serves one at a time");
                 }

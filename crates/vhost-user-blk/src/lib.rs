@@ -36,7 +36,6 @@ mod guest;
 mod last_flush;
 mod limits;
 mod log;
-mod log_limit;
 mod mailbox;
 mod notify;
 mod past;

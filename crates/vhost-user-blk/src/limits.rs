@@ -1,45 +1,46 @@
 //! What front-ends and guests may have done only so often: lines in the log, and writes of what is kept for the next server.
 
 use crate::settings::KeepWriteThrough;
+use polypath_block::Time;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// As many lines at once as somebody may want to read, then one now and then; and how many there would have been besides.
+/// Between two lines of a kind, once there were as many as may come at once.
+pub(crate) const LOG_PAUSE: Duration = Duration::from_secs(10);
+
+/// As many lines at once as somebody may want to read, then one each ten seconds; and how many there would have been besides. Belongs to the
+/// thread that logs; shared only to outlive it.
 #[derive(Debug)]
 pub(crate) struct LogLimit {
-    pause: Duration,
     most: u32,
-    left: u32,
-    /// When one was earned last.
-    earned: Instant,
-    others: u64,
+    /// When all that were logged have been earned, in nanoseconds of a [`Time`].
+    earned: AtomicU64,
+    others: AtomicU64,
 }
 
 impl LogLimit {
-    /// `most` at once, and one more each `pause`.
-    pub(crate) fn new(most: u32, pause: Duration) -> LogLimit {
-        LogLimit { pause, most, left: most, earned: Instant::now(), others: 0 }
+    /// `most` at once.
+    pub(crate) fn new(most: u32) -> LogLimit {
+        LogLimit { most, earned: AtomicU64::new(0), others: AtomicU64::new(0) }
     }
 
     /// How many lines were left out since the last, if there may be one now.
-    pub(crate) fn may_log(&mut self) -> Option<u64> {
-        self.may_log_at(Instant::now())
-    }
-
-    fn may_log_at(&mut self, now: Instant) -> Option<u64> {
-        let pauses = now.saturating_duration_since(self.earned).as_nanos() / self.pause.as_nanos().max(1);
-        let pauses = u32::try_from(pauses).unwrap_or(u32::MAX);
-        if self.left.saturating_add(pauses) >= self.most {
-            (self.left, self.earned) = (self.most, now);
-        } else {
-            (self.left, self.earned) = (self.left + pauses, self.earned + self.pause * pauses);
-        }
-        let Some(left) = self.left.checked_sub(1) else {
-            self.others += 1;
+    pub(crate) fn may_log(&self, now: Time) -> Option<u64> {
+        let earned = Time::from_nanos(self.earned.load(Ordering::Relaxed)).max(now);
+        if earned > now.after(LOG_PAUSE * (self.most - 1)) {
+            self.others.fetch_add(1, Ordering::Relaxed);
             return None;
-        };
-        self.left = left;
-        Some(std::mem::take(&mut self.others))
+        }
+        self.earned.store(earned.after(LOG_PAUSE).as_nanos(), Ordering::Relaxed);
+        Some(self.others.swap(0, Ordering::Relaxed))
+    }
+}
+
+impl Default for LogLimit {
+    /// One at a time.
+    fn default() -> Self {
+        LogLimit::new(1)
     }
 }
 
@@ -123,10 +124,8 @@ mod tests {
 
     #[test]
     fn some_lines_at_once_and_one_now_and_then() {
-        let pause = Duration::from_secs(10);
-        let mut limit = LogLimit::new(3, pause);
-        let begin = limit.earned;
-        let mut at = |seconds| limit.may_log_at(begin + Duration::from_secs(seconds));
+        let limit = LogLimit::new(3);
+        let at = |seconds: u64| limit.may_log(Time::from_millis(1000 * seconds));
         assert_eq!([at(0), at(0), at(1), at(1), at(9)], [Some(0), Some(0), Some(0), None, None]);
         assert_eq!([at(10), at(11), at(19), at(20)], [Some(2), None, None, Some(2)]);
         assert_eq!(
@@ -134,6 +133,16 @@ mod tests {
             [Some(0), Some(0), Some(0), None],
             "no more than at first"
         );
+    }
+
+    #[test]
+    fn one_line_in_ten_seconds_tells_of_the_others() {
+        let limit = LogLimit::default();
+        let at = |millis| Time::from_millis(millis);
+        assert_eq!(limit.may_log(at(0)), Some(0));
+        assert_eq!((limit.may_log(at(1)), limit.may_log(at(9_999))), (None, None));
+        assert_eq!(limit.may_log(at(10_000)), Some(2));
+        assert_eq!(limit.may_log(at(10_001)), None);
     }
 
     fn keeper(pause: Duration) -> (Keeper, Arc<Mutex<Vec<bool>>>) {

@@ -2,7 +2,7 @@
 
 use crate::config::ConfigSpace;
 use crate::control;
-use crate::limits::{Keeper, LogLimit};
+use crate::limits::{Keeper, LOG_PAUSE, LogLimit};
 use crate::mailbox::{Answer, CommandError, wait};
 use crate::poller::VringConfig;
 use crate::request::ID_BYTES;
@@ -21,13 +21,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a log line says that requests are still not quiet, or that front-ends are refused something.
-const LOG_PAUSE: Duration = Duration::from_secs(10);
 /// How long a reactor may take to let go of memory, which takes one turn.
 const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 /// How long the end of the control thread may take beyond the drain timeout. Nothing that it does takes as long, if the system answers.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
-/// Lines about front-ends that come and go, at once; after that one each [`LOG_PAUSE`].
+/// Lines about front-ends that come and go, at once.
 const VISITS_AT_ONCE: u32 = 10;
 /// How often what the guest said of its cache is written, if it changes its mind.
 const KEEP_PAUSE: Duration = Duration::from_secs(10);
@@ -51,9 +49,9 @@ pub(crate) struct Shared {
     keeper: Keeper,
     config_space: Mutex<Option<ConfigSpace>>,
     /// Lines about what front-ends are refused.
-    pub(crate) refusals: Mutex<LogLimit>,
+    pub(crate) refusals: LogLimit,
     /// Lines about front-ends that come and go.
-    pub(crate) visits: Mutex<LogLimit>,
+    pub(crate) visits: LogLimit,
     /// For what front-ends send and leave behind.
     pub(crate) closer: Closer,
     /// All front-ends: they may pass on what they share with us.
@@ -101,16 +99,21 @@ impl Shared {
         }
     }
 
+    /// How many lines were left out since the last, if there may be one now.
+    pub(crate) fn may_log(&self, limit: &LogLimit) -> Option<u64> {
+        limit.may_log(self.config.hosts[0].now())
+    }
+
     /// Logs a refusal, but not at the pace of who provokes it.
     pub(crate) fn refused(&self, id: u32, refusal: &Refusal) {
-        if let Some(others) = may_log(&self.refusals) {
+        if let Some(others) = self.may_log(&self.refusals) {
             tracing::warn!(disk = %self.config.name, id, %refusal, others, "request of the front-end refused");
         }
     }
 
     /// Logs that a vring could not be started again.
     pub(crate) fn left_stopped(&self, refusal: &Refusal) {
-        if let Some(others) = may_log(&self.refusals) {
+        if let Some(others) = self.may_log(&self.refusals) {
             tracing::info!(disk = %self.config.name, %refusal, others, "a vring stays stopped");
         }
     }
@@ -201,11 +204,6 @@ impl Shared {
     }
 }
 
-/// How many lines were left out since the last, if there may be one now.
-pub(crate) fn may_log(limit: &Mutex<LogLimit>) -> Option<u64> {
-    limit.lock().unwrap_or_else(PoisonError::into_inner).may_log()
-}
-
 /// What [`Shared::settle`] leaves behind on a reactor: nothing.
 struct Finished;
 
@@ -268,8 +266,8 @@ impl Server {
             writeback: AtomicBool::new(!config.write_through),
             keeper: Keeper::new(config.keep_write_through.clone(), config.write_through, KEEP_PAUSE),
             config_space: Mutex::new(None),
-            refusals: Mutex::new(LogLimit::new(1, LOG_PAUSE)),
-            visits: Mutex::new(LogLimit::new(VISITS_AT_ONCE, LOG_PAUSE)),
+            refusals: LogLimit::default(),
+            visits: LogLimit::new(VISITS_AT_ONCE),
             closer: Closer::default(),
             peer: Peer::new(HELPERS_PER_VRING * usize::from(config.num_queues)),
             stop,

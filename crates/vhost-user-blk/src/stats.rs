@@ -1,6 +1,6 @@
 //! Counters of one vring, read from any thread.
 
-use crate::log_limit::LogLimit;
+use crate::limits::LogLimit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What a vring has done since the server started.

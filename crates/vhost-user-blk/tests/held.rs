@@ -9,6 +9,7 @@
 use crate::common::client::{
     Client, DATA, F_EVENT_IDX, F_INDIRECT, F_PROTOCOL, F_VERSION_1, IN, META, OUT, Queue, readable, serve_on,
 };
+use crate::common::fds::{lingering, send_with};
 use crate::common::guest::{Driver, GuestRam, Piece, Ram, header};
 use crate::common::ram::RamDevice;
 use polypath_block::{Armed, Cx, Limits, Poller, Turn, Waits};
@@ -16,9 +17,8 @@ use polypath_memory::Region;
 use polypath_reactor::{IdlePolicy, Pool, PoolConfig};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::io::{ErrorKind, IoSlice, Write};
-use std::mem::MaybeUninit;
-use std::net::{TcpListener, TcpStream};
+use rustix::net::SendFlags;
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -320,29 +320,12 @@ fn raise_descriptors() {
 /// drops it, and closes the descriptor itself.
 #[test]
 fn a_descriptor_out_of_band_does_not_keep_the_server_from_ending() {
-    const LINGER: Duration = Duration::from_secs(45);
     let mut served = crate::common::client::serve(RamDevice::new(512, 4096, Limits::UNLIMITED), |c| {
         c.drain_timeout = Duration::from_secs(1);
     });
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut lingers = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (_reads_nothing, _) = listener.accept().unwrap();
-    lingers.set_nonblocking(true).unwrap();
-    loop {
-        match lingers.write(&[0; 65536]) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    rustix::net::sockopt::set_socket_linger(&lingers, Some(LINGER)).unwrap();
+    let (lingers, _listener, _reads_nothing) = lingering();
     let mut front_end = UnixStream::connect(served.server.socket_path()).unwrap();
-    let fds = [lingers.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds)));
-    let flags = rustix::net::SendFlags::OOB;
-    rustix::net::sendmsg(&front_end, &[IoSlice::new(b"!")], &mut control, flags).unwrap();
+    send_with(&front_end, b"!", &[lingers.as_fd()], SendFlags::OOB);
     drop(lingers);
     // GET_FEATURES, twice. Where octets out of band are taken for others, the connection ends.
     let question = [1u32, 1, 0].map(u32::to_ne_bytes).concat();

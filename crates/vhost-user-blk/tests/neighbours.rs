@@ -108,11 +108,7 @@ fn reads_of_much_more_than_there_is(path: &Path, stop: &AtomicBool) {
     let mut ram = GuestRam::new(&[(META, 0x10_0000)]);
     ram.regions.push(Ram { gpa: DATA, uaddr: 0x7f00_0000_0000 + DATA, region, window });
     let mut client = Client::negotiate(path, ALL, ram);
-    let features = VhostUserProtocolFeatures::MQ
-        | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::LOG_SHMFD;
-    client.fe.set_protocol_features(features).unwrap();
+    client.set_more_features(VhostUserProtocolFeatures::LOG_SHMFD);
     let log = Region::allocate((DATA + LEN) / 0x1000 / 8, false).unwrap();
     let region = vhost::VhostUserDirtyLogRegion {
         mmap_size: log.len(),
@@ -246,11 +242,7 @@ fn a_record_that_is_overwritten(path: &Path, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let ram = GuestRam::new(&[(META, 0x10_0000), (DATA, 0x40_0000)]);
         let mut client = Client::negotiate(path, ALL, ram);
-        let features = VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
-        client.fe.set_protocol_features(features).unwrap();
+        client.set_more_features(VhostUserProtocolFeatures::INFLIGHT_SHMFD);
         let asked = VhostUserInflight::new(0, 0, 2, 64);
         let (record, file) = client.fe.get_inflight_fd(&asked).unwrap();
         let scribble = |octet: u8| {
@@ -317,11 +309,7 @@ fn reads_of_everything(path: &Path, stop: &AtomicBool) {
     use vhost::VhostUserDirtyLogRegion;
     const MEMORY: u64 = 8 << 30;
     let mut client = Client::negotiate(path, ALL, GuestRam::new(&[(META, 0x10_0000), (DATA, MEMORY)]));
-    let features = VhostUserProtocolFeatures::MQ
-        | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::LOG_SHMFD;
-    client.fe.set_protocol_features(features).unwrap();
+    client.set_more_features(VhostUserProtocolFeatures::LOG_SHMFD);
     let log = Region::allocate((DATA + MEMORY) / 0x1000 / 8, false).unwrap();
     let place =
         VhostUserDirtyLogRegion { mmap_size: log.len(), mmap_offset: 0, mmap_handle: log.fd().unwrap().as_raw_fd() };

@@ -1,18 +1,18 @@
 //! Descriptors and sizes of a front-end that means harm: what it takes from others, and whether the server still ends when it is told to.
 
 use crate::common::client::{Client, F_EVENT_IDX, F_INDIRECT, F_PROTOCOL, F_VERSION_1, IN, serve};
+use crate::common::fds::{lingering, send_with};
 use crate::common::ram::RamDevice;
 use polypath_block::Limits;
 use polypath_memory::FOREIGN_LIMIT;
-use std::io::{ErrorKind, IoSlice, Read, Write};
+use rustix::net::SendFlags;
+use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 
@@ -30,11 +30,7 @@ fn one_front_end_leaves_room_for_the_memory_of_others() {
     let disk = || RamDevice::new(512, 4096, Limits::UNLIMITED);
     let (hostile, neighbour) = (serve(disk(), |_| ()), serve(disk(), |_| ()));
     let mut client = Client::connect(hostile.server.socket_path(), ALL, 1, 64);
-    let features = VhostUserProtocolFeatures::MQ
-        | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::LOG_SHMFD;
-    client.fe.set_protocol_features(features).unwrap();
+    client.set_more_features(VhostUserProtocolFeatures::LOG_SHMFD);
     let file = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let size = FOREIGN_LIMIT - (6 << 20);
     rustix::fs::ftruncate(&file, size).unwrap();
@@ -46,32 +42,11 @@ fn one_front_end_leaves_room_for_the_memory_of_others() {
     assert!(!taken, "a guest has a quarter at most");
 }
 
-/// A connection whose close takes as long as the other two live, or 45 s.
-fn lingering() -> (TcpStream, TcpListener, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut lingers = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (reads_nothing, _) = listener.accept().unwrap();
-    lingers.set_nonblocking(true).unwrap();
-    loop {
-        match lingers.write(&[0; 65536]) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    rustix::net::sockopt::set_socket_linger(&lingers, Some(Duration::from_secs(45))).unwrap();
-    (lingers, listener, reads_nothing)
-}
-
 /// SET_VRING_ERR of vring 0, with `fds`.
 fn send_err(path: &Path, fds: &[BorrowedFd<'_>]) -> UnixStream {
     let mut front_end = UnixStream::connect(path).unwrap();
     let header = [14u32, 1, 8].map(u32::to_ne_bytes).concat();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(fds)));
-    let flags = rustix::net::SendFlags::empty();
-    rustix::net::sendmsg(&front_end, &[IoSlice::new(&header)], &mut control, flags).unwrap();
+    send_with(&front_end, &header, fds, SendFlags::empty());
     // It may have gone by the header.
     let _ = front_end.write_all(&0u64.to_ne_bytes());
     front_end

@@ -84,13 +84,7 @@ fn a_ring_beyond_the_records_runs_without() {
     let served = serve(ram(), |c| c.num_queues = 2);
     let ram = GuestRam::new(&[(META, 0x10_0000), (DATA, 0x40_0000)]);
     let mut client = Client::negotiate(served.server.socket_path(), ALL, ram);
-    let features = VhostUserProtocolFeatures::MQ
-        | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
-    client.fe.set_protocol_features(features).unwrap();
-    let (record, file) = client.fe.get_inflight_fd(&VhostUserInflight::new(0, 0, 1, 16)).unwrap();
-    client.fe.set_inflight_fd(&record, file.as_raw_fd()).unwrap();
+    client.keep_record();
     for q in 0..2 {
         add_queue(&mut client, q);
         client.start_queue(q, 0);
@@ -111,13 +105,7 @@ fn a_record_made_after_the_kill_says_nothing_of_what_was_in_flight() {
     let counters = || server.statistics()[0];
     let ram = GuestRam::new(&[(META, 0x10_0000), (DATA, 0x40_0000)]);
     let mut client = Client::negotiate(&path, ALL, ram);
-    let features = VhostUserProtocolFeatures::MQ
-        | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
-    client.fe.set_protocol_features(features).unwrap();
-    let (record, file) = client.fe.get_inflight_fd(&VhostUserInflight::new(0, 0, 1, 16)).unwrap();
-    client.fe.set_inflight_fd(&record, file.as_raw_fd()).unwrap();
+    client.keep_record();
     add_queue(&mut client, 0);
     // Two were taken by the one that was killed. The second was given back first: the used index has moved past the first.
     client.add(0, 0, OUT, 7, 512);
@@ -208,11 +196,7 @@ fn a_record_that_is_refused_leaves_the_rings_running() {
     let served = serve(ram(), |_| ());
     let ram = GuestRam::new(&[(META, 0x10_0000), (DATA, 0x40_0000)]);
     let mut client = Client::negotiate(served.server.socket_path(), ALL, ram);
-    let features = VhostUserProtocolFeatures::MQ
-        | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
-    client.fe.set_protocol_features(features).unwrap();
+    client.set_more_features(VhostUserProtocolFeatures::INFLIGHT_SHMFD);
     add_queue(&mut client, 0);
     client.start_queue(0, 0);
     assert_eq!(client.run(0, OUT, 0, &mut [1; 512]), 0);

@@ -14,6 +14,29 @@ const SIZE: u16 = 16;
 /// Requests under way at a time: three descriptors each.
 const PLACES: u64 = 5;
 
+/// What is under way in a place, and whether it writes; and the octet that is there.
+type Occupied = (Option<u16>, bool, u8);
+
+/// Takes what was given back, each once, and looks at it.
+fn take_back(rig: &mut Rig, places: &mut [Occupied], seed: u64) {
+    while let Some((head, used)) = rig.driver.pop() {
+        let at = places.iter().position(|place| place.0 == Some(head)).expect("a request that is under way");
+        let (_, write, byte) = places[at];
+        assert_eq!(used, if write { 1 } else { 513 }, "seed {seed}");
+        rig.check(at as u64, byte);
+        places[at].0 = None;
+    }
+}
+
+/// Each place holds what was written there last, and the ring is sound.
+fn check_medium(rig: &Rig, places: &[Occupied], seed: u64) {
+    for (n, place) in places.iter().enumerate() {
+        let block = rig.device.state.lock().unwrap().bytes[n * 512..][..512].to_vec();
+        assert_eq!(block, [place.2; 512], "seed {seed}, place {n}");
+    }
+    assert_eq!(rig.counters.read().ring_errors, 0, "seed {seed}");
+}
+
 /// A ring of either kind with a record, over a disk that completes late and out of order.
 fn rig(packed: bool, seed: u64) -> (Rig, Region) {
     let device = RamDevice::new(512, 64, Limits::UNLIMITED);
@@ -109,19 +132,9 @@ fn a_back_end_killed_anywhere_costs_no_request() {
                 again += rig.counters.read().requests - before;
             }
             killed::after(None);
-            while let Some((head, used)) = rig.driver.pop() {
-                let at = places.iter().position(|place| place.0 == Some(head)).expect("a request that is under way");
-                let (_, write, byte) = places[at];
-                assert_eq!(used, if write { 1 } else { 513 }, "seed {seed}");
-                rig.check(at as u64, byte);
-                places[at].0 = None;
-            }
+            take_back(&mut rig, &mut places, seed);
         }
-        for (n, place) in places.iter().enumerate() {
-            let block = rig.device.state.lock().unwrap().bytes[n * 512..][..512].to_vec();
-            assert_eq!(block, [place.2; 512], "seed {seed}, place {n}");
-        }
-        assert_eq!(rig.counters.read().ring_errors, 0, "seed {seed}");
+        check_medium(&rig, &places, seed);
     }
     assert!(kills > 500 && again > 500, "{kills} kills, {again} requests taken right after one");
 }
@@ -661,19 +674,9 @@ fn any_series_of_ends_costs_no_request() {
                     rig.start(base);
                 }
             }
-            while let Some((head, used)) = rig.driver.pop() {
-                let at = places.iter().position(|place| place.0 == Some(head)).expect("a request that is under way");
-                let (_, write, byte) = places[at];
-                assert_eq!(used, if write { 1 } else { 513 }, "seed {seed}");
-                rig.check(at as u64, byte);
-                places[at].0 = None;
-            }
+            take_back(&mut rig, &mut places, seed);
         }
-        for (n, place) in places.iter().enumerate() {
-            let block = rig.device.state.lock().unwrap().bytes[n * 512..][..512].to_vec();
-            assert_eq!(block, [place.2; 512], "seed {seed}, place {n}");
-        }
-        assert_eq!(rig.counters.read().ring_errors, 0, "seed {seed}");
+        check_medium(&rig, &places, seed);
     }
 }
 

@@ -8,7 +8,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -78,6 +80,20 @@ impl Client {
             client.start_queue(q, 0);
         }
         client
+    }
+
+    /// Asks for `more` protocol features beside those of every one here.
+    pub fn set_more_features(&mut self, more: VhostUserProtocolFeatures) {
+        let usual =
+            VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG;
+        self.fe.set_protocol_features(usual | more).unwrap();
+    }
+
+    /// Has a record of requests in flight kept, for one vring of 16.
+    pub fn keep_record(&mut self) {
+        self.set_more_features(VhostUserProtocolFeatures::INFLIGHT_SHMFD);
+        let (record, file) = self.fe.get_inflight_fd(&VhostUserInflight::new(0, 0, 1, 16)).unwrap();
+        self.fe.set_inflight_fd(&record, file.as_raw_fd()).unwrap();
     }
 
     /// Everything up to the memory table.

@@ -2,5 +2,6 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 pub mod client;
+pub mod fds;
 pub mod guest;
 pub mod ram;
