@@ -104,6 +104,16 @@ fn a_socket_that_could_not_drain_fails_no_request_when_the_daemon_ends() {
 }
 
 /// The mark of the disk.
+/// Waits for it, and looks after the daemon meanwhile.
+fn until(daemon: &Daemon, done: impl Fn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < until, "{:#}", daemon.disks());
+        daemon.look_after();
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn word(folder: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(folder.join("state/vm.json")).unwrap()).unwrap()
 }

@@ -100,12 +100,7 @@ pub(super) fn over(device: &Arc<Scripted>, folder: &Path, state: &str, sockets: 
 }
 
 fn usable(daemon: &Daemon) {
-    let until = Instant::now() + Duration::from_secs(20);
-    while lock(&daemon.state).disks["vm"].group.availability().usable_paths != 1 {
-        assert!(Instant::now() < until, "{:#}", daemon.disks());
-        daemon.look_after();
-        thread::sleep(Duration::from_millis(5));
-    }
+    until(daemon, || lock(&daemon.state).disks["vm"].group.availability().usable_paths == 1);
 }
 
 /// A guest at a socket of it.
@@ -204,14 +199,7 @@ fn a_last_flush_in_doubt_leaves_the_cache_dirty_in_the_mark() {
     let other = Arc::new(AtomicBool::new(false));
     let path = ScriptedPath(device.clone(), "second", other.clone());
     group.add_path(polypath::multipath::PathConfig::new(Arc::new(path))).unwrap();
-    let wait_for = |paths| {
-        let until = Instant::now() + Duration::from_secs(20);
-        while group.availability().usable_paths != paths {
-            assert!(Instant::now() < until, "{:#}", daemon.disks());
-            daemon.look_after();
-            thread::sleep(Duration::from_millis(5));
-        }
-    };
+    let wait_for = |paths| until(&daemon, || group.availability().usable_paths == paths);
     wait_for(2);
     let disk = guest(folder.path(), "a.sock");
     block_on(disk.write(0, disk.buffer(4096).unwrap())).0.unwrap();
@@ -235,12 +223,7 @@ fn a_loss_between_two_servers_of_one_guest_is_told_to_it() {
     drop(one);
     let group = lock(&daemon.state).disks["vm"].group.clone();
     device.change(|says| says.0 = 100);
-    let until = Instant::now() + Duration::from_secs(20);
-    while group.losses() == 0 || group.availability().usable_paths != 1 {
-        assert!(Instant::now() < until, "{:#}", daemon.disks());
-        daemon.look_after();
-        thread::sleep(Duration::from_millis(5));
-    }
+    until(&daemon, || group.losses() > 0 && group.availability().usable_paths == 1);
     assert!(block_on(other.flush()).is_err(), "the other guest is told");
     daemon.create_vhost(&vhost("a.sock")).unwrap();
     let one = guest(folder.path(), "a.sock");

@@ -4,18 +4,11 @@ use super::owed::{Scripted, ScriptedPath, over};
 use super::*;
 use polypath::multipath::PathConfig as GroupPath;
 
-/// What the only path of `disk` is, within 20 s.
+/// Waits until the only path of `disk` is `state`; why it is.
 fn comes_to(daemon: &Daemon, disk: &str, state: PathState) -> String {
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
-        daemon.look_after();
-        let path = lock(&daemon.state).disks[disk].group.statistics().remove(0);
-        if path.state == state {
-            return path.why;
-        }
-        assert!(Instant::now() < until, "{disk} is not {state}: {:#}", daemon.disks());
-        thread::sleep(Duration::from_millis(5));
-    }
+    let path = || lock(&daemon.state).disks[disk].group.statistics().remove(0);
+    until(daemon, || path().state == state);
+    path().why
 }
 
 /// Two are served before anybody knows what they are, and the path of the second shows the same disk: it carries nothing, and says why, until
