@@ -47,7 +47,7 @@ impl Arena {
         self.0.region.pages()
     }
 
-    /// Why there are no huge pages in it, if they were wanted.
+    /// Why it does not lie in reserved huge pages, if huge ones were wanted.
     pub fn fallback(&self) -> Option<&str> {
         self.0.region.fallback()
     }

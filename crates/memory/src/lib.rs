@@ -1,6 +1,6 @@
 //! Memory that a device, a guest or the kernel may touch: regions, the way from a [`polypath_block::Segment`] to bytes, and copies that are counted.
 //!
-//! **Knows:** memfd and hugetlb mappings with a fall back to ordinary pages, regions mapped from somebody else's file descriptor,
+//! **Knows:** mappings in reserved and in transparent huge pages with a fall back to ordinary ones, regions mapped from somebody else's file descriptor,
 //! the process-wide registry of regions, a thread's own table for reaching them, volatile views, an arena for buffers.
 //!
 //! **Refuses to know:** what the bytes mean; IOVAs (they come with the PCIe drivers).
@@ -19,6 +19,7 @@ mod error;
 mod region;
 mod sigbus;
 mod table;
+mod transparent;
 mod view;
 
 pub use arena::{Arena, Chunk};
@@ -26,4 +27,4 @@ pub use error::MemoryError;
 pub use region::{FOREIGN_LIMIT, Pages, Region};
 pub use sigbus::losses;
 pub use table::{Backing, BadSegment, RegionWatcher, Table, refresh, watch, with};
-pub use view::{CopyCount, OutOfWindow, View, Window, copy_count, count_copy};
+pub use view::{CopyCount, Number, OutOfWindow, View, Window, copy_count, count_copy};

@@ -3,9 +3,10 @@
 use crate::error::MemoryError;
 use crate::sigbus;
 use crate::table;
+use crate::transparent::{self, Kind};
 use polypath_block::RegionId;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{self, MemfdFlags};
+use rustix::fs::{self, FallocateFlags, MemfdFlags};
 use rustix::mm::{self, MapFlags, ProtFlags};
 use std::io;
 use std::ptr::{self, NonNull};
@@ -28,12 +29,26 @@ const PAGE: u64 = 4096;
 /// Which pages a region is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pages {
-    /// 2 MiB huge pages.
+    /// 2 MiB huge pages, reserved by the administrator and taken at once.
     Huge,
+    /// The kernel was asked for 2 MiB huge pages, and gives them as memory is first used and as it has them.
+    Transparent,
     /// Ordinary 4 KiB pages.
     Ordinary,
     /// Whatever the file behind a foreign descriptor has, in bytes a page.
     Foreign(u64),
+}
+
+impl Pages {
+    /// The word for it in logs and reports: `huge`, `transparent`, `ordinary` or `foreign`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Pages::Huge => "huge",
+            Pages::Transparent => "transparent",
+            Pages::Ordinary => "ordinary",
+            Pages::Foreign(_) => "foreign",
+        }
+    }
 }
 
 /// One mapping. Unmapped when the last holder lets go.
@@ -87,6 +102,7 @@ impl Mapping {
     }
 
     /// Address of `offset .. offset + len`, if inside the region.
+    #[inline]
     pub(crate) fn address(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
         let end = offset.checked_add(len)?;
         if end > self.len {
@@ -117,30 +133,73 @@ pub struct Region {
 }
 
 impl Region {
-    /// `len` bytes (rounded up to whole pages) of fresh zeroed shared memory, in huge pages if `huge` and there are any.
+    /// `len` bytes (rounded up to whole pages) of fresh zeroed shared memory, in huge pages if `huge` and there are any: reserved ones,
+    /// else transparent ones.
     ///
-    /// [`Region::fallback`] says why ordinary pages were taken where huge ones were wanted.
+    /// [`Region::fallback`] says why none of the reserved were taken where they were wanted.
     ///
     /// # Errors
     /// [`MemoryError`] when not even ordinary pages can be had.
     pub fn allocate(len: u64, huge: bool) -> Result<Region, MemoryError> {
-        if len == 0 || len > 1 << 46 {
-            return Err(MemoryError::Shape { len, offset: 0, problem: "length must be from 1 byte to 64 TiB" });
+        check_len(len)?;
+        if !huge {
+            let mapping = Self::memfd(len.next_multiple_of(PAGE), None, MemfdFlags::empty())?;
+            return Ok(Region { mapping, pages: Pages::Ordinary, fallback: None });
         }
-        let mut fallback = None;
-        if huge {
-            match Self::memfd(len.next_multiple_of(HUGE), MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB) {
-                Ok(mapping) => return Ok(Region { mapping, pages: Pages::Huge, fallback: None }),
-                Err(error) => {
-                    let pages = len.div_ceil(HUGE);
-                    fallback = Some(format!(
-                        "no {pages} huge pages of 2 MiB ({error}); ordinary pages are used. To have them: sysctl vm.nr_hugepages={pages} (and as many as are in use)"
-                    ));
-                }
+        let why = match Self::reserved(len, None) {
+            Ok(region) => return Ok(region),
+            Err(why) => why,
+        };
+        let mapping = Self::memfd(len.next_multiple_of(PAGE), None, MemfdFlags::empty())?;
+        let (pages, fallback) = ask_for_huge(&mapping, Kind::Shared, why);
+        Ok(Region { mapping, pages, fallback })
+    }
+
+    /// `len` bytes (rounded up to whole pages) of fresh zeroed memory of this process alone, in huge pages if `huge`, there are any, and it is
+    /// at least one long: reserved ones, which are all taken now, else transparent ones. Other memory than reserved pages is taken as it is first
+    /// used. Without reserved huge pages there is no [`Region::fd`].
+    ///
+    /// For memory that is large and given to nobody: most systems have transparent huge pages for private memory and none for shared.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when not even ordinary pages can be had.
+    pub fn private(len: u64, huge: bool) -> Result<Region, MemoryError> {
+        check_len(len)?;
+        let len = len.next_multiple_of(PAGE);
+        let why = match huge {
+            true if len < HUGE => Some(format!("{len} bytes are less than a huge page of 2 MiB")),
+            true => match Self::reserved(len, Some(len)) {
+                Ok(region) => return Ok(region),
+                Err(why) => Some(why),
+            },
+            false => None,
+        };
+        let mapping = match map_private(len) {
+            Ok((map, map_len, skip)) => register(map, map_len, skip, len, None, None)?,
+            // Where the kernel counts what might be used, it lets us have what is used.
+            Err(_) => Self::memfd(len, None, MemfdFlags::empty())?,
+        };
+        let kind = if mapping.file.is_some() { Kind::Shared } else { Kind::Private };
+        let (pages, fallback) = match why {
+            Some(why) if len < HUGE => (Pages::Ordinary, Some(format!("{why}; ordinary pages are used"))),
+            Some(why) => ask_for_huge(&mapping, kind, why),
+            None => (Pages::Ordinary, None),
+        };
+        Ok(Region { mapping, pages, fallback })
+    }
+
+    /// Reserved huge pages, all of them or none: one that is missing when it is first touched would be a SIGBUS.
+    fn reserved(len: u64, visible: Option<u64>) -> Result<Region, String> {
+        let flags = MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        match Self::memfd(len.next_multiple_of(HUGE), visible, flags) {
+            Ok(mapping) => Ok(Region { mapping, pages: Pages::Huge, fallback: None }),
+            Err(error) => {
+                let pages = len.div_ceil(HUGE);
+                Err(format!(
+                    "no {pages} huge pages of 2 MiB ({error}; to have them: sysctl vm.nr_hugepages={pages} and as many as are in use)"
+                ))
             }
         }
-        let mapping = Self::memfd(len.next_multiple_of(PAGE), MemfdFlags::empty())?;
-        Ok(Region { mapping, pages: Pages::Ordinary, fallback })
     }
 
     /// `len` bytes at `offset` of somebody else's file: guest memory from a vhost-user front-end.
@@ -198,7 +257,8 @@ impl Region {
         Ok(Region { mapping, pages: Pages::Foreign(page), fallback: None })
     }
 
-    fn memfd(len: u64, flags: MemfdFlags) -> Result<Arc<Mapping>, MemoryError> {
+    /// A file in memory of `len` bytes, mapped; `visible` bytes of it are the region if it is not all of it.
+    fn memfd(len: u64, visible: Option<u64>, flags: MemfdFlags) -> Result<Arc<Mapping>, MemoryError> {
         let huge = flags.contains(MemfdFlags::HUGETLB);
         let hint = if huge { " (are huge pages reserved?)" } else { "" };
         let fd = fs::memfd_create("polypath", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags)
@@ -207,7 +267,7 @@ impl Region {
         // Whoever is given the descriptor must not be able to take the memory away under us. (Growth harms nobody.)
         fs::fcntl_add_seals(&fd, fs::SealFlags::SHRINK).map_err(|e| system("sealing a memfd", len, e.into(), ""))?;
         let address = map_shared(fd.as_fd(), 0, len, MapFlags::empty(), hint)?;
-        let mapping = register(address, len, 0, len, Some((Arc::new(fd), 0)), None)?;
+        let mapping = register(address, len, 0, visible.unwrap_or(len), Some((Arc::new(fd), 0)), None)?;
         if huge {
             // Reserved they are, but a cgroup or a NUMA policy may still have a say: better now than at the first touch.
             // SAFETY: exactly the new mapping; its pages are touched, none is changed.
@@ -242,9 +302,42 @@ impl Region {
         self.pages
     }
 
-    /// Why ordinary pages were taken where huge ones were wanted, and what to do.
+    /// Why reserved huge pages were not taken where huge ones were wanted, what was taken, and what to do.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
+    }
+
+    /// Has all of its pages made now instead of when they are first used: it blocks for as long as that takes. Without memory for it, or on a
+    /// kernel before 5.14, they are made later all the same.
+    pub fn populate(&self) {
+        let (base, len) = (self.mapping.base.as_ptr().cast(), self.mapping.len as usize);
+        // SAFETY: exactly the live region; its pages are touched, none is changed.
+        if let Err(error) = unsafe { mm::madvise(base, len, mm::Advice::LinuxPopulateWrite) } {
+            tracing::debug!(%error, len, "memory is not taken in advance");
+        }
+    }
+
+    /// Gives whole pages of it back to the system: they read as zeroes from now on, and are taken again when they are next used. `offset` and
+    /// `len` are multiples of 4 KiB.
+    ///
+    /// `false`: nothing was done. That is so of reserved huge pages, for another process could take them meanwhile and the next use be a
+    /// SIGBUS, of memory of others, and where the system has no way to do it.
+    #[must_use]
+    pub fn give_back(&self, offset: u64, len: u64) -> bool {
+        let ours = matches!(self.pages, Pages::Transparent | Pages::Ordinary);
+        let whole = offset.is_multiple_of(PAGE) && len.is_multiple_of(PAGE);
+        let Some(address) = self.mapping.address(offset, len).filter(|_| ours && whole) else { return false };
+        match &self.mapping.file {
+            Some((fd, begin)) => {
+                let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fs::fallocate(&**fd, mode, begin + offset, len).is_ok()
+            }
+            None => {
+                // SAFETY: whole pages inside a mapping of our own without a file; whoever reads them meanwhile does so by volatile
+                // operations and finds the old bytes or zeroes.
+                unsafe { mm::madvise(address.as_ptr().cast(), len as usize, mm::Advice::LinuxDontNeed) }.is_ok()
+            }
+        }
     }
 
     /// The file behind it, to be handed to another process.
@@ -352,6 +445,48 @@ fn map_shared(
     }
     .map_err(|e| system("mmap", len, e.into(), hint))?;
     NonNull::new(address.cast()).ok_or_else(|| system("mmap", len, io::Error::other("null address"), ""))
+}
+
+fn check_len(len: u64) -> Result<(), MemoryError> {
+    if len == 0 || len > 1 << 46 {
+        return Err(MemoryError::Shape { len, offset: 0, problem: "length must be from 1 byte to 64 TiB" });
+    }
+    Ok(())
+}
+
+/// Fresh zeroed memory without a file: the mapping, its length, and where in it `len` bytes begin that are aligned to huge pages.
+fn map_private(len: u64) -> Result<(NonNull<u8>, u64, u64), MemoryError> {
+    let map_len = if len < HUGE { len } else { len + HUGE };
+    let rights = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+    let address = unsafe {
+        mm::mmap_anonymous(ptr::null_mut(), map_len as usize, rights, MapFlags::PRIVATE | MapFlags::NORESERVE)
+    }
+    .map_err(|e| system("mmap", map_len, e.into(), ""))?;
+    let map = NonNull::new(address.cast()).ok_or_else(|| system("mmap", len, io::Error::other("null address"), ""))?;
+    // A child would make copies of what it shares with us; it has no use for it.
+    // SAFETY: exactly the new mapping; nothing about its bytes changes.
+    if let Err(error) = unsafe { mm::madvise(address, map_len as usize, mm::Advice::LinuxDontFork) } {
+        unmap(map, map_len);
+        return Err(system("madvise", map_len, error.into(), ""));
+    }
+    let begin = address as u64;
+    let skip = if len < HUGE { 0 } else { begin.next_multiple_of(HUGE) - begin };
+    Ok((map, map_len, skip))
+}
+
+/// Asks for transparent huge pages where `why` there are no reserved ones; says what it is now.
+fn ask_for_huge(mapping: &Mapping, kind: Kind, why: String) -> (Pages, Option<String>) {
+    let asked = transparent::may_be_asked(kind).and_then(|()| {
+        // SAFETY: exactly the live mapping; nothing about its bytes changes.
+        let advised =
+            unsafe { mm::madvise(mapping.map_base.as_ptr().cast(), mapping.map_len, mm::Advice::LinuxHugepage) };
+        advised.map_err(|error| format!("transparent ones are refused ({error})"))
+    });
+    match asked {
+        Ok(()) => (Pages::Transparent, Some(format!("{why}; transparent ones are asked for"))),
+        Err(error) => (Pages::Ordinary, Some(format!("{why}; {error}; ordinary pages are used"))),
+    }
 }
 
 fn system(call: &'static str, len: u64, source: io::Error, hint: &'static str) -> MemoryError {
