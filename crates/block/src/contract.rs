@@ -43,6 +43,7 @@ pub fn check(rig: &mut dyn Rig) {
     t.keeps_data_over_split_segments();
     t.ranges_without_data();
     t.completes_exactly_once_when_full();
+    t.takes_the_first_of_a_batch();
     t.arm_loses_no_wake_up();
     t.drains_on_close();
 }
@@ -254,6 +255,40 @@ impl<'a> Bench<'a> {
         for _ in 0..100 {
             let late = self.turn();
             assert!(late.is_empty(), "completed twice: {late:?}");
+        }
+    }
+
+    /// Batches of any size, and with a request in them that is wrong: those that are taken are the first ones, and complete once.
+    fn takes_the_first_of_a_batch(&mut self) {
+        let (g, _) = self.shape();
+        let span = self.rig.memory(&mut self.segs, g.block_size, 1);
+        for size in [0usize, 1, 2, 7, 32, 100, 1000] {
+            let wrong = size / 2;
+            let ios: Vec<Io> = (0..size as u64)
+                .map(|n| {
+                    Io::read(self.tag(), if n == wrong as u64 && size > 2 { g.blocks } else { n % g.blocks }, 1, span)
+                })
+                .collect();
+            let (mut open, mut from, mut idle) = (HashMap::new(), 0, 0u32);
+            while (from < size || !open.is_empty()) && idle < PATIENCE {
+                let mut cx = Cx { now: self.rig.now(), segs: &mut self.segs, reactor: 0 };
+                let result = self.queue.submit_all(&mut cx, &ios[from..]);
+                let taken = result.map_or_else(|rest| rest.taken, |()| size - from);
+                if let Err(rest) = result {
+                    assert_eq!(rest.why, RefusedWhy::Full, "an open queue refuses only because it is full");
+                    assert!(rest.taken < size - from, "what was all taken leaves no rest");
+                }
+                open.extend(ios[from..from + taken].iter().map(|io| (io.tag, 0)));
+                from += taken;
+                let got = self.turn();
+                idle = if got.is_empty() { idle + 1 } else { 0 };
+                for c in &got {
+                    let code = if size > 2 && c.tag == ios[wrong].tag { Code::OutOfRange } else { Code::Ok };
+                    assert_eq!(c.status.code, code, "a wrong request costs itself and no other of its batch");
+                    assert!(open.remove(&c.tag).is_some(), "a completion for a tag that is not open: {c:?}");
+                }
+            }
+            assert!(open.is_empty() && from == size, "{} of a batch of {size} never completed", open.len());
         }
     }
 

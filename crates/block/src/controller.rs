@@ -3,7 +3,7 @@
 use crate::device::{OpenError, QueueConfig};
 use crate::fence::{FenceState, FenceTerms};
 use crate::io::Io;
-use crate::queue::{Armed, Cx, Done, Health, Refused, Waits};
+use crate::queue::{Armed, Cx, Done, Health, Refused, Rest, Waits};
 use crate::time::Time;
 use std::sync::Arc;
 
@@ -44,6 +44,19 @@ pub trait ControllerQueue {
     /// # Errors
     /// As [`crate::IoQueue::submit`]: `Full` is said of the queue and all units, `Gone` of this unit alone.
     fn submit(&mut self, cx: &mut Cx<'_>, unit: Unit, io: Io) -> Result<(), Refused>;
+
+    /// As [`crate::IoQueue::submit_all`], to `unit`.
+    ///
+    /// # Errors
+    /// As [`crate::IoQueue::submit_all`], with the meaning of [`ControllerQueue::submit`].
+    fn submit_all(&mut self, cx: &mut Cx<'_>, unit: Unit, ios: &[Io]) -> Result<(), Rest> {
+        for (taken, io) in ios.iter().enumerate() {
+            if let Err(Refused { why, .. }) = self.submit(cx, unit, *io) {
+                return Err(Rest { taken, why });
+            }
+        }
+        Ok(())
+    }
 
     /// As [`crate::IoQueue::kick`].
     fn kick(&mut self, cx: &mut Cx<'_>);

@@ -28,6 +28,7 @@ mod fence;
 mod identity;
 mod io;
 mod limits;
+mod parked;
 mod queue;
 mod segment;
 mod slots;
@@ -42,9 +43,10 @@ pub use fence::{Fence, FenceState, FenceTerms, Proof};
 pub use identity::{CacheDomain, Identifier, IdentifierError, Identity, Verdict};
 pub use io::{Flags, Io, Op};
 pub use limits::{Limits, LimitsError, Part, Splitter};
+pub use parked::Parked;
 pub use queue::{
-    Armed, Completion, Cx, Done, Health, Host, Interest, IoQueue, MakePoller, Poller, Refused, RefusedWhy, Suspect,
-    Turn, Waits,
+    Armed, Completion, Cx, Done, Health, Host, Interest, IoQueue, MakePoller, Poller, Refused, RefusedWhy, Rest,
+    Suspect, Turn, Waits,
 };
 pub use segment::{RegionId, SegRow, SegSpan, SegTable, SegTableFull, Segment};
 pub use slots::{SlotKey, Slots, SlotsFull};

@@ -83,7 +83,18 @@ impl Limits {
     ///
     /// # Errors
     /// A status of scope `Io` that says why not.
+    #[inline]
     pub fn check(&self, io: &Io, blocks_total: u64, block_size: u32, segs: &SegTable) -> Result<(), Status> {
+        let ends = io.lba.checked_add(u64::from(io.blocks)).is_some_and(|end| end <= blocks_total);
+        let usual = io.op == Op::Read || (io.op == Op::Write && !self.read_only);
+        if usual && io.flags.is_empty() && io.blocks > 0 && ends && covers(io, block_size, segs) {
+            return Ok(());
+        }
+        self.find_fault(io, blocks_total, block_size, segs)
+    }
+
+    /// What is wrong with an unusual request, if anything is.
+    fn find_fault(&self, io: &Io, blocks_total: u64, block_size: u32, segs: &SegTable) -> Result<(), Status> {
         if self.read_only && (io.op.changes_medium()) {
             return Err(Code::WriteProtected.into());
         }
@@ -106,9 +117,7 @@ impl Limits {
             Some(end) if end <= blocks_total => {}
             _ => return Err(Code::OutOfRange.into()),
         }
-        // Parts count the bytes they skip in 32 bits.
-        let end = u64::from(io.skip) + io.data_len(block_size);
-        if io.op.has_data() && (end > u64::from(u32::MAX) || segs.span_len(io.segs) < end) {
+        if io.op.has_data() && !covers(io, block_size, segs) {
             return Err(Code::Invalid.into());
         }
         Ok(())
@@ -124,6 +133,13 @@ impl Limits {
         }
         segs.pieces(io.segs, u64::from(io.skip), io.data_len(block_size)).count() as u64 <= u64::from(self.max_segments)
     }
+}
+
+/// Do the segments of a request with data cover it? Parts count the bytes they skip in 32 bits.
+#[inline]
+fn covers(io: &Io, block_size: u32, segs: &SegTable) -> bool {
+    let end = u64::from(io.skip) + u64::from(io.blocks) * u64::from(block_size);
+    end <= u64::from(u32::MAX) && segs.span_len(io.segs) >= end
 }
 
 /// The limits of a device make no sense together.

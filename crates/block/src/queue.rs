@@ -2,6 +2,7 @@
 
 use crate::fence::{FenceTerms, Proof};
 use crate::io::Io;
+use crate::parked::Parked;
 use crate::segment::SegTable;
 use crate::status::{Code, Fate, Status};
 use crate::time::Time;
@@ -31,14 +32,27 @@ pub trait IoQueue {
     /// down; watch [`IoQueue::health`]).
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused>;
 
+    /// Takes the first of `ios`, in order, as many as it has room for: as [`IoQueue::submit`] of one after the other, for one call.
+    ///
+    /// # Errors
+    /// [`Rest`] says how many were taken, and why the one after them was not. It and those behind it were not started.
+    fn submit_all(&mut self, cx: &mut Cx<'_>, ios: &[Io]) -> Result<(), Rest> {
+        for (taken, io) in ios.iter().enumerate() {
+            if let Err(Refused { why, .. }) = self.submit(cx, *io) {
+                return Err(Rest { taken, why });
+            }
+        }
+        Ok(())
+    }
+
     /// One doorbell, or one send, for all requests since the last kick.
     fn kick(&mut self, cx: &mut Cx<'_>);
 
     /// Makes progress and pushes what completed and what became suspect. Never blocks; bounded work a call.
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done);
 
-    /// May the reactor sleep? Names in `waits` everything that must wake it. Must look once more for work that arrived
-    /// since the last poll and answer [`Armed::Busy`] if there is some.
+    /// May the reactor sleep, or this queue's poller rest while others go on ([`Waits::parking`])? Names in `waits` everything that must wake
+    /// it. Must look once more for work that arrived since the last poll and answer [`Armed::Busy`] if there is some.
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed;
 
     /// Can it take requests, and does it seem to get anywhere?
@@ -80,6 +94,15 @@ pub struct Refused {
     /// The request, as it was.
     pub io: Io,
     /// Why.
+    pub why: RefusedWhy,
+}
+
+/// Not all of a batch was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rest {
+    /// Requests taken, from the first one on.
+    pub taken: usize,
+    /// Why the next was not.
     pub why: RefusedWhy,
 }
 
@@ -132,16 +155,19 @@ impl Done {
     }
 
     /// A request that the peer answered, or that never needed one.
+    #[inline]
     pub fn complete(&mut self, tag: u64, status: Status) {
         self.complete_with(tag, status, Proof::Answered);
     }
 
     /// A request that is quiet for the reason `proof`.
+    #[inline]
     pub fn complete_with(&mut self, tag: u64, status: Status, proof: Proof) {
         self.completions.push(Completion { tag, status, proof });
     }
 
     /// Is nothing in it?
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.completions.is_empty() && self.suspects.is_empty()
     }
@@ -182,9 +208,16 @@ pub struct Waits {
     pub interests: Vec<Interest>,
     /// The earliest deadline of all.
     pub deadline: Option<Time>,
+    parking: Option<Parked>,
+    on_call: bool,
 }
 
 impl Waits {
+    /// With room for `interests` of them before it must grow.
+    pub fn with_capacity(interests: usize) -> Self {
+        Waits { interests: Vec::with_capacity(interests), ..Waits::default() }
+    }
+
     /// A number for a new descriptor, never given twice.
     pub fn unique() -> u64 {
         use core::sync::atomic::{AtomicU64, Ordering};
@@ -202,10 +235,34 @@ impl Waits {
         self.deadline = Some(self.deadline.map_or(at, |d| d.min(at)));
     }
 
+    /// Only one poller of the reactor is asked, and the others go on: it must name all that can bring it work, or see to it that whoever takes
+    /// it out of a common queue in a turn of his own wakes it by this name. `None`: the whole reactor is about to sleep, and all will get
+    /// turns when it wakes.
+    pub fn parking(&self) -> Option<Parked> {
+        self.parking
+    }
+
+    /// Whoever has work for this poller says so by [`Host::wake`], or wakes it by its name. Without this, one that names nothing else is not
+    /// left to rest while others go on: it could never be woken, and may just want to see each turn.
+    pub fn on_call(&mut self) {
+        self.on_call = true;
+    }
+
+    /// For reactors: is there anything that would wake a poller that rests?
+    pub fn has_any(&self) -> bool {
+        self.on_call || self.deadline.is_some() || !self.interests.is_empty()
+    }
+
+    /// For reactors: what is collected from now on is for `poller` alone.
+    pub fn park(&mut self, poller: Parked) {
+        self.clear();
+        self.parking = Some(poller);
+    }
+
     /// Forgets everything, keeps the room.
     pub fn clear(&mut self) {
         self.interests.clear();
-        self.deadline = None;
+        (self.deadline, self.parking, self.on_call) = (None, None, false);
     }
 }
 

@@ -47,11 +47,16 @@ enum Slot<T> {
 
 /// A fixed table of at most 65,535 values. Insert, look-up and remove are a few instructions and never allocate.
 ///
+/// It reserves addresses for all of them, and uses memory for as many as were in it at a time: tables are as deep as their queue may be, and
+/// few queues ever are. Slots that were freed last are taken first.
+///
 /// Dropping a table that still holds something panics in debug builds: an I/O would have been lost.
 pub struct Slots<T> {
-    slots: Box<[Slot<T>]>,
+    slots: Vec<Slot<T>>,
+    /// The free slot to be taken next, if one was freed.
     head: u16,
     len: u16,
+    capacity: u16,
 }
 
 const NIL: u16 = u16::MAX;
@@ -63,39 +68,41 @@ impl<T> Slots<T> {
     /// If `capacity` is zero.
     pub fn new(capacity: u16) -> Self {
         assert!(capacity > 0, "a slot table needs at least one slot");
-        let slots = (0..capacity)
-            .map(|i| Slot::Free { next: if i + 1 == capacity { NIL } else { i + 1 }, generation: 0 })
-            .collect();
-        Slots { slots, head: 0, len: 0 }
+        Slots { slots: Vec::with_capacity(capacity.into()), head: NIL, len: 0, capacity }
     }
 
     /// Number of slots.
+    #[inline]
     pub fn capacity(&self) -> u16 {
-        self.slots.len() as u16
+        self.capacity
     }
 
     /// Number of taken slots.
+    #[inline]
     pub fn len(&self) -> u16 {
         self.len
     }
 
     /// Is nothing in it?
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Is every slot taken?
+    #[inline]
     pub fn is_full(&self) -> bool {
-        self.head == NIL
+        self.len == self.capacity
     }
 
     /// Takes a slot for `value`.
     ///
     /// # Errors
     /// [`SlotsFull`] gives the value back to nobody: check [`Slots::is_full`] before building something dear.
+    #[inline(always)]
     pub fn insert(&mut self, value: T) -> Result<SlotKey, SlotsFull> {
         let index = self.head;
-        let Some(slot) = self.slots.get_mut(index as usize) else { return Err(SlotsFull) };
+        let Some(slot) = self.slots.get_mut(index as usize) else { return self.insert_first(value) };
         let Slot::Free { next, generation } = *slot else { return Err(SlotsFull) };
         *slot = Slot::Taken { value, generation };
         self.head = next;
@@ -103,7 +110,20 @@ impl<T> Slots<T> {
         Ok(SlotKey::from_parts(index, generation))
     }
 
+    /// As [`Slots::insert`], into a slot that was never taken.
+    #[cold]
+    fn insert_first(&mut self, value: T) -> Result<SlotKey, SlotsFull> {
+        let index = self.slots.len() as u16;
+        if index == self.capacity {
+            return Err(SlotsFull);
+        }
+        self.slots.push(Slot::Taken { value, generation: 0 });
+        self.len += 1;
+        Ok(SlotKey::from_parts(index, 0))
+    }
+
     /// The value under `key`, unless it was removed.
+    #[inline]
     pub fn get(&self, key: SlotKey) -> Option<&T> {
         match self.slots.get(key.index() as usize) {
             Some(Slot::Taken { value, generation }) if *generation == key.generation() => Some(value),
@@ -112,6 +132,7 @@ impl<T> Slots<T> {
     }
 
     /// The value under `key`, to be changed.
+    #[inline]
     pub fn get_mut(&mut self, key: SlotKey) -> Option<&mut T> {
         match self.slots.get_mut(key.index() as usize) {
             Some(Slot::Taken { value, generation }) if *generation == key.generation() => Some(value),
@@ -120,11 +141,20 @@ impl<T> Slots<T> {
     }
 
     /// Frees the slot under `key` and hands its value out, once.
+    #[inline]
     pub fn remove(&mut self, key: SlotKey) -> Option<T> {
-        self.get(key)?;
-        let slot = &mut self.slots[key.index() as usize];
+        self.remove_if(key, |_| true)
+    }
+
+    /// As [`Slots::remove`], if `wanted` says so of the value: one look-up for both.
+    #[inline]
+    pub fn remove_if(&mut self, key: SlotKey, wanted: impl FnOnce(&T) -> bool) -> Option<T> {
+        let slot = self.slots.get_mut(key.index() as usize)?;
+        if !matches!(slot, Slot::Taken { value, generation } if *generation == key.generation() && wanted(value)) {
+            return None;
+        }
         let free = Slot::Free { next: self.head, generation: key.generation().wrapping_add(1) };
-        let Slot::Taken { value, .. } = core::mem::replace(slot, free) else { unreachable!("checked by get") };
+        let Slot::Taken { value, .. } = core::mem::replace(slot, free) else { return None };
         self.head = key.index();
         self.len -= 1;
         Some(value)
@@ -132,7 +162,7 @@ impl<T> Slots<T> {
 
     /// Frees every slot and drops what was in them; their keys find nothing from then on. For slow paths: it walks the whole table.
     pub fn clear(&mut self) {
-        for index in 0..self.capacity() {
+        for index in 0..self.slots.len() as u16 {
             if let Some(key) = self.key_at(index) {
                 self.remove(key);
             }
@@ -166,7 +196,7 @@ impl<T> Slots<T> {
 
 impl<T> fmt::Debug for Slots<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slots").field("len", &self.len).field("capacity", &self.slots.len()).finish()
+        f.debug_struct("Slots").field("len", &self.len).field("capacity", &self.capacity).finish()
     }
 }
 
@@ -198,7 +228,8 @@ mod tests {
     fn stale_keys_find_nothing() {
         let mut slots = Slots::new(2);
         let a = slots.insert('a').unwrap();
-        assert_eq!(slots.remove(a), Some('a'));
+        assert_eq!(slots.remove_if(a, |&value| value == 'b'), None, "it stays");
+        assert_eq!(slots.remove_if(a, |&value| value == 'a'), Some('a'));
         assert_eq!(slots.remove(a), None);
         let b = slots.insert('b').unwrap();
         assert_eq!(b.index(), a.index());
@@ -206,6 +237,22 @@ mod tests {
         assert_eq!(slots.get(a), None);
         assert_eq!(slots.key_at(b.index()), Some(b));
         assert_eq!(slots.remove(b), Some('b'));
+    }
+
+    #[test]
+    fn a_table_uses_no_more_slots_than_it_held_at_a_time_and_never_moves() {
+        let mut slots = Slots::new(100);
+        let first = slots.insert(0).unwrap();
+        let at: *const i32 = slots.get(first).unwrap();
+        for n in 0..1000 {
+            let key = slots.insert(n).unwrap();
+            assert_eq!((key.index(), slots.remove(key)), (1, Some(n)));
+        }
+        assert_eq!((slots.slots.len(), slots.capacity()), (2, 100));
+        (1..100).for_each(|n| assert_eq!(slots.insert(n).unwrap().index(), n as u16));
+        assert!(slots.is_full() && slots.insert(100).is_err() && std::ptr::eq(at, slots.get(first).unwrap()));
+        slots.clear();
+        assert_eq!(slots.slots.len(), slots.slots.capacity());
     }
 
     #[test]

@@ -31,14 +31,22 @@ impl Time {
     }
 
     /// This time plus `span`, saturating at [`Time::NEVER`].
+    #[inline]
     #[must_use]
-    pub fn after(self, span: Duration) -> Self {
-        Time(self.0.saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
+    pub const fn after(self, span: Duration) -> Self {
+        // In 64 bits: it is asked each turn.
+        let nanos = span.as_secs().saturating_mul(1_000_000_000).saturating_add(span.subsec_nanos() as u64);
+        Time(self.0.saturating_add(nanos))
     }
 
     /// How much later `self` is than `earlier`; zero if it is not later.
     pub const fn since(self, earlier: Time) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+        Duration::from_nanos(self.nanos_since(earlier))
+    }
+
+    /// The same in nanoseconds, for the data path.
+    pub const fn nanos_since(self, earlier: Time) -> u64 {
+        self.0.saturating_sub(earlier.0)
     }
 }
 
@@ -55,7 +63,11 @@ mod tests {
     #[test]
     fn saturates_both_ways() {
         assert_eq!(Time::NEVER.after(Duration::from_secs(1)), Time::NEVER);
+        assert_eq!(Time::ZERO.after(Duration::MAX), Time::NEVER);
+        assert_eq!(Time::ZERO.after(Duration::new(2, 7)), Time::from_nanos(2_000_000_007));
         assert_eq!(Time::ZERO.since(Time::from_millis(5)), Duration::ZERO);
         assert_eq!(Time::from_millis(7).since(Time::from_millis(5)), Duration::from_millis(2));
+        assert_eq!(Time::from_millis(7).nanos_since(Time::from_millis(5)), 2_000_000);
+        assert_eq!(Time::ZERO.nanos_since(Time::NEVER), 0);
     }
 }

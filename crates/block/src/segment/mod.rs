@@ -1,6 +1,9 @@
-//! Where data lies: (region, offset, length), in rows of one table per reactor.
+//! Where data lies: (region, offset, length), in one table per reactor: in rows for life (here) and in spans for a request (`spans.rs`).
+
+mod spans;
 
 use core::fmt;
+use spans::Spans;
 
 /// Names a region of memory registered with `polypath-memory`. Zero names none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default, PartialOrd, Ord)]
@@ -79,12 +82,15 @@ pub struct SegTableFull {
     pub limit: u32,
 }
 
-/// All segments of one reactor. Rows are reserved when a queue opens, written per request, read by every layer below.
+/// All segments of one reactor. Rows are reserved when a queue opens, spans are taken per request; both are written per request and read by
+/// every layer below.
 ///
 /// One table for all layers means that a request carries eight bytes for its data, whatever its shape, and that a retry carries nothing else.
 pub struct SegTable {
     segs: Vec<Segment>,
+    /// Rows that were given back, and gaps. Has room for one more gap than there are: see [`SegTable::reserve`].
     free: Vec<(u32, u32)>,
+    spans: Spans,
     limit: u32,
 }
 
@@ -92,9 +98,9 @@ impl SegTable {
     /// Segments a table may hold unless told otherwise (64 MiB of table).
     pub const DEFAULT_LIMIT: u32 = 4 << 20;
 
-    /// An empty table that may grow to `limit` segments, at [`SegTable::reserve`] only.
+    /// An empty table that may grow to `limit` segments.
     pub fn new(limit: u32) -> Self {
-        SegTable { segs: Vec::new(), free: Vec::new(), limit }
+        SegTable { segs: Vec::new(), free: Vec::new(), spans: Spans::new(), limit }
     }
 
     /// Reserves `rows` rows of `width` segments. Allocates: call it when a queue opens, never per request.
@@ -119,6 +125,8 @@ impl SegTable {
             return Err(full);
         }
         self.segs.resize((start + wanted) as usize, Segment::default());
+        // Pages of spans begin at multiples of their size: the gap that a row leaves before the next is noted in a turn.
+        self.free.reserve(1);
         Ok(SegRow { start: start as u32, rows, width })
     }
 
@@ -137,27 +145,46 @@ impl SegTable {
             }
             touches
         });
+        self.free.reserve(1);
     }
 
     /// The segments of `span`. A span outside the table is empty.
+    #[inline]
     pub fn get(&self, span: SegSpan) -> &[Segment] {
         let start = span.start as usize;
         self.segs.get(start..start.saturating_add(span.count as usize)).unwrap_or(&[])
     }
 
     /// The segments of `span`, to be written.
+    #[inline]
     pub fn get_mut(&mut self, span: SegSpan) -> &mut [Segment] {
         let start = span.start as usize;
         self.segs.get_mut(start..start.saturating_add(span.count as usize)).unwrap_or(&mut [])
     }
 
+    /// Copies the segments of `from` to the first of `to`, which is as long or longer and may not overlap it.
+    pub fn copy(&mut self, from: SegSpan, to: SegSpan) {
+        let (start, end) = (from.start as usize, from.start.saturating_add(from.count) as usize);
+        if end <= self.segs.len()
+            && to.count >= from.count
+            && to.start as usize + from.count as usize <= self.segs.len()
+        {
+            self.segs.copy_within(start..end, to.start as usize);
+        }
+    }
+
     /// The pieces of `span` that hold bytes `skip .. skip + len`, cut to fit. Yields less when the span is shorter.
+    #[inline]
     pub fn pieces(&self, span: SegSpan, skip: u64, len: u64) -> Pieces<'_> {
         Pieces { segs: self.get(span), skip, left: len }
     }
 
     /// Total bytes of `span`.
+    #[inline]
     pub fn span_len(&self, span: SegSpan) -> u64 {
+        if span.count == 1 {
+            return self.segs.get(span.start as usize).map_or(0, |segment| segment.len.into());
+        }
         self.get(span).iter().map(|s| u64::from(s.len)).sum()
     }
 }
@@ -179,6 +206,7 @@ pub struct Pieces<'a> {
 impl Iterator for Pieces<'_> {
     type Item = Segment;
 
+    #[inline]
     fn next(&mut self) -> Option<Segment> {
         while self.left > 0 {
             let (first, rest) = self.segs.split_first()?;
