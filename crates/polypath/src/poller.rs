@@ -303,6 +303,7 @@ impl Poller for DiskPoller {
         if let Some(until) = self.waits_until {
             waits.until(until);
         }
+        waits.on_call();
         self.queue.arm(cx, waits)
     }
 

@@ -22,15 +22,15 @@ pub struct StackConfig {
     pub cpus: Option<CpuList>,
     /// What reactors do without work; adaptive unless told otherwise.
     pub idle: IdlePolicy,
-    /// Bytes of buffer memory ([`Stack::arena`]); taken from the system as it is first used. 256 MiB.
+    /// Bytes of buffer memory ([`Stack::arena`]); reserved huge pages are taken at once, other memory as it is first used. 256 MiB.
     pub buffer_bytes: u64,
-    /// Buffer memory in 2 MiB pages, where there are any. Off.
+    /// Buffer memory in 2 MiB pages, where there are any; the log says which it became. On.
     pub huge_pages: bool,
 }
 
 impl Default for StackConfig {
     fn default() -> Self {
-        StackConfig { cpus: None, idle: IdlePolicy::default(), buffer_bytes: 256 << 20, huge_pages: false }
+        StackConfig { cpus: None, idle: IdlePolicy::default(), buffer_bytes: 256 << 20, huge_pages: true }
     }
 }
 
@@ -126,9 +126,8 @@ impl Stack {
             return Ok(arena.clone());
         }
         let made = Arena::new(self.0.config.buffer_bytes, self.0.config.huge_pages)?;
-        if let Some(why) = made.fallback() {
-            tracing::info!("buffers: {why}");
-        }
+        let (pages, bytes) = (made.pages().as_str(), made.region().len());
+        tracing::info!(bytes, pages, reason = made.fallback(), "made memory for buffers");
         Ok(arena.insert(made).clone())
     }
 

@@ -10,14 +10,17 @@
 //!
 //! **Unsafe:** allowed by the design, used once: nowhere but for CPU affinity is anything but `rustix` needed.
 //!
-//! A turn: read the clock once, handle the messages, poll every poller. After a while without work: `arm` all, look once more at the
-//! mailbox, sleep on one epoll descriptor. Read `turn.rs` first.
+//! A turn: read the clock once, handle the messages, poll every poller. A poller without work for a while leaves the turns, one by one, until
+//! there is something for it (`seats.rs`). When none has work: `arm` all that are left, look once more at the mailbox, sleep on one epoll
+//! descriptor. Read `turn.rs` first.
 #![deny(unsafe_code)]
 
 mod cpus;
 mod idle;
+mod lot;
 mod mailbox;
 mod pool;
+mod seats;
 mod turn;
 mod waiter;
 

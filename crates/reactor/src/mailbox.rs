@@ -18,6 +18,8 @@ pub(crate) struct Mailbox {
     messages: Mutex<Vec<Message>>,
     full: AtomicBool,
     asleep: AtomicBool,
+    /// Somebody has called since the reactor looked last.
+    called: AtomicBool,
     closed: AtomicBool,
     event: OwnedFd,
 }
@@ -29,6 +31,7 @@ impl Mailbox {
             messages: Mutex::new(Vec::new()),
             full: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
+            called: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             event,
         })
@@ -47,11 +50,13 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Ends a sleep, if there is one. Cheap when there is none.
+    /// Ends a sleep, if there is one, and the rest of pollers. Cheap when there is none.
     pub(crate) fn wake(&self) {
         // Pairs with `set_asleep`: what was stored before this call is seen by the sleeper's last look, or the sleeper is
         // seen here.
         std::sync::atomic::fence(Ordering::SeqCst);
+        // For those that rest while the reactor is awake. They looked before they began to: whoever comes later is heard in the next turn.
+        self.called.store(true, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
             // The counter cannot overflow by ones, and a full one wakes as well.
             let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
@@ -61,6 +66,18 @@ impl Mailbox {
     #[inline]
     pub(crate) fn has_messages(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// Has somebody called?
+    #[inline]
+    pub(crate) fn is_called(&self) -> bool {
+        self.called.load(Ordering::Relaxed)
+    }
+
+    /// Has somebody called since this was asked last? Whatever he did before is seen after this.
+    #[inline]
+    pub(crate) fn answer_call(&self) -> bool {
+        self.is_called() && self.called.swap(false, Ordering::SeqCst)
     }
 
     pub(crate) fn take(&self, into: &mut Vec<Message>) {

@@ -2,8 +2,9 @@
 
 use crate::idle::{Idle, IdlePolicy};
 use crate::mailbox::{Mailbox, Message};
+use crate::seats::Seats;
 use crate::waiter::Waiter;
-use polypath_block::{Armed, Cx, Host, MakePoller, Poller, SegTable, Time, Turn, Waits};
+use polypath_block::{Cx, Host, MakePoller, Poller, SegTable, Time, Waits};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -65,6 +66,8 @@ pub struct ReactorStatistics {
     pub sleeps: u64,
     /// Pollers it has.
     pub pollers: u64,
+    /// Those of them that rest: without work for long, they get no turns until there is some.
+    pub resting: u64,
 }
 
 #[derive(Default)]
@@ -76,6 +79,7 @@ struct Counters {
     sleep_ns: AtomicU64,
     sleeps: AtomicU64,
     pollers: AtomicU64,
+    resting: AtomicU64,
 }
 
 struct Shared {
@@ -113,6 +117,7 @@ impl ReactorHandle {
             sleep_ns: get(&c.sleep_ns),
             sleeps: get(&c.sleeps),
             pollers: get(&c.pollers),
+            resting: get(&c.resting),
         }
     }
 }
@@ -146,7 +151,9 @@ impl std::fmt::Debug for ReactorHandle {
 /// A reactor on the thread that made it.
 pub struct Reactor {
     shared: Arc<Shared>,
-    pollers: Vec<Box<dyn Poller>>,
+    seats: Seats,
+    /// Something was done on this thread between turns, and nobody knows for whom.
+    called: bool,
     segs: SegTable,
     waits: Waits,
     waiter: Waiter,
@@ -171,12 +178,14 @@ impl Reactor {
             rustix::thread::sched_setaffinity(None, &set).map_err(|e| fail("pinning to its core")(e.into()))?;
         }
         let mailbox = Mailbox::new().map_err(fail("eventfd"))?;
-        let waiter = Waiter::new(mailbox.fd()).map_err(fail("epoll"))?;
+        let seats = Seats::new(config.idle).map_err(fail("epoll"))?;
+        let waiter = Waiter::new(mailbox.fd(), seats.lot().fd()).map_err(fail("epoll"))?;
         Ok(Reactor {
             shared: Arc::new(Shared { id: config.id, mailbox, counters: Counters::default() }),
-            pollers: Vec::with_capacity(64),
+            seats,
+            called: false,
             segs: SegTable::new(config.segments_limit),
-            waits: Waits::default(),
+            waits: Waits::with_capacity(64),
             waiter,
             messages: Vec::new(),
             idle: Idle::new(config.idle),
@@ -220,12 +229,19 @@ impl Reactor {
 
     /// Adds a poller from this thread.
     pub fn add(&mut self, poller: Box<dyn Poller>) {
-        self.pollers.push(poller);
-        self.shared.counters.pollers.store(self.pollers.len() as u64, Ordering::Relaxed);
+        self.seats.add(poller);
+        self.count_pollers();
+    }
+
+    fn count_pollers(&self) {
+        let c = &self.shared.counters;
+        c.pollers.store(self.seats.len() as u64, Ordering::Relaxed);
+        c.resting.store(self.seats.resting() as u64, Ordering::Relaxed);
     }
 
     /// The context that pollers get, for work done on this thread between turns.
     pub fn with_cx<R>(&mut self, work: impl FnOnce(&mut Cx<'_>) -> R) -> R {
+        self.called = true;
         work(&mut Cx { now: now(), segs: &mut self.segs, reactor: self.shared.id })
     }
 
@@ -262,22 +278,13 @@ impl Reactor {
             self.handle_messages();
         }
         polypath_memory::refresh();
+        let called = self.shared.mailbox.answer_call() || self.called;
+        self.called = false;
         let start = now();
-        let mut at = 0;
-        while let Some(poller) = self.pollers.get_mut(at) {
-            match poller.poll(&mut Cx { now: start, segs: &mut self.segs, reactor: self.shared.id }) {
-                Turn::Idle => at += 1,
-                Turn::Busy => {
-                    busy = true;
-                    at += 1;
-                }
-                Turn::Finished => {
-                    busy = true;
-                    drop(self.pollers.remove(at));
-                    self.shared.counters.pollers.store(self.pollers.len() as u64, Ordering::Relaxed);
-                }
-            }
-        }
+        self.seats.wake(start, called);
+        busy |= self.seats.turn(start, &mut self.segs, self.shared.id);
+        self.seats.let_rest(start, busy, &mut self.segs, self.shared.id);
+        self.count_pollers();
         self.account(start, busy);
         busy
     }
@@ -301,14 +308,18 @@ impl Reactor {
         self.waits.clear();
         self.shared.mailbox.set_asleep();
         let start = now();
-        let mut armed = !self.shared.mailbox.has_messages();
-        for poller in &mut self.pollers {
-            let mut cx = Cx { now: start, segs: &mut self.segs, reactor: self.shared.id };
-            armed = armed && poller.arm(&mut cx, &mut self.waits) == Armed::Sleep;
-        }
+        let mailbox = &self.shared.mailbox;
+        let armed = !mailbox.has_messages() && !mailbox.is_called() && {
+            self.seats.let_rest_before_sleep(start, &mut self.segs, self.shared.id);
+            self.seats.arm(start, &mut self.segs, self.shared.id, &mut self.waits)
+        };
         if armed {
             if let Some(limit) = limit {
                 self.waits.until(limit);
+            }
+            let rested = self.seats.first_deadline();
+            if rested != Time::NEVER {
+                self.waits.until(rested);
             }
             let limit = self.waits.deadline.map(|d| d.since(start));
             self.waiter.follow(&mut self.waits.interests);
@@ -328,7 +339,9 @@ impl Reactor {
             c.sleeps.store(c.sleeps.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
             self.last = woke;
             self.idle.woke(slept);
+            self.seats.look_soon();
         }
+        self.count_pollers();
         self.shared.mailbox.set_awake();
     }
 
@@ -354,7 +367,8 @@ impl Reactor {
         let mut rest = Vec::new();
         self.shared.mailbox.take(&mut rest);
         drop(rest);
-        self.pollers.clear();
+        self.seats.clear();
+        self.count_pollers();
     }
 }
 
@@ -369,7 +383,8 @@ impl std::fmt::Debug for Reactor {
         let fd = self.shared.mailbox.raw_fd();
         f.debug_struct("Reactor")
             .field("id", &self.shared.id)
-            .field("pollers", &self.pollers.len())
+            .field("pollers", &self.seats.len())
+            .field("resting", &self.seats.resting())
             .field("fd", &fd)
             .finish()
     }
@@ -378,6 +393,7 @@ impl std::fmt::Debug for Reactor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use polypath_block::{Armed, Turn};
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fd::{AsRawFd, OwnedFd};
     use std::sync::atomic::AtomicUsize;

@@ -2,18 +2,21 @@
 
 use polypath_block::Interest;
 use rustix::event::{Timespec, epoll};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{BorrowedFd, OwnedFd};
 use std::io;
 use std::time::Duration;
 
 /// Longest sleep while some descriptor cannot be waited for: its owner is looked after this often instead.
 const BLIND_LOOK: Duration = Duration::from_millis(10);
+/// The numbers of those that are always waited for: no poller has them.
+const MAILBOX: u64 = 0;
+const RESTING: u64 = u64::MAX;
 
 /// Knows what is registered with the kernel, so that a sleep that waits for the same things as the last one costs no system call but the wait.
 pub(crate) struct Waiter {
     epoll: OwnedFd,
-    /// The descriptor that is always waited for.
-    always: OwnedFd,
+    /// The descriptors that are always waited for: the mailbox, and what wakes pollers that rest.
+    always: [OwnedFd; 2],
     /// Sorted by number and descriptor.
     registered: Vec<Interest>,
     events: Vec<epoll::Event>,
@@ -22,9 +25,9 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    pub(crate) fn new(always: BorrowedFd<'_>) -> io::Result<Self> {
-        let always = always.try_clone_to_owned()?;
-        let epoll = new_epoll(always.as_fd())?;
+    pub(crate) fn new(mailbox: BorrowedFd<'_>, resting: BorrowedFd<'_>) -> io::Result<Self> {
+        let always = [mailbox.try_clone_to_owned()?, resting.try_clone_to_owned()?];
+        let epoll = new_epoll(&always)?;
         let (registered, events) = (Vec::with_capacity(64), Vec::with_capacity(64));
         Ok(Waiter { epoll, always, registered, events, refused: Vec::new() })
     }
@@ -34,15 +37,7 @@ impl Waiter {
     /// A descriptor that the kernel will not wait for (a regular file that a stranger passed off as an eventfd) is said so once,
     /// and shortens sleeps: it must not cost the others theirs.
     pub(crate) fn follow(&mut self, wanted: &mut Vec<Interest>) {
-        wanted.sort_unstable_by_key(|i| (i.id, i.fd));
-        wanted.dedup_by(|b, a| {
-            let same = a.id == b.id && a.fd == b.fd;
-            if same {
-                a.read |= b.read;
-                a.write |= b.write;
-            }
-            same
-        });
+        sort(wanted);
         if *wanted == self.registered {
             return;
         }
@@ -90,10 +85,11 @@ impl Waiter {
             Err(rustix::io::Errno::INTR) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
-        if self.events.iter().any(|e| e.data.u64() != 0 && !self.is_wanted(e.data.u64())) {
+        let ours = |id: u64| id == MAILBOX || id == RESTING || self.is_wanted(id);
+        if !self.events.iter().all(|e| ours(e.data.u64())) {
             self.start_afresh()?;
         }
-        Ok(self.events.iter().any(|e| e.data.u64() == 0))
+        Ok(self.events.iter().any(|e| e.data.u64() == MAILBOX))
     }
 
     fn is_wanted(&self, id: u64) -> bool {
@@ -106,20 +102,34 @@ impl Waiter {
     /// descriptor forgets it; without, every sleep would end at once for as long as that process likes.
     #[cold]
     fn start_afresh(&mut self) -> io::Result<()> {
-        self.epoll = new_epoll(self.always.as_fd())?;
+        self.epoll = new_epoll(&self.always)?;
         self.registered.clear();
         self.refused.clear();
         Ok(())
     }
 }
 
-fn new_epoll(always: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+fn new_epoll([mailbox, resting]: &[OwnedFd; 2]) -> io::Result<OwnedFd> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    epoll::add(&epoll, always, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+    epoll::add(&epoll, mailbox, epoll::EventData::new_u64(MAILBOX), epoll::EventFlags::IN)?;
+    epoll::add(&epoll, resting, epoll::EventData::new_u64(RESTING), epoll::EventFlags::IN)?;
     Ok(epoll)
 }
 
-fn flags(interest: &Interest) -> epoll::EventFlags {
+/// Sorts by number and descriptor, and makes one of what is named twice.
+pub(crate) fn sort(wanted: &mut Vec<Interest>) {
+    wanted.sort_unstable_by_key(|i| (i.id, i.fd));
+    wanted.dedup_by(|b, a| {
+        let same = a.id == b.id && a.fd == b.fd;
+        if same {
+            a.read |= b.read;
+            a.write |= b.write;
+        }
+        same
+    });
+}
+
+pub(crate) fn flags(interest: &Interest) -> epoll::EventFlags {
     let mut flags = epoll::EventFlags::empty();
     flags.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, interest.read);
     flags.set(epoll::EventFlags::OUT, interest.write);
@@ -130,7 +140,7 @@ fn flags(interest: &Interest) -> epoll::EventFlags {
     unsafe_code,
     reason = "descriptors are named as numbers across the contract, which is free of the operating system"
 )]
-fn borrow(fd: i32) -> BorrowedFd<'static> {
+pub(crate) fn borrow(fd: i32) -> BorrowedFd<'static> {
     // SAFETY: only handed to epoll_ctl, which checks the number itself: a stale one costs EBADF, not soundness. -1 cannot come: see `Waits`.
     unsafe { BorrowedFd::borrow_raw(fd.max(0)) }
 }
