@@ -2,10 +2,9 @@
 
 use crate::error::LocalError;
 use polypath_block::{
-    CacheDomain, DeviceInfo, DeviceState, DiskUri, Done, Geometry, Identifier, Identity, OpenError, QueueConfig,
-    Status, UriError,
+    CacheDomain, Completion, DeviceInfo, DeviceState, DiskUri, Done, Geometry, Identifier, Identity, OpenError, Proof,
+    QueueConfig, Status, UriError,
 };
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -75,32 +74,33 @@ impl Drop for OpenQueue {
     }
 }
 
-/// Completions that wait for the next poll. As many as the queue is deep: it never grows.
+/// Completions that wait for the next poll, as they will be told. As many as the queue is deep: it never grows.
 pub(crate) struct Completions {
-    ready: VecDeque<(u64, Status)>,
+    ready: Vec<Completion>,
 }
 
 impl Completions {
     pub(crate) fn new(depth: u16) -> Self {
-        Completions { ready: VecDeque::with_capacity(depth.into()) }
+        Completions { ready: Vec::with_capacity(depth.into()) }
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, tag: u64, status: Status) {
-        self.ready.push_back((tag, status));
+        self.ready.push(Completion { tag, status, proof: Proof::Answered });
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.ready.len()
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.ready.is_empty()
     }
 
     pub(crate) fn move_to(&mut self, done: &mut Done) {
-        for (tag, status) in self.ready.drain(..) {
-            done.complete(tag, status);
-        }
+        done.completions.append(&mut self.ready);
     }
 }
 

@@ -4,7 +4,7 @@ use crate::base::{self, Base, Completions, OpenQueue};
 use crate::error::LocalError;
 use polypath_block::{
     Access, Armed, Cx, Device, DeviceInfo, DeviceState, DiskUri, Done, Endpoint, Health, Io, IoQueue, Limits,
-    OpenError, QueueConfig, Refused, RefusedWhy, Status, Waits,
+    OpenError, QueueConfig, Refused, RefusedWhy, Rest, SegTable, Status, Waits,
 };
 use std::sync::Arc;
 
@@ -69,16 +69,33 @@ struct NullQueue {
     closed: bool,
 }
 
+impl NullQueue {
+    #[inline]
+    fn answer(&mut self, segs: &SegTable, io: &Io) {
+        let DeviceInfo { geometry, limits, .. } = self.open.info();
+        let verdict = limits.check(io, geometry.blocks, geometry.block_size, segs);
+        self.completions.push(io.tag, verdict.err().unwrap_or(Status::OK));
+    }
+}
+
 impl IoQueue for NullQueue {
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
         if self.closed || self.completions.len() >= self.depth {
             let why = if self.closed { RefusedWhy::Gone } else { RefusedWhy::Full };
             return Err(Refused { io, why });
         }
-        let DeviceInfo { geometry, limits, .. } = self.open.info();
-        let verdict = limits.check(&io, geometry.blocks, geometry.block_size, cx.segs);
-        self.completions.push(io.tag, verdict.err().unwrap_or(Status::OK));
+        self.answer(cx.segs, &io);
         Ok(())
+    }
+
+    fn submit_all(&mut self, cx: &mut Cx<'_>, ios: &[Io]) -> Result<(), Rest> {
+        let room = if self.closed { 0 } else { self.depth.saturating_sub(self.completions.len()) };
+        let taken = room.min(ios.len());
+        for io in &ios[..taken] {
+            self.answer(cx.segs, io);
+        }
+        let why = if self.closed { RefusedWhy::Gone } else { RefusedWhy::Full };
+        if taken == ios.len() { Ok(()) } else { Err(Rest { taken, why }) }
     }
 
     fn kick(&mut self, _: &mut Cx<'_>) {}

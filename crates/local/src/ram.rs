@@ -7,7 +7,6 @@ use polypath_block::{
     Limits, Op, OpenError, QueueConfig, Refused, RefusedWhy, SegTable, Segment, Status, Waits,
 };
 use polypath_memory::{BadSegment, Region, Table};
-use rustix::fs::{FallocateFlags, fallocate};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, Weak};
 
@@ -17,9 +16,11 @@ const BYTES_A_POLL: u64 = 1 << 20;
 const PUNCH_FROM: u64 = 64 * 1024;
 const PAGE: u64 = 4096;
 
-/// `ram://SIZE`: keeps its blocks in memory of this process for as long as the device lives. Memory is taken as it is first written.
+/// `ram://SIZE`: keeps its blocks in memory of this process for as long as the device lives. It lies in huge pages where the machine has
+/// them ([`Region::private`]; the log says which): in reserved ones if there are enough, else in transparent ones. Those are taken as
+/// they are first written, or all at once when it opens with `populate`.
 ///
-/// Options: `bs` (512), `uuid`, `nguid`, `readonly`. URIs with the same `uuid` or `nguid` in one process are paths to one medium (they
+/// Options: `bs` (512), `huge` (on), `populate` (off), `uuid`, `nguid`, `readonly`. URIs with the same `uuid` or `nguid` in one process are paths to one medium (they
 /// must agree on size); URIs without are disks of their own.
 pub struct RamDevice {
     base: Arc<Base>,
@@ -41,7 +42,7 @@ impl RamDevice {
     /// # Errors
     /// Names the part of the URI that does not do, or says why there is no memory.
     pub fn open(uri: &DiskUri) -> Result<Arc<RamDevice>, LocalError> {
-        uri.check_options(&["bs", "uuid", "nguid", "readonly"])?;
+        uri.check_options(&["bs", "huge", "populate", "uuid", "nguid", "readonly"])?;
         let Endpoint::Size { bytes } = uri.endpoint else {
             return Err(uri.error("scheme", "expected ram://SIZE").into());
         };
@@ -75,8 +76,12 @@ impl Medium {
             }
             return Ok(medium);
         }
-        let region =
-            Region::allocate(bytes, false).map_err(|source| LocalError::Memory { name: name.into(), source })?;
+        let region = Region::private(bytes, uri.option_bool("huge", true)?)
+            .map_err(|source| LocalError::Memory { name: name.into(), source })?;
+        if uri.option_bool("populate", false)? {
+            region.populate();
+        }
+        tracing::info!(device = name, pages = region.pages().as_str(), reason = region.fallback(), "made its memory");
         let cache_domain = polypath_block::CacheDomain(format!("ram.{:x}", region.id().0));
         let stated = !identifiers.is_empty();
         let medium = Arc::new(Medium { region, identity: Identity { identifiers, cache_domain }, bytes });
@@ -93,7 +98,7 @@ impl Medium {
     fn zero(&self, table: &Table, offset: u64, len: u64) -> Result<(), BadSegment> {
         let end = offset + len;
         let (inner, inner_end) = (offset.next_multiple_of(PAGE), end / PAGE * PAGE);
-        if len < PUNCH_FROM || !self.punch(inner, inner_end - inner) {
+        if len < PUNCH_FROM || !self.region.give_back(inner, inner_end - inner) {
             return self.overwrite(table, offset, end);
         }
         self.overwrite(table, offset, inner)?;
@@ -107,12 +112,6 @@ impl Medium {
             offset += u64::from(len);
         }
         Ok(())
-    }
-
-    /// Gives whole pages back; they read as zeroes. `false` when the kernel would not.
-    fn punch(&self, offset: u64, len: u64) -> bool {
-        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        self.region.fd().is_some_and(|fd| fallocate(fd, mode, offset, len).is_ok())
     }
 
     fn carry_out(&self, io: &Io, block_size: u32, segs: &SegTable, table: &Table) -> Status {

@@ -41,6 +41,9 @@ pub(super) struct Job {
 // all answers before it is dropped), so whichever thread carries it out finds them.
 unsafe impl Send for Job {}
 
+/// A job's number, and what the call returned: a negative errno if it failed.
+pub(super) type Answer = (u32, i32);
+
 /// Who carries jobs out.
 pub(super) enum Engine {
     Ring(Box<Ring>),
@@ -56,7 +59,7 @@ impl Engine {
         }
     }
 
-    /// One system call for all jobs since the last one.
+    /// Hands over the jobs that have not left yet.
     pub(super) fn kick(&mut self) {
         match self {
             Engine::Ring(e) => e.kick(),
@@ -64,11 +67,11 @@ impl Engine {
         }
     }
 
-    /// One answer: the job's number and what the call returned, a negative errno if it failed.
-    pub(super) fn answer(&mut self) -> Option<(u32, i32)> {
+    /// Adds all answers that have come.
+    pub(super) fn answers(&mut self, into: &mut Vec<Answer>) {
         match self {
-            Engine::Ring(e) => e.answer(),
-            Engine::Threads(e) => e.answer(),
+            Engine::Ring(e) => e.answers(into),
+            Engine::Threads(e) => e.answers(into),
         }
     }
 

@@ -15,7 +15,7 @@ use device_use::DeviceUse;
 use engine::Engine;
 use polypath_block::{Device, DeviceState, DiskUri, IoQueue, OpenError, QueueConfig};
 use queue::FileQueue;
-use ring::Ring;
+use ring::{Ring, SETUPS};
 use rustix::fd::OwnedFd;
 use std::sync::Arc;
 use threads::Threads;
@@ -144,7 +144,7 @@ impl Device for FileDevice {
         let threads = || Threads::start(&self.file, depth).map_err(|e| system("starting threads for it", e));
         let engine = match self.file.engine {
             FileEngine::Threads => Engine::Threads(threads()?),
-            wanted => match Ring::new(&self.file, depth) {
+            wanted => match Ring::new(&self.file, depth, &SETUPS) {
                 Ok(ring) => Engine::Ring(Box::new(ring)),
                 Err(error) if wanted == FileEngine::Uring => return Err(system("io_uring_setup", error)),
                 Err(error) => {

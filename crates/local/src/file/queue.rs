@@ -2,7 +2,7 @@
 
 use super::File;
 use super::bounce::Bounce;
-use super::engine::{Call, Engine, Job};
+use super::engine::{Answer, Call, Engine, Job};
 use super::threads::Threads;
 use crate::base::{Completions, OpenQueue};
 use polypath_block::{
@@ -26,6 +26,8 @@ pub(super) struct FileQueue {
     slots: Slots<Work>,
     slot_buffers: Box<[SlotBuffers]>,
     zeroes: Option<Bounce>,
+    /// Empty between two polls; as long as the queue is deep.
+    answers: Vec<Answer>,
     completions: Completions,
     open: OpenQueue,
     file: Arc<File>,
@@ -80,6 +82,7 @@ impl FileQueue {
             slots: Slots::new(depth),
             slot_buffers: (0..depth).map(|_| buffers()).collect(),
             zeroes: None,
+            answers: Vec::with_capacity(depth.into()),
             completions: Completions::new(depth),
             open,
             file,
@@ -334,13 +337,15 @@ impl IoQueue for FileQueue {
     }
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
-        for _ in 0..self.depth {
-            let Some((user, result)) = self.engine.answer().or_else(|| self.aside.as_mut().and_then(Threads::answer))
-            else {
-                break;
-            };
+        let mut answers = std::mem::take(&mut self.answers);
+        self.engine.answers(&mut answers);
+        if let Some(aside) = &mut self.aside {
+            aside.answers(&mut answers);
+        }
+        for (user, result) in answers.drain(..) {
             self.landed(SlotKey::from_u32(user), result, cx.segs);
         }
+        self.answers = answers;
         self.engine.kick();
         self.completions.move_to(done);
     }

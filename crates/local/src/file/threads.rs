@@ -1,6 +1,6 @@
 //! Jobs through a few threads: where io_uring is forbidden, and for the calls that it does not have. It takes locks; it is not the fast path.
 
-use super::engine::{Call, Job};
+use super::engine::{Answer, Call, Job};
 use super::{File, sys};
 use polypath_block::Waits;
 use rustix::event::{EventfdFlags, eventfd};
@@ -29,7 +29,7 @@ struct Shared {
 
 struct State {
     jobs: VecDeque<Job>,
-    answers: VecDeque<(u32, i32)>,
+    answers: VecDeque<Answer>,
     /// The owner sleeps or is about to: answers write the eventfd.
     armed: bool,
     stop: bool,
@@ -59,13 +59,14 @@ impl Threads {
         self.in_flight += 1;
     }
 
-    pub(super) fn answer(&mut self) -> Option<(u32, i32)> {
+    /// Adds all answers that have come.
+    pub(super) fn answers(&mut self, into: &mut Vec<Answer>) {
         if self.in_flight == 0 {
-            return None;
+            return;
         }
-        let answer = self.shared.lock().answers.pop_front()?;
-        self.in_flight -= 1;
-        Some(answer)
+        let before = into.len();
+        into.extend(self.shared.lock().answers.drain(..));
+        self.in_flight -= (into.len() - before) as u32;
     }
 
     pub(super) fn arm(&mut self, waits: &mut Waits) -> bool {
@@ -84,10 +85,13 @@ impl Threads {
     }
 
     pub(super) fn settle(&mut self) {
+        let mut forgotten = Vec::new();
         while self.in_flight > 0 {
-            if self.answer().is_none() {
+            self.answers(&mut forgotten);
+            if forgotten.is_empty() {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
+            forgotten.clear();
         }
     }
 }
