@@ -2,7 +2,7 @@
 //!
 //! **Knows:** [`SharedController`] shares the queue pairs of a controller among all its units (namespaces, logical units) and all their
 //! users. A queue of a [`SharedDevice`] is a *share*: of the controller's queue on the same reactor without any crossing (tags are
-//! translated, nothing else), or, where the controller grants fewer queues than there are reactors, of one on another reactor over one
+//! translated, nothing else, and not even they for one share at a time), or, where the controller grants fewer queues than there are reactors, of one on another reactor over one
 //! bounded single-producer single-consumer ring each way. The same happens later to a queue that finds, after a reconnect, that the
 //! controller grants fewer than before ([`polypath_block::ControllerQueue::is_surplus`]).
 //!
@@ -35,6 +35,7 @@ mod device;
 mod link;
 mod mailbox;
 mod owner;
+mod plain;
 mod proxy;
 mod queue;
 mod single;

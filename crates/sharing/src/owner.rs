@@ -4,11 +4,16 @@
 //! A user is never told "full" because of what others do: within its depth a request waits in the share's line, and lines are served
 //! in turn, one request each, whatever unit they are for.
 
+mod share;
+
+pub(crate) use share::Share;
+
 use crate::link::Served;
 use crate::mailbox::OwnerMailbox;
+use crate::plain::{Plain, is_plain, key_of, tag_of};
 use polypath_block::{
-    Armed, Code, Completion, ControllerQueue, Cx, Done, Health, Interest, Io, OpenError, Proof, Refused, RefusedWhy,
-    SlotKey, Slots, Suspect, Time, Unit, UnitId, Waits,
+    Armed, Code, Completion, ControllerQueue, Cx, Done, Health, Interest, Io, OpenError, Parked, Proof, Refused,
+    RefusedWhy, Slots, Suspect, Time, Unit, UnitId, Waits,
 };
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -37,6 +42,7 @@ pub(crate) struct ShareOwner {
 struct Core {
     inner: Box<dyn ControllerQueue>,
     known: Slots<Known>,
+    plain: Plain,
     shares: Vec<Option<ShareState>>,
     next_uid: u32,
     open: u32,
@@ -48,13 +54,14 @@ struct Core {
     round: u64,
     /// The turn in which that was.
     polled: Time,
-    done: Done,
     /// What the queue waits for was named for the sleep that begins.
     named: Option<Named>,
     /// Nobody uses it, or it is surplus: it is closed as soon as nothing waits.
     closing: bool,
     closed: bool,
     surplus: bool,
+    /// What the queue says while several use it: it may be more than any of them has room for.
+    said: Done,
     /// Ends of links whose proxy was dropped by a reactor that ended. Last, so that they go after the queue: who learns from their
     /// end that nobody answers may count on the queue being gone.
     orphans: Vec<Served>,
@@ -63,9 +70,8 @@ struct Core {
 /// Whose a request is.
 #[derive(Clone, Copy)]
 struct Known {
-    share: usize,
-    uid: u32,
     tag: u64,
+    share: u32,
     suspect: bool,
 }
 
@@ -85,6 +91,10 @@ struct ShareState {
     round: u64,
     /// How the unit felt when the user polled last.
     seen: Health,
+    /// Its user rests while others go on, and has to be woken by this name when somebody else's turn brings him something.
+    parked: Option<Parked>,
+    /// It has named what the queue waits for when it began to rest, and is woken by it.
+    guards: bool,
 }
 
 /// What the queue named when it was asked last whether the reactor may sleep.
@@ -95,13 +105,6 @@ struct Named {
     first: Interest,
     last: Interest,
     deadline: Option<Time>,
-}
-
-/// One user of an owner's queue.
-pub(crate) struct Share {
-    owner: Rc<ShareOwner>,
-    index: usize,
-    uid: u32,
 }
 
 impl ShareOwner {
@@ -116,6 +119,7 @@ impl ShareOwner {
         let core = Core {
             inner,
             known: Slots::new(known as u16),
+            plain: Plain::default(),
             shares: Vec::new(),
             next_uid: 0,
             open: 0,
@@ -123,11 +127,11 @@ impl ShareOwner {
             turn: 0,
             round: 0,
             polled: Time::NEVER,
-            done: Done::with_capacity(known),
             named: None,
             closing: false,
             closed: false,
             surplus: false,
+            said: Done::with_capacity(known),
             orphans: Vec::new(),
         };
         let entry = (controller, mailbox.reactor);
@@ -175,6 +179,8 @@ impl ShareOwner {
             // Its first turn polls the queue.
             round: core.round,
             seen: Health::Down,
+            parked: None,
+            guards: false,
         };
         let (uid, free) = (state.uid, core.shares.iter().position(Option::is_none));
         let index = free.unwrap_or(core.shares.len());
@@ -200,6 +206,8 @@ impl ShareOwner {
     }
 
     fn share_closed(&self, core: &mut Core) {
+        // It may have been the one that looked after the queue.
+        core.wake_parked();
         core.open -= 1;
         self.mailbox.set_shares(core.open);
         if core.open == 0 {
@@ -208,17 +216,13 @@ impl ShareOwner {
         }
     }
 
-    /// One turn of the queue.
-    fn turn(&self, core: &mut Core, cx: &mut Cx<'_>) {
-        let mut done = std::mem::take(&mut core.done);
-        core.inner.poll(cx, &mut done);
-        for suspect in done.suspects.drain(..) {
-            core.suspected(suspect);
+    /// One turn of the queue. What is of share `index`, whose user polls, goes to `done`; the rest to the boxes of the others.
+    fn turn(&self, core: &mut Core, cx: &mut Cx<'_>, index: usize, done: &mut Done) {
+        if core.open > 1 {
+            core.poll_for_several(cx, index, done);
+        } else {
+            core.poll_for_one(cx, index, done);
         }
-        for completion in done.completions.drain(..) {
-            core.completed(completion);
-        }
-        core.done = done;
         if core.waiting > 0 {
             core.serve_lines(cx);
         }
@@ -230,13 +234,25 @@ impl ShareOwner {
             core.surplus = true;
             core.closing = true;
             self.mailbox.close();
+            core.wake_parked();
         }
         core.close_when_idle(cx);
-        self.mailbox.set_health(core.best_health());
+    }
+}
+
+impl ShareState {
+    /// Gives its user what is in his box.
+    #[inline]
+    fn hand_out(&mut self, done: &mut Done) {
+        if !self.outcomes.is_empty() {
+            done.suspects.append(&mut self.outcomes.suspects);
+            done.completions.append(&mut self.outcomes.completions);
+        }
     }
 }
 
 impl Core {
+    #[inline]
     fn share(&mut self, index: usize, uid: u32) -> Option<&mut ShareState> {
         self.shares.get_mut(index)?.as_mut().filter(|s| s.uid == uid)
     }
@@ -245,8 +261,14 @@ impl Core {
         if self.closing { Health::Down } else { self.inner.health(unit) }
     }
 
-    /// How the queue feels to whoever looks for one to share: as its best unit does.
-    fn best_health(&self) -> Health {
+    /// How the queue feels to whoever looks for one to share: as its best unit does, one of which was just seen as `seen`.
+    fn best_health(&self, seen: Health) -> Health {
+        if self.closing {
+            return Health::Down;
+        }
+        if seen == Health::Ready {
+            return Health::Ready;
+        }
         let mut best = Health::Down;
         for share in self.shares.iter().flatten() {
             match self.health(share.unit) {
@@ -258,44 +280,150 @@ impl Core {
         best
     }
 
-    fn hand_over(&mut self, cx: &mut Cx<'_>, share: usize, uid: u32, unit: Unit, io: Io) -> Result<(), RefusedWhy> {
-        let known = Known { share, uid, tag: io.tag, suspect: false };
+    #[inline]
+    fn hand_over(&mut self, cx: &mut Cx<'_>, share: usize, unit: Unit, io: Io) -> Result<(), RefusedWhy> {
+        let known = Known { tag: io.tag, share: share as u32, suspect: false };
         let Ok(key) = self.known.insert(known) else { return Err(RefusedWhy::Full) };
-        self.inner.submit(cx, unit, Io { tag: key.as_u32().into(), ..io }).map_err(|refused| {
-            self.known.remove(key);
-            refused.why
-        })
-    }
-
-    fn suspected(&mut self, suspect: Suspect) {
-        let Some(known) = self.known.get_mut(SlotKey::from_u32(suspect.tag as u32)) else { return };
-        if std::mem::replace(&mut known.suspect, true) {
-            return;
-        }
-        let Known { share, uid, tag, .. } = *known;
-        if let Some(state) = self.share(share, uid) {
-            state.in_flight -= 1;
-            state.suspects += 1;
-            if !state.abandoned {
-                state.outcomes.suspects.push(Suspect { tag, ..suspect });
+        match self.inner.submit(cx, unit, Io { tag: tag_of(key), ..io }) {
+            Ok(()) => Ok(()),
+            Err(refused) => {
+                self.known.remove(key);
+                Err(refused.why)
             }
         }
     }
 
-    fn completed(&mut self, completion: Completion) {
-        let Some(known) = self.known.remove(SlotKey::from_u32(completion.tag as u32)) else { return };
-        let Known { share, uid, tag, suspect } = known;
-        let Some(state) = self.share(share, uid) else { return };
+    /// The queue has not taken a request that counts as in flight: for `why` it said.
+    #[cold]
+    fn wait_in_line(&mut self, (index, uid): (usize, u32), unit: Unit, io: Io, why: RefusedWhy) -> Result<(), Refused> {
+        // What waits in a line waits for room, not for a unit.
+        let gone = why == RefusedWhy::Gone || self.inner.health(unit) == Health::Down;
+        if let Some(state) = self.share(index, uid) {
+            if gone {
+                state.in_flight -= 1;
+            } else {
+                state.line.push_back(io);
+                self.waiting += 1;
+            }
+        }
+        if gone { Err(Refused { io, why: RefusedWhy::Gone }) } else { Ok(()) }
+    }
+
+    /// Polls the queue for the only one that uses it: what it says stays where it is.
+    #[inline]
+    fn poll_for_one(&mut self, cx: &mut Cx<'_>, index: usize, done: &mut Done) {
+        let (suspects, completions) = (done.suspects.len(), done.completions.len());
+        self.inner.poll(cx, done);
+        if done.suspects.len() > suspects {
+            self.sort_out(suspects, index, done);
+        }
+        let common = completions + self.completed_of(index, &mut done.completions[completions..]);
+        let mut own = common;
+        for at in common..done.completions.len() {
+            if let Some(completion) = self.completed(done.completions[at], index) {
+                done.completions[own] = completion;
+                own += 1;
+            }
+        }
+        done.completions.truncate(own);
+    }
+
+    /// Polls the queue and tells each what is his: the one that asks at once, the others in their boxes.
+    fn poll_for_several(&mut self, cx: &mut Cx<'_>, index: usize, done: &mut Done) {
+        let mut said = std::mem::take(&mut self.said);
+        self.inner.poll(cx, &mut said);
+        for suspect in said.suspects.drain(..) {
+            self.suspected(suspect);
+        }
+        for completion in said.completions.drain(..) {
+            done.completions.extend(self.completed(completion, index));
+        }
+        self.said = said;
+    }
+
+    /// What was reported suspect from place `from` of `done` on: that of share `index` stays there, the rest goes to its boxes.
+    #[cold]
+    fn sort_out(&mut self, from: usize, index: usize, done: &mut Done) {
+        for suspect in done.suspects.drain(from..) {
+            self.suspected(suspect);
+        }
+        if let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) {
+            done.suspects.append(&mut state.outcomes.suspects);
+        }
+    }
+
+    #[cold]
+    fn suspected(&mut self, suspect: Suspect) {
+        let (share, tag) = if is_plain(suspect.tag) {
+            if !self.plain.suspect(suspect.tag) {
+                return;
+            }
+            (self.plain.share, suspect.tag)
+        } else {
+            let Some(known) = self.known.get_mut(key_of(suspect.tag)) else { return };
+            if std::mem::replace(&mut known.suspect, true) {
+                return;
+            }
+            (known.share as usize, known.tag)
+        };
+        if let Some(state) = self.shares.get_mut(share).and_then(Option::as_mut) {
+            state.in_flight -= 1;
+            state.suspects += 1;
+            if !state.abandoned {
+                state.outcomes.suspects.push(Suspect { tag, ..suspect });
+                state.wake();
+            }
+        }
+    }
+
+    /// As many completions from the front as are of share `index` and were never suspect: they get their own tags back. Returns how many.
+    #[inline]
+    fn completed_of(&mut self, index: usize, completions: &mut [Completion]) -> usize {
+        let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { return 0 };
+        let plain = self.plain.completed_of(index, completions);
+        if plain > 0 {
+            state.in_flight -= plain;
+            return plain;
+        }
+        let mut own = 0;
+        for completion in completions {
+            if is_plain(completion.tag) {
+                break;
+            }
+            let key = key_of(completion.tag);
+            let Some(known) = self.known.remove_if(key, |k| k.share as usize == index && !k.suspect) else { break };
+            completion.tag = known.tag;
+            own += 1;
+        }
+        state.in_flight -= own;
+        own
+    }
+
+    /// A request has completed. It is given back if it is of the share `asking`; anybody else's goes to his box.
+    fn completed(&mut self, completion: Completion, asking: usize) -> Option<Completion> {
+        let (share, tag, suspect) = if is_plain(completion.tag) {
+            (self.plain.share, completion.tag, self.plain.completed(completion.tag)?)
+        } else {
+            let Known { share, tag, suspect } = self.known.remove(key_of(completion.tag))?;
+            (share as usize, tag, suspect)
+        };
+        let state = self.shares.get_mut(share)?.as_mut()?;
         if suspect {
             state.suspects -= 1;
         } else {
             state.in_flight -= 1;
         }
+        let completion = Completion { tag, ..completion };
+        if share == asking {
+            return Some(completion);
+        }
         if !state.abandoned {
-            state.outcomes.completions.push(Completion { tag, ..completion });
+            state.outcomes.completions.push(completion);
+            state.wake();
         } else {
             self.forget_when_over(share);
         }
+        None
     }
 
     /// An abandoned share goes with its last request: until then its unit is open.
@@ -316,7 +444,7 @@ impl Core {
             let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { continue };
             let (uid, unit) = (state.uid, state.unit);
             let Some(&io) = state.line.front() else { continue };
-            match self.hand_over(cx, index, uid, unit, io) {
+            match self.hand_over(cx, index, unit, io) {
                 Ok(()) => {
                     any = true;
                     self.waiting -= 1;
@@ -345,16 +473,40 @@ impl Core {
             state.in_flight -= 1;
             state.outcomes.complete_with(io.tag, Code::PathLost.into(), Proof::NeverSent);
         }
+        state.wake();
     }
 
     /// What the user of a share is about to see of its unit. What waits for one that is down (all are, on a surplus queue) is given back
     /// here rather than when its turn comes: the queue may be full of what others do, for as long as they like.
-    fn look_at_unit(&mut self, index: usize) {
-        let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { return };
-        state.seen = self.inner.health(state.unit);
-        if state.seen == Health::Down && !state.line.is_empty() {
+    #[inline]
+    fn look_at_unit(&mut self, index: usize) -> Health {
+        let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { return Health::Down };
+        let seen = self.inner.health(state.unit);
+        state.seen = seen;
+        if seen == Health::Down && !state.line.is_empty() {
             self.fail_line(index);
         }
+        seen
+    }
+
+    /// Something has changed for all: those that rest look at it.
+    #[cold]
+    fn wake_parked(&mut self) {
+        self.shares.iter_mut().flatten().for_each(ShareState::wake);
+    }
+
+    /// As [`Core::arm`], for one user while others go on. One that has nothing open need not look after the queue as long as another does: who
+    /// is awake polls it, and is asked before he rests. Who has something open names all, and who waits for room does not rest.
+    fn arm_one(&mut self, cx: &mut Cx<'_>, waits: &mut Waits, index: usize, parked: Parked) -> Armed {
+        let others = self.shares.iter().enumerate().filter(|(at, _)| *at != index);
+        let guarded = others.filter_map(|(_, share)| share.as_ref()).any(ShareState::looks_after);
+        let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { return Armed::Sleep };
+        if !state.line.is_empty() {
+            return Armed::Busy;
+        }
+        state.parked = Some(parked);
+        state.guards = state.in_flight > 0 || state.suspects > 0 || !guarded;
+        if state.guards { self.arm(cx, waits) } else { Armed::Sleep }
     }
 
     /// As [`ControllerQueue::arm`], once for all shares of a sleep.
@@ -382,6 +534,21 @@ impl Core {
     }
 }
 
+impl ShareState {
+    /// Its user gets a turn, if he rests.
+    #[inline]
+    fn wake(&mut self) {
+        if let Some(parked) = self.parked.take() {
+            parked.wake();
+        }
+    }
+
+    /// Does its user poll the queue in each turn, or rest until there is something to poll it for?
+    fn looks_after(&self) -> bool {
+        !self.abandoned && !self.closed && (self.parked.is_none() || self.guards)
+    }
+}
+
 impl Named {
     /// What was named in `waits` from `at` on.
     fn since(at: usize, waits: &Waits) -> Option<Named> {
@@ -402,123 +569,5 @@ impl Drop for Core {
     fn drop(&mut self) {
         // Empty, unless a reactor ends under its queues: the queue below knows how to end then, and our table must not object first.
         self.known.clear();
-    }
-}
-
-impl Share {
-    pub(crate) fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
-        let core = &mut *self.owner.core.borrow_mut();
-        let refuse = |why| Err(Refused { io, why });
-        core.named = None;
-        let (closing, idle) = (core.closing, core.waiting == 0);
-        let Some(state) = core.share(self.index, self.uid) else { return refuse(RefusedWhy::Gone) };
-        if closing || state.closed {
-            return refuse(RefusedWhy::Gone);
-        }
-        if state.in_flight >= state.depth {
-            return refuse(RefusedWhy::Full);
-        }
-        let unit = state.unit;
-        let handed = if idle { core.hand_over(cx, self.index, self.uid, unit, io) } else { Err(RefusedWhy::Full) };
-        // What waits in a line waits for room, not for a unit.
-        if handed == Err(RefusedWhy::Gone) || (handed.is_err() && core.inner.health(unit) == Health::Down) {
-            return refuse(RefusedWhy::Gone);
-        }
-        if let Some(state) = core.share(self.index, self.uid) {
-            state.in_flight += 1;
-            if handed.is_err() {
-                state.line.push_back(io);
-                core.waiting += 1;
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn kick(&mut self, cx: &mut Cx<'_>) {
-        self.owner.kick(cx);
-    }
-
-    pub(crate) fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
-        let core = &mut *self.owner.core.borrow_mut();
-        core.named = None;
-        let (round, new) = (core.round, core.polled != cx.now);
-        let Some(state) = core.share(self.index, self.uid) else { return };
-        // A new turn of the reactor; or a second poll within one, as also a clock that stands still makes it.
-        if new || state.round == round {
-            state.round = round + 1;
-            (core.round, core.polled) = (round + 1, cx.now);
-            self.owner.turn(core, cx);
-        } else {
-            state.round = round;
-        }
-        core.look_at_unit(self.index);
-        if let Some(state) = core.share(self.index, self.uid) {
-            done.suspects.append(&mut state.outcomes.suspects);
-            done.completions.append(&mut state.outcomes.completions);
-        }
-    }
-
-    pub(crate) fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
-        let core = &mut *self.owner.core.borrow_mut();
-        // Others may have polled the queue after this user did: whatever came of that is news.
-        let news = core
-            .shares
-            .get(self.index)
-            .and_then(Option::as_ref)
-            .is_some_and(|state| !state.outcomes.is_empty() || core.inner.health(state.unit) != state.seen);
-        if news || core.is_to_be_closed() { Armed::Busy } else { core.arm(cx, waits) }
-    }
-
-    pub(crate) fn health(&self) -> Health {
-        let core = self.owner.core.borrow();
-        let state = core.shares.get(self.index).and_then(Option::as_ref).filter(|s| s.uid == self.uid);
-        state.map_or(Health::Down, |s| core.health(s.unit))
-    }
-
-    /// The queue has no place at the controller any more.
-    pub(crate) fn is_surplus(&self) -> bool {
-        self.owner.core.borrow().surplus
-    }
-
-    pub(crate) fn close(&mut self, cx: &mut Cx<'_>) {
-        let core = &mut *self.owner.core.borrow_mut();
-        let Some(state) = core.share(self.index, self.uid).filter(|s| !s.closed) else { return };
-        state.closed = true;
-        core.named = None;
-        self.owner.share_closed(core);
-        core.close_when_idle(cx);
-    }
-
-    /// Gives up what waits in its line, without a word: its user has gone, and with it perhaps the memory of its requests.
-    pub(crate) fn forget_line(&mut self) {
-        let core = &mut *self.owner.core.borrow_mut();
-        let Some(state) = core.share(self.index, self.uid) else { return };
-        let line = state.line.len();
-        state.line.clear();
-        state.in_flight -= line;
-        core.waiting -= line;
-    }
-
-    /// Nothing of this share is open; where nobody else uses the queue, it has drained as well.
-    pub(crate) fn is_drained(&self) -> bool {
-        let core = &*self.owner.core.borrow();
-        let Some(Some(state)) = core.shares.get(self.index) else { return true };
-        let own = state.in_flight == 0 && state.suspects == 0 && state.outcomes.is_empty();
-        own && state.closed && (!core.closing || (core.closed && core.inner.is_drained()))
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.forget_line();
-        let core = &mut *self.owner.core.borrow_mut();
-        let Some(state) = core.share(self.index, self.uid) else { return };
-        let closed = state.closed;
-        state.outcomes.clear();
-        state.abandoned = true;
-        core.forget_when_over(self.index);
-        if !closed {
-            self.owner.share_closed(core);
-        }
     }
 }

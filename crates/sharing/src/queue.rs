@@ -4,7 +4,7 @@ use crate::device::Sharing;
 use crate::link::Client;
 use crate::owner::Share;
 use polypath_block::{
-    Armed, Cx, Device, Done, Health, Io, IoQueue, OpenError, Refused, RefusedWhy, Time, UnitId, Waits,
+    Armed, Cx, Device, Done, Health, Io, IoQueue, OpenError, Refused, RefusedWhy, Rest, Time, UnitId, Waits,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,6 +171,21 @@ impl IoQueue for SharedQueue {
             Way::Seeking { .. } => Err(Refused { io, why: RefusedWhy::Gone }),
             Way::Share(share) => share.submit(cx, io),
             Way::Link(client) => client.submit(cx, io),
+        }
+    }
+
+    #[inline]
+    fn submit_all(&mut self, cx: &mut Cx<'_>, ios: &[Io]) -> Result<(), Rest> {
+        match &mut self.way {
+            _ if ios.is_empty() => Ok(()),
+            Way::Seeking { .. } => Err(Rest { taken: 0, why: RefusedWhy::Gone }),
+            Way::Share(share) => share.submit_all(cx, ios),
+            Way::Link(client) => {
+                for (taken, io) in ios.iter().enumerate() {
+                    client.submit(cx, *io).map_err(|refused| Rest { taken, why: refused.why })?;
+                }
+                Ok(())
+            }
         }
     }
 

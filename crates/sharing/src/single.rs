@@ -1,8 +1,8 @@
 //! A device as the controller of its only unit.
 
 use polypath_block::{
-    Armed, ControllerQueue, Cx, Device, Done, Health, Io, IoQueue, OpenError, QueueConfig, QueueSource, Refused, Unit,
-    UnitId, Waits,
+    Armed, ControllerQueue, Cx, Device, Done, Health, Io, IoQueue, OpenError, QueueConfig, QueueSource, Refused, Rest,
+    Unit, UnitId, Waits,
 };
 use std::sync::Arc;
 
@@ -31,6 +31,11 @@ impl ControllerQueue for SingleQueue {
     #[inline]
     fn submit(&mut self, cx: &mut Cx<'_>, _: Unit, io: Io) -> Result<(), Refused> {
         self.0.submit(cx, io)
+    }
+
+    #[inline]
+    fn submit_all(&mut self, cx: &mut Cx<'_>, _: Unit, ios: &[Io]) -> Result<(), Rest> {
+        self.0.submit_all(cx, ios)
     }
 
     #[inline]

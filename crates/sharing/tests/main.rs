@@ -6,8 +6,10 @@ mod common;
 mod log;
 mod world;
 
+mod batches;
 mod endings;
 mod links;
 mod logs;
+mod rests;
 mod sharing;
 mod units;
