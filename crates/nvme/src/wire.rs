@@ -39,6 +39,7 @@ impl<const N: usize> Field for [u8; N] {
         out.copy_from_slice(&bytes[at..at + N]);
         out
     }
+    #[inline]
     fn put(&self, bytes: &mut [u8], at: usize) {
         bytes[at..at + N].copy_from_slice(self);
     }

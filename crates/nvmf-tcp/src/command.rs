@@ -1,7 +1,7 @@
 //! From a request to a submission queue entry, and the checks on its memory.
 
-use polypath_block::{Code, Flags, Io, Op, SegTable, Segment, Status};
-use polypath_memory::Chunk;
+use polypath_block::{Code, Flags, Io, Limits, Op, SegTable, Segment, Status};
+use polypath_memory::{Chunk, Table};
 use polypath_nvme::Sqe;
 
 /// Bytes of one range of Dataset Management.
@@ -51,12 +51,87 @@ pub(crate) fn check_memory(io: &Io, block_size: u32, segs: &SegTable) -> Result<
     })
 }
 
+/// What the requests of a batch are held against.
+pub(crate) struct Terms<'a> {
+    pub(crate) limits: &'a Limits,
+    /// Blocks of the namespace, and their size.
+    pub(crate) blocks: u64,
+    pub(crate) block_size: u32,
+}
+
+/// The common request: a read or a write of one segment that can be sent as it is. `None` says nothing; otherwise it is the length of the
+/// data, and [`Limits::check`], [`check_memory`] (of writes) and [`Limits::fits`] would all agree.
+#[inline(always)]
+pub(crate) fn common(io: &Io, terms: &Terms<'_>, segs: &SegTable, table: &Table) -> Option<u32> {
+    let Terms { limits, blocks, block_size } = terms;
+    let write = io.op == Op::Write;
+    let able = io.op == Op::Read || (write && !limits.read_only);
+    let len = io.blocks.checked_mul(*block_size)?;
+    // In the namespace, without an overflow.
+    let inside = io.lba <= *blocks && u64::from(io.blocks) <= *blocks - io.lba;
+    let [segment] = segs.get(io.segs) else { return None };
+    let covered = u64::from(io.skip) + u64::from(len) <= u64::from(segment.len);
+    let fits = limits.max_transfer_bytes == 0 || len <= limits.max_transfer_bytes;
+    if !able || len == 0 || !inside || !covered || !fits || io.flags != Flags::empty() {
+        return None;
+    }
+    let piece = Segment { offset: segment.offset.wrapping_add(io.skip.into()), len, ..*segment };
+    // Memory that a read cannot reach costs that read when its data come; a write's would cost the connection when it is sent.
+    (!write || table.view(piece).is_ok()).then_some(len)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polypath_block::SegSpan;
+    use polypath_block::{RegionId, SegSpan};
     use polypath_memory::Arena;
     use polypath_nvme::sqe::io;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2048))]
+
+        /// What is taken without more ado would have passed every check, and needs no cutting.
+        #[test]
+        fn a_common_request_would_pass_every_check(
+            op in prop_oneof![2 => Just(Op::Read), 2 => Just(Op::Write), 1 => prop::sample::select(Op::ALL.to_vec())],
+            flags in prop_oneof![4 => Just(0u8), 1 => 0u8..4],
+            lba in prop_oneof![0u64..20, any::<u64>()],
+            (blocks, skip) in (prop_oneof![0u32..20, any::<u32>()], prop_oneof![Just(0u32), 0u32..9000]),
+            (len, offset) in (prop_oneof![0u32..9000, Just(4096u32)], prop_oneof![Just(0u64), any::<u64>()]),
+            (count, known) in (prop_oneof![4 => Just(1u32), 1 => 0u32..3], prop::bool::weighted(0.9)),
+            (read_only, most) in (any::<bool>(), prop::sample::select(vec![0u32, 512, 4096])),
+        ) {
+            let chunk = Arena::new(16384, false).unwrap().chunk(16384).unwrap();
+            let mut segs = SegTable::new(8);
+            let span = segs.reserve(1, 3).unwrap().span(0, count);
+            let whole = chunk.segment();
+            let region = if known { whole.region } else { RegionId(0xffff_fff0) };
+            segs.get_mut(span).fill(Segment { region, offset: whole.offset.wrapping_add(offset), len });
+            let limits = Limits { read_only, max_transfer_bytes: most, max_segments: 1, ..Limits::UNLIMITED };
+            let io = Io { tag: 1, lba, blocks, op, flags: Flags::from_bits_truncate(flags), segs: span, skip };
+            let terms = Terms { limits: &limits, blocks: 24, block_size: 512 };
+            if let Some(len) = polypath_memory::with(|table| common(&io, &terms, &segs, table)) {
+                prop_assert_eq!(limits.check(&io, 24, 512, &segs), Ok(()));
+                prop_assert!(limits.fits(&io, 512, &segs) && u64::from(len) == io.data_len(512));
+                prop_assert!(op == Op::Read || check_memory(&io, 512, &segs).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn a_common_request_is_known_as_one() {
+        let chunk = Arena::new(4096, false).unwrap().chunk(4096).unwrap();
+        let mut segs = SegTable::new(8);
+        let span = segs.reserve(1, 1).unwrap().span(0, 1);
+        segs.get_mut(span)[0] = chunk.segment();
+        for io in [Io::read(1, 16, 8, span), Io::write(1, 16, 8, span)] {
+            for (blocks, len) in [(24, Some(4096)), (23, None), (15, None)] {
+                let terms = Terms { limits: &Limits::UNLIMITED, blocks, block_size: 512 };
+                assert_eq!(polypath_memory::with(|table| common(&io, &terms, &segs, table)), len);
+            }
+        }
+    }
 
     #[test]
     fn every_operation_has_its_command() {

@@ -5,11 +5,15 @@
 //! way in. On the way out they are not copied, unless data digests are on: then the digest must be that of the bytes that leave,
 //! whatever their owner does to the memory meanwhile, so a private copy leaves.
 
+mod inbound;
+
 use crate::pdu::digest;
 use crate::proto::{Chunk, DataPlan, Event, HostConfig, HostConnection, Outcome, ProtocolError, Want};
-use polypath_block::{Code, SegSpan, SegTable, Waits};
+use inbound::Inbound;
+use polypath_block::{Code, SegSpan, SegTable, Segment, Waits};
 use polypath_memory::Table;
-use polypath_net::{Counters, Dialer, IoList, Received, Transport};
+use polypath_net::{Counters, Dialer, Gather, IoList, Received, Transport};
+use polypath_nvme::sqe::BlockCommand;
 use polypath_nvme::{Cqe, Sqe};
 use std::collections::VecDeque;
 use std::io;
@@ -68,6 +72,17 @@ struct Holding {
     bad: bool,
     /// The controller has said that it aborted this very command.
     aborted: bool,
+}
+
+impl Holding {
+    /// Where `len` octets from `offset` of the data lie, if that is one segment and the only one, as it is of most.
+    #[inline(always)]
+    fn only_piece(&self, segs: &SegTable, offset: u32, len: u32) -> Option<Segment> {
+        let [segment] = segs.get(self.span) else { return None };
+        let from = u64::from(self.skip) + u64::from(offset);
+        let inside = from + u64::from(len) <= u64::from(segment.len);
+        inside.then(|| Segment { offset: segment.offset.wrapping_add(from), len, ..*segment })
+    }
 }
 
 /// A finished command.
@@ -151,6 +166,12 @@ impl Link {
         self.connection.in_flight()
     }
 
+    /// Commands that it has room for now.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        self.connection.room()
+    }
+
     pub(crate) fn counters(&self) -> Counters {
         self.stream.counters()
     }
@@ -174,6 +195,21 @@ impl Link {
             Transfer::Out { span, skip, len } => (DataPlan::ToController { len, exact: true }, span, skip),
         };
         let slot = self.connection.submit(sqe, plan).ok()?;
+        self.holdings[usize::from(slot)] = Holding { user, span, skip, bad: false, aborted: false };
+        Some(slot)
+    }
+
+    /// As [`Link::submit`], of a read or a write of `len` octets.
+    #[inline(always)]
+    pub(crate) fn submit_block(
+        &mut self,
+        command: &BlockCommand,
+        span: SegSpan,
+        skip: u32,
+        len: u32,
+        user: u64,
+    ) -> Option<u16> {
+        let slot = self.connection.submit_block(command, len).ok()?;
         self.holdings[usize::from(slot)] = Holding { user, span, skip, bad: false, aborted: false };
         Some(slot)
     }
@@ -220,25 +256,33 @@ impl Link {
         if !self.started && !self.connect()? {
             return Ok(false);
         }
+        if self.has_news() {
+            self.tell(&mut done);
+        }
         let mut moved = false;
         for _ in 0..RX_ROUNDS {
-            let (room, got) = self.fetch(segs)?;
+            let (room, got) = self.fetch(segs, &mut done)?;
             if got == 0 {
                 break;
             }
             moved = true;
-            while let Some(event) = self.connection.poll_event() {
-                if let Event::Completed { slot, cqe, .. } = event {
-                    let h = self.holdings[usize::from(slot)];
-                    done(Finished { user: h.user, cqe, bad_memory: h.bad });
-                }
-            }
             // A socket that gave less than there was room for is empty now: asking again would be a system call in vain.
             if got < room {
                 break;
             }
         }
         Ok(moved)
+    }
+
+    /// Reports what sending has finished.
+    #[cold]
+    fn tell(&mut self, done: &mut impl FnMut(Finished)) {
+        while let Some(event) = self.connection.poll_event() {
+            if let Event::Completed { slot, cqe, .. } = event {
+                let h = &self.holdings[usize::from(slot)];
+                done(Finished { user: h.user, cqe, bad_memory: h.bad });
+            }
+        }
     }
 
     fn connect(&mut self) -> Result<bool, Broken> {
@@ -253,8 +297,9 @@ impl Link {
         Ok(true)
     }
 
-    /// One receive; returns the room there was and the bytes that came.
-    fn fetch(&mut self, segs: &SegTable) -> Result<(usize, usize), Broken> {
+    /// One receive, all of whose commands are reported; returns the room there was and the bytes that came.
+    #[inline]
+    fn fetch(&mut self, segs: &SegTable, done: &mut impl FnMut(Finished)) -> Result<(usize, usize), Broken> {
         let Link { stream, connection, holdings, rx, rx_list, rx_crc, .. } = self;
         let checked = connection.negotiated().is_some_and(|n| n.rx.data_digest);
         polypath_memory::with(|table| {
@@ -290,7 +335,7 @@ impl Link {
             }
             let input = &rx[..n - placed];
             let mut inbound = Inbound { connection, holdings, segs, table, crc: rx_crc, checked };
-            inbound.take(input)?;
+            inbound.take(input, done)?;
             Ok((room, n))
         })
     }
@@ -310,45 +355,25 @@ impl Link {
         Ok(!self.connection.has_output())
     }
 
+    #[inline]
     fn send(&mut self, segs: &SegTable) -> Result<(usize, usize), Broken> {
         self.copy_for_digests(segs)?;
         let Link { stream, connection, holdings, tx_list, copies, .. } = self;
         let (listed, sent) = polypath_memory::with(|table| {
             let mut list = tx_list.gather();
-            let mut copied = copies.iter();
-            'all: for chunk in connection.transmit() {
-                match chunk {
-                    Chunk::Bytes(bytes) => {
-                        if !list.bytes(bytes) {
+            match connection.bare_capsules() {
+                Some(capsules) => {
+                    for (head, slot, len) in capsules {
+                        let data = || Data { held: &holdings[usize::from(slot)], offset: 0, len };
+                        if !list.bytes(head) || (len > 0 && !data().list(segs, table, &mut list)?) {
                             break;
                         }
                     }
-                    Chunk::Data { token, slot, offset, len } => {
-                        let held = copied.find(|c| c.token == token);
-                        if let Some(copy) = held {
-                            let from = (offset - copy.offset) as usize;
-                            if !list.bytes(&copy.bytes[from..]) {
-                                break;
-                            }
-                            continue;
-                        }
-                        let h = &holdings[usize::from(slot)];
-                        let mut left = len;
-                        for piece in segs.pieces(h.span, u64::from(h.skip) + u64::from(offset), len.into()) {
-                            let view = table.view(piece).map_err(|e| unreachable_memory(&e))?;
-                            if !list.view(view) {
-                                break 'all;
-                            }
-                            left -= piece.len;
-                        }
-                        if left > 0 {
-                            return Err(unreachable_memory(&"segments are shorter than the data"));
-                        }
-                    }
                 }
+                None => list_chunks(connection, holdings, copies, segs, table, &mut list)?,
             }
             let sent = stream.send(&list).map_err(|e| Broken::io("sending", &e))?;
-            Ok((list.len(), sent))
+            Ok::<_, Broken>((list.len(), sent))
         })?;
         if sent > 0 {
             self.release_copies(sent);
@@ -358,6 +383,7 @@ impl Link {
     }
 
     /// Takes the digests that are due, over private copies that then leave in place of the memory.
+    #[inline]
     fn copy_for_digests(&mut self, segs: &SegTable) -> Result<(), Broken> {
         while self.copied < BOUNCE
             && let Some(due) = self.connection.next_digest()
@@ -381,6 +407,7 @@ impl Link {
     }
 
     /// Lets go of copies that the next `sent` bytes pass.
+    #[inline]
     fn release_copies(&mut self, sent: usize) {
         if self.copies.is_empty() {
             return;
@@ -407,6 +434,13 @@ impl Link {
         }
     }
 
+    /// Is there something to be heard by [`Link::receive`] although nothing has come? A command that was answered before its last octets
+    /// had left is over when they have.
+    #[inline]
+    pub(crate) fn has_news(&self) -> bool {
+        self.connection.has_events()
+    }
+
     pub(crate) fn arm(&self, waits: &mut Waits) {
         self.stream.arm(waits, self.connection.has_output());
     }
@@ -431,63 +465,64 @@ impl Link {
     }
 }
 
+/// Lists what has to leave, whatever it is.
+fn list_chunks<'a>(
+    connection: &'a HostConnection,
+    holdings: &[Holding],
+    copies: &'a VecDeque<Copied>,
+    segs: &SegTable,
+    table: &'a Table,
+    list: &mut Gather<'a>,
+) -> Result<(), Broken> {
+    let mut copied = copies.iter();
+    for chunk in connection.transmit() {
+        let listed = match chunk {
+            Chunk::Bytes(bytes) => list.bytes(bytes),
+            Chunk::Data { token, slot, offset, len } => match copied.find(|c| c.token == token) {
+                Some(copy) => list.bytes(&copy.bytes[(offset - copy.offset) as usize..]),
+                None => Data { held: &holdings[usize::from(slot)], offset, len }.list(segs, table, list)?,
+            },
+        };
+        if !listed {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A range of the data of a command.
+struct Data<'a> {
+    held: &'a Holding,
+    offset: u32,
+    len: u32,
+}
+
+impl Data<'_> {
+    /// Lists it; `false` when not all of it had room.
+    #[inline(always)]
+    fn list<'a>(&self, segs: &SegTable, table: &'a Table, list: &mut Gather<'a>) -> Result<bool, Broken> {
+        match self.held.only_piece(segs, self.offset, self.len) {
+            Some(piece) => Ok(list.view(table.view(piece).map_err(|e| unreachable_memory(&e))?)),
+            None => self.list_pieces(segs, table, list),
+        }
+    }
+
+    fn list_pieces<'a>(&self, segs: &SegTable, table: &'a Table, list: &mut Gather<'a>) -> Result<bool, Broken> {
+        let Data { held: h, offset, len } = *self;
+        let mut left = len;
+        for piece in segs.pieces(h.span, u64::from(h.skip) + u64::from(offset), len.into()) {
+            let view = table.view(piece).map_err(|e| unreachable_memory(&e))?;
+            if !list.view(view) {
+                return Ok(false);
+            }
+            left -= piece.len;
+        }
+        if left > 0 { Err(unreachable_memory(&"segments are shorter than the data")) } else { Ok(true) }
+    }
+}
+
 fn unreachable_memory(why: &dyn std::fmt::Display) -> Broken {
     Broken { code: Code::BadMemory, reason: format!("memory of a command in flight is gone: {why}") }
-}
-
-/// Received bytes on their way to the protocol and to memory.
-struct Inbound<'a> {
-    connection: &'a mut HostConnection,
-    holdings: &'a mut [Holding],
-    segs: &'a SegTable,
-    table: &'a Table,
-    crc: &'a mut u32,
-    /// Data digests are in use. Before the first data this is settled.
-    checked: bool,
-}
-
-impl Inbound<'_> {
-    #[inline]
-    fn take(&mut self, mut input: &[u8]) -> Result<(), Broken> {
-        while !input.is_empty() {
-            let used = match self.connection.wants() {
-                Want::Header(_) => self.connection.handle_bytes(input)?,
-                Want::Data { slot, offset, len } => {
-                    let n = input.len().min(len as usize);
-                    self.place(slot, offset, &input[..n]);
-                    self.connection.data_moved(n as u32);
-                    n
-                }
-                Want::Digest(_) => {
-                    let used = self.connection.handle_digest(input, *self.crc)?;
-                    if !matches!(self.connection.wants(), Want::Digest(_)) {
-                        *self.crc = 0;
-                    }
-                    used
-                }
-                Want::Nothing => return Err(ProtocolError::NotWanted.into()),
-            };
-            input = &input[used..];
-        }
-        Ok(())
-    }
-
-    /// Copies data to where they belong. Memory that is gone costs its command, not the connection.
-    #[inline]
-    fn place(&mut self, slot: u16, offset: u32, data: &[u8]) {
-        if self.checked {
-            *self.crc = digest(*self.crc, data);
-        }
-        let h = &mut self.holdings[usize::from(slot)];
-        let mut rest = data;
-        for piece in self.segs.pieces(h.span, u64::from(h.skip) + u64::from(offset), data.len() as u64) {
-            match self.table.view(piece) {
-                Ok(view) => rest = &rest[view.copy_in(rest)..],
-                Err(_) => break,
-            }
-        }
-        h.bad |= !rest.is_empty();
-    }
 }
 
 #[cfg(test)]

@@ -95,11 +95,15 @@ impl Poller for AdminPoller {
         }
         let a = admin.borrow();
         if let Some(link) = a.link() {
+            if link.has_news() {
+                return Armed::Busy;
+            }
             link.arm(waits);
         }
         if a.deadline != Time::NEVER {
             waits.until(a.deadline);
         }
+        waits.on_call();
         self.clock.sleeps_until(a.deadline);
         self.slept = true;
         Armed::Sleep

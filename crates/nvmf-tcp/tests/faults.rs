@@ -372,7 +372,8 @@ fn a_hostile_target_costs_its_connection_and_nothing_else() {
     let spoiler = Spoiler::start(target.addresses()[0]);
     let uri = format!("nvme-tcp://{}/{NQN}?keep_alive_ms=600000&reconnect_delay_ms=5", spoiler.address);
     let mut rig = Rig::new(&uri, 8);
-    let mut honest = Rig::new(&World::uri(&target, SHORT), 8);
+    // It has no turns while the other one is waited for.
+    let mut honest = Rig::new(&World::uri(&target, "keep_alive_ms=600000"), 8);
     for (n, (what, _)) in SPOILS.iter().enumerate() {
         spoiler.armed.store(n + 1, Ordering::SeqCst);
         let first = rig.run(Io::flush(1));

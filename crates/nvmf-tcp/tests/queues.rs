@@ -3,9 +3,10 @@
 use crate::script::{Script, What};
 use crate::turns::{BOUND, TestQueue, World, config};
 use polypath_block::{
-    Armed, Code, Cx, Device, Health, Io, Op, Proof, QueueConfig, RefusedWhy, SegRow, SegTable, SegTableFull, Time,
-    Waits,
+    Armed, Code, Cx, Device, Flags, Health, Io, Op, Proof, QueueConfig, RefusedWhy, RegionId, Rest, SegRow, SegTable,
+    SegTableFull, Time, Waits,
 };
+use polypath_nvme::sqe::io;
 use polypath_nvmf_tcp::ControllerConfig;
 use std::time::Duration;
 
@@ -455,4 +456,66 @@ fn nothing_is_aborted_over_a_connection_that_is_cut() {
     world.run_until("the loss", 1200, |w| w.is_suspect(0, 1));
     world.run_ms(10);
     assert_eq!((world.script.asked(What::Abort), world.controller.statistics().losses), (0, 1));
+}
+
+/// What is not common in a batch is taken in its place; the first that finds no room ends it, and says why.
+#[test]
+fn a_batch_is_taken_in_order_as_far_as_there_is_room() {
+    let mut world = World::up(8);
+    let span = world.memory(4096, 7);
+    let (submit, gone) = (
+        |world: &mut World, ios: &[Io]| {
+            let mut cx = Cx { now: world.now, segs: &mut world.segs, reactor: 0 };
+            world.queues[0].queue.submit_all(&mut cx, ios)
+        },
+        Rest { taken: 0, why: RefusedWhy::Gone },
+    );
+    assert_eq!(submit(&mut world, &[]), Ok(()));
+    let past_the_end = Io::read(3, u64::MAX, 1, span);
+    let batch = [
+        Io::write(1, 0, 1, span),
+        past_the_end,
+        Io::flush(4),
+        Io::write(5, 2, 1, span).with_flags(Flags::FUA),
+        Io::write(6, 3, 1, span),
+    ];
+    assert_eq!(submit(&mut world, &batch), Ok(()));
+    world.turn_queue(0);
+    let completion = world.take_completion(0, 3);
+    assert_eq!((completion.status.code, completion.proof), (Code::OutOfRange, Proof::NeverSent));
+    let opcodes: Vec<u8> = world.script.open(1).iter().map(|o| o.sqe.opcode()).collect();
+    assert_eq!(opcodes, [io::WRITE, io::FLUSH, io::WRITE, io::WRITE], "in the order they came");
+    world.script.succeed_all(1);
+    world.turn_queue(0);
+    assert_eq!([1, 4, 5, 6].map(|tag| world.take_completion(0, tag).status.code), [Code::Ok; 4]);
+
+    let many: Vec<Io> = (0..400).map(|tag| Io::read(tag, tag, 1, span)).collect();
+    let rest = submit(&mut world, &many).unwrap_err();
+    assert!(rest.why == RefusedWhy::Full && (8..400).contains(&rest.taken), "{rest:?}");
+    world.turn_queue(0);
+    for _ in 0..rest.taken {
+        world.script.succeed_all(1);
+        world.turn_queue(0);
+    }
+    assert_eq!(world.queues[0].completions.len(), rest.taken, "each once");
+    close(&mut world, 0);
+    assert_eq!(submit(&mut world, &many), Err(gone));
+}
+
+/// A read whose memory cannot be reached goes to the wire, and fails by itself when its data come: once, and the connection goes on.
+#[test]
+fn a_read_into_memory_that_is_gone_costs_itself() {
+    let mut world = World::up(8);
+    let (good, bad) = (world.memory(512, 7), world.memory(512, 7));
+    world.segs.get_mut(bad)[0].region = RegionId(0xffff_fff0);
+    for tag in [1, 2] {
+        let sqe = world.send(Io::read(tag, 0, 1, bad));
+        world.script.answer_read(1, sqe.cid(), 3);
+        world.turn_queue(0);
+        world.turn_queue(0);
+        assert_eq!(world.take_completion(0, tag).status.code, Code::BadMemory);
+    }
+    let (_, completion) = world.round_trip(Io::write(3, 0, 1, good));
+    assert_eq!((completion.status.code, world.script.dialled()), (Code::Ok, 2), "over the same connection");
+    assert!(world.queues[0].completions.is_empty(), "each once");
 }

@@ -500,3 +500,23 @@ fn a_copy_for_a_digest_goes_with_its_pdu_and_not_with_the_slot() {
     assert_eq!(sent[CAPSULE + 4096..], digest(0, &[0xbb; 4096]).to_le_bytes());
     assert!(rig.link.copies.is_empty() && rig.link.copied == 0);
 }
+
+/// The peer need not say anything more to have that heard.
+#[test]
+fn what_was_answered_before_it_had_left_is_over_when_it_has() {
+    for data_digest in [false, true] {
+        let mut rig = Rig::ready(4, data_digest);
+        let span = rig.memory(1, 512, 3);
+        rig.wire.wire().room = CAPSULE + 100;
+        let slot = rig.submit(Transfer::Out { span, skip: 0, len: 512 }, 1);
+        assert!(!rig.flush());
+        rig.answer(slot);
+        assert!(rig.receive());
+        assert!(rig.done.is_empty() && !rig.link.has_news(), "its memory is still being read");
+        rig.wire.wire().room = usize::MAX;
+        assert!(rig.flush() && rig.link.has_news());
+        assert!(!rig.receive(), "nothing has come");
+        assert_eq!(rig.done.iter().map(|f| f.user).collect::<Vec<_>>(), [1], "digest {data_digest}");
+        assert!(!rig.link.has_news() && rig.link.in_flight() == 0);
+    }
+}

@@ -6,6 +6,12 @@ use super::{
 };
 use polypath_nvme::{Cqe, Sqe};
 
+/// The common header as a little-endian number.
+#[inline]
+pub(crate) const fn common(kind: PduType, flags: u8, pdo: u8, plen: u32) -> u64 {
+    kind as u64 | (flags as u64) << 8 | (kind.header_len() as u64) << 16 | (pdo as u64) << 24 | (plen as u64) << 32
+}
+
 /// A command, with or without data behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CapsuleCmd {

@@ -15,6 +15,7 @@ mod initialize;
 mod terminate;
 mod transfer;
 
+pub(crate) use capsule::common;
 pub use capsule::{CapsuleCmd, CapsuleResp};
 pub use digest::digest;
 pub use initialize::{DataAlignment, IcReq, IcResp};
@@ -171,7 +172,7 @@ impl PduType {
 
     /// HLEN: octets of the header without its digest.
     #[inline]
-    pub fn header_len(self) -> usize {
+    pub const fn header_len(self) -> usize {
         match self {
             PduType::IcReq | PduType::IcResp => IC_LEN,
             PduType::H2cTermReq | PduType::C2hTermReq => TERM_LEN,

@@ -4,8 +4,11 @@ use super::receive::{Receiver, Stage};
 use super::slots::{MAX_DEPTH, Phase, SlotTable, Way};
 use super::transmit::{DigestDue, Kind, Pdu, Ring, Transmit};
 use super::{DataPlan, Event, Outcome, ProtocolError};
-use crate::pdu::{ADMIN_IN_CAPSULE, CapsuleCmd, Direction, Framing, H2cData, IcReq, TERM_MAX_LEN, TermReq};
-use polypath_nvme::sqe::admin;
+use crate::pdu::{
+    ADMIN_IN_CAPSULE, CAPSULE_CMD_LEN, CH_LEN, CapsuleCmd, Direction, Framing, H2cData, IcReq, PduType, TERM_MAX_LEN,
+    TermReq, common,
+};
+use polypath_nvme::sqe::{BlockCommand, admin};
 use polypath_nvme::{Cqe, SglDescriptor, Sqe, StatusField};
 use std::collections::VecDeque;
 
@@ -100,9 +103,13 @@ pub struct HostConnection {
     pub(super) config: HostConfig,
     pub(super) state: State,
     pub(super) negotiated: Negotiated,
+    /// No digests: where the data of a capsule begin. Zero otherwise.
+    pub(super) bare_capsule: u8,
     pub(super) slots: SlotTable,
     pub(super) ring: Ring,
     pub(super) grants: VecDeque<Grant>,
+    /// Commands that were answered while octets of them are still on their way out.
+    draining: usize,
     pub(super) events: VecDeque<Event>,
     pub(super) receiver: Receiver,
     term: [u8; TERM_MAX_LEN],
@@ -128,9 +135,11 @@ impl HostConnection {
             config,
             state: State::Idle,
             negotiated: Negotiated { tx: Framing::NONE, rx: Framing::NONE, max_h2c_data: 0 },
+            bare_capsule: 0,
             slots: SlotTable::new(config.depth),
             ring: Ring::new(config.depth),
             grants: VecDeque::with_capacity(r2ts),
+            draining: 0,
             events: VecDeque::with_capacity(usize::from(config.depth) + 1),
             receiver: Receiver::new(),
             term: [0; TERM_MAX_LEN],
@@ -167,25 +176,88 @@ impl HostConnection {
             return Err(SubmitError::Full);
         }
         let (way, len, exact) = self.route(sqe, data);
-        let slot = self.slots.take(way, len, exact).ok_or(SubmitError::Full)?;
-        let in_capsule = if way == Way::InCapsule { len } else { 0 };
-        let mut cmd = CapsuleCmd { sqe: *sqe, data_len: in_capsule };
-        cmd.sqe.set_cid(self.slots.cid(slot));
-        cmd.sqe.set_sgl(match way {
-            Way::InCapsule => SglDescriptor::InCapsule { offset: 0, length: len },
-            _ => SglDescriptor::Transport { length: len },
-        });
+        let slot = self.slots.take(way, len, exact, self.ring.next_token()).ok_or(SubmitError::Full)?;
+        let cid = self.slots.cid(slot);
+        let (in_capsule, sgl) = match way {
+            Way::InCapsule => (len, SglDescriptor::InCapsule { offset: 0, length: len }),
+            _ => (0, SglDescriptor::Transport { length: len }),
+        };
         let framing = &self.negotiated.tx;
         let pdu = Pdu::new(Kind::Capsule, slot).with_data(0, in_capsule, framing.data_digest);
         self.ring.push(pdu, |head| {
-            let encoded = cmd.encode(framing, head);
+            let encoded = CapsuleCmd { sqe: sqe.addressed(cid, sgl), data_len: in_capsule }.encode(framing, head);
             debug_assert!(encoded.is_ok(), "in-capsule data are bounded, the head always fits");
             encoded.unwrap_or(0)
         });
-        self.slots.get_mut(slot).tx_pending = 1;
         Ok(slot)
     }
 
+    /// As [`HostConnection::submit`], of a read or a write of `len` octets, all of which are to be moved.
+    ///
+    /// # Errors
+    /// [`SubmitError`].
+    #[inline(always)]
+    pub fn submit_block(&mut self, command: &BlockCommand, len: u32) -> Result<u16, SubmitError> {
+        if self.state != State::Ready {
+            return Err(SubmitError::NotReady);
+        }
+        let fits = len <= self.config.in_capsule_bytes;
+        let way = match command.write {
+            _ if self.bare_capsule == 0 || len == 0 => return self.submit_block_framed(command, len),
+            false => Way::ToHost,
+            true if fits => Way::InCapsule,
+            true => Way::ToController,
+        };
+        if !self.slots.has_free() || !self.ring.has_room_for_capsule() {
+            return Err(SubmitError::Full);
+        }
+        let slot = self.slots.take(way, len, true, self.ring.next_token()).ok_or(SubmitError::Full)?;
+        let cid = self.slots.cid(slot);
+        let (data_len, pdo, head_len, sgl) = match way {
+            Way::InCapsule => {
+                let sgl = SglDescriptor::InCapsule { offset: 0, length: len };
+                (len, self.bare_capsule, self.bare_capsule, sgl)
+            }
+            _ => (0, 0, CAPSULE_CMD_LEN as u8, SglDescriptor::Transport { length: len }),
+        };
+        let ch = common(PduType::CapsuleCmd, 0, pdo, data_len + u32::from(head_len));
+        let Some(header) = self.ring.push_capsule(slot, head_len, data_len) else {
+            self.slots.release(slot);
+            return Err(SubmitError::Full);
+        };
+        if let Some((first, entry)) = header.split_first_chunk_mut::<CH_LEN>()
+            && let Some(entry) = entry.first_chunk_mut()
+        {
+            *first = ch.to_le_bytes();
+            command.put(cid, sgl, entry);
+        }
+        Ok(slot)
+    }
+
+    /// The same by the way of all commands.
+    #[cold]
+    fn submit_block_framed(&mut self, command: &BlockCommand, len: u32) -> Result<u16, SubmitError> {
+        let mut entry = [0; 64];
+        command.put(0, SglDescriptor::NO_DATA, &mut entry);
+        let plan = match command.write {
+            true => DataPlan::ToController { len, exact: true },
+            false => DataPlan::ToHost { len, exact: true },
+        };
+        self.submit(&Sqe::from_bytes(entry), plan)
+    }
+
+    /// Both sides agreed on `negotiated`.
+    pub(super) fn set_ready(&mut self, negotiated: Negotiated) {
+        self.negotiated = negotiated;
+        let tx = negotiated.tx;
+        let bare = !tx.header_digest && !tx.data_digest;
+        self.bare_capsule = if bare { tx.data_offset(PduType::CapsuleCmd) as u8 } else { 0 };
+        self.receiver.set_framing(&negotiated.rx);
+        self.state = State::Ready;
+        self.events.push_back(Event::Ready(negotiated));
+    }
+
+    #[inline]
     fn route(&self, sqe: &Sqe, data: DataPlan) -> (Way, u32, bool) {
         match data {
             DataPlan::None | DataPlan::ToHost { len: 0, .. } | DataPlan::ToController { len: 0, .. } => {
@@ -202,6 +274,7 @@ impl HostConnection {
 
     /// Data that wait for their digest; the same again until [`HostConnection::set_digest`] was called.
     /// Always `None` without data digests.
+    #[inline]
     pub fn next_digest(&mut self) -> Option<DigestDue> {
         if self.state == State::Ready && self.negotiated.tx.data_digest { self.ring.next_digest() } else { None }
     }
@@ -212,39 +285,57 @@ impl HostConnection {
     }
 
     /// What has to leave, in order. Nothing once the connection is closed.
+    #[inline]
     pub fn transmit(&self) -> Transmit<'_> {
         if self.state == State::Closed { Transmit::nothing() } else { self.ring.transmit() }
     }
 
+    /// Head, slot and octets of data of all that has to leave, in order, if all are common capsules, some of them with data, and nothing of
+    /// them has left: the same as [`HostConnection::transmit`] for less. `None` says nothing.
+    #[inline]
+    pub fn bare_capsules(&self) -> Option<impl Iterator<Item = (&[u8], u16, u32)>> {
+        if self.state == State::Closed { None } else { self.ring.bare_capsules() }
+    }
+
     /// Whether there is anything to send.
+    #[inline]
     pub fn has_output(&self) -> bool {
         self.state != State::Closed && !self.ring.is_empty()
     }
 
     /// The socket has taken the next `n` octets. With an asynchronous send: they were sent; call it before
     /// handing in what was received since.
+    #[inline]
     pub fn sent(&mut self, n: usize) {
         if self.state == State::Closed {
             return;
         }
-        let HostConnection { ring, slots, events, .. } = self;
-        ring.sent(n as u64, |kind, index| {
+        // Most often capsules leave all together, and none of them is answered yet.
+        if self.draining > 0 || !self.ring.sent_all_capsules(n as u64) {
+            self.sent_some(n as u64);
+        }
+        if !self.grants.is_empty() {
+            self.pump();
+        }
+    }
+
+    fn sent_some(&mut self, n: u64) {
+        let HostConnection { ring, slots, events, draining, .. } = self;
+        ring.sent(n, |kind, index| {
             if kind == Kind::Initialize {
                 return;
             }
             let slot = slots.get_mut(index);
-            slot.tx_pending -= 1;
-            match kind {
-                Kind::Capsule => slot.capsule_sent = true,
-                Kind::Data { last: true } => slot.r2ts -= 1,
-                _ => {}
+            if let Kind::Data { last } = kind {
+                slot.tx_data -= 1;
+                slot.r2ts -= u8::from(last);
             }
-            if slot.phase == Phase::Draining && slot.tx_pending == 0 {
+            if slot.phase == Phase::Draining && slot.tx_data == 0 {
                 slot.phase = Phase::Done;
+                *draining -= 1;
                 events.push_back(Event::Completed { slot: index, cqe: slot.result, received: slot.moved });
             }
         });
-        self.pump();
     }
 
     /// An asynchronous send holds the next `n` octets: they must not be listed again, their memory stays, and
@@ -272,7 +363,7 @@ impl HostConnection {
                 debug_assert!(encoded.is_ok(), "MAXH2CDATA and the command bound the length");
                 encoded.unwrap_or(0)
             });
-            self.slots.get_mut(slot).tx_pending += 1;
+            self.slots.get_mut(slot).tx_data += 1;
         }
     }
 
@@ -305,8 +396,9 @@ impl HostConnection {
         if slot.digest_failed && cqe.status.is_success() {
             slot.result.status = StatusField::TRANSIENT_TRANSPORT_ERROR;
         }
-        if slot.tx_pending > 0 {
+        if slot.tx_data > 0 || !self.ring.has_left(slot.capsule) {
             slot.phase = Phase::Draining;
+            self.draining += 1;
             return;
         }
         slot.phase = Phase::Done;
@@ -374,6 +466,7 @@ impl HostConnection {
     }
 
     /// Whether commands may be submitted.
+    #[inline]
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready
     }
@@ -384,13 +477,28 @@ impl HostConnection {
     }
 
     /// What was agreed on, once ready.
+    #[inline]
     pub fn negotiated(&self) -> Option<&Negotiated> {
         (self.state == State::Ready).then_some(&self.negotiated)
     }
 
     /// Commands whose event or outcome was not fetched yet.
+    #[inline]
     pub fn in_flight(&self) -> usize {
         self.slots.in_use()
+    }
+
+    /// Commands that can be submitted now.
+    #[inline]
+    pub fn room(&self) -> usize {
+        self.slots.free().min(self.ring.room_for_capsules())
+    }
+
+    /// Whether there is an event to be fetched. Sending may bring one about, too: that of a command which was answered before the last of
+    /// its octets had left.
+    #[inline]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// Commands that can be in flight.
@@ -433,6 +541,6 @@ impl HostConnection {
         }
         let slot = self.slots.get(slot);
         let asked = slot.way != Way::ToController || (slot.moved == slot.len && slot.r2ts == 0);
-        slot.capsule_sent && slot.tx_pending == 0 && asked
+        self.ring.has_left(slot.capsule) && slot.tx_data == 0 && asked
     }
 }

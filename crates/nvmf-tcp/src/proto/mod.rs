@@ -12,7 +12,8 @@
 //! Receiving: [`HostConnection::wants`] says where the next octets go: header octets to
 //! [`HostConnection::handle_bytes`], data octets straight into the slot's segments
 //! ([`HostConnection::data_moved`] tells how many), digest octets to [`HostConnection::handle_digest`].
-//! What came of it is fetched with [`HostConnection::poll_event`].
+//! What came of it is fetched with [`HostConnection::poll_event`]. Before that, and as often as it gives something,
+//! [`HostConnection::take_whole`] may be asked for what is common and wholly there: it does the same for less.
 //!
 //! An error ends the connection. What has finished is still in the event queue; what has not comes out of
 //! [`HostConnection::poll_outcome`], once per command, with its [`Outcome`]: a command of which no octet was
@@ -25,16 +26,20 @@
 
 mod connection;
 mod error;
+mod fifo;
+mod heads;
 mod receive;
 mod slots;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod whole;
 
 pub use connection::{ConfigError, HostConfig, HostConnection, Negotiated, SubmitError};
 pub use error::ProtocolError;
 pub use slots::MAX_DEPTH;
 pub use transmit::{Chunk, DigestDue, Transmit};
+pub use whole::Whole;
 
 use polypath_nvme::Cqe;
 

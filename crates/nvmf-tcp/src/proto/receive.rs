@@ -3,9 +3,10 @@
 use super::connection::{Grant, HostConnection, Negotiated, State};
 use super::slots::{Slot, Way};
 use super::transmit::Kind;
-use super::{Event, ProtocolError, Want};
+use super::{ProtocolError, Want};
 use crate::pdu::{
-    C2hData, CH_LEN, CapsuleResp, CommonHeader, DIGEST_LEN, Direction, Framing, IcResp, MAX_HEAD, PduType, R2t, TermReq,
+    C2hData, CH_LEN, CapsuleResp, CommonHeader, DIGEST_LEN, Direction, Framing, IcResp, MAX_HEAD, PduType, R2t,
+    TRANSFER_LEN, TermReq,
 };
 use polypath_nvme::{Cqe, StatusField};
 
@@ -39,8 +40,10 @@ struct Current {
 #[derive(Debug)]
 pub(super) struct Receiver {
     pub(super) stage: Stage,
+    /// No digests, and data may follow their header at once: [`HostConnection::take_whole`] may take PDUs.
+    pub(super) bare: bool,
     buffer: [u8; MAX_HEAD],
-    have: usize,
+    pub(super) have: usize,
     header: Option<CommonHeader>,
     current: Current,
 }
@@ -48,7 +51,11 @@ pub(super) struct Receiver {
 impl Receiver {
     pub(super) fn new() -> Self {
         let current = Current { slot: 0, cid: 0, next: 0, left: 0, digest: false, last: false, success: false };
-        Receiver { stage: Stage::Idle, buffer: [0; MAX_HEAD], have: 0, header: None, current }
+        Receiver { stage: Stage::Idle, bare: false, buffer: [0; MAX_HEAD], have: 0, header: None, current }
+    }
+
+    pub(super) fn set_framing(&mut self, rx: &Framing) {
+        self.bare = !rx.header_digest && !rx.data_digest && TRANSFER_LEN.is_multiple_of(rx.alignment.bytes());
     }
 }
 
@@ -70,6 +77,7 @@ impl HostConnection {
     ///
     /// # Errors
     /// [`ProtocolError`]; the connection is closed then.
+    #[inline]
     pub fn handle_bytes(&mut self, input: &[u8]) -> Result<usize, ProtocolError> {
         if self.receiver.stage != Stage::Head {
             return if self.receiver.stage == Stage::Idle { Err(ProtocolError::NotWanted) } else { Ok(0) };
@@ -164,10 +172,8 @@ impl HostConnection {
         }
         let framing =
             |alignment| Framing { header_digest: resp.header_digest, data_digest: resp.data_digest, alignment };
-        self.negotiated =
-            Negotiated { tx: framing(resp.alignment), rx: framing(asked.alignment), max_h2c_data: resp.max_h2c_data };
-        self.state = State::Ready;
-        self.events.push_back(Event::Ready(self.negotiated));
+        let (tx, rx) = (framing(resp.alignment), framing(asked.alignment));
+        self.set_ready(Negotiated { tx, rx, max_h2c_data: resp.max_h2c_data });
         Ok(())
     }
 
@@ -176,7 +182,7 @@ impl HostConnection {
     fn command(&self, kind: PduType, cid: u16) -> Result<(u16, &Slot), ProtocolError> {
         let index = self.slots.find(cid).ok_or(ProtocolError::UnknownCommand { kind, cid })?;
         let slot = self.slots.get(index);
-        if !slot.capsule_sent && self.ring.capsule_is_untouched(index) {
+        if !self.ring.has_left(slot.capsule) && self.ring.capsule_is_untouched(index) {
             return Err(ProtocolError::Premature { kind, cid });
         }
         Ok((index, slot))
@@ -304,7 +310,7 @@ impl HostConnection {
         });
         if really {
             self.grants.retain(|g| g.slot != index);
-            self.slots.get_mut(index).tx_pending -= dropped;
+            self.slots.get_mut(index).tx_data -= dropped;
             // Nothing may be left to be sent whose end would start them.
             self.pump();
         }

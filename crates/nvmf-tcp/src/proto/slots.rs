@@ -33,30 +33,31 @@ pub(super) enum Phase {
     Retained,
 }
 
-/// One command.
+/// One command. What most commands begin with as zeroes lies together, and is one store.
 #[derive(Debug, Clone, Copy)]
+#[repr(C)]
 pub(super) struct Slot {
-    pub(super) phase: Phase,
-    pub(super) generation: u8,
-    pub(super) way: Way,
-    pub(super) exact: bool,
-    /// The identifier is still spoken of elsewhere (an Abort is under way): it outlives the command.
-    pub(super) retained: bool,
-    /// The whole capsule has been sent.
-    pub(super) capsule_sent: bool,
+    /// Names the capsule to the transmit ring.
+    pub(super) capsule: u64,
+    /// Octets of data.
+    pub(super) len: u32,
+    /// Octets received, or asked for by R2T.
+    pub(super) moved: u32,
+    /// H2CData PDUs in the transmit ring.
+    pub(super) tx_data: u16,
+    /// R2T whose data are not all sent.
+    pub(super) r2ts: u8,
     /// The last C2HData has arrived.
     pub(super) last: bool,
     pub(super) digest_failed: bool,
     /// Found when the connection closed: no octet was handed to the socket.
     pub(super) untouched: bool,
-    /// R2T whose data are not all sent.
-    pub(super) r2ts: u8,
-    /// PDUs in the transmit ring.
-    pub(super) tx_pending: u16,
-    /// Octets of data.
-    pub(super) len: u32,
-    /// Octets received, or asked for by R2T.
-    pub(super) moved: u32,
+    /// The identifier is still spoken of elsewhere (an Abort is under way): it outlives the command.
+    pub(super) retained: bool,
+    pub(super) phase: Phase,
+    pub(super) way: Way,
+    pub(super) exact: bool,
+    pub(super) generation: u8,
     /// Valid while draining.
     pub(super) result: Cqe,
 }
@@ -77,12 +78,12 @@ impl SlotTable {
             way: Way::None,
             exact: false,
             retained: false,
-            capsule_sent: false,
             last: false,
             digest_failed: false,
             untouched: false,
             r2ts: 0,
-            tx_pending: 0,
+            tx_data: 0,
+            capsule: 0,
             len: 0,
             moved: 0,
             result: Cqe::new(0, polypath_nvme::StatusField::SUCCESS),
@@ -94,6 +95,7 @@ impl SlotTable {
         self.slots.len()
     }
 
+    #[inline]
     pub(super) fn in_use(&self) -> usize {
         self.slots.len() - self.free.len() - self.retained
     }
@@ -103,37 +105,31 @@ impl SlotTable {
         self.retained
     }
 
+    /// Free slots.
+    #[inline]
+    pub(super) fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    #[inline]
     pub(super) fn has_free(&self) -> bool {
         !self.free.is_empty()
     }
 
-    /// Takes a free slot for a command.
-    #[inline]
-    pub(super) fn take(&mut self, way: Way, len: u32, exact: bool) -> Option<u16> {
+    /// Takes a free slot for a command whose capsule is `capsule` to the transmit ring.
+    #[inline(always)]
+    pub(super) fn take(&mut self, way: Way, len: u32, exact: bool, capsule: u64) -> Option<u16> {
         let index = self.free.pop()?;
-        let slot = &mut self.slots[usize::from(index)];
-        let (generation, result) = (slot.generation, slot.result);
-        *slot = Slot {
-            phase: Phase::Active,
-            generation,
-            way,
-            exact,
-            retained: false,
-            capsule_sent: false,
-            last: false,
-            digest_failed: false,
-            untouched: false,
-            r2ts: 0,
-            tx_pending: 0,
-            len,
-            moved: 0,
-            result,
-        };
+        let slot = self.slots.get_mut(usize::from(index))?;
+        (slot.capsule, slot.len, slot.moved) = (capsule, len, 0);
+        (slot.tx_data, slot.r2ts, slot.last, slot.digest_failed) = (0, 0, false, false);
+        (slot.untouched, slot.retained, slot.phase) = (false, false, Phase::Active);
+        (slot.way, slot.exact) = (way, exact);
         Some(index)
     }
 
     /// Gives a slot back under a new generation; later, if its identifier is retained.
-    #[inline]
+    #[inline(always)]
     pub(super) fn release(&mut self, index: u16) {
         let slot = &mut self.slots[usize::from(index)];
         debug_assert!(!matches!(slot.phase, Phase::Free | Phase::Retained));
@@ -143,7 +139,7 @@ impl SlotTable {
             return;
         }
         slot.phase = Phase::Free;
-        slot.generation = (slot.generation + 1) % GENERATIONS;
+        slot.generation = if slot.generation + 1 < GENERATIONS { slot.generation + 1 } else { 0 };
         self.free.push(index);
     }
 
@@ -173,10 +169,16 @@ impl SlotTable {
     /// The slot of the active command with this identifier.
     #[inline]
     pub(super) fn find(&self, cid: u16) -> Option<u16> {
+        self.active(cid).map(|(index, _)| index)
+    }
+
+    /// The same, and what is in it.
+    #[inline(always)]
+    pub(super) fn active(&self, cid: u16) -> Option<(u16, &Slot)> {
         let index = cid & (MAX_DEPTH - 1);
         let slot = self.slots.get(usize::from(index))?;
         let generation = (cid >> INDEX_BITS) as u8;
-        (slot.phase == Phase::Active && slot.generation == generation).then_some(index)
+        (slot.phase == Phase::Active && slot.generation == generation).then_some((index, slot))
     }
 
     #[inline]
@@ -197,30 +199,30 @@ mod tests {
     #[test]
     fn generations_tell_old_from_new() {
         let mut t = SlotTable::new(2);
-        let a = t.take(Way::None, 0, false).unwrap();
+        let a = t.take(Way::None, 0, false, 0).unwrap();
         let old = t.cid(a);
         assert_eq!(t.find(old), Some(a));
         t.release(a);
         assert_eq!(t.find(old), None);
-        assert_eq!(t.take(Way::None, 0, false), Some(a));
+        assert_eq!(t.take(Way::None, 0, false, 0), Some(a));
         assert_eq!(t.find(old), None);
         assert_ne!(t.cid(a), old);
         assert_eq!(t.find(0x3ff), None);
-        t.take(Way::None, 0, false).unwrap();
-        assert_eq!((t.take(Way::None, 0, false), t.in_use(), t.has_free()), (None, 2, false));
+        t.take(Way::None, 0, false, 0).unwrap();
+        assert_eq!((t.take(Way::None, 0, false, 0), t.in_use(), t.has_free()), (None, 2, false));
     }
 
     #[test]
     fn a_retained_identifier_is_not_given_again() {
         let mut t = SlotTable::new(1);
-        let a = t.take(Way::None, 0, false).unwrap();
+        let a = t.take(Way::None, 0, false, 0).unwrap();
         let old = t.cid(a);
         t.retain(a);
         t.release(a);
         assert_eq!((t.in_use(), t.has_free(), t.find(old)), (0, false, None), "over, and its slot is not free");
-        assert_eq!(t.take(Way::None, 0, false), None);
+        assert_eq!(t.take(Way::None, 0, false, 0), None);
         t.let_go(a);
-        assert_eq!(t.take(Way::None, 0, false), Some(a));
+        assert_eq!(t.take(Way::None, 0, false, 0), Some(a));
         assert_ne!(t.cid(a), old);
         t.retain(a);
         t.let_go(a);
@@ -233,7 +235,7 @@ mod tests {
         let mut t = SlotTable::new(MAX_DEPTH);
         t.free = vec![MAX_DEPTH - 1];
         for _ in 0..200 {
-            let i = t.take(Way::None, 0, false).unwrap();
+            let i = t.take(Way::None, 0, false, 0).unwrap();
             assert_ne!(t.cid(i), 0xffff);
             assert_eq!(t.find(t.cid(i)), Some(i));
             t.release(i);

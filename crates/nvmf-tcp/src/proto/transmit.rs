@@ -1,8 +1,9 @@
 //! What has to leave: an ordered ring of PDUs, each with its head in memory of its own and a reference to
 //! data.
 
-use crate::pdu::{DIGEST_LEN, MAX_ENCODED_HEAD};
-use std::collections::VecDeque;
+use super::fifo::Fifo;
+use super::heads::Heads;
+use crate::pdu::{CAPSULE_CMD_LEN, DIGEST_LEN, MAX_ENCODED_HEAD};
 
 /// H2CData PDUs in the ring at a time; more wait as R2T.
 const H2C_QUOTA: usize = 32;
@@ -10,7 +11,7 @@ const H2C_QUOTA: usize = 32;
 /// Octets to send next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chunk<'a> {
-    /// These: a head or a data digest. They stay where they are until they were reported sent.
+    /// These: heads that follow each other, or a data digest. They stay where they are until they were reported sent.
     Bytes(&'a [u8]),
     /// A range of a slot's data.
     Data {
@@ -58,7 +59,7 @@ enum DataDigest {
     Ready([u8; DIGEST_LEN]),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Pdu {
     pub(super) kind: Kind,
     pub(super) slot: u16,
@@ -68,23 +69,15 @@ pub(super) struct Pdu {
     data_len: u32,
     digest: DataDigest,
     head_len: u8,
-    head: [u8; MAX_ENCODED_HEAD],
+    /// Where the head lies in [`Heads`].
+    head_at: u32,
 }
 
 impl Pdu {
     /// A PDU without a head, which [`Ring::push`] has written where it will lie.
     #[inline]
     pub(super) fn new(kind: Kind, slot: u16) -> Self {
-        Pdu {
-            kind,
-            slot,
-            token: 0,
-            data_offset: 0,
-            data_len: 0,
-            digest: DataDigest::None,
-            head_len: 0,
-            head: [0; MAX_ENCODED_HEAD],
-        }
+        Pdu { kind, slot, token: 0, data_offset: 0, data_len: 0, digest: DataDigest::None, head_len: 0, head_at: 0 }
     }
 
     /// The same with data behind its head.
@@ -96,10 +89,19 @@ impl Pdu {
         self
     }
 
-    fn head(&self) -> &[u8] {
-        &self.head[..usize::from(self.head_len)]
+    /// Where the head begins and ends in [`Heads`].
+    #[inline]
+    fn head(&self) -> (usize, usize) {
+        (self.head_at as usize, self.head_at as usize + usize::from(self.head_len))
     }
 
+    /// May it leave now, as soon as those before it have left?
+    #[inline]
+    fn can_leave(&self) -> bool {
+        self.kind != Kind::Dropped && self.digest != DataDigest::Due
+    }
+
+    #[inline]
     fn len(&self) -> u64 {
         if self.kind == Kind::Dropped {
             return 0;
@@ -111,7 +113,8 @@ impl Pdu {
 
 #[derive(Debug)]
 pub(super) struct Ring {
-    pdus: VecDeque<Pdu>,
+    pdus: Fifo<Pdu>,
+    heads: Heads,
     capacity: usize,
     /// Number of the PDU at the front.
     base: u64,
@@ -123,6 +126,14 @@ pub(super) struct Ring {
     digest_next: u64,
     /// Token of the next PDU.
     next_token: u64,
+    /// PDUs with a lesser token have left, or were dropped.
+    first_token: u64,
+    /// Octets of all PDUs that have not left.
+    octets: u64,
+    /// Those of their heads.
+    head_octets: u64,
+    /// Since it was last empty, something else than [`Ring::push_capsule`] has changed what is in it.
+    odd: bool,
     /// H2CData PDUs in the ring.
     data_pdus: usize,
 }
@@ -132,24 +143,37 @@ impl Ring {
         // All capsules, all H2CData, ICReq; dropped PDUs take the places of the capsules or data they were.
         let capacity = usize::from(depth) + H2C_QUOTA + 1;
         Ring {
-            pdus: VecDeque::with_capacity(capacity),
+            pdus: Fifo::new(capacity, Pdu::new(Kind::Dropped, 0)),
+            heads: Heads::new(capacity),
             capacity,
             base: 0,
             front_sent: 0,
             handed_over: 0,
             digest_next: 0,
             next_token: 0,
+            first_token: 0,
+            octets: 0,
+            head_octets: 0,
+            odd: false,
             data_pdus: 0,
         }
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.pdus.is_empty()
     }
 
     /// Whether a capsule finds room (the places of H2CData are not for it).
+    #[inline]
     pub(super) fn has_room_for_capsule(&self) -> bool {
-        self.pdus.len() - self.data_pdus < self.capacity - H2C_QUOTA
+        self.room_for_capsules() > 0
+    }
+
+    /// How many capsules find room.
+    #[inline]
+    pub(super) fn room_for_capsules(&self) -> usize {
+        (self.capacity - H2C_QUOTA).saturating_sub(self.pdus.len() - self.data_pdus)
     }
 
     /// Appends `pdu`; `encode` writes its head in place and returns its length.
@@ -159,22 +183,87 @@ impl Ring {
         if matches!(pdu.kind, Kind::Data { .. }) {
             self.data_pdus += 1;
         }
-        self.pdus.push_back(pdu);
-        if let Some(pdu) = self.pdus.back_mut() {
-            pdu.token = self.next_token;
-            pdu.head_len = encode(&mut pdu.head) as u8;
-        }
+        self.odd = true;
+        let (head_at, head_len) = self.heads.push(encode);
+        let pdu = Pdu { token: self.next_token, head_at, head_len, ..pdu };
+        let pushed = self.pdus.push(pdu);
+        debug_assert!(pushed, "whoever pushes has looked for room");
+        self.octets += pdu.len();
+        self.head_octets += u64::from(head_len);
         self.next_token += 1;
     }
 
     /// Whether an H2CData PDU finds room.
+    #[inline]
     pub(super) fn has_room_for_data(&self) -> bool {
         self.data_pdus < H2C_QUOTA && self.pdus.len() < self.capacity
     }
 
+    /// Appends a capsule without digests, of `head_len` octets of head and `data_len` octets of data; the first 72 octets of the head are
+    /// for the caller to write. `None` when there is no room, which [`Ring::has_room_for_capsule`] tells before.
+    #[inline(always)]
+    pub(super) fn push_capsule(
+        &mut self,
+        slot: u16,
+        head_len: u8,
+        data_len: u32,
+    ) -> Option<&mut [u8; CAPSULE_CMD_LEN]> {
+        debug_assert!(self.pdus.len() < self.capacity);
+        let (head_at, head) = self.heads.room(head_len)?;
+        let (kind, token, digest) = (Kind::Capsule, self.next_token, DataDigest::None);
+        if !self.pdus.push(Pdu { kind, slot, token, data_offset: 0, data_len, digest, head_len, head_at }) {
+            return None;
+        }
+        self.octets += u64::from(head_len) + u64::from(data_len);
+        self.head_octets += u64::from(head_len);
+        self.next_token += 1;
+        if usize::from(head_len) > CAPSULE_CMD_LEN {
+            head[CAPSULE_CMD_LEN..head_len.into()].fill(0);
+        }
+        head.first_chunk_mut()
+    }
+
+    /// Head, slot and octets of data of all PDUs, if they are capsules of [`Ring::push_capsule`], of which nothing has left and some of
+    /// which have data.
+    #[inline]
+    pub(super) fn bare_capsules(&self) -> Option<impl Iterator<Item = (&[u8], u16, u32)>> {
+        let common = !self.odd && self.front_sent + self.handed_over == 0 && self.octets != self.head_octets;
+        common.then(|| self.pdus.iter().map(|pdu| (self.heads.get(pdu.head().0, pdu.head().1), pdu.slot, pdu.data_len)))
+    }
+
+    /// The token of the PDU that is pushed next.
+    #[inline]
+    pub(super) fn next_token(&self) -> u64 {
+        self.next_token
+    }
+
+    /// Has the PDU with this token left completely? It was not dropped.
+    #[inline]
+    pub(super) fn has_left(&self, token: u64) -> bool {
+        token < self.first_token
+    }
+
+    /// Takes `n` more octets as sent if they are all there are, and all of capsules. `false`, and nothing has changed, otherwise.
+    #[inline]
+    pub(super) fn sent_all_capsules(&mut self, n: u64) -> bool {
+        if n != self.octets || self.data_pdus > 0 {
+            return false;
+        }
+        self.base += self.pdus.len() as u64;
+        self.pdus.clear();
+        self.heads.clear();
+        self.first_token = self.next_token;
+        (self.front_sent, self.octets, self.head_octets) = (0, 0, 0);
+        self.odd = false;
+        self.handed_over = self.handed_over.saturating_sub(n);
+        true
+    }
+
     /// Takes `n` more octets as sent; `finished` gets every PDU that has left completely.
+    #[inline]
     pub(super) fn sent(&mut self, n: u64, mut finished: impl FnMut(Kind, u16)) {
         self.handed_over = self.handed_over.saturating_sub(n);
+        self.octets = self.octets.saturating_sub(n);
         let mut n = n;
         while let Some(front) = self.pdus.front() {
             let left = front.len() - self.front_sent;
@@ -185,6 +274,10 @@ impl Ring {
             }
             n -= left;
             let (kind, slot) = (front.kind, front.slot);
+            if kind != Kind::Dropped {
+                self.head_octets -= u64::from(front.head_len);
+            }
+            self.first_token = front.token + 1;
             self.front_sent = 0;
             self.base += 1;
             self.pdus.pop_front();
@@ -194,6 +287,10 @@ impl Ring {
             if kind != Kind::Dropped {
                 finished(kind, slot);
             }
+        }
+        if self.pdus.is_empty() {
+            self.heads.clear();
+            self.odd = false;
         }
         debug_assert_eq!(n, 0, "the shell reports more octets sent than there were");
     }
@@ -211,7 +308,7 @@ impl Ring {
     pub(super) fn untouched(&mut self, mut visit: impl FnMut(Kind, u16) -> bool) {
         let held = self.front_sent + self.handed_over;
         let mut start = 0;
-        for pdu in &mut self.pdus {
+        for pdu in self.pdus.iter_mut() {
             let touched = start < held;
             start += pdu.len();
             if touched || pdu.kind == Kind::Dropped {
@@ -219,14 +316,19 @@ impl Ring {
             }
             let is_data = matches!(pdu.kind, Kind::Data { .. });
             if visit(pdu.kind, pdu.slot) {
+                self.odd = true;
+                self.octets -= pdu.len();
+                self.head_octets -= u64::from(pdu.head_len);
                 pdu.kind = Kind::Dropped;
                 if is_data {
                     self.data_pdus -= 1;
                 }
             }
         }
-        while self.pdus.back().is_some_and(|pdu| pdu.kind == Kind::Dropped) {
-            self.pdus.pop_back();
+        while self.pdus.back().is_some_and(|pdu| pdu.kind == Kind::Dropped)
+            && let Some(pdu) = self.pdus.pop_back()
+        {
+            self.heads.take_back(pdu.head_at);
         }
         self.digest_next = self.digest_next.min(self.base + self.pdus.len() as u64);
     }
@@ -235,7 +337,7 @@ impl Ring {
     pub(super) fn capsule_is_untouched(&self, slot: u16) -> bool {
         let held = self.front_sent + self.handed_over;
         let mut start = 0;
-        for pdu in &self.pdus {
+        for pdu in self.pdus.iter() {
             if pdu.kind == Kind::Capsule && pdu.slot == slot {
                 return start >= held;
             }
@@ -270,8 +372,19 @@ impl Ring {
         }
     }
 
+    #[inline]
     pub(super) fn transmit(&self) -> Transmit<'_> {
-        Transmit { ring: Some(self), at: 0, stage: 0, skip: self.front_sent + self.handed_over }
+        let skip = self.front_sent + self.handed_over;
+        if let Some(front) = self.pdus.front()
+            && skip == 0
+            && self.octets == self.head_octets
+            && let heads = self.heads.from(front.head_at)
+            && heads.len() as u64 == self.octets
+        {
+            // Heads and nothing else, and no gap between them.
+            return Transmit { ring: None, at: 0, stage: 0, skip, heads };
+        }
+        Transmit { ring: Some(self), at: 0, stage: 0, skip, heads: &[] }
     }
 }
 
@@ -283,11 +396,13 @@ pub struct Transmit<'a> {
     stage: u8,
     /// Octets from the front that are already on their way.
     skip: u64,
+    /// These are all, in place of the PDUs of the ring.
+    heads: &'a [u8],
 }
 
 impl Transmit<'_> {
     pub(super) fn nothing() -> Self {
-        Transmit { ring: None, at: 0, stage: 0, skip: 0 }
+        Transmit { ring: None, at: 0, stage: 0, skip: 0, heads: &[] }
     }
 }
 
@@ -307,9 +422,14 @@ impl<'a> Transmit<'a> {
 impl<'a> Iterator for Transmit<'a> {
     type Item = Chunk<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Chunk<'a>> {
+        if !self.heads.is_empty() {
+            return Some(Chunk::Bytes(std::mem::take(&mut self.heads)));
+        }
         loop {
-            let pdu = self.ring?.pdus.get(self.at)?;
+            let ring = self.ring?;
+            let pdu = ring.pdus.get(self.at)?;
             if pdu.kind == Kind::Dropped {
                 self.at += 1;
                 continue;
@@ -319,17 +439,30 @@ impl<'a> Iterator for Transmit<'a> {
             }
             match self.stage {
                 0 => {
-                    if pdu.data_len == 0 {
+                    let from = self.rest(pdu.head_len.into());
+                    let (start, mut end) = pdu.head();
+                    let mut last = pdu;
+                    // Heads without data between them leave as one piece, but for one of which a part has left before.
+                    while last.data_len == 0 {
                         self.at += 1;
-                    } else {
-                        self.stage = 1;
+                        match ring.pdus.get(self.at) {
+                            Some(next) if from.is_some() && next.can_leave() && next.head().0 == end => {
+                                (last, end) = (next, next.head().1);
+                            }
+                            _ => break,
+                        }
                     }
-                    if let Some(from) = self.rest(u64::from(pdu.head_len)) {
-                        return Some(Chunk::Bytes(&pdu.head()[from as usize..]));
+                    self.stage = u8::from(last.data_len > 0);
+                    if let Some(from) = from {
+                        return Some(Chunk::Bytes(ring.heads.get(start + from as usize, end)));
                     }
                 }
                 1 => {
-                    self.stage = 2;
+                    if pdu.digest == DataDigest::None {
+                        (self.stage, self.at) = (0, self.at + 1);
+                    } else {
+                        self.stage = 2;
+                    }
                     if let Some(from) = self.rest(u64::from(pdu.data_len)) {
                         let from = from as u32;
                         return Some(Chunk::Data {

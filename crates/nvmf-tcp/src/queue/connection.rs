@@ -6,9 +6,10 @@ use crate::association::{Association, OpenSocket};
 use crate::attach;
 use crate::link::{Broken, Ended, Finished, Link, RX_IO, Transfer};
 use crate::shared::{AbortAnswer, Shared};
-use polypath_block::{Code, SegTable, SlotKey, Time, Waits};
+use polypath_block::{Code, Io, Op, SegTable, SlotKey, Time, Waits};
 use polypath_nvme::Sqe;
 use polypath_nvme::fabrics::cattr;
+use polypath_nvme::sqe::BlockCommand;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -162,6 +163,27 @@ impl Connection {
         self.link.submit(sqe, transfer, key.as_u32().into()).is_some()
     }
 
+    /// Commands that it has room for now.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        self.link.room()
+    }
+
+    /// Commands of [`Connection::submit_block`] follow, if any.
+    #[inline]
+    pub(super) fn start(&mut self, now: Time) {
+        if self.link.in_flight() == 0 {
+            self.deadlines.start(now);
+        }
+    }
+
+    /// A read or a write of `len` octets that is one command; `false` when there is no room for it now.
+    #[inline(always)]
+    pub(super) fn submit_block(&mut self, io: &Io, nsid: u32, len: u32, key: SlotKey) -> bool {
+        let command = BlockCommand { write: io.op == Op::Write, nsid, slba: io.lba, nlb_z: (io.blocks - 1) as u16 };
+        self.link.submit_block(&command, io.segs, io.skip, len, key.as_u32().into()).is_some()
+    }
+
     /// Sends what waits; the connection is broken if that fails.
     #[inline]
     pub(super) fn flush(&mut self, segs: &SegTable) {
@@ -233,6 +255,11 @@ impl Connection {
     /// Is an Abort under way of a command that is over? The next connection of this queue gives the same identifiers again.
     pub(super) fn awaits_aborts(&self) -> bool {
         self.link.awaits_aborts()
+    }
+
+    /// As [`Link::has_news`].
+    pub(super) fn has_news(&self) -> bool {
+        self.link.has_news()
     }
 
     /// Names what must wake the owner, and by when.

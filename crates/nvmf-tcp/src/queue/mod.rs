@@ -13,6 +13,7 @@ mod deadlines;
 mod fenced;
 mod requests;
 mod single;
+mod submit;
 mod units;
 
 pub(crate) use single::NamespaceQueue;
@@ -27,14 +28,15 @@ use crate::shared::{AbortOrder, QueueMailbox, Shared, Stage};
 use connection::{CONNECT, Connection};
 use fenced::{EndFence, FencedChanges};
 use polypath_block::{
-    Armed, Code, ControllerQueue, Cx, Done, FenceTerms, Health, Io, Op, OpenError, Proof, QueueConfig, QueueFence,
-    Refused, RefusedWhy, SegRow, SlotKey, Splitter, Time, Unit, UnitId, Waits,
+    Armed, Code, ControllerQueue, Cx, Done, FenceTerms, Health, Io, OpenError, Proof, QueueConfig, QueueFence, Refused,
+    Rest, SegRow, SlotKey, Time, Unit, UnitId, Waits,
 };
 use polypath_memory::{Arena, Chunk};
 use polypath_nvme::fabrics::ConnectData;
 use requests::Requests;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use units::{Change, Units};
 
 /// Requests that may wait for their fences, as a multiple of the depth: more are refused rather than kept without bound.
@@ -68,6 +70,8 @@ pub(crate) struct QueuePair {
     connections: u64,
     redial: Option<Redial>,
     clock: TurnClock,
+    /// How often limits are looked at.
+    tick: Duration,
     /// The ranges of discards, one for each request; before there are any, the data of Connect.
     ranges: Chunk,
     ranges_row: Option<SegRow>,
@@ -89,6 +93,7 @@ impl QueuePair {
         let (qid, mailbox) = shared.register_queue()?;
         // The first turn looks at everything.
         mailbox.bell.ring();
+        let tick = deadlines::tick(&shared.config);
         let bound_ms = u32::try_from(shared.config.fence.as_millis()).unwrap_or(u32::MAX);
         let assumed = FenceTerms { proof: Proof::ConfiguredBound { bound_ms }, within: shared.config.fence };
         Ok(QueuePair {
@@ -102,6 +107,7 @@ impl QueuePair {
             connections: 0,
             redial: None,
             clock: TurnClock::new(),
+            tick,
             ranges,
             ranges_row: None,
             slots,
@@ -259,7 +265,7 @@ impl QueuePair {
     /// Takes what has come.
     #[inline]
     fn receive(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
-        let QueuePair { connection: Some(connection), requests, counts, units, shared, .. } = self else { return };
+        let QueuePair { connection: Some(connection), requests, counts, shared, .. } = self else { return };
         let now = cx.now;
         let mut connected = None;
         connection.receive(cx.segs, now, |finished| {
@@ -272,51 +278,11 @@ impl QueuePair {
             if matches!(ending.code, Code::PathNoAccess | Code::PathBusy) {
                 shared.ask_ana();
             }
-            if let Some((unit, io)) = ending.completed {
-                counts.bytes += units.get(unit).map_or(0, |u| io.data_len(u.block_size));
-            }
+            counts.bytes += ending.bytes;
         });
         if let Some(finished) = connected {
             self.connect_answered(now, done, &finished);
         }
-    }
-
-    /// Makes commands of requests that wait, as far as there is room.
-    #[inline]
-    fn feed(&mut self, cx: &mut Cx<'_>) {
-        while let Some((key, unit, part)) = self.requests.next_part(cx.segs) {
-            if !self.send_part(cx, key, unit, &part) {
-                return;
-            }
-            self.requests.part_sent(key, cx.now, cx.segs);
-        }
-    }
-
-    /// One command; `false` when there is no room for it now.
-    #[inline]
-    fn send_part(&mut self, cx: &mut Cx<'_>, key: SlotKey, unit: Unit, part: &Io) -> bool {
-        let (Some(connection), Some(unit)) = (&mut self.connection, self.units.get(unit)) else { return false };
-        if !connection.is_ready() {
-            return false;
-        }
-        let len = part.data_len(unit.block_size) as u32;
-        let transfer = match part.op {
-            Op::Read => Transfer::In { span: part.segs, skip: part.skip, len, exact: true },
-            Op::Write | Op::Compare => Transfer::Out { span: part.segs, skip: part.skip, len },
-            Op::Discard => {
-                let Some(row) = &self.ranges_row else { return false };
-                match command::put_range(&self.ranges, key.index(), part) {
-                    Some(segment) => {
-                        let span = row.span(key.index().into(), 1);
-                        cx.segs.get_mut(span)[0] = segment;
-                        Transfer::Out { span, skip: 0, len: command::RANGE_LEN }
-                    }
-                    None => return false,
-                }
-            }
-            Op::Flush | Op::WriteZeroes => Transfer::None,
-        };
-        connection.submit(&command::build(part, unit.nsid), transfer, key, cx.now)
     }
 
     /// Leaves a connection that is of no use any more. If requests were sent over it, the association goes with it, since nothing else
@@ -430,36 +396,11 @@ impl ControllerQueue for QueuePair {
 
     #[inline]
     fn submit(&mut self, cx: &mut Cx<'_>, unit: Unit, io: Io) -> Result<(), Refused> {
-        if !self.is_usable(unit) {
-            return Err(Refused { io, why: RefusedWhy::Gone });
-        }
-        let full = Err(Refused { io, why: RefusedWhy::Full });
-        if self.requests.is_full() || self.fenced.room() <= self.requests.len() {
-            return full;
-        }
-        let Some(state) = self.units.get(unit) else { return Err(Refused { io, why: RefusedWhy::Gone }) };
-        if let Err(status) = state
-            .limits
-            .check(&io, state.blocks, state.block_size, cx.segs)
-            .and_then(|()| command::check_memory(&io, state.block_size, cx.segs))
-        {
-            self.requests.refuse(io.tag, status);
-            return Ok(());
-        }
-        // What the mailbox holds may concern this very unit: nothing is put on the wire before it was read.
-        let news = self.mailbox.bell.is_rung();
-        let whole = !news && !self.requests.has_backlog() && state.limits.fits(&io, state.block_size, cx.segs);
-        let Some(key) = self.requests.insert(unit, io, cx.now) else { return full };
-        if whole && self.send_part(cx, key, unit, &io) {
-            return Ok(());
-        }
-        if let Some(state) = self.units.get(unit) {
-            self.requests.queue(key, Splitter::new(io, &state.limits, state.block_size));
-        }
-        if !news {
-            self.feed(cx);
-        }
-        Ok(())
+        self.take_all(cx, unit, std::slice::from_ref(&io)).map_err(|rest| Refused { io, why: rest.why })
+    }
+
+    fn submit_all(&mut self, cx: &mut Cx<'_>, unit: Unit, ios: &[Io]) -> Result<(), Rest> {
+        self.take_all(cx, unit, ios)
     }
 
     #[inline]
@@ -473,7 +414,7 @@ impl ControllerQueue for QueuePair {
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
         self.mailbox.bell.rise();
-        if let Some(late) = self.clock.turn(cx.now, deadlines::tick(&self.shared.config))
+        if let Some(late) = self.clock.turn(cx.now, self.tick)
             && let Some(connection) = &mut self.connection
         {
             connection.forgive(late, cx.now);
@@ -496,13 +437,16 @@ impl ControllerQueue for QueuePair {
         if self.requests.has_backlog() {
             self.feed(cx);
         }
-        if let Some(connection) = &mut self.connection {
-            connection.flush(cx.segs);
-        }
-        if self.connection.as_ref().is_some_and(|c| c.broken().is_some()) {
+        let (broken, due) = match &mut self.connection {
+            Some(connection) => {
+                connection.flush(cx.segs);
+                (connection.broken().is_some(), connection.is_due(cx.now))
+            }
+            None => (false, false),
+        };
+        if broken {
             self.break_down(cx, done);
-        }
-        if self.connection.as_ref().is_some_and(|c| c.is_due(cx.now)) {
+        } else if due {
             self.check_time(cx.now, done);
             self.publish();
         }
@@ -520,8 +464,8 @@ impl ControllerQueue for QueuePair {
     }
 
     fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
-        let broken = self.connection.as_ref().is_some_and(|c| c.broken().is_some());
-        if self.requests.has_early() || broken || self.mailbox.bell.arm(waits) == Armed::Busy {
+        let news = self.connection.as_ref().is_some_and(|c| c.broken().is_some() || c.has_news());
+        if self.requests.has_early() || news || self.mailbox.bell.arm(waits) == Armed::Busy {
             return Armed::Busy;
         }
         let mut wake = match (&self.connection, &self.redial) {

@@ -9,7 +9,7 @@ use crate::link::{Ended, Finished};
 use crate::proto::Outcome;
 use crate::status;
 use polypath_block::{
-    Code, Completion, Done, Io, Proof, Scope, SegTable, SlotKey, Slots, Splitter, Status, Time, Unit,
+    Code, Completion, Done, Io, Op, Proof, Scope, SegTable, SlotKey, Slots, Splitter, Status, Time, Unit,
 };
 use polypath_nvme::StatusField;
 use std::collections::VecDeque;
@@ -18,10 +18,14 @@ use std::sync::Arc;
 /// One accepted request.
 #[derive(Debug)]
 struct Request {
-    io: Io,
+    tag: u64,
+    op: Op,
     unit: Unit,
-    /// What was not made into commands yet. Dropped only when it is empty, or with an error: see [`Request::fail`].
-    rest: Option<Splitter>,
+    /// Octets of data.
+    bytes: u64,
+    /// Something was not made into commands yet; what, is in [`Requests::rests`]. Unset only when that is empty, or with an error: see
+    /// [`Request::fail`].
+    rest: bool,
     /// Commands outstanding.
     parts: u32,
     /// The first error, or success.
@@ -58,7 +62,7 @@ impl Request {
         if self.status.is_ok() {
             self.status = status;
         }
-        self.rest = None;
+        self.rest = false;
     }
 
     /// Takes the answer to one of its commands; returns what that command's status means.
@@ -81,8 +85,14 @@ impl Request {
         code
     }
 
+    /// Is one command of it outstanding, with whose success it succeeds?
+    #[inline]
+    fn is_only_good_part(&self) -> bool {
+        self.parts == 1 && !self.rest && self.status.is_ok()
+    }
+
     fn is_over(&self) -> bool {
-        self.parts == 0 && self.rest.is_none()
+        self.parts == 0 && !self.rest
     }
 
     /// Why it is quiet when no part of it is outstanding.
@@ -94,6 +104,8 @@ impl Request {
 /// See the module.
 pub(super) struct Requests {
     slots: Slots<Request>,
+    /// By index: what was not made into commands yet of a request that says so.
+    rests: Box<[Option<Splitter>]>,
     /// Those with something that was not sent yet, in the order they came.
     backlog: VecDeque<SlotKey>,
     /// Finished before they left, to be handed out by the next poll.
@@ -104,26 +116,35 @@ pub(super) struct Requests {
 pub(super) struct Ending {
     /// What the command's status means.
     pub(super) code: Code,
-    /// The request has completed: what it was, and of which unit.
-    pub(super) completed: Option<(Unit, Io)>,
+    /// Octets of data of the request if it has completed; otherwise none.
+    pub(super) bytes: u64,
 }
 
 impl Requests {
     pub(super) fn new(capacity: u16) -> Self {
         Requests {
             slots: Slots::new(capacity),
+            rests: vec![None; capacity.into()].into(),
             backlog: VecDeque::with_capacity(usize::from(capacity) * 2),
             early: Vec::with_capacity(usize::from(capacity)),
         }
     }
 
     /// Accepted and not finished.
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.slots.len().into()
     }
 
+    #[inline]
     pub(super) fn is_full(&self) -> bool {
         self.slots.is_full() || self.early.len() == self.early.capacity()
+    }
+
+    /// How many more it takes.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        if self.is_full() { 0 } else { usize::from(self.slots.capacity() - self.slots.len()) }
     }
 
     /// Is nothing open, and nothing to be handed out?
@@ -131,10 +152,12 @@ impl Requests {
         self.slots.is_empty() && self.early.is_empty()
     }
 
+    #[inline]
     pub(super) fn has_backlog(&self) -> bool {
         !self.backlog.is_empty()
     }
 
+    #[inline]
     pub(super) fn has_early(&self) -> bool {
         !self.early.is_empty()
     }
@@ -148,13 +171,15 @@ impl Requests {
         self.early.push(Completion { tag, status, proof: Proof::NeverSent });
     }
 
-    /// Takes a request that the caller sends whole, as its only part. `None` when there is no room.
+    /// Takes a request of `bytes` octets of data that the caller sends whole, as its only part. `None` when there is no room.
     #[inline]
-    pub(super) fn insert(&mut self, unit: Unit, io: Io, now: Time) -> Option<SlotKey> {
+    pub(super) fn insert(&mut self, unit: Unit, io: &Io, bytes: u64, now: Time) -> Option<SlotKey> {
         let request = Request {
-            io,
+            tag: io.tag,
+            op: io.op,
             unit,
-            rest: None,
+            bytes,
+            rest: false,
             parts: 1,
             status: Status::OK,
             answered: false,
@@ -170,7 +195,8 @@ impl Requests {
     pub(super) fn queue(&mut self, key: SlotKey, splitter: Splitter) {
         if let Some(request) = self.slots.get_mut(key) {
             request.parts = 0;
-            request.rest = Some(splitter);
+            request.rest = true;
+            self.rests[usize::from(key.index())] = Some(splitter);
             self.backlog.push_back(key);
         }
     }
@@ -178,15 +204,15 @@ impl Requests {
     /// The next command to be made of what waits. [`Requests::part_sent`] follows if it was; otherwise the same comes again.
     pub(super) fn next_part(&mut self, segs: &SegTable) -> Option<(SlotKey, Unit, Io)> {
         while let Some(&key) = self.backlog.front() {
-            let Some(request) = self.slots.get_mut(key).filter(|r| r.rest.is_some()) else {
+            let Some(request) = self.slots.get_mut(key).filter(|r| r.rest) else {
                 self.backlog.pop_front();
                 continue;
             };
-            let part = request.rest.as_mut().and_then(|rest| { *rest }.next_part(segs));
+            let part = self.rests[usize::from(key.index())].and_then(|mut rest| rest.next_part(segs));
             match part {
                 Some(Ok(part)) => return Some((key, request.unit, part)),
                 Some(Err(status)) => request.fail(status),
-                None => request.rest = None,
+                None => request.rest = false,
             }
             self.backlog.pop_front();
             self.end_early(key);
@@ -202,11 +228,11 @@ impl Requests {
             request.since = now;
         }
         request.parts += 1;
-        if let Some(rest) = &mut request.rest {
+        if request.rest
+            && let Some(rest) = &mut self.rests[usize::from(key.index())]
+        {
             rest.next_part(segs);
-            if { *rest }.next_part(segs).is_none() {
-                request.rest = None;
-            }
+            request.rest = { *rest }.next_part(segs).is_some();
         }
     }
 
@@ -214,17 +240,28 @@ impl Requests {
     #[inline]
     pub(super) fn finish(&mut self, finished: &Finished, now: Time, done: &mut Done) -> Option<Ending> {
         let key = SlotKey::from_u32(finished.user as u32);
+        let good = finished.cqe.status.is_success() && !finished.bad_memory;
+        if good && let Some(Request { tag, bytes, .. }) = self.slots.remove_if(key, Request::is_only_good_part) {
+            done.complete(tag, Status::OK);
+            return Some(Ending { code: Code::Ok, bytes });
+        }
+        self.finish_part(key, finished, now, done)
+    }
+
+    /// The same of a command that failed, or that is not all of its request.
+    #[inline(never)]
+    fn finish_part(&mut self, key: SlotKey, finished: &Finished, now: Time, done: &mut Done) -> Option<Ending> {
         let request = self.slots.get_mut(key)?;
         let code = request.take_answer(finished);
         if !request.is_over() {
             if request.aborting.is_none() {
                 request.since = now;
             }
-            return Some(Ending { code, completed: None });
+            return Some(Ending { code, bytes: 0 });
         }
         let request = self.slots.remove(key)?;
-        done.complete(request.io.tag, request.status);
-        Some(Ending { code, completed: Some((request.unit, request.io)) })
+        done.complete(request.tag, request.status);
+        Some(Ending { code, bytes: request.bytes })
     }
 
     /// Requests with a command outstanding for `limit` or longer, and since when each is being aborted. Those whose Aborts are not
@@ -238,7 +275,7 @@ impl Requests {
     pub(super) fn abort(&mut self, key: SlotKey, now: Time) {
         if let Some(request) = self.slots.get_mut(key) {
             request.aborting = Some(now);
-            if request.rest.is_some() {
+            if request.rest {
                 request.fail(Code::PathTimeout.into());
             }
         }
@@ -284,7 +321,7 @@ impl Requests {
         if self.slots.get(key).is_some_and(Request::is_over)
             && let Some(request) = self.slots.remove(key)
         {
-            done.complete_with(request.io.tag, request.status, request.proof());
+            done.complete_with(request.tag, request.status, request.proof());
         }
     }
 
@@ -319,7 +356,7 @@ impl Requests {
         let code = if Status::new(code).scope() == Scope::Path { code } else { Code::PathLost };
         let keys: Vec<SlotKey> = self.slots.iter().map(|(key, _)| key).collect();
         for request in keys.into_iter().filter_map(|key| self.slots.remove(key)) {
-            let (tag, changes) = (request.io.tag, request.io.op.changes_medium());
+            let (tag, changes) = (request.tag, request.op.changes_medium());
             let status = if request.status.is_ok() { code.into() } else { request.status };
             let proof = match request.lost {
                 Lost::None if request.is_over() => {
@@ -351,7 +388,7 @@ impl Requests {
         if self.slots.get(key).is_some_and(Request::is_over)
             && let Some(request) = self.slots.remove(key)
         {
-            let (tag, status, proof) = (request.io.tag, request.status, request.proof());
+            let (tag, status, proof) = (request.tag, request.status, request.proof());
             self.early.push(Completion { tag, status, proof });
         }
     }
@@ -369,7 +406,7 @@ mod tests {
         let span = segs.reserve(1, lens.len() as u32).unwrap().span(0, lens.len() as u32);
         segs.get_mut(span).iter_mut().zip(lens).for_each(|(seg, &len)| *seg = Segment { len, ..Segment::default() });
         let io = Io::write(7, 0, lens.iter().sum::<u32>() / 512, span);
-        let key = requests.insert(Unit(0), io, Time::ZERO).unwrap();
+        let key = requests.insert(Unit(0), &io, io.data_len(512), Time::ZERO).unwrap();
         requests.queue(key, Splitter::new(io, &limits, 512));
         key
     }

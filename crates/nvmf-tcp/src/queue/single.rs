@@ -3,7 +3,7 @@
 use super::QueuePair;
 use crate::shared::Shared;
 use polypath_block::{
-    Armed, ControllerQueue, Cx, Done, Health, Io, IoQueue, OpenError, QueueConfig, Refused, Unit, UnitId, Waits,
+    Armed, ControllerQueue, Cx, Done, Health, Io, IoQueue, OpenError, QueueConfig, Refused, Rest, Unit, UnitId, Waits,
 };
 use std::sync::Arc;
 
@@ -25,6 +25,10 @@ impl IoQueue for NamespaceQueue {
     #[inline]
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
         self.pair.submit(cx, self.unit, io)
+    }
+
+    fn submit_all(&mut self, cx: &mut Cx<'_>, ios: &[Io]) -> Result<(), Rest> {
+        self.pair.submit_all(cx, self.unit, ios)
     }
 
     #[inline]

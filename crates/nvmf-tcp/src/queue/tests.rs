@@ -6,7 +6,8 @@ mod turns;
 use super::QueuePair;
 use crate::script;
 use crate::shared::AbortAnswer;
-use polypath_block::{Code, ControllerQueue, Cx, Done, Fate, Health, Io, QueueConfig, Unit, UnitId};
+use polypath_block::{Armed, Code, ControllerQueue, Cx, Done, Fate, Health, Io, QueueConfig, Unit, UnitId, Waits};
+use polypath_nvme::{Cqe, StatusField};
 use turns::World;
 
 fn ready_pair(world: &mut World) -> (QueuePair, Unit) {
@@ -81,4 +82,40 @@ fn no_socket_is_opened_over_a_lost_association() {
     assert_eq!((world.script.dialled(), pair.connection.is_none()), (dialled, true));
     world.turn_admin();
     assert!(association.fence.quiet_at().is_some(), "every socket that was counted is closed");
+}
+
+/// A target that answers a command whose last octets are still to leave. When they leave, the command is over: the queue neither sleeps
+/// over that nor waits for something else to come, whoever has sent them.
+#[test]
+fn nobody_sleeps_over_what_was_answered_before_it_had_left() {
+    for by_kick in [false, true] {
+        let mut world = World::start_up();
+        let (mut pair, unit) = ready_pair(&mut world);
+        let span = world.memory(512, 1);
+        let mut done = Done::default();
+        submit(&mut world, &mut pair, unit, Io::write(1, 0, 1, span));
+        turn(&mut world, &mut pair, &mut done);
+        let cid = world.script.open_cids(1)[0];
+        world.script.answer(1, cid, StatusField::SUCCESS);
+        turn(&mut world, &mut pair, &mut done);
+        assert_eq!(done.completions.len(), 1);
+        // The next command has the same slot in its next generation.
+        world.script.set_room(1, 100);
+        submit(&mut world, &mut pair, unit, Io::write(2, 0, 1, span));
+        turn(&mut world, &mut pair, &mut done);
+        world.script.answer_early(1, Cqe::new(cid + (1 << 10), StatusField::SUCCESS));
+        turn(&mut world, &mut pair, &mut done);
+        assert_eq!(done.completions.len(), 1, "it has not left");
+        world.script.set_room(1, usize::MAX);
+        let mut cx = Cx { now: world.now, segs: &mut world.segs, reactor: 0 };
+        if by_kick {
+            pair.kick(&mut cx);
+        } else {
+            pair.poll(&mut cx, &mut done);
+        }
+        assert!(done.completions.len() == 2 || pair.arm(&mut cx, &mut Waits::default()) == Armed::Busy);
+        pair.poll(&mut cx, &mut done);
+        assert_eq!(done.completions.iter().map(|c| c.tag).collect::<Vec<_>>(), [1, 2], "by the kick: {by_kick}");
+        assert_eq!(pair.arm(&mut cx, &mut Waits::default()), Armed::Sleep);
+    }
 }

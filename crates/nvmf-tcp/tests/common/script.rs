@@ -259,6 +259,11 @@ impl Script {
         });
     }
 
+    /// Answers a command that has not come whole yet.
+    pub fn answer_early(&self, qid: u16, cqe: Cqe) {
+        self.with(qid, |c| c.say_answer(cqe));
+    }
+
     /// Answers every open command of `qid` with success, reads with zeroes.
     pub fn succeed_all(&self, qid: u16) {
         for open in self.open(qid) {

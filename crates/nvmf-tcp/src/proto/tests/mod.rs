@@ -2,6 +2,7 @@
 //! refuses and with which status.
 
 mod properties;
+mod whole;
 
 use super::*;
 use crate::pdu::*;
@@ -92,36 +93,40 @@ impl Shell {
     /// Hands in octets as far as they are wanted.
     fn feed(&mut self, mut b: &[u8]) -> Result<(), ProtocolError> {
         let mut result = Ok(());
-        while !b.is_empty() && result.is_ok() {
-            match self.conn.wants() {
-                Want::Header(n) => {
-                    assert!(n > 0);
-                    match self.conn.handle_bytes(b) {
-                        Ok(used) => b = &b[used..],
-                        Err(e) => result = Err(e),
-                    }
-                }
-                Want::Data { slot, offset, len } => {
-                    let n = b.len().min(len as usize);
-                    self.moved.extend((0..n).map(|i| (slot, offset + i as u32, b[i])));
-                    self.crc = digest(self.crc, &b[..n]);
-                    self.conn.data_moved(n as u32);
-                    b = &b[n..];
-                }
-                Want::Digest(_) => match self.conn.handle_digest(b, self.crc) {
-                    Ok(used) => b = &b[used..],
-                    Err(e) => result = Err(e),
-                },
-                Want::Nothing => break,
-            }
-            if matches!(self.conn.wants(), Want::Header(_)) {
-                self.crc = 0;
-            }
+        while !b.is_empty() && result.is_ok() && self.conn.wants() != Want::Nothing {
+            result = self.step(b).map(|used| b = &b[used..]);
         }
+        self.poll_events();
+        result
+    }
+
+    /// Hands in octets as far as the next are wanted; says how many were.
+    fn step(&mut self, b: &[u8]) -> Result<usize, ProtocolError> {
+        let used = match self.conn.wants() {
+            Want::Header(n) => {
+                assert!(n > 0);
+                self.conn.handle_bytes(b)?
+            }
+            Want::Data { slot, offset, len } => {
+                let n = b.len().min(len as usize);
+                self.moved.extend((0..n).map(|i| (slot, offset + i as u32, b[i])));
+                self.crc = digest(self.crc, &b[..n]);
+                self.conn.data_moved(n as u32);
+                n
+            }
+            Want::Digest(_) => self.conn.handle_digest(b, self.crc)?,
+            Want::Nothing => 0,
+        };
+        if matches!(self.conn.wants(), Want::Header(_)) {
+            self.crc = 0;
+        }
+        Ok(used)
+    }
+
+    fn poll_events(&mut self) {
         while let Some(e) = self.conn.poll_event() {
             self.events.push(e);
         }
-        result
     }
 
     fn completed(&mut self) -> (u16, StatusField, u32) {
