@@ -261,6 +261,7 @@ impl PathRecord {
             redriven: totals.redriven,
             in_flight: totals.in_flight,
             suspects: totals.suspects,
+            suspected: totals.suspected,
             failures: self.failures,
             recoveries: self.recoveries,
             latency: totals.latency(),

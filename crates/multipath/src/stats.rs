@@ -31,6 +31,8 @@ pub struct PathStatistics {
     pub in_flight: u64,
     /// Requests on it whose way broke and that wait for their fence.
     pub suspects: u64,
+    /// Requests whose way broke while it had them, since it was added.
+    pub suspected: u64,
     /// How often it was left.
     pub failures: u64,
     /// How often it came back.
@@ -54,6 +56,7 @@ pub(crate) struct Counters {
     pub(crate) redriven: AtomicU64,
     pub(crate) in_flight: AtomicU64,
     pub(crate) suspects: AtomicU64,
+    pub(crate) suspected: AtomicU64,
     pub(crate) latency_ns: AtomicU64,
 }
 
@@ -71,6 +74,7 @@ pub(crate) struct Totals {
     pub(crate) redriven: u64,
     pub(crate) in_flight: u64,
     pub(crate) suspects: u64,
+    pub(crate) suspected: u64,
     latency_weighted: u128,
     latency_weight: u64,
 }
@@ -84,6 +88,7 @@ impl Totals {
         self.redriven += c.redriven.load(Ordering::Relaxed);
         self.in_flight += c.in_flight.load(Ordering::Relaxed);
         self.suspects += c.suspects.load(Ordering::Relaxed);
+        self.suspected += c.suspected.load(Ordering::Relaxed);
         self.latency_weighted += u128::from(c.latency_ns.load(Ordering::Relaxed)) * u128::from(ios);
         self.latency_weight += ios;
     }

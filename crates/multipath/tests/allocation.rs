@@ -166,3 +166,50 @@ fn turns_under_load_allocate_nothing() {
         assert!(queue.is_drained(), "{selector}");
     }
 }
+
+/// Resident memory of this process in bytes.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    1024 * line.split_whitespace().next().unwrap().parse::<usize>().unwrap()
+}
+
+/// A queue is as deep as its user's, and few users ever go as deep: what nobody has used yet is reserved, not taken.
+#[test]
+fn a_deep_queue_that_is_used_little_takes_little_memory() {
+    const QUEUES: usize = 256;
+    let mut segs = SegTable::new(1024);
+    let row = segs.reserve(1, 1).unwrap();
+    segs.get_mut(row.span(0, 1))[0] = Segment { len: 512, ..Segment::default() };
+    let mut done = Done::with_capacity(512);
+    let before = resident();
+    let mut queues = Vec::new();
+    for _ in 0..QUEUES {
+        let group = Group::new(GroupConfig::new("disk"));
+        for i in 0..2 {
+            group.add_path(PathConfig { name: i.to_string(), ..PathConfig::new(null(i)) }).unwrap();
+        }
+        group.freeze();
+        let mut queue = group.open_queue(QueueConfig { depth: 1024 }).unwrap();
+        for turn in 0..4 {
+            let mut cx = Cx { now: Time::from_millis(1 + turn), segs: &mut segs, reactor: 0 };
+            // The first turn finds the paths.
+            queue.poll(&mut cx, &mut done);
+            queue.submit(&mut cx, Io::read(turn, 0, 1, row.span(0, 1))).unwrap();
+            queue.kick(&mut cx);
+            queue.poll(&mut cx, &mut done);
+        }
+        assert_eq!(done.completions.len(), 4);
+        done.clear();
+        queues.push((group, queue));
+    }
+    let each = resident().saturating_sub(before) / QUEUES;
+    println!("{each} bytes a queue of two paths");
+    assert!(each < 160 << 10, "{each} bytes a queue");
+    let mut cx = Cx { now: Time::from_millis(10), segs: &mut segs, reactor: 0 };
+    for (_, queue) in &mut queues {
+        queue.close(&mut cx);
+        (0..100).for_each(|_| queue.poll(&mut cx, &mut done));
+        assert!(queue.is_drained());
+    }
+}

@@ -22,6 +22,8 @@ mod rounds;
 mod scenarios;
 mod sequences;
 mod sleep;
+mod storm;
+mod straight;
 mod unfit;
 mod verification;
 mod waits;

@@ -2,7 +2,7 @@
 //! acknowledged before it began, or its user was told of the loss. Nothing waits for ever, no queue spins, none sleeps beside work.
 
 use crate::common::scripted::{Bench, info, limited};
-use polypath_block::{Code, DeviceInfo, Health, Io, IoQueue, Op, Proof, SegSpan};
+use polypath_block::{Code, DeviceInfo, Flags, Health, Io, IoQueue, Op, Proof, SegSpan};
 use std::collections::HashMap;
 
 const SEEDS: u64 = 60;
@@ -10,7 +10,7 @@ const STEPS: u64 = 400;
 /// Requests that are open at a time.
 const OPEN: usize = 6;
 /// Where the set-up reads, and nobody writes.
-const SETUP_LBA: u64 = 999;
+const SETUP_LBA: u64 = 998;
 
 /// A path to the cache `domain` that takes one block at a time: every write of two blocks has two parts.
 fn small(domain: &str) -> DeviceInfo {
@@ -42,8 +42,12 @@ struct Sent {
 /// A request of a user.
 struct Request {
     queue: usize,
-    /// The first of two blocks, of a write.
+    /// The first block, of a write.
     lba: Option<u64>,
+    /// How many there are: of one, it goes straight to a path; of two, it has two parts.
+    blocks: u64,
+    /// It leaves nothing in a cache.
+    fua: bool,
     began: u64,
     ended: Option<(u64, Code)>,
 }
@@ -76,9 +80,9 @@ impl Run {
         b.devices.iter().zip(domains).for_each(|(device, domain)| device.set_live(small(domain)));
         b.turns(2);
         let mut second = b.second_queue();
-        // The tags of the two queues are told apart from here on.
+        // The tags of the two queues are told apart from here on: in parts, for what goes straight to a path takes no number.
         for _ in 0..2 * STEPS {
-            b.submit_to(&mut *second, Io::read(0, SETUP_LBA, 1, SegSpan::EMPTY));
+            b.submit_to(&mut *second, Io::read(0, SETUP_LBA, 2, SegSpan::EMPTY));
             b.devices.iter().for_each(|d| d.succeed_all());
             assert_eq!(b.turn_of(&mut *second).len(), 1);
         }
@@ -105,11 +109,15 @@ impl Run {
         self.step += 1;
         match self.below(100) {
             0..15 if self.next_lba < SETUP_LBA - 2 => {
-                let lba = self.next_lba;
-                self.next_lba += 2;
-                self.submit(Io::write(0, lba, 2, SegSpan::EMPTY), Some(lba));
+                let io = self.write(0);
+                self.submit(io);
             }
-            0..27 => self.submit(Io::flush(0), None),
+            15..20 if self.next_lba < SETUP_LBA - 20 => self.submit_batch(),
+            55 | 70 => {
+                let at = self.path();
+                self.b.devices[at].touch();
+            }
+            0..27 => self.submit(Io::flush(0)),
             27..55 => {
                 let open = self.open();
                 if !open.is_empty() {
@@ -166,15 +174,46 @@ impl Run {
         self.fail("something never ended");
     }
 
-    fn submit(&mut self, io: Io, lba: Option<u64>) {
-        if self.requests.values().filter(|r| r.ended.is_none()).count() >= OPEN {
+    /// A write of one block or two, half of them past all caches.
+    fn write(&mut self, tag: u64) -> Io {
+        let (lba, blocks) = (self.next_lba, 1 + self.below(2) as u32);
+        self.next_lba += 2;
+        let flags = if self.below(4) == 0 { Flags::FUA } else { Flags::empty() };
+        Io::write(tag, lba, blocks, SegSpan::EMPTY).with_flags(flags)
+    }
+
+    fn open_requests(&self) -> usize {
+        self.requests.values().filter(|r| r.ended.is_none()).count()
+    }
+
+    fn submit(&mut self, io: Io) {
+        if self.open_requests() >= OPEN {
             return;
         }
         let queue = self.below(2);
         let tag = if queue == 1 { self.b.submit_to(&mut *self.second, io) } else { self.b.submit(io) };
-        self.note(format!("{:?} {} is request {tag} of queue {queue}", io.op, io.lba));
-        self.requests.insert(tag, Request { queue, lba, began: self.step, ended: None });
+        self.submitted(Io { tag, ..io }, queue);
         self.look();
+    }
+
+    /// Writes together, under tags of one place in the table, or of tasks.
+    fn submit_batch(&mut self) {
+        let count = self.below(OPEN - self.open_requests().min(OPEN - 1)) + 1;
+        let kind = [1 << 20, 1 << 63, 1 << 40 | 5][self.below(3)];
+        let batch: Vec<Io> = (0..count as u64).map(|n| self.write(kind + ((self.step << 8 | n) << 7))).collect();
+        let taken = match self.b.submit_all(&batch) {
+            Ok(()) => batch.len(),
+            Err(rest) => rest.taken,
+        };
+        batch[..taken].iter().for_each(|&io| self.submitted(io, 0));
+        self.look();
+    }
+
+    fn submitted(&mut self, io: Io, queue: usize) {
+        self.note(format!("{:?} {} is request {:#x} of queue {queue}", io.op, io.lba, io.tag));
+        let lba = (io.op == Op::Write).then_some(io.lba);
+        let (blocks, fua) = (io.blocks.into(), io.flags.contains(Flags::FUA));
+        self.requests.insert(io.tag, Request { queue, lba, blocks, fua, began: self.step, ended: None });
     }
 
     fn answer(&mut self, device: usize, io: Io, succeeds: bool) {
@@ -285,7 +324,7 @@ impl Run {
             self.seen[device] = taken.len();
             // Queue by queue: what is new is not at the end.
             for io in taken {
-                if io.lba != SETUP_LBA && !self.sent.iter().any(|s| s.device == device && s.io == io) {
+                if io.lba < SETUP_LBA && !self.sent.iter().any(|s| s.device == device && s.io == io) {
                     let domain = self.domains[device].clone();
                     self.note(format!("p{device} takes {:?} {} for {domain}", io.op, io.lba));
                     self.sent.push(Sent { device, io, domain, sent: self.step, answered: None });
@@ -317,10 +356,10 @@ impl Run {
                 let failed = r.ended.is_some_and(|(at, code)| code == Code::CacheLost && at <= flush.began);
                 r.queue == flush.queue && r.lba.is_none() && r.began > acknowledged && failed
             };
-            if acknowledged >= flush.began || self.requests.values().any(tells) {
+            if write.fua || acknowledged >= flush.began || self.requests.values().any(tells) {
                 continue;
             }
-            if let Some(block) = [lba, lba + 1].into_iter().find(|&block| !self.is_flushed(block)) {
+            if let Some(block) = (lba..lba + write.blocks).find(|&block| !self.is_flushed(block)) {
                 self.fail(&format!("flush {tag} says OK: block {block} is neither flushed nor reported"));
             }
         }

@@ -173,6 +173,24 @@ fn a_queue_that_could_not_be_opened_is_tried_again_after_a_second() {
     b.finish();
 }
 
+/// The same, while nothing else happens.
+#[test]
+fn a_queue_that_could_not_be_opened_is_tried_again_though_nothing_changes() {
+    let mut b = Bench::new(GroupConfig::new("disk"), vec![]);
+    b.add(info("a"));
+    b.devices[0].set_refuse_queues(true);
+    b.turn();
+    for asked in 1..4 {
+        assert_eq!(b.devices[0].asked_for_queues(), asked);
+        b.pass(1010);
+    }
+    b.devices[0].set_refuse_queues(false);
+    b.pass(1010);
+    let tag = b.submit(READ(1));
+    b.succeed_within(100, &[tag]);
+    b.finish();
+}
+
 #[test]
 fn an_incident_is_told_when_its_fences_are_over_and_it_has_been_quiet_for_a_moment() {
     let mut b = Bench::with_caches(&["a", "a"]);

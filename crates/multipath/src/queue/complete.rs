@@ -2,34 +2,35 @@
 
 use super::MultipathQueue;
 use super::path::Phase;
-use super::task::{Owner, Proofs, untag};
+use super::task::{Owner, Proofs, is_task, untag};
 use crate::cache::{Began, Written};
 use crate::config::Fencing;
 use crate::disposition::{Disposition, Penalty, on_completion, on_suspect};
 use crate::selector::Selector;
 use crate::stats;
-use polypath_block::{Code, Completion, Cx, Flags, Io, Op, Proof, SlotKey, Status, Suspect, Time};
+use polypath_block::{Code, Completion, Cx, Done, Flags, Io, Op, Proof, SlotKey, Status, Suspect, Time};
 
 impl MultipathQueue {
     /// Polls the queue of every path and acts on what they say.
-    pub(super) fn poll_paths(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn poll_paths(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
         for slot in 0..self.paths.len() {
             let Some(path) = self.paths[slot].as_mut() else { continue };
             let Some(queue) = path.queue.as_mut() else { continue };
-            queue.poll(cx, &mut self.scratch);
-            if !self.scratch.is_empty() {
+            let (completions, suspects) = (done.completions.len(), done.suspects.len());
+            queue.poll(cx, done);
+            if done.completions.len() > completions || done.suspects.len() > suspects {
                 // Room may have come free, also by what waits for its fence now: ask again.
                 self.full &= !(1 << slot);
                 self.looked = 0;
-                for i in 0..self.scratch.suspects.len() {
-                    let suspect = self.scratch.suspects[i];
-                    self.suspected(slot, suspect, cx.now);
+                // Whoever became suspect is so before it completes.
+                let usual = if done.suspects.len() > suspects {
+                    completions
+                } else {
+                    self.finish_fast(slot, cx.now, done, completions)
+                };
+                if usual < done.completions.len() || done.suspects.len() > suspects {
+                    self.finish_unusual(slot, cx.now, done, usual, suspects);
                 }
-                for i in 0..self.scratch.completions.len() {
-                    let completion = self.scratch.completions[i];
-                    self.completed(slot, completion, cx.now);
-                }
-                self.scratch.clear();
             }
             self.check_health(slot, cx.now);
             // Nothing of ours is there that could make room by completing: ask again.
@@ -37,6 +38,36 @@ impl MultipathQueue {
                 self.full &= !(1 << slot);
             }
         }
+    }
+
+    /// Acts on what the path in `slot` says beside that: what is in `done` from `completions` and `suspects` on.
+    #[cold]
+    fn finish_unusual(&mut self, slot: usize, now: Time, done: &mut Done, completions: usize, suspects: usize) {
+        let mut said = core::mem::take(&mut self.scratch);
+        said.suspects.extend(done.suspects.drain(suspects..));
+        said.completions.extend(done.completions.drain(completions..));
+        for suspect in said.suspects.drain(..) {
+            if let Some(tag) = self.task_tag(slot, suspect.tag, false) {
+                self.suspected(slot, Suspect { tag, ..suspect }, now);
+            }
+        }
+        for completion in said.completions.drain(..) {
+            let at = done.completions.len();
+            done.completions.push(completion);
+            if self.finish_fast(slot, now, done, at) > at {
+                continue;
+            }
+            done.completions.truncate(at);
+            if let Some(tag) = self.task_tag(slot, completion.tag, true) {
+                self.completed(slot, Completion { tag, ..completion }, now);
+            }
+        }
+        self.scratch = said;
+    }
+
+    /// The tag of a task: of that which a request on the line becomes, if it is one of these.
+    fn task_tag(&mut self, slot: usize, tag: u64, is_over: bool) -> Option<u64> {
+        if is_task(tag) { Some(tag) } else { self.leave_line(slot, tag, is_over) }
     }
 
     fn suspected(&mut self, slot: usize, suspect: Suspect, now: Time) {
@@ -49,6 +80,7 @@ impl MultipathQueue {
         self.loads[slot].in_flight -= 1;
         self.loads[slot].bytes_in_flight = self.loads[slot].bytes_in_flight.saturating_sub(bytes);
         path.suspects += 1;
+        stats::add(&path.counters.suspected, 1);
         path.count_load(&self.loads[slot]);
         let op = task.io.op;
         if path.incident.suspected(now) {
@@ -91,9 +123,10 @@ impl MultipathQueue {
             return self.removal_flushed(slot, key, c.status);
         }
         if c.status.is_ok() {
-            let took = now.since(task.started);
-            path.succeeded(bytes, took);
-            self.selector.finished(slot, bytes, took);
+            let took_ns = now.nanos_since(task.started);
+            path.latency.add(took_ns);
+            path.succeeded(1, bytes);
+            self.selector.finished(slot, bytes, took_ns);
             return self.succeeded(slot, key, c.proof);
         }
         stats::add(&path.counters.errors, 1);
@@ -148,7 +181,7 @@ impl MultipathQueue {
         } else if !is_durable(&task.io) {
             // The cache that it was sent to, even if the path leads to another one by now; or the one that was enabled meanwhile.
             let caches = &self.group.caches;
-            let enabled = || path.write_cache.then_some(path.cache).flatten().map(|cache| caches.send_to(cache));
+            let enabled = || path.volatile_cache().map(|cache| caches.send_to(cache));
             let written = task.cache.or_else(enabled).map(|sent| caches.mark_dirty(sent));
             task.written = caches.together(task.written, written);
         }

@@ -3,7 +3,7 @@
 use super::MultipathQueue;
 use super::parent::Parent;
 use super::path::QueuePath;
-use super::task::{Owner, Task, tag};
+use super::task::{Owner, Task, next_attempt, tag};
 use crate::cache::{Began, FlushTarget};
 use crate::config::Fencing;
 use crate::selector::{Choice, Selector, Slots};
@@ -188,9 +188,9 @@ impl MultipathQueue {
     pub(super) fn send(&mut self, cx: &mut Cx<'_>, key: SlotKey, slot: usize, bytes: u64) -> Result<(), RefusedWhy> {
         let Some(task) = self.tasks.get_mut(key) else { return Ok(()) };
         let Some(path) = self.paths[slot].as_mut() else { return Err(RefusedWhy::Gone) };
+        let cache = path.volatile_cache().map(|cache| self.group.caches.send_to(cache));
         let Some(queue) = path.queue.as_mut() else { return Err(RefusedWhy::Gone) };
-        let cache = path.write_cache.then_some(path.cache).flatten().map(|cache| self.group.caches.send_to(cache));
-        let attempt = self.attempts.wrapping_add(1).max(1);
+        let attempt = next_attempt(self.attempts);
         let mut io = task.io;
         io.tag = tag(key, attempt);
         queue.submit(cx, io).map_err(|refused| refused.why)?;
@@ -312,7 +312,8 @@ impl MultipathQueue {
         self.paths.iter().enumerate().fold(0, |mask, (slot, path)| mask | u64::from(takes(path)) << slot)
     }
 
-    fn unrank(&mut self, slot: usize) {
+    pub(super) fn unrank(&mut self, slot: usize) {
+        self.fast.shun(slot);
         self.ranks.iter_mut().for_each(|rank| *rank &= !(1 << slot));
     }
 
@@ -322,7 +323,7 @@ impl MultipathQueue {
             task.first_failure.get_or_insert(now);
             task.retries = task.retries.saturating_add(1);
             // The number moves on now, so that the superseded attempt's completion is told apart whenever it comes.
-            task.attempt = task.attempt.wrapping_add(1);
+            task.attempt = next_attempt(task.attempt);
             task.suspect = false;
             task.proof = task.proof.and(proof);
             self.enqueue(key);

@@ -8,6 +8,7 @@
 
 mod complete;
 mod dispatch;
+mod fast;
 mod parent;
 mod path;
 mod task;
@@ -18,11 +19,12 @@ use crate::path::PathShared;
 use crate::selector::{AnySelector, PathLoad, Slots as Bits};
 use crate::shared::GroupShared;
 use core::time::Duration;
+use fast::Fast;
 use parent::Parent;
 use path::QueuePath;
 use polypath_block::{
-    Armed, Completion, Cx, Done, Health, Io, IoQueue, Limits, Op, Proof, Refused, RefusedWhy, SlotKey, Slots, Status,
-    Time, Waits,
+    Armed, Completion, Cx, Done, Health, Io, IoQueue, Limits, Op, Proof, Refused, RefusedWhy, Rest, SlotKey, Slots,
+    Status, Time, Waits,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -65,6 +67,7 @@ pub(crate) struct MultipathQueue {
     full: u64,
     /// Paths with requests since their last kick.
     unkicked: u64,
+    fast: Fast,
     tasks: Slots<Task>,
     parents: Slots<Parent>,
     /// Requests accepted and not finished.
@@ -98,6 +101,15 @@ pub(crate) struct MultipathQueue {
     attempts: u32,
     /// Stranded tasks that the group was told of.
     told_waiting: usize,
+    /// What goes straight to a path is to be worked out anew.
+    review_due: bool,
+    /// The ranks of the paths are to be looked at: now, or at that time.
+    rank_due: bool,
+    rank_at: Time,
+    /// A path may be without a queue that it should have.
+    lacks_queue: bool,
+    /// A path may be on its way out.
+    leaving: bool,
     closing: bool,
 }
 
@@ -124,6 +136,7 @@ impl MultipathQueue {
             ranked: [0; RANKS],
             full: 0,
             unkicked: 0,
+            fast: Fast::new(depth),
             tasks: Slots::new(tasks as u16),
             parents: Slots::new(depth as u16),
             open: 0,
@@ -145,8 +158,39 @@ impl MultipathQueue {
             retry_stranded_now: false,
             attempts: 0,
             told_waiting: 0,
+            review_due: false,
+            rank_due: false,
+            rank_at: Time::NEVER,
+            lacks_queue: false,
+            leaving: false,
             closing: false,
         }
+    }
+
+    /// Takes a request that is not for the straight line.
+    fn submit_task(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), RefusedWhy> {
+        if self.closing || self.group.is_closed() {
+            return Err(RefusedWhy::Gone);
+        }
+        let Some(shown) = self.shown else { return Err(RefusedWhy::Gone) };
+        if self.open + self.ready.len() >= self.depth {
+            return Err(RefusedWhy::Full);
+        }
+        if !self.frozen {
+            self.group.freeze();
+            self.frozen = true;
+            self.review_due = true;
+        }
+        self.open += 1;
+        if let Err(status) = shown.limits.check(&io, shown.blocks, shown.block_size, cx.segs) {
+            self.finish(Owner::User(io.tag), status, Proofs::NEVER_SENT, None);
+        } else if io.op == Op::Flush {
+            self.flush(cx, io);
+        } else {
+            let task = Task::new(io, Owner::User(io.tag), cx.now, None);
+            self.start(cx, task);
+        }
+        Ok(())
     }
 
     /// Makes a task and finds it a path, behind those that wait already.
@@ -194,7 +238,9 @@ impl MultipathQueue {
 
     fn kick_paths(&mut self, cx: &mut Cx<'_>) {
         for slot in Bits(core::mem::take(&mut self.unkicked)) {
-            if let Some(queue) = self.paths[slot].as_mut().and_then(|p| p.queue.as_mut()) {
+            let Some(path) = self.paths[slot].as_mut() else { continue };
+            path.count_load(&self.loads[slot]);
+            if let Some(queue) = path.queue.as_mut() {
                 queue.kick(cx);
             }
         }
@@ -269,26 +315,25 @@ impl MultipathQueue {
 
 impl IoQueue for MultipathQueue {
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
-        let refused = |why| Err(Refused { io, why });
-        if self.closing || self.group.is_closed() {
-            return refused(RefusedWhy::Gone);
-        }
-        let Some(shown) = self.shown else { return refused(RefusedWhy::Gone) };
-        if self.open + self.ready.len() >= self.depth {
-            return refused(RefusedWhy::Full);
-        }
-        if !self.frozen {
-            self.group.freeze();
-            self.frozen = true;
-        }
-        self.open += 1;
-        if let Err(status) = shown.limits.check(&io, shown.blocks, shown.block_size, cx.segs) {
-            self.finish(Owner::User(io.tag), status, Proofs::NEVER_SENT, None);
-        } else if io.op == Op::Flush {
-            self.flush(cx, io);
-        } else {
-            let task = Task::new(io, Owner::User(io.tag), cx.now, None);
-            self.start(cx, task);
+        self.submit_all(cx, core::slice::from_ref(&io)).map_err(|rest| Refused { io, why: rest.why })
+    }
+
+    fn submit_all(&mut self, cx: &mut Cx<'_>, ios: &[Io]) -> Result<(), Rest> {
+        let mut taken = 0;
+        while taken < ios.len() {
+            let slots = self.fast_slots();
+            let room = self.depth - (self.open + self.ready.len()).min(self.depth);
+            if slots != 0 && room > 0 && !self.group.is_closed() {
+                let few = &ios[taken..ios.len().min(taken + room)];
+                let fast = self.submit_fast(cx, few, slots);
+                taken += fast;
+                if fast == few.len() {
+                    continue;
+                }
+            }
+            let Some(&io) = ios.get(taken) else { break };
+            self.submit_task(cx, io).map_err(|why| Rest { taken, why })?;
+            taken += 1;
         }
         Ok(())
     }
@@ -300,11 +345,14 @@ impl IoQueue for MultipathQueue {
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
         self.group.set_time(cx.now);
         self.follow_group(cx);
-        self.poll_paths(cx);
-        self.rank(cx.now);
+        self.poll_paths(cx, done);
+        self.follow_ranks(cx.now);
         self.run_waiting(cx);
         self.release_paths(cx);
         self.kick_paths(cx);
+        if core::mem::take(&mut self.review_due) {
+            self.review_fast();
+        }
         done.completions.append(&mut self.ready);
         if self.told < self.telling {
             self.told = self.telling;
@@ -347,6 +395,7 @@ impl IoQueue for MultipathQueue {
 
     fn close(&mut self, _cx: &mut Cx<'_>) {
         self.closing = true;
+        self.fast.stop();
     }
 
     fn owes(&self) -> bool {

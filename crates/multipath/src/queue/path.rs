@@ -65,7 +65,22 @@ pub(super) struct QueuePath {
     failures_in_row: u32,
     avoid_until: Time,
     open_after: Time,
-    latency_ns: f64,
+    pub(super) latency: Latency,
+}
+
+/// The recent mean latency, of which each request is a part of 64. In 64ths of a nanosecond.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Latency(u64);
+
+impl Latency {
+    #[inline]
+    pub(super) fn add(&mut self, took_ns: u64) {
+        self.0 = if self.0 == 0 { took_ns << 6 } else { self.0 - (self.0 >> 6) + took_ns };
+    }
+
+    fn as_nanos(self) -> u64 {
+        self.0 >> 6
+    }
 }
 
 /// Trouble on one path, told once when it is over.
@@ -133,7 +148,7 @@ impl QueuePath {
             failures_in_row: 0,
             avoid_until: Time::ZERO,
             open_after: Time::ZERO,
-            latency_ns: 0.0,
+            latency: Latency::default(),
         }
     }
 
@@ -150,13 +165,18 @@ impl QueuePath {
         }
     }
 
-    pub(super) fn succeeded(&mut self, bytes: u64, took: Duration) {
+    /// Requests succeeded, `ios` of them with `bytes` bytes in all; their latencies were added before.
+    pub(super) fn succeeded(&mut self, ios: u64, bytes: u64) {
         self.failures_in_row = 0;
-        let took = took.as_nanos() as f64;
-        self.latency_ns = if self.latency_ns > 0.0 { self.latency_ns + (took - self.latency_ns) / 64.0 } else { took };
-        stats::add(&self.counters.ios, 1);
+        stats::add(&self.counters.ios, ios);
         stats::add(&self.counters.bytes, bytes);
-        self.counters.latency_ns.store(self.latency_ns as u64, Ordering::Relaxed);
+        self.counters.latency_ns.store(self.latency.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// Number of the volatile cache that it leads to.
+    #[inline]
+    pub(super) fn volatile_cache(&self) -> Option<u8> {
+        if self.write_cache { self.cache } else { None }
     }
 
     pub(super) fn count_load(&self, load: &PathLoad) {
@@ -213,18 +233,27 @@ impl MultipathQueue {
         if self.is_behind() {
             self.sync();
         }
-        if self.closing && self.open == 0 {
+        if !self.lacks_queue || (self.closing && self.open == 0) {
             return;
         }
+        self.lacks_queue = false;
         for slot in 0..self.paths.len() {
             let Some(path) = self.paths[slot].as_mut() else { continue };
-            if path.queue.is_some() || path.usage != PathUse::Use || cx.now < path.open_after {
+            if path.queue.is_some() || path.usage != PathUse::Use {
+                continue;
+            }
+            if cx.now < path.open_after {
+                self.lacks_queue = true;
                 continue;
             }
             let depth = (self.depth as u16).min(path.max_depth).max(1);
             match path.shared.device.open_queue(QueueConfig { depth }) {
-                Ok(queue) => path.queue = Some(queue),
+                Ok(queue) => {
+                    path.queue = Some(queue);
+                    self.rank_due = true;
+                }
                 Err(error) => {
+                    self.lacks_queue = true;
                     path.open_after = cx.now.after(OPEN_AGAIN);
                     tracing::warn!(
                         group = %self.group.name, path = %path.shared.name, reactor = cx.reactor, %error,
@@ -242,6 +271,7 @@ impl MultipathQueue {
         let snapshot = self.group.snapshot();
         self.generation = snapshot.generation;
         self.retry_stranded_now = true;
+        (self.review_due, self.rank_due, self.lacks_queue, self.leaving) = (true, true, true, true);
         // Limits may have changed, and with them who has room.
         self.looked = 0;
         self.shown = snapshot.info.map(|info| super::ShownInfo {
@@ -295,6 +325,7 @@ impl MultipathQueue {
             self.paths.len() - 1
         });
         self.paths[slot] = Some(QueuePath::new(view, counters));
+        self.fast.use_slot(slot, self.depth);
         self.loads[slot] = PathLoad { uid: view.shared.id.0, ..PathLoad::default() };
         self.selector.forget(slot);
         self.tasks.iter_mut().for_each(|(_, task)| task.forget_slot(slot));
@@ -313,6 +344,7 @@ impl MultipathQueue {
                 self.full &= !(1 << slot);
             }
             path.health = health;
+            self.rank_due = true;
         }
         let trouble =
             QueueTrouble { lost: health == Health::Down && path.was_ready, stalled: health == Health::Stalled };
@@ -325,23 +357,41 @@ impl MultipathQueue {
         }
     }
 
-    /// Sorts the candidates by rank.
+    /// Sorts the candidates by rank, if something has changed that they depend on.
+    #[inline]
+    pub(super) fn follow_ranks(&mut self, now: Time) {
+        // Some may have turned out not to take anything: now they are asked again.
+        if self.rank_due || now >= self.rank_at || self.ranks != self.ranked {
+            self.rank(now);
+        }
+    }
+
     pub(super) fn rank(&mut self, now: Time) {
         let mut ranks = [0; RANKS];
+        (self.rank_due, self.rank_at) = (false, Time::NEVER);
         for (slot, path) in self.paths.iter().enumerate() {
-            if let Some(rank) = path.as_ref().and_then(|p| p.rank(now)) {
+            let Some(path) = path else { continue };
+            if let Some(rank) = path.rank(now) {
                 ranks[rank] |= 1 << slot;
+            }
+            if now < path.avoid_until {
+                self.rank_at = self.rank_at.min(path.avoid_until);
             }
         }
         if self.ranked != ranks {
             // What waits for room on the better path may find some on one that is as good now.
             self.looked = 0;
         }
+        self.review_due |= self.ranked != ranks || self.ranks != ranks;
         (self.ranks, self.ranked) = (ranks, ranks);
     }
 
     /// Releases paths: flush if need be, close, drain, drop.
     pub(super) fn release_paths(&mut self, cx: &mut Cx<'_>) {
+        if !self.leaving && !self.closing {
+            return;
+        }
+        self.leaving = false;
         let ending = self.closing && self.open == 0 && self.tasks.is_empty();
         for slot in 0..self.paths.len() {
             let Some(path) = self.paths[slot].as_ref() else { continue };
@@ -351,6 +401,7 @@ impl MultipathQueue {
                 _ if path.phase != Phase::Open => false,
                 _ => continue,
             };
+            (self.leaving, self.rank_due) = (true, true);
             match path.phase {
                 Phase::Open if removal && self.wants_flush(slot) => self.flush_before_removal(cx, slot),
                 Phase::Open | Phase::Flushed => self.close_path(cx, slot),

@@ -116,6 +116,11 @@ impl Task {
         Task { proof, ..Task::new(io, Owner::Part(parent), now, flush) }
     }
 
+    /// A request that a path has had since `started`, in attempt `attempt`; `cache`: where it was written to, if that is a volatile one.
+    pub(super) fn sent(io: Io, started: Time, attempt: u32, cache: Option<SentTo>) -> Self {
+        Task { attempt, outstanding: 1, cache, ..Task::new(io, Owner::User(io.tag), started, None) }
+    }
+
     /// Keeps `first` to be sent now, and `rest` of what was to be sent until now for afterwards. Both may have been sent together.
     pub(super) fn cut(&mut self, first: Io, rest: Io) {
         let later = self.rest.map_or(0, |later| later.blocks);
@@ -152,11 +157,26 @@ impl Task {
     }
 }
 
+/// In the tags of tasks. Requests that have it in their own tag are tasks from the beginning.
+pub(super) const TASK: u64 = 1 << 63;
+
+/// Is it the tag of a task?
+#[inline]
+pub(super) const fn is_task(tag: u64) -> bool {
+    tag & TASK != 0
+}
+
+/// The number after `attempt`: of 31 bits, and never zero.
+pub(super) const fn next_attempt(attempt: u32) -> u32 {
+    let next = attempt.wrapping_add(1) & (u32::MAX >> 1);
+    if next == 0 { 1 } else { next }
+}
+
 /// The tag of an attempt: a late completion of a superseded one is told apart.
 pub(super) const fn tag(key: SlotKey, attempt: u32) -> u64 {
-    (attempt as u64) << 32 | key.as_u32() as u64
+    TASK | (attempt as u64) << 32 | key.as_u32() as u64
 }
 
 pub(super) const fn untag(tag: u64) -> (SlotKey, u32) {
-    (SlotKey::from_u32(tag as u32), (tag >> 32) as u32)
+    (SlotKey::from_u32(tag as u32), (tag >> 32) as u32 & (u32::MAX >> 1))
 }

@@ -5,7 +5,6 @@
 
 use super::{Choice, Selector, Smooth};
 use crate::config::MAX_PATHS;
-use core::time::Duration;
 
 /// How much of the average one request is: the last 64 or so count.
 const BLEND: f64 = 1.0 / 64.0;
@@ -15,37 +14,62 @@ pub(crate) struct AverageRate {
     turn: Smooth,
     /// Bytes per microsecond; zero: not known yet.
     rate: [f64; MAX_PATHS],
+    /// What each gets of 1024 that the best one gets, and for which candidates that was worked out; none once a rate has changed.
+    share: [u32; MAX_PATHS],
+    shared_among: u64,
+    /// The request that finished last, and its rate: those of a batch are often alike.
+    last: (u64, u64, f64),
 }
 
 impl Default for AverageRate {
     fn default() -> Self {
-        AverageRate { turn: Smooth::default(), rate: [0.0; MAX_PATHS] }
+        AverageRate {
+            turn: Smooth::default(),
+            rate: [0.0; MAX_PATHS],
+            share: [1; MAX_PATHS],
+            shared_among: 0,
+            last: (0, 0, 0.0),
+        }
+    }
+}
+
+impl AverageRate {
+    fn share_among(&mut self, choice: &Choice<'_>) {
+        self.shared_among = choice.mask;
+        let best = choice.slots().map(|s| self.rate[s]).fold(0.0, f64::max);
+        for slot in choice.slots() {
+            // A path without history counts as the best one until it has some.
+            let known = if self.rate[slot] > 0.0 { self.rate[slot] } else { best };
+            self.share[slot] = if best > 0.0 { (known / best * 1024.0).clamp(64.0, 1024.0) as u32 } else { 1 };
+        }
     }
 }
 
 impl Selector for AverageRate {
     fn pick(&mut self, choice: &Choice<'_>) -> usize {
-        let best = choice.slots().map(|s| self.rate[s]).fold(0.0, f64::max);
-        let rate = &self.rate;
-        self.turn.pick(choice.slots(), |slot| {
-            // A path without history counts as the best one until it has some.
-            let known = if rate[slot] > 0.0 { rate[slot] } else { best };
-            if best > 0.0 { (known / best * 1024.0).clamp(64.0, 1024.0) as u32 } else { 1 }
-        })
+        if self.shared_among != choice.mask {
+            self.share_among(choice);
+        }
+        let share = &self.share;
+        self.turn.pick(choice.slots(), |slot| share[slot])
     }
 
-    fn finished(&mut self, slot: usize, bytes: u64, took: Duration) {
+    fn finished(&mut self, slot: usize, bytes: u64, took_ns: u64) {
         if bytes == 0 {
             return;
         }
-        let rate = bytes as f64 / (took.as_nanos().max(1000) as f64 / 1000.0);
-        let old = self.rate[slot];
+        if (self.last.0, self.last.1) != (bytes, took_ns) {
+            self.last = (bytes, took_ns, bytes as f64 / (took_ns.max(1000) as f64 / 1000.0));
+        }
+        let (rate, old) = (self.last.2, self.rate[slot]);
         self.rate[slot] = if old > 0.0 { old + (rate - old) * BLEND } else { rate };
+        self.shared_among = 0;
     }
 
     fn forget(&mut self, slot: usize) {
         self.turn.forget(slot);
         self.rate[slot] = 0.0;
+        self.shared_among = 0;
     }
 }
 
@@ -85,7 +109,7 @@ mod tests {
 
     #[test]
     fn one_odd_request_moves_little_and_many_move_all() {
-        let us = Duration::from_micros;
+        let us = |n: u64| 1000 * n;
         let mut rule = AverageRate::default();
         (0..2).for_each(|slot| rule.finished(slot, 4096, us(100)));
         assert_eq!(second(&mut rule, 100), 50);
@@ -101,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_path_without_history_counts_as_the_best_and_its_first_request_counts_in_full() {
-        let us = Duration::from_micros;
+        let us = |n: u64| 1000 * n;
         let mut rule = AverageRate::default();
         assert_eq!(second(&mut rule, 100), 50, "nobody knows anything");
         rule.finished(0, 4096, us(100));

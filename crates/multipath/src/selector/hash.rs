@@ -17,9 +17,19 @@ impl Hash {
 
 impl Selector for Hash {
     fn pick(&mut self, choice: &Choice<'_>) -> usize {
-        let range = choice.offset / self.range_bytes;
-        let rank = |&slot: &usize| mix(mix(range) ^ u64::from(choice.loads[slot].uid));
-        choice.slots().max_by_key(rank).unwrap_or(0)
+        // A quotient costs as much as all the rest.
+        let power = self.range_bytes.is_power_of_two();
+        let range =
+            if power { choice.offset >> self.range_bytes.trailing_zeros() } else { choice.offset / self.range_bytes };
+        let range = mix(range);
+        let (mut best, mut highest) = (0, 0);
+        for slot in choice.slots() {
+            let rank = mix(range ^ u64::from(choice.loads[slot].uid));
+            if rank >= highest {
+                (best, highest) = (slot, rank);
+            }
+        }
+        best
     }
 }
 
@@ -72,6 +82,13 @@ mod tests {
 
     #[test]
     fn ranges_are_as_large_as_they_were_told_to_be() {
+        for odd in [3 << 10, (64 << 10) + 512] {
+            let mut h = Hash::new(odd);
+            let homes: Vec<_> =
+                (0..64u64).map(|n| (pick(&mut h, 0b1111, n * odd), pick(&mut h, 0b1111, (n + 1) * odd - 1))).collect();
+            assert!(homes.iter().all(|(first, last)| first == last), "{odd}: {homes:?}");
+            assert!((0..4).all(|path| homes.iter().any(|&(home, _)| home == path)));
+        }
         let mut h = Hash::new(64 << 10);
         let mut changes = 0;
         for block in 1..4096u64 {

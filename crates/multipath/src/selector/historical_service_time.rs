@@ -5,7 +5,6 @@
 
 use super::{Choice, Selector};
 use crate::config::MAX_PATHS;
-use core::time::Duration;
 use polypath_block::Time;
 
 /// Size classes: up to 4 KiB, 16 KiB, 64 KiB, 256 KiB, and above.
@@ -13,7 +12,7 @@ const CLASSES: usize = 5;
 /// How much of the history one request is.
 const BLEND: f64 = 1.0 / 32.0;
 /// A path not asked for this long is asked again.
-const STALE: Duration = Duration::from_secs(1);
+const STALE_NS: u64 = 1_000_000_000;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct History {
@@ -37,36 +36,44 @@ impl Default for Historical {
 impl Selector for Historical {
     fn pick(&mut self, choice: &Choice<'_>) -> usize {
         let class = class(choice.bytes);
-        let stale = |slot: &usize| {
-            let asked = self.paths[*slot].asked;
-            choice.loads[*slot].in_flight == 0 && asked.is_none_or(|at| choice.now.since(at) >= STALE)
-        };
-        let slot = match choice.slots_after(self.last).find(stale) {
-            Some(slot) => {
-                self.last = slot;
-                slot
+        // One pass, unless somebody has no history.
+        let (mut slot, mut least, mut unknown, mut stale) = (0, f64::INFINITY, false, None);
+        for candidate in choice.slots_after(self.last) {
+            let (path, in_flight) = (&self.paths[candidate], choice.loads[candidate].in_flight);
+            if in_flight == 0 && path.asked.is_none_or(|at| choice.now.nanos_since(at) >= STALE_NS) {
+                stale = Some(candidate);
+                break;
             }
-            None => {
-                let paths = &self.paths;
-                // A path without history counts as the best one until it has some: were it better, a new path that answers
-                // nothing would draw everything.
-                let known = choice.slots().filter_map(|slot| paths[slot].expected(class));
-                let best = known.min_by(f64::total_cmp).unwrap_or(1.0);
-                choice.least(&mut self.last, |slot, load| {
-                    paths[slot].expected(class).unwrap_or(best) * f64::from(load.in_flight + 1)
-                })
+            let takes = path.took[class];
+            unknown |= takes <= 0.0;
+            let score = takes * f64::from(in_flight + 1);
+            if score < least {
+                (slot, least) = (candidate, score);
             }
-        };
+        }
+        if let Some(stale) = stale {
+            slot = stale;
+        } else if unknown {
+            let paths = &self.paths;
+            // A path without history counts as the best one until it has some: were it better, a new path that answers
+            // nothing would draw everything.
+            let known = choice.slots().filter_map(|slot| paths[slot].expected(class));
+            let best = known.min_by(f64::total_cmp).unwrap_or(1.0);
+            slot = choice.least(&mut self.last, |slot, load| {
+                paths[slot].expected(class).unwrap_or(best) * f64::from(load.in_flight + 1)
+            });
+        }
+        self.last = slot;
         self.paths[slot].asked = Some(choice.now);
         slot
     }
 
-    fn finished(&mut self, slot: usize, bytes: u64, took: Duration) {
+    fn finished(&mut self, slot: usize, bytes: u64, took_ns: u64) {
         // A flush tells nothing about small requests.
         if bytes == 0 {
             return;
         }
-        let took = took.as_nanos().max(1) as f64;
+        let took = took_ns.max(1) as f64;
         let entry = &mut self.paths[slot].took[class(bytes)];
         *entry = if *entry > 0.0 { *entry + (took - *entry) * BLEND } else { took };
     }
@@ -112,8 +119,8 @@ mod tests {
     fn a_stale_path_is_probed_once_a_while() {
         let mut h = Historical::default();
         let mut loads = [PathLoad { weight: 100, ..PathLoad::default() }; 2];
-        h.finished(0, 4096, Duration::from_micros(100));
-        h.finished(1, 4096, Duration::from_secs(10));
+        h.finished(0, 4096, 1000 * 100);
+        h.finished(1, 4096, 10_000_000_000);
         let mut picks = [0; 2];
         for ms in 0..10_000u64 {
             let now = Time::from_millis(1 + ms);
@@ -128,7 +135,7 @@ mod tests {
     fn a_new_path_that_answers_nothing_does_not_draw_everything() {
         let mut h = Historical::default();
         let mut loads = [PathLoad { weight: 100, ..PathLoad::default() }; 2];
-        h.finished(0, 4096, Duration::from_micros(100));
+        h.finished(0, 4096, 1000 * 100);
         // Path 0 answers at once, path 1 never.
         for us in 0..1000u64 {
             let now = Time::from_nanos(1000 * us);
@@ -142,7 +149,7 @@ mod tests {
     fn classes_are_apart() {
         let mut h = Historical::default();
         let loads = [PathLoad { weight: 100, in_flight: 1, ..PathLoad::default() }; 2];
-        let us = Duration::from_micros;
+        let us = |n: u64| 1000 * n;
         // Path 0 is quick with small requests, path 1 with large ones.
         for (slot, bytes, took) in
             [(0, 4096, us(50)), (0, 1 << 20, us(9000)), (1, 4096, us(200)), (1, 1 << 20, us(1000))]
@@ -174,12 +181,12 @@ mod tests {
     #[test]
     fn one_odd_request_moves_the_history_by_its_share_and_the_first_one_makes_it() {
         let mut h = Historical::default();
-        h.finished(0, 4096, Duration::from_micros(100));
-        h.finished(0, 0, Duration::from_secs(1));
+        h.finished(0, 4096, 1000 * 100);
+        h.finished(0, 0, 1_000_000_000);
         assert_eq!(h.paths[0].expected(0), Some(100_000.0), "a flush tells nothing");
-        h.finished(0, 4096, Duration::from_micros(420));
+        h.finished(0, 4096, 1000 * 420);
         assert_eq!(h.paths[0].expected(0), Some(110_000.0));
-        (0..500).for_each(|_| h.finished(0, 4096, Duration::from_micros(420)));
+        (0..500).for_each(|_| h.finished(0, 4096, 1000 * 420));
         let got = h.paths[0].expected(0).unwrap();
         assert!((419_000.0..=420_000.0).contains(&got), "{got}");
     }
@@ -187,7 +194,7 @@ mod tests {
     #[test]
     fn what_is_in_flight_counts_as_many_times() {
         let mut h = Historical::default();
-        (0..2).for_each(|slot| h.finished(slot, 4096, Duration::from_micros([100, 350][slot])));
+        (0..2).for_each(|slot| h.finished(slot, 4096, 1000 * [100, 350][slot]));
         let mut pick = |in_flight: u32| {
             let load = |in_flight| PathLoad { weight: 100, in_flight, ..PathLoad::default() };
             let loads = [load(in_flight), load(1)];
@@ -200,7 +207,7 @@ mod tests {
     #[test]
     fn a_path_with_something_in_flight_is_not_probed() {
         let mut h = Historical::default();
-        (0..2).for_each(|slot| h.finished(slot, 4096, Duration::from_micros([100, 350][slot])));
+        (0..2).for_each(|slot| h.finished(slot, 4096, 1000 * [100, 350][slot]));
         let load = |in_flight| PathLoad { weight: 100, in_flight, ..PathLoad::default() };
         let loads = [load(0), load(1)];
         for s in 1..10 {

@@ -10,7 +10,6 @@ mod service_time;
 mod weight;
 
 use crate::config::{MAX_PATHS, SelectorKind};
-use core::time::Duration;
 use polypath_block::Time;
 
 /// What a queue knows of the load it has put on one path.
@@ -48,9 +47,8 @@ impl Choice<'_> {
     }
 
     /// The candidates' slots, beginning behind `last` and going round.
-    pub(crate) fn slots_after(&self, last: usize) -> impl Iterator<Item = usize> {
-        let below = (2u64 << (last % MAX_PATHS)).wrapping_sub(1);
-        Slots(self.mask & !below).chain(Slots(self.mask & below))
+    pub(crate) fn slots_after(&self, last: usize) -> impl Iterator<Item = usize> + use<> {
+        slots_after(self.mask, last)
     }
 
     /// The candidate with the least score; equals take turns, as `last` goes round.
@@ -86,12 +84,18 @@ impl Iterator for Slots {
     }
 }
 
+/// The slots in `mask`, beginning behind `last` and going round.
+pub(crate) fn slots_after(mask: u64, last: usize) -> impl Iterator<Item = usize> + use<> {
+    let first = (last + 1) % MAX_PATHS;
+    Slots(mask.rotate_right(first as u32)).map(move |slot| (slot + first) % MAX_PATHS)
+}
+
 /// A rule.
 pub(crate) trait Selector {
     /// Chooses one of the candidates.
     fn pick(&mut self, choice: &Choice<'_>) -> usize;
     /// A request succeeded on `slot`.
-    fn finished(&mut self, _slot: usize, _bytes: u64, _took: Duration) {}
+    fn finished(&mut self, _slot: usize, _bytes: u64, _took_ns: u64) {}
     /// `slot` leads to another path from now on.
     fn forget(&mut self, _slot: usize) {}
 }
@@ -102,7 +106,7 @@ pub(crate) enum AnySelector {
     Random(random::Random),
     Hash(hash::Hash),
     Weight(Box<weight::Weight>),
-    ServiceTime(service_time::ServiceTime),
+    ServiceTime(Box<service_time::ServiceTime>),
     AverageRate(Box<average_rate::AverageRate>),
     QueueLength(queue_length::QueueLength),
     Historical(Box<historical_service_time::Historical>),
@@ -138,6 +142,32 @@ impl AnySelector {
     }
 }
 
+impl AnySelector {
+    /// Does it want to hear of what has finished?
+    #[inline]
+    pub(crate) fn learns(&self) -> bool {
+        matches!(self, AnySelector::AverageRate(_) | AnySelector::Historical(_))
+    }
+}
+
+impl AnySelector {
+    /// How many of `count` requests go to each of the candidates in `mask`, where the rule can tell without looking at them: in `shares`, and
+    /// the order in which they take their turns.
+    #[inline]
+    pub(crate) fn share(
+        &mut self,
+        mask: u64,
+        loads: &[PathLoad],
+        count: usize,
+        shares: &mut [u32; MAX_PATHS],
+    ) -> Option<impl Iterator<Item = usize> + use<>> {
+        match self {
+            AnySelector::QueueLength(rule) => Some(rule.share(mask, loads, count, shares)),
+            _ => None,
+        }
+    }
+}
+
 impl Selector for AnySelector {
     fn pick(&mut self, choice: &Choice<'_>) -> usize {
         if choice.mask.is_power_of_two() {
@@ -146,8 +176,8 @@ impl Selector for AnySelector {
         each!(self, rule => rule.pick(choice))
     }
 
-    fn finished(&mut self, slot: usize, bytes: u64, took: Duration) {
-        each!(self, rule => rule.finished(slot, bytes, took));
+    fn finished(&mut self, slot: usize, bytes: u64, took_ns: u64) {
+        each!(self, rule => rule.finished(slot, bytes, took_ns));
     }
 
     fn forget(&mut self, slot: usize) {
@@ -250,7 +280,7 @@ pub(crate) mod model {
             for slot in 0..servers.len() {
                 while queues[slot].front().is_some_and(|f| f.0 <= now) {
                     let (_, began) = queues[slot].pop_front().expect("looked");
-                    selector.finished(slot, bytes, Duration::from_micros(now - began));
+                    selector.finished(slot, bytes, 1000 * (now - began));
                     loads[slot].in_flight -= 1;
                     loads[slot].bytes_in_flight -= bytes;
                     out.counts[slot] += 1;
@@ -347,7 +377,7 @@ mod tests {
                 let mut s = AnySelector::new(kind, 7);
                 for n in 0..21 {
                     let slot = s.pick(&choice(n));
-                    s.finished(slot, 4096, Duration::from_micros(if slot == 0 { 10 } else { 10_000 }));
+                    s.finished(slot, 4096, if slot == 0 { 10_000 } else { 10_000_000 });
                 }
                 s
             };

@@ -9,7 +9,8 @@ pub(crate) struct RoundRobin {
 
 impl Selector for RoundRobin {
     fn pick(&mut self, choice: &Choice<'_>) -> usize {
-        choice.least(&mut self.last, |_, _| 0u8)
+        self.last = choice.slots_after(self.last).next().unwrap_or(0);
+        self.last
     }
 }
 

@@ -1,19 +1,39 @@
 //! Least bytes in flight relative to the configured weight, which stands for the relative throughput of a path.
 
 use super::{Choice, Selector};
+use crate::config::MAX_PATHS;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ServiceTime {
     last: usize,
+    /// Weights, and one over each: a product costs less than a quotient.
+    weight: [u32; MAX_PATHS],
+    inverse: [f64; MAX_PATHS],
+}
+
+impl Default for ServiceTime {
+    fn default() -> Self {
+        ServiceTime { last: 0, weight: [1; MAX_PATHS], inverse: [1.0; MAX_PATHS] }
+    }
 }
 
 impl Selector for ServiceTime {
     fn pick(&mut self, choice: &Choice<'_>) -> usize {
         // A flush has no bytes; without this it would always see equals.
         let bytes = choice.bytes.max(512);
-        choice.least(&mut self.last, |_, load| {
-            ((load.bytes_in_flight + bytes) as f64 / f64::from(load.weight.max(1)), load.in_flight)
-        })
+        let mut best = (0, f64::INFINITY, u32::MAX);
+        for slot in choice.slots_after(self.last) {
+            let load = &choice.loads[slot];
+            if self.weight[slot] != load.weight {
+                (self.weight[slot], self.inverse[slot]) = (load.weight, 1.0 / f64::from(load.weight.max(1)));
+            }
+            let time = (load.bytes_in_flight + bytes) as i64 as f64 * self.inverse[slot];
+            if time < best.1 || (time == best.1 && load.in_flight < best.2) {
+                best = (slot, time, load.in_flight);
+            }
+        }
+        self.last = best.0;
+        best.0
     }
 }
 

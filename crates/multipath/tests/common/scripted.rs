@@ -3,7 +3,7 @@
 use polypath_block::{
     Access, Armed, CacheDomain, Code, Completion, Cx, Device, DeviceInfo, DeviceState, Done, Fate, FenceTerms,
     Geometry, Health, Identifier, Identity, Io, IoQueue, Limits, OpenError, Proof, QueueConfig, Refused, RefusedWhy,
-    SegRow, SegTable, Segment, Status, Suspect, Time, Waits,
+    Rest, SegRow, SegTable, Segment, Status, Suspect, Time, Waits,
 };
 use polypath_multipath::{Event, EventKind, Events, Group, GroupConfig, PathConfig, PathId, PathStatistics};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -205,6 +205,12 @@ impl Scripted {
         self.complete(io, Status::OK, Proof::Answered);
     }
 
+    /// The next poll says that the request `tag` has succeeded, whether there is one or not.
+    pub fn say(&self, tag: u64) {
+        let completion = Completion { tag, status: Status::OK, proof: Proof::Answered };
+        self.lock().queues[0].outbox.completions.push(completion);
+    }
+
     /// Everything in flight succeeds.
     pub fn succeed_all(&self) {
         self.in_flight().into_iter().for_each(|io| self.succeed(io));
@@ -403,6 +409,19 @@ impl Bench {
         let mut cx = Cx { now: self.now, segs: &mut self.segs, reactor: 0 };
         self.queue.submit(&mut cx, io).map_err(|refused| refused.why)?;
         Ok(io.tag)
+    }
+
+    /// Submits requests together, under the tags that they have; not kicked.
+    pub fn submit_all(&mut self, ios: &[Io]) -> Result<(), Rest> {
+        let span = self.row.span(0, self.row.width());
+        let with_memory = |io: &Io| Io { segs: if io.op.has_data() { span } else { io.segs }, ..*io };
+        let ios: Vec<_> = ios.iter().map(with_memory).collect();
+        self.queue.submit_all(&mut Cx { now: self.now, segs: &mut self.segs, reactor: 0 }, &ios)
+    }
+
+    /// What has completed since this was asked last, in the order in which it did: tags and outcomes. Tags may be used again afterwards.
+    pub fn take_done(&mut self) -> Vec<(u64, Code)> {
+        self.done.drain(..).map(|c| (c.tag, c.status.code)).collect()
     }
 
     /// As [`Bench::submit`], to another queue of the group.
