@@ -142,6 +142,12 @@ impl GuestMemory {
         }
     }
 
+    /// The region that a hint of [`GuestMemory::find`] names.
+    #[inline]
+    pub(crate) fn entry(&self, hint: u32) -> Option<&Entry> {
+        self.entries.get(hint as usize)
+    }
+
     /// The window of the region `id`, tried first at `hint`.
     #[inline]
     pub(crate) fn window(&self, id: RegionId, hint: usize) -> Option<&Window> {

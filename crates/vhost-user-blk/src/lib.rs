@@ -19,8 +19,8 @@
 //! **Unsafe:** none, forbidden.
 //!
 //! # One request
-//! `ring/` takes a chain and reads it into private memory, `request.rs` makes an `Io` of it, `active.rs` submits it, and on completion
-//! writes the status, the used element, one used index and at most one eventfd per turn. Read them in that order, then `poller.rs` for how
+//! `ring/` looks ahead over all that waits, takes a chain and reads it into private memory, `request.rs` makes an `Io` of it, `active/` submits
+//! it, and on completion writes the status, the used element, one used index and at most one eventfd per turn. Read them in that order, then `poller.rs` for how
 //! a ring starts and comes to a stand still, `session/` for what the front-end may ask, and `wire.rs` for its octets.
 //!
 //! # How it ends

@@ -1,4 +1,4 @@
-//! One vring on its reactor: from its start to its end, and what it is told in between. Its requests are in `active.rs`.
+//! One vring on its reactor: from its start to its end, and what it is told in between. Its requests are in `active/`.
 
 use crate::active::{Active, Env, Mode};
 use crate::last_flush::LastFlush;
@@ -242,11 +242,11 @@ impl VringPoller {
         if self.active.is_some() || self.stopping.is_some() {
             return Err("the ring runs already, or has not stopped yet".into());
         }
-        let size = start.ring.size();
         let base = start.ring.base();
-        let rows = cx.segs.reserve(size.into(), self.around.config.width).map_err(|e| e.to_string())?;
+        cx.segs.allow_spans();
+        let row = cx.segs.reserve(1, self.around.config.width).map_err(|e| e.to_string())?;
         let left_open = start.ring.left_open();
-        let active = Active::new(start, rows, &self.around.env(self.mode(), cx.now));
+        let active = Active::new(start, row, &self.around.env(self.mode(), cx.now));
         if left_open > 0 {
             tracing::info!(vring = %self.around.config.name, requests = left_open, "requests that a back-end before us left are carried out again");
         }
@@ -286,7 +286,7 @@ impl VringPoller {
     /// is: it tells where the ring stands, whatever the front-end remembers.
     fn finish_stop(&mut self, cx: &mut Cx<'_>) -> bool {
         let mode = self.mode();
-        if mode == Mode::Run || self.active.as_mut().is_some_and(|active| !active.is_quiet(mode)) {
+        if mode == Mode::Run || self.active.as_mut().is_some_and(|active| !active.is_quiet(cx.segs, mode)) {
             return false;
         }
         // Without a queue nothing was ever written.
@@ -295,7 +295,7 @@ impl VringPoller {
         }
         if let Some(active) = self.active.take() {
             self.stopped_at = active.ring.base();
-            cx.segs.release(active.into_rows());
+            active.release(cx.segs);
         }
         self.around.counters.set_running(false);
         if self.ending
@@ -339,6 +339,8 @@ impl Poller for VringPoller {
         if self.mailbox.has_messages() || self.device.version() != self.version || !self.done.is_empty() {
             return Armed::Busy;
         }
+        // The mailbox of a ring, and groups whose paths change.
+        waits.on_call();
         let mode = self.mode();
         if let Some(flush) = self.stopping.as_ref().and_then(Stopping::flush) {
             flush.arm(&self.around.env(mode, cx.now), waits);

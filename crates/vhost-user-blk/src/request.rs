@@ -107,8 +107,11 @@ pub(crate) struct Place<'a> {
 }
 
 /// Parses `chain`, whose data is at `place`.
-#[inline]
+#[inline(never)]
 pub(crate) fn parse(chain: &Chain, media: &Media, tag: u64, serial: &[u8; ID_BYTES], place: Place<'_>) -> Parsed {
+    if let Some((io, written)) = parse_transfer(chain, media, tag, place.span) {
+        return Parsed::Io(io, written);
+    }
     let Place { segs, span, memory, .. } = place;
     if chain.fault.is_some() {
         return Parsed::Now(S_IOERR, 1);
@@ -116,15 +119,8 @@ pub(crate) fn parse(chain: &Chain, media: &Media, tag: u64, serial: &[u8; ID_BYT
     let out = SegSpan { start: span.start, count: chain.out_count };
     let into = SegSpan { start: span.start + chain.out_count, count: chain.in_count };
     match chain.kind {
-        VIRTIO_BLK_T_IN => match extent(media, chain.sector, chain.in_len) {
-            Some((lba, blocks)) => Parsed::Io(Io::read(tag, lba, blocks, into), chain.in_len as u32 + 1),
-            None => Parsed::Now(S_IOERR, 1),
-        },
-        VIRTIO_BLK_T_OUT if media.read_only => Parsed::Now(S_IOERR, 1),
-        VIRTIO_BLK_T_OUT => match extent(media, chain.sector, chain.out_len) {
-            Some((lba, blocks)) => Parsed::Io(Io::write(tag, lba, blocks, out), 1),
-            None => Parsed::Now(S_IOERR, 1),
-        },
+        // None that can be carried out.
+        VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => Parsed::Now(S_IOERR, 1),
         VIRTIO_BLK_T_FLUSH => Parsed::Io(Io::flush(tag), 1),
         VIRTIO_BLK_T_GET_ID => {
             let n = memory.scatter(segs.get(into), serial);
@@ -134,6 +130,26 @@ pub(crate) fn parse(chain: &Chain, media: &Media, tag: u64, serial: &[u8; ID_BYT
         VIRTIO_BLK_T_WRITE_ZEROES if media.write_zeroes => parse_ranges(Op::WriteZeroes, chain, media, out, place),
         _ => Parsed::Now(S_UNSUPP, 1),
     }
+}
+
+/// Parses `chain`, whose segments are `span`, if it is a read or a write that can be carried out; and how many bytes of guest memory are
+/// written when it succeeds. Whatever else it is, [`parse`] says.
+#[inline(always)]
+pub(crate) fn parse_transfer(chain: &Chain, media: &Media, tag: u64, span: SegSpan) -> Option<(Io, u32)> {
+    if chain.fault.is_some() {
+        return None;
+    }
+    if chain.kind == VIRTIO_BLK_T_IN {
+        let into = SegSpan { start: span.start + chain.out_count, count: chain.in_count };
+        let (lba, blocks) = extent(media, chain.sector, chain.in_len)?;
+        return Some((Io::read(tag, lba, blocks, into), chain.in_len as u32 + 1));
+    }
+    if chain.kind != VIRTIO_BLK_T_OUT || media.read_only {
+        return None;
+    }
+    let out = SegSpan { start: span.start, count: chain.out_count };
+    let (lba, blocks) = extent(media, chain.sector, chain.out_len)?;
+    Some((Io::write(tag, lba, blocks, out), 1))
 }
 
 /// The status byte for an outcome.

@@ -47,6 +47,8 @@ pub(crate) struct LogLimits {
     pub(crate) notify: LogLimit,
     /// Requests fail for want of a way to the device.
     pub(crate) way: LogLimit,
+    /// A request has to wait for segments.
+    pub(crate) segments: LogLimit,
     /// The last flush failed.
     pub(crate) flush: LogLimit,
 }

@@ -12,7 +12,7 @@ pub(super) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 pub(super) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
 /// Bytes of a virtio-blk request header (virtio 1.2 section 5.2.6).
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 /// Most descriptors in an indirect table. A legal one has no more than the queue; Linux goes up to `seg_max` + 2.
 const MAX_INDIRECT: u32 = 1026;
 /// Bytes of a descriptor, whichever ring it is in.
@@ -93,8 +93,8 @@ impl Desc {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hints {
     /// Headers, status bytes and tables.
-    meta: usize,
-    data: usize,
+    pub(super) meta: usize,
+    pub(super) data: usize,
 }
 
 /// Collects a chain descriptor by descriptor.

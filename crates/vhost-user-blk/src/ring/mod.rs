@@ -6,6 +6,7 @@
 //! What a guest gets wrong costs either one request ([`Fault`]: there is a status byte to say so) or its ring ([`RingError`]:
 //! nothing that follows can be trusted).
 
+mod ahead;
 mod chain;
 mod inflight;
 mod packed;
@@ -271,6 +272,9 @@ impl Vring {
 
     /// Replaces the guest's memory by one that has at least the same regions.
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) {
+        if let Kind::Split(ring) = &mut self.kind {
+            ring.forget_ahead();
+        }
         self.memory = memory;
     }
 
@@ -278,6 +282,12 @@ impl Vring {
     pub(crate) fn set_log(&mut self, log: Option<Arc<DirtyLog>>) {
         self.log = log;
         self.log_ring();
+    }
+
+    /// Is what is written to guest memory marked anywhere?
+    #[inline]
+    pub(crate) fn has_log(&self) -> bool {
+        self.log.is_some()
     }
 
     /// The first `len` bytes of `segments` have been written, all of it or some.
@@ -314,6 +324,20 @@ impl Vring {
         }
     }
 
+    /// How many chains can be taken one after the other, `most` at most; more may be there. Looks for new ones only if none was known, and
+    /// then once. Asks for the memory that taking and reading them will touch, all at once, instead of waiting for each line in its turn:
+    /// call it before the first of a batch is taken. What it has learnt holds until it is called again, or the memory is replaced.
+    ///
+    /// # Errors
+    /// [`RingError::IndexJump`].
+    #[inline]
+    pub fn look_ahead(&mut self, most: u16) -> Result<u16, RingError> {
+        match &mut self.kind {
+            Kind::Split(ring) => ring.look_ahead(most, &self.memory, &mut self.hints),
+            Kind::Packed(ring) => Ok(ring.look_ahead(most, &self.memory, self.hints)),
+        }
+    }
+
     /// Takes the next chain, and returns what names it while it is in flight: a number below the ring's size. Call it only while
     /// [`Vring::has_chain`] says there is one, and read the chain before the next is taken.
     ///
@@ -336,6 +360,16 @@ impl Vring {
         }
     }
 
+    /// The chain that was taken last, its data in `row`, if [`Vring::look_ahead`] found it to be of the shape that nearly all have. Else it is to
+    /// be read.
+    #[inline(always)]
+    pub fn plain_chain(&self, row: &mut [Segment]) -> Option<Chain> {
+        match &self.kind {
+            Kind::Split(ring) => ring.plain_chain(&self.memory, row),
+            Kind::Packed(_) => None,
+        }
+    }
+
     /// Reads the chain `head`, which was taken last, its data segments into `row`.
     ///
     /// # Errors
@@ -350,7 +384,7 @@ impl Vring {
 
     /// Gives the chain `head` back with its status; `written` bytes of it were written. The guest sees it after
     /// [`Vring::publish`].
-    #[inline]
+    #[inline(always)]
     pub fn complete(&mut self, head: u16, status_byte: StatusByte, status: u8, written: u32) {
         if let Some(window) = self.memory.window(status_byte.region, status_byte.hint as usize) {
             // A region may have been removed meanwhile only if its front-end said so: nobody looks at the byte then.

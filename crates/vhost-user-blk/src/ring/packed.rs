@@ -1,6 +1,6 @@
 //! The packed virtqueue, device side (virtio 1.2 section 2.8): one ring that both sides write, a lap counter for each.
 
-use super::chain::{Chain, DESC, Desc, Hints, INDIRECT, NEXT, WRITE, Walk};
+use super::chain::{Chain, DESC, Desc, HEADER, Hints, INDIRECT, NEXT, WRITE, Walk};
 use super::inflight::Found;
 use super::inflight::packed::{Open, PackedRecord};
 use super::{RingError, RingSpec, step, sure};
@@ -197,6 +197,28 @@ impl Packed {
         !self.open.is_empty() || is_available(flags_at(&self.desc, self.next.at), self.next.wrap)
     }
 
+    /// As [`super::Vring::look_ahead`]. Of a packed ring, chains are found as they are asked for.
+    #[inline]
+    pub(super) fn look_ahead(&self, most: u16, memory: &GuestMemory, hints: Hints) -> u16 {
+        if !self.open.is_empty() {
+            return most.min(self.open.len() as u16);
+        }
+        let (mut at, mut left, mut count, mut hint) = (self.next, self.size, 0, hints.meta);
+        while count < most && left > 0 && is_available(flags_at(&self.desc, at.at), at.wrap) {
+            count += 1;
+            while left > 0 {
+                left -= 1;
+                let desc = Desc::packed(sure(self.desc.load_pair(DESC * usize::from(at.at))));
+                at = at.after(1, self.size);
+                ask_for(desc, memory, &mut hint);
+                if desc.flags & (NEXT | INDIRECT) != NEXT {
+                    break;
+                }
+            }
+        }
+        count
+    }
+
     /// Takes the next chain: its descriptors come into private memory, for they are overwritten as others are given back.
     #[inline]
     pub(super) fn take(&mut self) -> Result<u16, RingError> {
@@ -337,6 +359,19 @@ impl Packed {
         sure(self.device_event.store_u32(0, event, Ordering::Relaxed));
         fence(Ordering::SeqCst);
         self.has_chain()
+    }
+}
+
+/// Asks for what `desc` names if it looks like a header, a table or a status byte.
+#[inline]
+fn ask_for(desc: Desc, memory: &GuestMemory, hint: &mut usize) {
+    let is_status = desc.flags & WRITE != 0 && desc.len == 1;
+    let is_read = desc.flags & INDIRECT != 0 || desc.flags & WRITE == 0 && desc.len as usize == HEADER;
+    if (is_status || is_read)
+        && let Some(entry) = memory.find(desc.addr, hint)
+    {
+        let at = (desc.addr - entry.guest_addr) as usize;
+        if is_status { entry.window.prefetch_write(at) } else { entry.window.prefetch(at) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The split virtqueue, device side (virtio 1.2 section 2.7): three areas, of which we write one.
 
+use super::ahead::{Ahead, LINE, MOST, Place};
 use super::chain::{Chain, DESC, Desc, Hints, INDIRECT, NEXT, Walk};
 use super::inflight::Found;
 use super::inflight::split::SplitRecord;
@@ -40,6 +41,7 @@ pub(super) struct Split {
     open: VecDeque<u16>,
     /// The chain taken last is one of those.
     again: bool,
+    ahead: Box<Ahead>,
 }
 
 impl Split {
@@ -76,6 +78,7 @@ impl Split {
             record: None,
             open: VecDeque::new(),
             again: false,
+            ahead: Ahead::new(),
         };
         if let Some(window) = record {
             ring.known = ring.open_record(window)?;
@@ -136,6 +139,41 @@ impl Split {
         Ok(self.seen != self.next || !self.open.is_empty())
     }
 
+    /// As [`super::Vring::look_ahead`].
+    #[inline]
+    pub(super) fn look_ahead(&mut self, most: u16, memory: &GuestMemory, hints: &mut Hints) -> Result<u16, RingError> {
+        self.ahead.clear();
+        if !self.has_chain()? {
+            return Ok(0);
+        }
+        if !self.open.is_empty() {
+            return Ok(most.min(self.open.len() as u16));
+        }
+        let count = self.seen.wrapping_sub(self.next).min(most).min(MOST);
+        let Split { desc, avail, used, mask, next, size, indirect, used_next, ahead, .. } = self;
+        // Where as many are given back. Not the line with the index, at which the guest looks all the time.
+        let mut at = 0;
+        while at < count {
+            let offset = 4 + 8 * usize::from(used_next.wrapping_add(at) & *mask);
+            if offset >= LINE {
+                used.prefetch_write(offset);
+            }
+            at += (LINE / 8) as u16;
+        }
+        let heads = (0..count).map(|n| {
+            let at = 4 + 2 * usize::from(next.wrapping_add(n) & *mask);
+            sure(avail.load_u16(at, Ordering::Relaxed))
+        });
+        let place = Place { desc, size: *size, indirect: *indirect, memory, losses: polypath_memory::losses() };
+        ahead.look(heads, place, hints);
+        Ok(count)
+    }
+
+    /// The memory has changed: what was found in it may be elsewhere.
+    pub(super) fn forget_ahead(&mut self) {
+        self.ahead.clear();
+    }
+
     #[inline]
     pub(super) fn take(&mut self) -> Result<u16, RingError> {
         if let Some(head) = self.open.pop_front() {
@@ -144,8 +182,13 @@ impl Split {
         }
         self.again = false;
         debug_assert_ne!(self.seen, self.next, "take without waiting");
-        let at = 4 + 2 * usize::from(self.next & self.mask);
-        let head = sure(self.avail.load_u16(at, Ordering::Relaxed));
+        let head = match self.ahead.take() {
+            Some(head) => head,
+            None => {
+                self.ahead.clear();
+                sure(self.avail.load_u16(4 + 2 * usize::from(self.next & self.mask), Ordering::Relaxed))
+            }
+        };
         if head >= self.size {
             return Err(RingError::BadIndex { index: head, size: self.size.into() });
         }
@@ -162,13 +205,19 @@ impl Split {
         }
         self.next = self.next.wrapping_sub(1);
         self.seen = self.next;
+        self.ahead.clear();
         if let Some(record) = &mut self.record {
             record.put_back(head);
         }
         true
     }
 
-    #[inline]
+    /// As [`super::Vring::plain_chain`].
+    #[inline(always)]
+    pub(super) fn plain_chain(&self, memory: &GuestMemory, row: &mut [Segment]) -> Option<Chain> {
+        self.ahead.chain(memory, row)
+    }
+
     pub(super) fn read_chain(
         &mut self,
         head: u16,
@@ -203,11 +252,10 @@ impl Split {
         walk.finish(head, hints)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn complete(&mut self, head: u16, written: u32) {
         let at = 4 + 8 * usize::from(self.used_next & self.mask);
-        sure(self.used.store_u32(at, head.into(), Ordering::Relaxed));
-        sure(self.used.store_u32(at + 4, written, Ordering::Relaxed));
+        sure(self.used.store_pair_u32(at, head.into(), written));
         self.used_next = self.used_next.wrapping_add(1);
         if let Some(record) = &mut self.record {
             record.completed(head);
@@ -221,18 +269,17 @@ impl Split {
             return false;
         }
         step();
-        sure(self.used.store_u16(2, new, Ordering::Release));
+        // The guest writes used_event (or its flags) and then looks at the used index; we the other way round. Were they not in one order
+        // with each other and with the guest's fence, both might miss each other. (An exchange costs less than a store and a fence.)
+        sure(self.used.store_u16(2, new, Ordering::SeqCst));
         self.published = new;
         if let Some(record) = &mut self.record {
             record.shown(new);
         }
-        // The guest writes used_event (or its flags) and then looks at the used index; we the other way round. Without the
-        // fence both might miss each other.
-        fence(Ordering::SeqCst);
         if !self.event_idx {
-            return sure(self.avail.load_u16(0, Ordering::Relaxed)) & NO_INTERRUPT == 0;
+            return sure(self.avail.load_u16(0, Ordering::SeqCst)) & NO_INTERRUPT == 0;
         }
-        let event = sure(self.avail.load_u16(4 + 2 * usize::from(self.size), Ordering::Relaxed));
+        let event = sure(self.avail.load_u16(4 + 2 * usize::from(self.size), Ordering::SeqCst));
         new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
     }
 

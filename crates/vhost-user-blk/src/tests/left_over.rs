@@ -89,6 +89,50 @@ fn what_is_carried_out_again_keeps_its_order() {
     }
 }
 
+/// A queue takes a part of what is carried out again together with what is new: nothing goes back to the ring that was not taken from there.
+#[test]
+fn what_is_carried_out_again_and_refused_is_offered_again_and_once() {
+    for (packed, room) in [false, true].into_iter().flat_map(|packed| (0..5).map(move |room| (packed, room))) {
+        let (mut rig, _region) = rig(packed);
+        rig.device.change(|s| (s.hold, s.record) = (true, true));
+        (1..4).for_each(|place| _ = rig.offer(place, true, 1));
+        rig.driver.publish();
+        rig.turn();
+        (4..6).for_each(|place| _ = rig.offer(place, true, 1));
+        rig.driver.publish();
+        rig.device.change(|s| (s.hold, s.room) = (false, room));
+        rig.device.change(|s| s.log.clear());
+        rig.revive();
+        rig.turns(3);
+        rig.device.change(|s| s.room = usize::MAX);
+        rig.turns(5);
+        assert_eq!(rig.blocks(), [1, 2, 3, 4, 5], "packed {packed}, room {room}");
+        assert_eq!(std::iter::from_fn(|| rig.driver.pop()).count(), 5);
+        rig.offer(6, true, 1);
+        rig.driver.publish();
+        rig.turns(3);
+        assert_eq!((rig.blocks().len(), rig.driver.pop().is_some()), (6, true), "the ring goes on where it was");
+    }
+}
+
+/// What a queue refuses in a batch that ends with a chain which breaks the ring is left for the next back-end: in its record, or in the ring.
+#[test]
+fn what_a_broken_ring_leaves_is_found_by_the_next_back_end() {
+    for (packed, room) in [false, true].into_iter().flat_map(|packed| (0..4).map(move |room| (packed, room))) {
+        let (mut rig, _region) = rig(packed);
+        rig.device.change(|s| (s.hold, s.record, s.room) = (true, true, room));
+        (1..4).for_each(|place| _ = rig.offer(place, true, 1));
+        rig.driver.add(&[Piece { addr: DATA_GPA, len: 16, write: false }]).expect("room");
+        rig.driver.publish();
+        rig.turns(3);
+        rig.device.change(|s| (s.hold, s.room) = (false, usize::MAX));
+        rig.device.change(|s| s.log.clear());
+        rig.revive();
+        rig.turns(5);
+        assert_eq!(rig.blocks(), [1, 2, 3], "packed {packed}, room {room}");
+    }
+}
+
 /// A record says that requests are in flight, and the ring that more was given back than it holds: it is of another ring.
 #[test]
 fn a_record_of_requests_that_the_ring_cannot_have_is_refused() {

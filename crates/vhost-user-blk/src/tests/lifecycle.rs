@@ -101,7 +101,7 @@ fn an_end_closes_the_queue_and_gives_the_rows_back() {
     let mut rig = Rig::new(device.clone(), 16, true);
     assert_eq!(device.state.lock().unwrap().open_queues, 1);
     let before = rig.segs.reserve(1, 1).unwrap().span(0, 1).start;
-    assert!(before >= 16 * 32);
+    assert!(before >= 32, "the widest chain has room for life");
     let answer = rig.mailbox.send(Command::End).unwrap();
     assert_eq!(rig.turn(), Turn::Finished);
     assert!(answer.try_recv().unwrap().is_ok());

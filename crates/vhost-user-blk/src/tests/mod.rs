@@ -1,5 +1,7 @@
 //! One vring poller against a modelled guest and a modelled disk, turn by turn on one thread.
 
+mod ahead;
+mod batches;
 #[path = "../../tests/common/guest.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod guest;
@@ -13,6 +15,7 @@ mod parts;
 #[allow(dead_code, unreachable_pub)]
 mod ram;
 mod requests;
+mod room;
 
 use crate::guest::GuestMemory;
 use crate::mailbox::{Answer, Command, MailboxSender, Start, mailbox};

@@ -1,23 +1,32 @@
-//! The requests of a running ring: from chains to the device's queue and back.
+//! The requests of a running ring: from chains to the device's queue (`take.rs`) and back.
+
+mod ranges;
+mod room;
+mod take;
 
 use crate::last_flush::RETRY;
 use crate::mailbox::Start;
 use crate::notify::{DueNotifier, Kick, Notifier};
 use crate::poller::VringConfig;
-use crate::request::{self, MAX_RANGES, Media, Parsed, Place, Range, S_IOERR, S_OK, WriteThrough};
+use crate::request::{self, Media, S_IOERR, S_OK};
 use crate::ring::{RingError, StatusByte, Vring};
 use crate::stats::{Count, Counters};
-use polypath_block::{Armed, Completion, Cx, Done, Flags, Io, IoQueue, Op, RefusedWhy, SegRow, SegSpan, Time, Waits};
+use polypath_block::{
+    Armed, Completion, Cx, Done, Io, IoQueue, Op, RefusedWhy, SegRow, SegSpan, SegTable, Time, Waits,
+};
+use ranges::Ranges;
+use room::Room;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use virtio_bindings::virtio_blk::VIRTIO_BLK_T_FLUSH;
+use std::sync::atomic::AtomicBool;
 
 /// Most chains taken in one turn.
 const BATCH: u16 = 64;
 /// What marking pages in the front-end's log may cost in a turn, in words of the log: beyond that, the rest is given back in the next. A guest
 /// names much memory with few words.
 const LOG_BUDGET: u64 = 16 << 10;
+/// The table of requests grows by so many heads.
+const HEADS: usize = 64;
 
 /// What becomes of a ring's requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +44,13 @@ pub(crate) enum Mode {
 enum Todo {
     Nothing,
     One(Io),
-    Ranges { op: Op, next: u16, count: u16 },
+    /// Ranges `next` to `count` of row `row`.
+    Ranges {
+        op: Op,
+        row: u16,
+        next: u16,
+        count: u16,
+    },
 }
 
 /// One request in flight, by head.
@@ -49,6 +64,8 @@ struct Request {
     flush_after: bool,
     /// The guest's own flush.
     flush: bool,
+    /// It has [`Request::room`] or [`Request::ranges`] to give back.
+    has_room: bool,
     status: u8,
     /// Bytes of guest memory written if all goes well.
     written: u32,
@@ -57,6 +74,10 @@ struct Request {
     status_byte: StatusByte,
     /// The guest memory that it writes, for the log.
     landing: SegSpan,
+    /// Segments that are its own for as long as it is in flight.
+    room: SegSpan,
+    /// The row of its ranges.
+    ranges: Option<u16>,
 }
 
 impl Request {
@@ -66,12 +87,15 @@ impl Request {
         left: false,
         flush_after: false,
         flush: false,
+        has_room: false,
         status: S_OK,
         written: 0,
         outstanding: 0,
         todo: Todo::Nothing,
         status_byte: StatusByte::NONE,
         landing: SegSpan::EMPTY,
+        room: SegSpan::EMPTY,
+        ranges: None,
     };
 }
 
@@ -82,10 +106,17 @@ pub(crate) struct Active {
     call: DueNotifier,
     err: DueNotifier,
     write_through: Arc<AtomicBool>,
-    requests: Box<[Request]>,
-    ranges: Box<[Range]>,
-    rows: SegRow,
+    /// By head, as far as heads have come yet: memory for those that never do is reserved and not touched.
+    requests: Vec<Request>,
+    ranges: Ranges,
+    room: Room,
     in_flight: u16,
+    /// What is to be submitted together; empty between turns.
+    offer: Vec<Io>,
+    /// Most chains looked at in one go: few while the queue has little room, for those that it refuses are looked at again.
+    batch: u16,
+    /// Requests given back and not counted yet.
+    finished: u64,
     /// Heads whose next part the queue refused; at most one of them is fresh.
     pending: VecDeque<u16>,
     /// Heads of changes that wait for the end of what a back-end before us may have in flight ([`Env::hold`]). Of a ring without a record at
@@ -124,11 +155,11 @@ pub(crate) struct Env<'a> {
 }
 
 impl Active {
-    /// The ring of `start`, whose requests have their segments in `rows`.
+    /// The ring of `start`, whose chains fit into `row`.
     ///
     /// The guest is called once, whether it wants that or not: what a back-end before us showed it, and was killed before it could say so,
     /// or said where nobody listened, nobody else will ever say.
-    pub(crate) fn new(start: Start, rows: SegRow, env: &Env<'_>) -> Active {
+    pub(crate) fn new(start: Start, row: SegRow, env: &Env<'_>) -> Active {
         let Start { ring, kick, call, err, write_through, orphaned } = start;
         let slots = usize::from(ring.size());
         let mut active = Active {
@@ -137,10 +168,13 @@ impl Active {
             call: DueNotifier::new(call, true),
             err: DueNotifier::new(err, false),
             write_through,
-            requests: vec![Request::FREE; slots].into_boxed_slice(),
-            ranges: vec![Range::default(); slots * MAX_RANGES].into_boxed_slice(),
-            rows,
+            requests: Vec::with_capacity(slots),
+            ranges: Ranges::default(),
+            room: Room::new(row, slots as u16),
             in_flight: 0,
+            offer: Vec::with_capacity(BATCH.into()),
+            batch: BATCH,
+            finished: 0,
             pending: VecDeque::with_capacity(slots),
             held: VecDeque::with_capacity(slots),
             down_since: None,
@@ -154,9 +188,9 @@ impl Active {
         active
     }
 
-    /// The segments of its requests, when it has stopped.
-    pub(crate) fn into_rows(self) -> SegRow {
-        self.rows
+    /// Gives the segments of its requests back, when it has stopped.
+    pub(crate) fn release(self, segs: &mut SegTable) {
+        self.room.release(segs);
     }
 
     /// Notifies another descriptor from now on, and now: what was said on the old one may not have been heard.
@@ -173,9 +207,9 @@ impl Active {
     pub(crate) fn take(&mut self, cx: &mut Cx<'_>, queue: &mut dyn IoQueue, env: &Env<'_>) -> bool {
         let mut busy = false;
         self.after_sleep(env);
-        self.look_for_losses(env);
+        self.look_for_losses(cx.segs, env);
         if env.mode == Mode::Leave {
-            busy |= self.leave();
+            busy |= self.leave(cx.segs);
         } else if env.hold.is_none() && !self.held.is_empty() {
             busy |= self.release_held(cx, queue, env);
         } else if !self.pending.is_empty() {
@@ -200,9 +234,9 @@ impl Active {
     }
 
     /// Before a stop: a chain that was taken from the guest and not begun goes back to the ring. True when nothing is in flight.
-    pub(crate) fn is_quiet(&mut self, mode: Mode) -> bool {
+    pub(crate) fn is_quiet(&mut self, segs: &mut SegTable, mode: Mode) -> bool {
         if mode == Mode::Drain {
-            self.untake();
+            self.untake(segs);
         }
         self.is_still(mode)
     }
@@ -212,201 +246,38 @@ impl Active {
         self.in_flight == 0 && (self.broken || !self.takes(mode))
     }
 
-    /// Takes chains and offers them until none is left, the queue refuses, or the batch is full.
-    fn take_batch(&mut self, cx: &mut Cx<'_>, queue: &mut dyn IoQueue, env: &Env<'_>) -> bool {
-        let mut taken = 0;
-        let result = loop {
-            match self.ring.has_chain() {
-                // Of memory that is being lost, one chain costs no more than its own pages.
-                Ok(true) if taken < BATCH && self.takes(env.mode) && polypath_memory::losses() == self.losses => {}
-                Ok(_) => break Ok(()),
-                Err(error) => break Err(error),
-            }
-            match self.take_one(cx, env) {
-                Err(error) => break Err(error),
-                Ok(head) => {
-                    taken += 1;
-                    if self.drive(cx, queue, env, head) != Offered::All {
-                        break Ok(());
-                    }
-                }
-            }
-        };
-        if taken > 0 {
-            env.counters.add(Count::Requests, taken.into());
-        }
-        if let Err(error) = result {
-            self.break_ring(error, env);
-        }
-        taken > 0
-    }
-
-    /// Takes one chain and makes a request of it.
-    fn take_one(&mut self, cx: &mut Cx<'_>, env: &Env<'_>) -> Result<u16, RingError> {
-        let head = self.ring.take()?;
-        let slot = usize::from(head);
-        if self.requests[slot].active {
-            return Err(RingError::Reused { head });
-        }
-        let span = self.rows.span(head.into(), env.config.width);
-        let chain = self.ring.read_chain(head, cx.segs.get_mut(span))?;
-        let ranges = &mut self.ranges[slot * MAX_RANGES..(slot + 1) * MAX_RANGES];
-        let place = Place { segs: cx.segs, span, memory: self.ring.memory(), ranges };
-        let owed = chain.kind == VIRTIO_BLK_T_FLUSH && env.config.owed.tell();
-        let parsed = match env.gone || owed {
-            false => request::parse(&chain, env.media, head.into(), &env.config.serial, place),
-            true => Parsed::Now(S_IOERR, 1),
-        };
-        if chain.fault.is_some() {
-            env.counters.add(Count::BadRequests, 1);
-        }
-        let landing = SegSpan { start: span.start + chain.out_count, count: chain.in_count };
-        let mut request = Request { active: true, fresh: true, status_byte: chain.status, ..Request::FREE };
-        match parsed {
-            Parsed::Now(status, written) => {
-                (request.status, request.written) = (status, written);
-                // All but the status, whatever else the chain names.
-                self.ring.landed(cx.segs.get(landing), written.saturating_sub(1).into());
-            }
-            Parsed::Io(io, written) => {
-                request.written = written;
-                if io.op == Op::Read {
-                    request.landing = landing;
-                }
-                request.flush = io.op == Op::Flush;
-                request.todo = Todo::One(io);
-            }
-            Parsed::Ranges(op, count) => {
-                request.written = 1;
-                request.todo = Todo::Ranges { op, next: 0, count };
-            }
-        }
-        self.requests[slot] = request;
-        self.in_flight += 1;
-        Ok(head)
-    }
-
-    /// Offers what is still to be submitted for `head`. What the queue does not take stays, and `head` joins the pending.
-    #[inline]
-    fn drive(&mut self, cx: &mut Cx<'_>, queue: &mut dyn IoQueue, env: &Env<'_>, head: u16) -> Offered {
-        let slot = usize::from(head);
-        let request = &mut self.requests[slot];
-        loop {
-            let mut io = match request.todo {
-                Todo::Nothing => break,
-                Todo::One(io) => io,
-                Todo::Ranges { op, next, .. } => self.ranges[slot * MAX_RANGES + usize::from(next)].io(head.into(), op),
-            };
-            if io.op.changes_medium() {
-                if env.hold.is_some() {
-                    request.fresh &= !self.ring.has_record();
-                    self.held.push_back(head);
-                    return Offered::All;
-                }
-                // The guest's word that counts is the last before the change is made.
-                if self.write_through.load(Ordering::Relaxed) {
-                    match env.media.write_through(io.op) {
-                        WriteThrough::Nothing => {}
-                        WriteThrough::Fua => io = io.with_flags(Flags::FUA),
-                        WriteThrough::FlushAfter => request.flush_after = true,
-                    }
-                }
-            }
-            if let Err(refused) = queue.submit(cx, io) {
-                self.pending.push_back(head);
-                return Offered::Refused(refused.why);
-            }
-            request.outstanding += 1;
-            request.fresh = false;
-            request.todo = match request.todo {
-                Todo::Ranges { op, next, count } if next + 1 < count => Todo::Ranges { op, next: next + 1, count },
-                _ => Todo::Nothing,
-            };
-        }
-        if request.outstanding == 0 {
-            self.finish(head, env);
-        }
-        Offered::All
-    }
-
-    /// Changes may be made now.
-    fn release_held(&mut self, cx: &mut Cx<'_>, queue: &mut dyn IoQueue, env: &Env<'_>) -> bool {
-        self.pending.append(&mut self.held);
-        self.retry(cx, queue, env)
-    }
-
-    /// Offers the pending again, in order, until the queue refuses.
-    fn retry(&mut self, cx: &mut Cx<'_>, queue: &mut dyn IoQueue, env: &Env<'_>) -> bool {
-        let mut any = false;
-        for _ in 0..self.pending.len() {
-            let Some(head) = self.pending.pop_front() else { break };
-            let before = self.requests[usize::from(head)].todo;
-            match self.drive(cx, queue, env, head) {
-                Offered::All => self.down_since = None,
-                Offered::Refused(why) => {
-                    // drive() put it at the end: it was first and stays first.
-                    if let Some(head) = self.pending.pop_back() {
-                        self.pending.push_front(head);
-                    }
-                    any |= self.requests[usize::from(head)].todo != before;
-                    self.judge(cx.now, why, env);
-                    break;
-                }
-            }
-            any = true;
-        }
-        any
-    }
-
-    /// A full queue empties by itself. A way that is down may come back, but not for ever.
-    fn judge(&mut self, now: Time, why: RefusedWhy, env: &Env<'_>) {
-        if why == RefusedWhy::Full {
-            self.down_since = None;
-            return;
-        }
-        let since = *self.down_since.get_or_insert(now);
-        if !env.gone && now.since(since) < env.config.down_timeout {
-            return;
-        }
-        if let Some(others) = env.counters.limits.way.may_log(env.now) {
-            let requests = self.pending.len();
-            tracing::warn!(vring = %env.config.name, requests, others, "no way to the device; requests fail");
-        }
-        self.fail_pending(env);
-    }
-
-    fn fail_pending(&mut self, env: &Env<'_>) {
-        for _ in 0..self.pending.len() {
-            let Some(head) = self.pending.pop_front() else { break };
-            let request = &mut self.requests[usize::from(head)];
-            (request.todo, request.status, request.flush_after) = (Todo::Nothing, S_IOERR, false);
-            if request.outstanding == 0 {
-                self.finish(head, env);
-            }
-        }
-    }
-
     /// The second half of a turn: works off what the queue completed, shows it to the guest, and calls it at most once. What costs too much
     /// for one turn stays in `done`.
     pub(crate) fn give_back(&mut self, cx: &mut Cx<'_>, queue: &mut dyn IoQueue, env: &Env<'_>, done: &mut Done) {
         // Suspects are for layers that have another path; here a request is over when it completes.
         done.suspects.clear();
         let (mut worked_off, mut log_cost) = (0, 0);
-        while log_cost < LOG_BUDGET
-            && let Some(&completion) = done.completions.get(worked_off)
-        {
+        for completion in &done.completions {
+            if log_cost >= LOG_BUDGET {
+                break;
+            }
             worked_off += 1;
             self.completed(cx, queue, env, completion);
-            log_cost += self.ring.take_log_cost();
+            if self.ring.has_log() {
+                log_cost += self.ring.take_log_cost();
+            }
         }
-        done.completions.drain(..worked_off);
+        if worked_off == done.completions.len() {
+            done.completions.clear();
+        } else {
+            done.completions.drain(..worked_off);
+        }
+        if self.finished > 0 {
+            env.counters.add(Count::Completions, std::mem::take(&mut self.finished));
+        }
         if self.ring.publish() {
             self.call.set_due();
         }
         self.notify(env);
     }
 
-    fn completed(&mut self, cx: &mut Cx<'_>, queue: &mut dyn IoQueue, env: &Env<'_>, completion: Completion) {
+    #[inline(always)]
+    fn completed(&mut self, cx: &mut Cx<'_>, queue: &mut dyn IoQueue, env: &Env<'_>, completion: &Completion) {
         let head = completion.tag as u16;
         let Some(request) = self.requests.get_mut(usize::from(head)).filter(|r| r.outstanding > 0) else {
             tracing::error!(vring = %env.config.name, tag = completion.tag, "completion of a request that is not in flight");
@@ -414,7 +285,28 @@ impl Active {
         };
         request.outstanding -= 1;
         // Also if it failed: some of the data may be there.
-        self.ring.landed(cx.segs.get(request.landing), u64::MAX);
+        if self.ring.has_log() {
+            self.ring.landed(cx.segs.get(request.landing), u64::MAX);
+        }
+        let is_all = request.outstanding == 0 && matches!(request.todo, Todo::Nothing);
+        if is_all && completion.status.is_ok() && !(request.flush | request.flush_after | request.left) {
+            self.finish(cx.segs, head);
+        } else {
+            self.completed_unusually(cx, queue, env, completion);
+        }
+    }
+
+    /// It failed, there is more to do for it, or there is more to say.
+    #[inline(never)]
+    fn completed_unusually(
+        &mut self,
+        cx: &mut Cx<'_>,
+        queue: &mut dyn IoQueue,
+        env: &Env<'_>,
+        completion: &Completion,
+    ) {
+        let head = completion.tag as u16;
+        let request = &mut self.requests[usize::from(head)];
         if !completion.status.is_ok() {
             env.counters.add(Count::Errors, 1);
             let ranges_left = matches!(request.todo, Todo::Ranges { .. });
@@ -434,14 +326,14 @@ impl Active {
             request.status = S_IOERR;
         }
         if env.mode == Mode::Leave && request.left {
-            self.forget(head);
+            self.forget(cx.segs, head);
         } else if request.flush_after {
             request.flush_after = false;
             request.todo = Todo::One(Io::flush(head.into()));
             // Whether taken or pending: the flush leaves with the next kick.
             self.drive(cx, queue, env, head);
         } else {
-            self.finish(head, env);
+            self.finish(cx.segs, head);
         }
     }
 
@@ -468,14 +360,29 @@ impl Active {
     }
 
     /// Puts the status where the guest looks for it and the chain in the used ring.
-    #[inline]
-    fn finish(&mut self, head: u16, env: &Env<'_>) {
+    #[inline(always)]
+    fn finish(&mut self, segs: &mut SegTable, head: u16) {
         let request = &mut self.requests[usize::from(head)];
         request.active = false;
         self.in_flight -= 1;
-        let (status_byte, status, written) = (request.status_byte, request.status, request.written);
-        self.ring.complete(head, status_byte, status, written);
-        env.counters.add(Count::Completions, 1);
+        self.ring.complete(head, request.status_byte, request.status, request.written);
+        self.finished += 1;
+        if request.has_room {
+            self.give_room_back(segs, head);
+        }
+    }
+
+    #[cold]
+    fn give_room_back(&mut self, segs: &mut SegTable, head: u16) {
+        let request = &mut self.requests[usize::from(head)];
+        request.has_room = false;
+        let (room, ranges) = (std::mem::take(&mut request.room), request.ranges.take());
+        if room.count > 0 {
+            self.room.give_back(segs, room);
+        }
+        if let Some(row) = ranges {
+            self.ranges.give_back(row);
+        }
     }
 
     fn break_ring(&mut self, error: RingError, env: &Env<'_>) {
@@ -494,38 +401,38 @@ impl Active {
 
     /// A guest whose memory has turned to zeroes gets no further: its writes would carry them to the disk, those that wait as well.
     #[inline]
-    fn look_for_losses(&mut self, env: &Env<'_>) {
+    fn look_for_losses(&mut self, segs: &mut SegTable, env: &Env<'_>) {
         let losses = polypath_memory::losses();
         if losses != self.losses {
             self.losses = losses;
             if self.ring.memory().is_lost() {
-                self.lose_memory(env);
+                self.lose_memory(segs, env);
             }
         }
     }
 
     #[cold]
-    fn lose_memory(&mut self, env: &Env<'_>) {
+    fn lose_memory(&mut self, segs: &mut SegTable, env: &Env<'_>) {
         if !self.broken {
             self.break_ring(RingError::MemoryLost, env);
         }
         self.pending.append(&mut self.held);
-        self.fail_pending(env);
+        self.fail_pending(segs);
     }
 
     /// A chain of which nothing was submitted goes back to the ring, if it is the one that was taken last.
-    fn untake(&mut self) {
+    fn untake(&mut self, segs: &mut SegTable) {
         let mut waiting = self.pending.iter().chain(&self.held);
         let Some(&head) = waiting.find(|&&head| self.requests[usize::from(head)].fresh) else { return };
         if self.ring.put_back(head) {
             self.pending.retain(|&other| other != head);
             self.held.retain(|&other| other != head);
-            self.forget(head);
+            self.forget(segs, head);
         }
     }
 
     /// What was not submitted, or not all of it, stays in flight for whoever reads the record.
-    fn leave(&mut self) -> bool {
+    fn leave(&mut self, segs: &mut SegTable) -> bool {
         self.pending.append(&mut self.held);
         let any = !self.pending.is_empty();
         for at in 0..self.pending.len() {
@@ -533,7 +440,7 @@ impl Active {
             let request = &mut self.requests[usize::from(head)];
             (request.todo, request.left) = (Todo::Nothing, true);
             if request.outstanding == 0 {
-                self.forget(head);
+                self.forget(segs, head);
             }
         }
         self.pending.clear();
@@ -544,9 +451,10 @@ impl Active {
     }
 
     /// It is not ours any more, and was not given back.
-    fn forget(&mut self, head: u16) {
+    fn forget(&mut self, segs: &mut SegTable, head: u16) {
         self.requests[usize::from(head)].active = false;
         self.in_flight -= 1;
+        self.give_room_back(segs, head);
     }
 
     /// After a sleep: notifications off, the kick taken.
@@ -585,7 +493,8 @@ impl Active {
             waits.until(cx.now.after(RETRY));
         }
         // What waits behind a pending request is taken once that is gone, which the queue's completion announces.
-        let takes = !self.broken && self.takes(env.mode) && self.pending.is_empty();
+        // So is what waits for the row of a request in flight.
+        let takes = !self.broken && self.takes(env.mode) && self.pending.is_empty() && self.room.is_free();
         if self.broken || env.mode != Mode::Run {
             return if takes { Armed::Busy } else { Armed::Sleep };
         }
