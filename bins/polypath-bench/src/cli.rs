@@ -1,6 +1,8 @@
 //! The command line.
 
+use crate::ring::{MAX_QD, Medium, RingLimitConfig, RingRatioConfig, Style};
 use crate::run::{Mix, RunConfig};
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use polypath_block::DiskUri;
 use polypath_multipath::SelectorKind;
@@ -20,11 +22,14 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// What loopback TCP of this machine can do at all with the bytes of NVMe/TCP 4 KiB reads
+    /// What loopback TCP of this machine can do at all with the bytes of NVMe/TCP 4 KiB reads; what a virtio ring can with --ring
     Limit(LimitArgs),
     /// Measure a disk, and verify it if asked to. Writes destroy what is on it
     Run(RunArgs),
-    /// Hold the NVMe/TCP initiator against the limit: interleaved pairs against a null target, medians, cost of an I/O
+    /// Drive any vhost-user-blk back-end with the front-end of `limit --ring`: reads of 4 KiB. It should poll on another core
+    Drive(DriveArgs),
+    /// Hold the NVMe/TCP initiator against the limit (interleaved pairs against a null target, medians, cost of an I/O), or the
+    /// vhost-user-blk back-end against the limit of a ring with --ring
     Ratio(RatioArgs),
     /// Serve a null disk over NVMe/TCP until standard input ends (the target of `ratio`)
     #[command(hide = true)]
@@ -34,6 +39,24 @@ pub enum Command {
         cpu: usize,
         /// What it does when there is nothing to do
         #[arg(long, value_enum, default_value = "adaptive")]
+        idle: IdleMode,
+    },
+    /// Serve a disk over vhost-user-blk until standard input ends (the back-end of `ratio --ring`)
+    #[command(hide = true)]
+    ServeRing {
+        /// Where to listen
+        socket: PathBuf,
+        /// What the disk is made of
+        #[arg(long, value_enum, default_value = "null")]
+        medium: Medium,
+        /// Serve the disk as it is, not as a group of one path
+        #[arg(long)]
+        no_group: bool,
+        /// Core to pin the reactor to
+        #[arg(long)]
+        cpu: usize,
+        /// What it does when there is nothing to do
+        #[arg(long, value_enum, default_value = "poll")]
         idle: IdleMode,
     },
 }
@@ -81,6 +104,65 @@ pub struct LimitArgs {
     /// Leave each block where recv put it, instead of copying it to its requester's buffer
     #[arg(long)]
     pub no_copy: bool,
+    /// Of a split virtio ring instead: a front-end on the first core, a back-end on the second that touches what any virtio-blk device
+    /// must touch for a read of 4 KiB and does nothing else. Both poll
+    #[arg(long, conflicts_with_all = ["idle", "no_copy"])]
+    pub ring: bool,
+    /// Of the ring.
+    #[command(flatten)]
+    pub ring_args: RingArgs,
+    /// Write one JSON object to FILE, or to standard output with -
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// What is said of a ring.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct RingArgs {
+    /// With --ring: what is behind the back-end
+    #[arg(long, value_enum, default_value = "null", requires = "ring")]
+    pub medium: Medium,
+    /// With --ring: one descriptor and a table of three for each request, instead of three descriptors
+    #[arg(long, requires = "ring")]
+    pub indirect: bool,
+    /// With --ring: write all of each request anew, as a guest's driver does, instead of its sector alone
+    #[arg(long, requires = "ring")]
+    pub renew: bool,
+}
+
+impl RingArgs {
+    /// How requests are put into it.
+    pub fn style(&self) -> Style {
+        Style { indirect: self.indirect, renew: self.renew }
+    }
+}
+
+/// `polypath-bench drive`.
+#[derive(Args, Debug)]
+pub struct DriveArgs {
+    /// Where the back-end listens
+    pub socket: PathBuf,
+    /// Requests outstanding
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=MAX_QD as i64))]
+    pub qd: u16,
+    /// Seconds to measure (or with a unit: 500ms, 2m)
+    #[arg(long, default_value = "2", value_parser = parse_measured)]
+    pub time: Duration,
+    /// Seconds to run before measuring
+    #[arg(long, default_value = "0.3", value_parser = parse_time)]
+    pub ramp: Duration,
+    /// Core of the front-end; the first that is allowed if not given
+    #[arg(long)]
+    pub cpu: Option<usize>,
+    /// One descriptor and a table of three for each request, instead of three descriptors
+    #[arg(long)]
+    pub indirect: bool,
+    /// Write all of each request anew, as a guest's driver does, instead of its sector alone
+    #[arg(long)]
+    pub renew: bool,
+    /// Wake the back-end after every pass: for one that sleeps
+    #[arg(long)]
+    pub kick: bool,
     /// Write one JSON object to FILE, or to standard output with -
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -157,8 +239,8 @@ pub struct RunArgs {
 /// `polypath-bench ratio`.
 #[derive(Args, Debug)]
 pub struct RatioArgs {
-    /// Queue depths to compare at
-    #[arg(long, value_delimiter = ',', default_value = "32,1", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    /// Queue depths to compare at (1,32,128 with --ring)
+    #[arg(long, value_delimiter = ',', default_value = "32,1", default_value_if("ring", "true", "1,32,128"), value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub qd: Vec<u16>,
     /// Pairs of limit and run for each depth
     #[arg(long, default_value_t = 9)]
@@ -178,6 +260,19 @@ pub struct RatioArgs {
     /// Measure this disk instead of a null target
     #[arg(long, value_name = "URI")]
     pub path: Option<DiskUri>,
+    /// The whole vhost-user-blk back-end against `limit --ring`, both under the front-end of that. Both poll
+    #[arg(long, conflicts_with_all = ["idle", "path"])]
+    pub ring: bool,
+    /// Of the ring.
+    #[command(flatten)]
+    pub ring_args: RingArgs,
+    /// With --ring: serve the disk as it is, not as a group of one path as polypathd does
+    #[arg(long, requires = "ring")]
+    pub no_group: bool,
+    /// With --ring: compare with the back-end that listens there, too. It keeps to the second core, polls, has a disk of what --medium
+    /// says, and is stopped (SIGSTOP) while others are measured
+    #[arg(long, value_name = "SOCKET", requires = "ring")]
+    pub peer: Option<PathBuf>,
     /// Count system calls and instructions per I/O too (needs perf and valgrind)
     #[arg(long)]
     pub cost: bool,
@@ -221,6 +316,41 @@ impl From<MixArg> for Mix {
             MixArg::RandWrite => Mix::RandWrite,
             MixArg::RandRw => Mix::RandRw,
             MixArg::Verify => Mix::Verify,
+        }
+    }
+}
+
+impl LimitArgs {
+    /// What to measure of a ring.
+    ///
+    /// # Errors
+    /// A depth that no ring holds.
+    pub fn ring_config(&self) -> anyhow::Result<RingLimitConfig> {
+        let qd = u16::try_from(self.qd).ok().filter(|qd| (1..=MAX_QD).contains(qd));
+        Ok(RingLimitConfig {
+            qd: qd.with_context(|| format!("--qd {}: expected 1 to {MAX_QD} with --ring", self.qd))?,
+            time: self.time,
+            ramp: self.ramp,
+            cpus: self.cpus.clone(),
+            medium: self.ring_args.medium,
+            style: self.ring_args.style(),
+        })
+    }
+}
+
+impl RatioArgs {
+    /// What to compare of rings.
+    pub fn ring_config(&self) -> RingRatioConfig {
+        RingRatioConfig {
+            depths: self.qd.clone(),
+            pairs: self.pairs,
+            time: self.time,
+            ramp: self.ramp,
+            cpus: self.cpus.clone(),
+            medium: self.ring_args.medium,
+            group: !self.no_group,
+            style: self.ring_args.style(),
+            peer: self.peer.clone(),
         }
     }
 }
@@ -355,6 +485,29 @@ mod tests {
     }
 
     #[test]
+    fn rings_as_people_write_them() {
+        let parse =
+            |line: &str| Cli::try_parse_from(std::iter::once("x").chain(line.split_whitespace())).unwrap().command;
+        let Command::Limit(args) = parse("limit --ring --qd 128 --medium ram --indirect --cpus 1,0") else {
+            panic!("limit was parsed as something else")
+        };
+        let c = args.ring_config().unwrap();
+        assert_eq!((c.qd, c.medium, c.style), (128, Medium::Ram, Style { indirect: true, renew: false }));
+        let Command::Limit(args) = parse("limit --ring --qd 342") else { panic!() };
+        assert!(args.ring_config().unwrap_err().to_string().contains("--qd 342: expected 1 to 341"));
+        let Command::Ratio(args) = parse("ratio --ring --renew --no-group --peer p.sock") else { panic!() };
+        let c = args.ring_config();
+        assert_eq!((c.depths, c.pairs, c.medium, c.group), (vec![1, 32, 128], 9, Medium::Null, false));
+        assert_eq!((c.style, c.peer), (Style { indirect: false, renew: true }, Some("p.sock".into())));
+        let Command::Ratio(args) = parse("ratio --ring --qd 4,8") else { panic!() };
+        assert_eq!((args.ring_config().depths, args.ring_config().group), (vec![4, 8], true));
+        let Command::Ratio(args) = parse("ratio") else { panic!() };
+        assert_eq!((args.qd, args.ring), (vec![32, 1], false));
+        let Command::Drive(args) = parse("drive x.sock --qd 4 --cpu 1 --kick") else { panic!() };
+        assert_eq!((args.socket, args.qd, args.cpu, args.kick), ("x.sock".into(), 4, Some(1), true));
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (line, word) in [
             ("run --path nul://1", "scheme"),
@@ -370,6 +523,18 @@ mod tests {
             ("run --path null://1GiB --time 1000000000000 --ramp 1000000000000", "longer than a year"),
             ("run --path null://1GiB --connect-timeout 8761h", "longer than a year"),
             ("limit --cpus 9-1", "upside down"),
+            ("limit --ring --idle sleep", "cannot be used with"),
+            ("limit --ring --no-copy", "cannot be used with"),
+            ("limit --medium ram", "--ring"),
+            ("limit --indirect", "--ring"),
+            ("limit --ring --medium disk", "null, ram"),
+            ("ratio --renew", "--ring"),
+            ("ratio --no-group", "--ring"),
+            ("ratio --peer x.sock", "--ring"),
+            ("ratio --ring --path null://1GiB", "cannot be used with"),
+            ("drive", "<SOCKET>"),
+            ("drive x.sock --qd 342", "1..=341"),
+            ("drive x.sock --time 0", "nothing to measure"),
         ] {
             let error =
                 Cli::try_parse_from(std::iter::once("x").chain(line.split_whitespace())).unwrap_err().to_string();

@@ -1,6 +1,8 @@
 //! Cores and time spent on them.
 
-use polypath_reactor::CpuList;
+use crate::latency::round3;
+use polypath_block::Time;
+use polypath_reactor::{CpuList, now};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::time::Duration;
 
@@ -53,6 +55,30 @@ pub fn thread_wait() -> Option<Duration> {
 fn schedstat(field: usize) -> Option<Duration> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     text.split_whitespace().nth(field)?.parse().ok().map(Duration::from_nanos)
+}
+
+/// How much of its time the calling thread is kept from its core.
+pub(crate) struct CoreWait {
+    since: Time,
+    wait: Option<Duration>,
+}
+
+impl CoreWait {
+    /// From now on.
+    pub(crate) fn start() -> Self {
+        CoreWait { since: now(), wait: thread_wait() }
+    }
+
+    /// In percent of the time since then; nought where the kernel does not tell.
+    pub(crate) fn taken_pct(&self) -> f64 {
+        let elapsed = now().since(self.since).as_secs_f64();
+        match (self.wait, thread_wait()) {
+            (Some(before), Some(after)) if elapsed > 0.0 => {
+                round3(after.saturating_sub(before).as_secs_f64() / elapsed * 100.0)
+            }
+            _ => 0.0,
+        }
+    }
 }
 
 #[cfg(test)]

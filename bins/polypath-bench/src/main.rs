@@ -5,10 +5,11 @@ mod signals;
 mod table;
 
 use clap::Parser as _;
-use polypath_bench::cli::{Cli, Command, LimitArgs, RatioArgs, RunArgs};
+use polypath_bench::cli::{Cli, Command, DriveArgs, LimitArgs, RatioArgs, RunArgs};
 use polypath_bench::limit::{self, LimitConfig};
 use polypath_bench::output::{self, JsonOutput};
 use polypath_bench::ratio::{self, RatioConfig};
+use polypath_bench::ring::{self, DriveConfig, ServeConfig, Style};
 use polypath_bench::run::{self, Stop};
 use signals::Signals;
 use std::process::ExitCode;
@@ -17,10 +18,17 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     output::log("warn");
     let outcome = match command {
+        Command::Limit(args) if args.ring => limit_ring(&args),
         Command::Limit(args) => limit(&args),
+        Command::Drive(args) => drive(&args),
         Command::Run(args) => run(&args),
+        Command::Ratio(args) if args.ring => ratio_ring(&args),
         Command::Ratio(args) => ratio(&args),
         Command::ServeNull { cpu, idle } => ratio::serve_null(cpu, idle.policy()).map(|()| ExitCode::SUCCESS),
+        Command::ServeRing { socket, medium, no_group, cpu, idle } => {
+            let config = ServeConfig { socket, medium, group: !no_group, cpu, idle: idle.policy() };
+            ring::serve(&config).map(|()| ExitCode::SUCCESS)
+        }
     };
     outcome.unwrap_or_else(|error| output::fail("polypath-bench", &error, 2))
 }
@@ -38,6 +46,28 @@ fn limit(args: &LimitArgs) -> anyhow::Result<ExitCode> {
     let report = limit::run(&config)?;
     json.emit(&report, table::limit(&report))?;
     Ok(verdict(report.errors == 0))
+}
+
+fn limit_ring(args: &LimitArgs) -> anyhow::Result<ExitCode> {
+    let json = JsonOutput::open(args.json.as_deref())?;
+    let report = ring::limit(&args.ring_config()?)?;
+    json.emit(&report, table::ring(&report))?;
+    Ok(verdict(report.is_good()))
+}
+
+fn drive(args: &DriveArgs) -> anyhow::Result<ExitCode> {
+    let json = JsonOutput::open(args.json.as_deref())?;
+    let report = ring::drive(&DriveConfig {
+        socket: args.socket.clone(),
+        qd: args.qd,
+        time: args.time,
+        ramp: args.ramp,
+        cpu: args.cpu,
+        style: Style { indirect: args.indirect, renew: args.renew },
+        kick: args.kick,
+    })?;
+    json.emit(&report, table::ring(&report))?;
+    Ok(verdict(report.is_good()))
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
@@ -74,6 +104,18 @@ fn ratio(args: &RatioArgs) -> anyhow::Result<ExitCode> {
         }
     }
     json.emit(&report, table::ratio(&report))?;
+    Ok(verdict(report.cases.iter().all(|case| case.errors == 0)))
+}
+
+fn ratio_ring(args: &RatioArgs) -> anyhow::Result<ExitCode> {
+    let json = JsonOutput::open(args.json.as_deref())?;
+    let config = args.ring_config();
+    let mut report = ring::ratio(&config, |line| output::remark(line))?;
+    if args.cost {
+        let cost = |&qd: &u16| ring::measure_cost(qd, report.cpus, config.medium, config.group, config.style);
+        report.cost = config.depths.iter().map(cost).collect();
+    }
+    json.emit(&report, table::ring_ratio(&report))?;
     Ok(verdict(report.cases.iter().all(|case| case.errors == 0)))
 }
 

@@ -1,5 +1,9 @@
 //! Reports for people.
 
+mod ring;
+
+pub(crate) use ring::{ring, ring_ratio};
+
 use comfy_table::{CellAlignment, Table, presets};
 use polypath_bench::latency::LatencyUs;
 use polypath_bench::limit::LimitReport;
@@ -156,7 +160,6 @@ pub(crate) fn ratio(r: &RatioReport) -> String {
     if r.cost.is_empty() {
         return lines(&text);
     }
-    let known = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), |v| format!("{v}"));
     let mut table = new(&["per I/O, QD", "run system calls", "limit's", "run instructions", "limit's"]);
     for c in &r.cost {
         table.add_row(vec![
@@ -241,6 +244,10 @@ fn quiet(taken_pct: f64) -> &'static str {
 
 fn latency(l: &LatencyUs) -> Vec<String> {
     [l.mean, l.p50, l.p90, l.p99, l.p99_9, l.p99_99, l.max].iter().map(|x| format!("{x:.1}")).collect()
+}
+
+fn known(value: Option<f64>) -> String {
+    value.map_or_else(|| "?".to_owned(), |v| format!("{v}"))
 }
 
 fn whole(x: f64) -> String {

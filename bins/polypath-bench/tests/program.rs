@@ -185,3 +185,86 @@ fn the_text_says_how_much_others_took() {
         assert!(text.contains(words), "{text}");
     }
 }
+
+/// `serve-ring` in a folder of its own.
+struct ServedRing {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl ServedRing {
+    fn start(more: &[&str]) -> ServedRing {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s").display().to_string();
+        let mut command = bench(&["serve-ring", &socket, "--cpu", "0"]);
+        let mut child = command.args(more).stdin(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        ServedRing { child, dir }
+    }
+
+    fn socket(&self) -> String {
+        self.dir.path().join("s").display().to_string()
+    }
+
+    /// Its status once its standard input has ended. It takes its socket with it.
+    fn end(mut self) -> Option<i32> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait().unwrap();
+        assert!(!self.dir.path().join("s").exists());
+        status.code()
+    }
+}
+
+const SHORT: [&str; 4] = ["--time", "20ms", "--ramp", "0"];
+
+#[test]
+fn a_ring_is_measured_by_itself_and_against_any_back_end() {
+    let output = bench(&["limit", "--ring", "--qd", "2", "--json", "-"]).args(SHORT).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["mode"], &report["qd"], &report["medium"]), (&"ring-limit".into(), &2.into(), &"null".into()));
+    assert_eq!((output.status.code(), &report["errors"], &report["unanswered"]), (Some(0), &0.into(), &0.into()));
+    let served = ServedRing::start(&["--medium", "ram", "--idle", "adaptive"]);
+    let file = served.dir.path().join("report.json").display().to_string();
+    let output = bench(&["drive", &served.socket(), "--qd", "8", "--json", &file]).args(SHORT).output().unwrap();
+    let (text, report) = (String::from_utf8(output.stdout).unwrap(), json(Path::new(&file)));
+    assert!(output.status.success() && text.contains(&served.socket()), "{text}");
+    assert_eq!(
+        (&report["mode"], &report["errors"], &report["ring_size"]),
+        (&"ring-drive".into(), &0.into(), &32.into())
+    );
+    assert!(report["total_ios"].as_u64().unwrap() >= 8, "{report:#}");
+    assert_eq!(served.end(), Some(0));
+}
+
+/// The peer is stopped while others are measured, and goes on afterwards, also when something fails.
+#[test]
+fn back_ends_are_compared_in_turns_with_a_peer() {
+    let peer = ServedRing::start(&["--idle", "adaptive", "--no-group"]);
+    let ratio = ["ratio", "--ring", "--qd", "1,4", "--pairs", "2", "--peer"];
+    let file = peer.dir.path().join("report.json").display().to_string();
+    let output = bench(&ratio).args([&peer.socket(), "--json", &file]).args(SHORT).output().unwrap();
+    let (text, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(
+        output.status.success() && text.contains("a group of one path") && text.contains("peer IOPS"),
+        "{text}{said}"
+    );
+    assert!(said.contains("QD 1 turn 1: limit ") && said.contains("QD 4 turn 2: limit "), "{said}");
+    let report = json(Path::new(&file));
+    assert_eq!(
+        (&report["mode"], &report["goal"], &report["medium"]),
+        (&"ring-ratio".into(), &0.8.into(), &"null".into())
+    );
+    for case in report["cases"].as_array().unwrap() {
+        assert_eq!((case["pairs"].as_array().unwrap().len(), &case["errors"]), (2, &0.into()), "{case:#}");
+        assert!(case["peer_iops"].is_number() && case["over_peer_quiet"].is_number(), "{case:#}");
+    }
+    // A core that is not there.
+    let output = bench(&ratio).args([&peer.socket(), "--cpus", "1023"]).args(SHORT).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(peer.end(), Some(0), "it goes on");
+    let output = bench(&ratio).arg("/nowhere/s").args(SHORT).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && said.contains("--peer /nowhere/s: is a back-end listening"), "{said}");
+}

@@ -11,6 +11,7 @@ use polypath_nvme::StatusField;
 use rustix::fs::FallocateFlags;
 use std::fs::File;
 use std::io::{self, Seek};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,10 +36,19 @@ pub(crate) enum Medium {
 
 #[derive(Debug)]
 pub(crate) struct Ram {
-    region: Region,
-    window: Window,
+    /// One after the other; more than one once it has grown. A grown medium shares those of the one that it was.
+    parts: Vec<Arc<Part>>,
     /// Present only with several threads.
     stripes: Option<Arc<[AtomicBool]>>,
+}
+
+#[derive(Debug)]
+struct Part {
+    /// Bytes of the medium before it.
+    begin: u64,
+    region: Region,
+    /// All of it.
+    window: Window,
 }
 
 impl Medium {
@@ -49,10 +59,9 @@ impl Medium {
             Backing::Cached { bytes, through } => Ok((Medium::Cached(Cached::new(*bytes, *through)), *bytes)),
             Backing::Ram(bytes) => {
                 let fail = |e: String| ConfigError::new(format!("ram://{bytes}"), e);
-                let region = Region::allocate(*bytes, false).map_err(|e| fail(e.to_string()))?;
-                let window = region.window(0, region.len()).ok_or_else(|| fail("cannot be mapped".into()))?;
+                let parts = vec![Arc::new(Part::new(0, *bytes).map_err(fail)?)];
                 let stripes = (threads > 1).then(|| (0..STRIPES).map(|_| AtomicBool::new(false)).collect::<Arc<[_]>>());
-                Ok((Medium::Ram(Ram { region, window, stripes }), *bytes))
+                Ok((Medium::Ram(Ram { parts, stripes }), *bytes))
             }
             Backing::File(path) => {
                 let fail = |e: io::Error| ConfigError::new(path.display().to_string(), e.to_string());
@@ -77,8 +86,9 @@ impl Medium {
     #[inline]
     pub(crate) fn segment(&self, offset: u64, len: usize) -> Option<Segment> {
         match self {
-            Medium::Ram(Ram { stripes: None, region, .. }) => {
-                Some(Segment { offset, region: region.id(), len: len as u32 })
+            Medium::Ram(ram @ Ram { stripes: None, .. }) => {
+                let (part, at, _) = ram.part(offset).filter(|&(_, _, room)| room >= len)?;
+                Some(Segment { offset: at as u64, region: part.region.id(), len: len as u32 })
             }
             _ => None,
         }
@@ -89,7 +99,7 @@ impl Medium {
     pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), StatusField> {
         match self {
             Medium::Null => out.fill(0),
-            Medium::Ram(ram) => ram.each(offset, out.len(), |at, range| ram.window.copy_out(at, &mut out[range]))?,
+            Medium::Ram(ram) => ram.each(offset, out.len(), |w, at, range| w.copy_out(at, &mut out[range]))?,
             Medium::File(file) => {
                 file.read_exact_at(out, offset).map_err(|e| trouble(&e, StatusField::UNRECOVERED_READ_ERROR))?;
             }
@@ -103,7 +113,7 @@ impl Medium {
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), StatusField> {
         match self {
             Medium::Null => Ok(()),
-            Medium::Ram(ram) => ram.each(offset, data.len(), |at, range| ram.window.copy_in(at, &data[range])),
+            Medium::Ram(ram) => ram.each(offset, data.len(), |w, at, range| w.copy_in(at, &data[range])),
             Medium::File(file) => file.write_all_at(data, offset).map_err(|e| trouble(&e, StatusField::WRITE_FAULT)),
             Medium::Cached(cached) => cached.write(offset, data),
         }
@@ -124,18 +134,30 @@ impl Medium {
 
     /// Makes `len` bytes from byte `offset` on read as zero.
     pub(crate) fn zero(&self, offset: u64, len: u64) -> Result<(), StatusField> {
-        let punched = match self {
-            Medium::Null => true,
-            Medium::Ram(ram) if len >= PUNCH => ram.region.fd().is_some_and(|fd| punch(fd, offset, len)),
-            Medium::File(file) if len >= PUNCH => punch(file, offset, len),
-            _ => false,
-        };
-        if punched {
-            return Ok(());
+        let end = offset + len;
+        let zeroed = self.give_back(offset, end).unwrap_or(end..end);
+        self.overwrite(offset, zeroed.start)?;
+        self.overwrite(zeroed.end, end)
+    }
+
+    /// Makes bytes `offset .. end` read as zero without writing them: all or most of them, if that can be had. Says which.
+    fn give_back(&self, offset: u64, end: u64) -> Option<Range<u64>> {
+        match self {
+            Medium::Null => Some(offset..end),
+            _ if end - offset < PUNCH => None,
+            Medium::Ram(ram) => {
+                let whole = offset.next_multiple_of(STRIPE)..end / STRIPE * STRIPE;
+                ram.give_back(whole.start, whole.end - whole.start).then_some(whole)
+            }
+            Medium::File(file) => punch(file, offset, end - offset).then_some(offset..end),
+            Medium::Cached(_) => None,
         }
-        let mut at = offset;
-        while at < offset + len {
-            let n = (offset + len - at).min(ZEROES.len() as u64);
+    }
+
+    /// Writes zeroes to bytes `at .. end`.
+    fn overwrite(&self, mut at: u64, end: u64) -> Result<(), StatusField> {
+        while at < end {
+            let n = (end - at).min(ZEROES.len() as u64);
             self.write(at, &ZEROES[..n as usize])?;
             at += n;
         }
@@ -146,7 +168,7 @@ impl Medium {
     pub(crate) fn resized(&self, bytes: u64) -> Result<Option<Medium>, String> {
         match self {
             Medium::Null => Ok(None),
-            Medium::Ram(ram) if bytes <= ram.region.len() => Ok(None),
+            Medium::Ram(ram) if bytes <= ram.len() => Ok(None),
             Medium::Ram(ram) => Ok(Some(Medium::Ram(ram.grown(bytes)?))),
             Medium::File(file) => {
                 let have = file.metadata().map_err(|e| e.to_string())?.len();
@@ -191,40 +213,74 @@ impl Medium {
     }
 }
 
-impl Ram {
-    /// The same memory, longer: the file behind it grows and is mapped once more. A write that still goes through the old mapping is
-    /// seen in the new one, so a disk may grow under I/O.
-    fn grown(&self, bytes: u64) -> Result<Ram, String> {
-        let fd = self.region.fd().ok_or("memory without a file behind it cannot grow")?;
-        let fd = fd.try_clone_to_owned().map_err(|e| e.to_string())?;
-        rustix::fs::ftruncate(&fd, bytes).map_err(|e| e.to_string())?;
-        let region = Region::from_fd(fd, 0, bytes).map_err(|e| e.to_string())?;
+impl Part {
+    fn new(begin: u64, bytes: u64) -> Result<Part, String> {
+        let region = Region::private(bytes, true).map_err(|e| e.to_string())?;
+        tracing::info!(bytes, pages = region.pages().as_str(), reason = region.fallback(), "made memory for a medium");
         let window = region.window(0, region.len()).ok_or("cannot be mapped")?;
-        Ok(Ram { region, window, stripes: self.stripes.clone() })
+        Ok(Part { begin, region, window })
     }
 
-    /// Runs `copy` over the whole range, or stripe by stripe where threads must be kept apart.
+    fn end(&self) -> u64 {
+        self.begin + self.region.len()
+    }
+}
+
+impl Ram {
+    fn len(&self) -> u64 {
+        self.parts.last().map_or(0, |part| part.end())
+    }
+
+    /// The part that byte `offset` is in, where in it, and how many bytes follow in it.
+    #[inline]
+    fn part(&self, offset: u64) -> Option<(&Part, usize, usize)> {
+        let part = self.parts.iter().find(|part| offset < part.end())?;
+        Some((part, (offset - part.begin) as usize, (part.end() - offset) as usize))
+    }
+
+    /// The same memory, and more after it. A write that still goes to the old medium is seen in the new one, so a disk may grow under I/O.
+    fn grown(&self, bytes: u64) -> Result<Ram, String> {
+        let have = self.len();
+        let mut parts = self.parts.clone();
+        parts.push(Arc::new(Part::new(have, bytes - have)?));
+        Ok(Ram { parts, stripes: self.stripes.clone() })
+    }
+
+    /// Makes whole stripes read as zero by giving their memory back. `false`: it was not done, or not with all of them.
+    fn give_back(&self, offset: u64, len: u64) -> bool {
+        self.parts.iter().all(|part| {
+            let (from, to) = (offset.max(part.begin), (offset + len).min(part.end()));
+            from >= to || part.region.give_back(from - part.begin, to - from)
+        })
+    }
+
+    /// Runs `copy` over the whole range: part by part, and stripe by stripe where threads must be kept apart.
     #[inline]
     fn each<E>(
         &self,
         offset: u64,
         len: usize,
-        mut copy: impl FnMut(usize, std::ops::Range<usize>) -> Result<(), E>,
+        mut copy: impl FnMut(&Window, usize, Range<usize>) -> Result<(), E>,
     ) -> Result<(), StatusField> {
-        let Some(stripes) = &self.stripes else {
-            return copy(offset as usize, 0..len).map_err(|_| StatusField::LBA_OUT_OF_RANGE);
-        };
+        let outside = StatusField::LBA_OUT_OF_RANGE;
         let mut done = 0;
         while done < len {
             let at = offset + done as u64;
-            let n = ((STRIPE - at % STRIPE) as usize).min(len - done);
+            let (part, local, room) = self.part(at).ok_or(outside)?;
+            let n = room.min(len - done);
+            let Some(stripes) = &self.stripes else {
+                copy(&part.window, local, done..done + n).map_err(|_| outside)?;
+                done += n;
+                continue;
+            };
+            let n = n.min((STRIPE - at % STRIPE) as usize);
             let bit = &stripes[(at / STRIPE) as usize % STRIPES];
             while bit.swap(true, Ordering::Acquire) {
                 std::hint::spin_loop();
             }
-            let result = copy(at as usize, done..done + n);
+            let result = copy(&part.window, local, done..done + n);
             bit.store(false, Ordering::Release);
-            result.map_err(|_| StatusField::LBA_OUT_OF_RANGE)?;
+            result.map_err(|_| outside)?;
             done += n;
         }
         Ok(())
@@ -289,6 +345,17 @@ mod tests {
                 assert_eq!(new.compare(offset, &[byte; 3000]), Ok(true), "at {offset}");
             }
             assert!(new.resized(2 << 20).unwrap().is_none(), "this one serves a smaller size");
+            let border = (1 << 20) - 1500;
+            new.write(border, &[6; 3000]).unwrap();
+            assert_eq!(new.compare(border, &[6; 3000]), Ok(true));
+            assert_eq!(new.segment(border, 3000), None, "not in one piece");
+            assert_eq!(new.segment(1 << 20, 3000).map(|s| s.offset), (threads == 1).then_some(0));
+            new.write(border + (2 << 20), &[5; 100]).unwrap();
+            new.zero(border + 1, 2 << 20).unwrap();
+            for (offset, byte) in [(border, 6), (border + 1, 0), (1 << 20, 0), (border + (2 << 20), 0), (2 << 20, 0)] {
+                assert_eq!(new.compare(offset, &[byte]), Ok(true), "at {offset}");
+            }
+            assert_eq!(new.compare(border + (2 << 20) + 1, &[5; 99]), Ok(true), "what follows is left alone");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The two threads of `limit`.
 
 use super::{BLOCK, HEADER, LimitConfig, REQUEST, RESPONSE};
-use crate::cpu;
+use crate::cpu::{self, CoreWait};
 use crate::latency::Latencies;
 use crate::slices::Slices;
 use anyhow::Context as _;
@@ -248,7 +248,7 @@ impl<'a> Client<'a> {
                 self.errors += 1;
                 continue;
             };
-            self.latencies.record(time.since(*slot));
+            self.latencies.record(time.nanos_since(*slot));
             *slot = time;
             if self.config.copy {
                 self.blocks[usize::from(id) * BLOCK..][..BLOCK].copy_from_slice(&response[HEADER..]);
@@ -261,27 +261,5 @@ impl<'a> Client<'a> {
         self.rx.copy_within(whole * RESPONSE..*have, 0);
         *have -= whole * RESPONSE;
         Ok(time)
-    }
-}
-
-/// How much of its time the calling thread is kept from its core.
-struct CoreWait {
-    since: Time,
-    wait: Option<Duration>,
-}
-
-impl CoreWait {
-    fn start() -> Self {
-        CoreWait { since: now(), wait: cpu::thread_wait() }
-    }
-
-    fn taken_pct(&self) -> f64 {
-        let elapsed = now().since(self.since).as_secs_f64();
-        match (self.wait, cpu::thread_wait()) {
-            (Some(before), Some(after)) if elapsed > 0.0 => {
-                crate::latency::round3(after.saturating_sub(before).as_secs_f64() / elapsed * 100.0)
-            }
-            _ => 0.0,
-        }
     }
 }

@@ -66,14 +66,24 @@ pub fn measure(qd: u16, idle: IdlePolicy, cpus: [usize; 2], path: Option<&DiskUr
 }
 
 fn syscalls(args: &[&str], idle: IdlePolicy) -> anyhow::Result<f64> {
+    let (command, scratch) = perf()?;
+    let ios = ios(command, args, &["--idle", idle.as_str(), "--time", "2"])?;
+    Ok(counted_by_perf(&scratch)? / ios)
+}
+
+/// What counts system calls of the program that is to be appended, and where it writes how many.
+pub(crate) fn perf() -> anyhow::Result<(Command, Scratch)> {
     let scratch = Scratch::new("perf")?;
     let mut command = Command::new("perf");
     command.args(["stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-o"]).arg(&scratch.0).arg("--");
-    let ios = ios(command, args, &["--idle", idle.as_str(), "--time", "2"])?;
+    Ok((command, scratch))
+}
+
+/// How many [`perf`] counted, once it has ended.
+pub(crate) fn counted_by_perf(scratch: &Scratch) -> anyhow::Result<f64> {
     let text = std::fs::read_to_string(&scratch.0).context("reading what perf counted")?;
     let line = text.lines().find(|l| l.contains("sys_enter")).context("perf counted nothing")?;
-    let count: f64 = line.split(',').next().unwrap_or("").parse().with_context(|| format!("perf says: {line}"))?;
-    Ok(count / ios)
+    line.split(',').next().unwrap_or("").parse().with_context(|| format!("perf says: {line}"))
 }
 
 /// The limit counts its own, each side for itself.
@@ -84,20 +94,39 @@ fn limit_syscalls(args: &[&str], idle: IdlePolicy) -> anyhow::Result<f64> {
 }
 
 fn instructions(args: &[&str], function: &str) -> anyhow::Result<f64> {
-    let scratch = Scratch::new("callgrind")?;
-    let mut command = Command::new("valgrind");
-    command
-        .args(["--tool=callgrind", "--collect-atstart=no", "--quiet"])
-        .arg(format!("--toggle-collect={function}"))
-        .arg(format!("--callgrind-out-file={}", scratch.0.display()));
+    let (command, counting) = Counting::start(function)?;
     // Sleeping keeps turns that find nothing out of the count.
     let ios = ios(command, args, &["--idle", "sleep", "--time", "3"])?;
-    let text = std::fs::read_to_string(&scratch.0).context("reading what callgrind counted")?;
-    let word = |line: &str| line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok());
-    let total =
-        text.lines().filter(|l| l.starts_with("totals:")).find_map(word).context("callgrind counted nothing")?;
-    anyhow::ensure!(total > 0.0, "callgrind found no function like {function}");
-    Ok(total / ios)
+    Ok(counting.total()? / ios)
+}
+
+/// Instructions of one function and all that it calls, being counted by callgrind.
+pub(crate) struct Counting {
+    function: String,
+    scratch: Scratch,
+}
+
+impl Counting {
+    /// What counts, with the program to be appended; `function` is a pattern of its name.
+    pub(crate) fn start(function: &str) -> anyhow::Result<(Command, Counting)> {
+        let scratch = Scratch::new("callgrind")?;
+        let mut command = Command::new("valgrind");
+        command
+            .args(["--tool=callgrind", "--collect-atstart=no", "--quiet"])
+            .arg(format!("--toggle-collect={function}"))
+            .arg(format!("--callgrind-out-file={}", scratch.0.display()));
+        Ok((command, Counting { function: function.to_owned(), scratch }))
+    }
+
+    /// How many, once it has ended.
+    pub(crate) fn total(&self) -> anyhow::Result<f64> {
+        let text = std::fs::read_to_string(&self.scratch.0).context("reading what callgrind counted")?;
+        let word = |line: &str| line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok());
+        let total =
+            text.lines().filter(|l| l.starts_with("totals:")).find_map(word).context("callgrind counted nothing")?;
+        anyhow::ensure!(total > 0.0, "callgrind found no function like {}", self.function);
+        Ok(total)
+    }
 }
 
 /// I/Os that this program, started by `command`, reports.
@@ -119,7 +148,7 @@ fn report(mut command: Command, args: &[&str], more: &[&str]) -> anyhow::Result<
 }
 
 /// A file of a tool, gone with this value.
-struct Scratch(std::path::PathBuf);
+pub(crate) struct Scratch(std::path::PathBuf);
 
 impl Scratch {
     fn new(tool: &str) -> anyhow::Result<Scratch> {

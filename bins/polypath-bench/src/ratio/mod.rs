@@ -7,6 +7,7 @@
 mod cost;
 
 pub use cost::{Cost, measure as measure_cost};
+pub(crate) use cost::{Counting, counted_by_perf, perf};
 
 use crate::cpu;
 use crate::latency::round3;
@@ -241,12 +242,12 @@ fn case(qd: u16, pairs: Vec<Pair>, errors: u64) -> Case {
     }
 }
 
-fn ratio(a: f64, b: f64) -> f64 {
+pub(crate) fn ratio(a: f64, b: f64) -> f64 {
     round3(a / b.max(1e-9))
 }
 
 /// The middle one; of an even number the mean of the two in the middle.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let n = values.len();
     match n {

@@ -5,8 +5,8 @@
 use crate::gap::Gap;
 use crate::latency::DirectedLatencies;
 use polypath_block::{
-    Armed, Cx, Device, DeviceState, Done, Health, Io, IoQueue, OpenError, QueueConfig, Refused, RefusedWhy, SlotKey,
-    Slots, Time, Waits,
+    Armed, Completion, Cx, Device, DeviceState, Done, Health, Io, IoQueue, Op, OpenError, QueueConfig, Refused, Rest,
+    Status, Time, Waits,
 };
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -96,8 +96,7 @@ impl Device for CountedDevice {
             inner: self.inner.open_queue(config)?,
             block_size: info.map_or(0, |i| i.geometry.block_size),
             device: self.inner.clone(),
-            slots: Slots::new(most.max(1)),
-            done: Done::with_capacity(most.into()),
+            sent: Table::new(most.max(1).into()),
             counters: self.counters.clone(),
             gap: Gap::default(),
             measuring: false,
@@ -111,21 +110,68 @@ impl Device for CountedDevice {
 }
 
 /// A request under way.
+#[derive(Clone, Copy)]
 struct Sent {
-    /// What its submitter calls it.
     tag: u64,
     started: Time,
-    /// Blocks of data; none if it carries none.
     blocks: u32,
-    read: bool,
+    op: Op,
+}
+
+/// Of a place that is free. A request with this tag is in the list.
+const NONE: u64 = u64::MAX;
+
+/// The requests under way. What is above numbers its requests in the low bits of their tags, so that each has a place of its own here as a
+/// rule; those that find theirs taken are in a list.
+struct Table {
+    places: Box<[Sent]>,
+    others: Vec<Sent>,
+}
+
+impl Table {
+    fn new(depth: usize) -> Table {
+        let free = Sent { tag: NONE, started: Time::ZERO, blocks: 0, op: Op::Flush };
+        Table { places: vec![free; (2 * depth).next_power_of_two()].into(), others: Vec::with_capacity(depth) }
+    }
+
+    /// Requests go down at `now`.
+    #[inline]
+    fn note(&mut self, ios: &[Io], now: Time) {
+        let places = &mut self.places[..];
+        let mask = places.len() - 1;
+        for io in ios {
+            let sent = Sent { tag: io.tag, started: now, blocks: io.blocks, op: io.op };
+            let place = &mut places[io.tag as usize & mask];
+            if place.tag == NONE {
+                *place = sent;
+            } else {
+                self.others.push(sent);
+            }
+        }
+    }
+
+    /// Requests have completed: hands each to `each`.
+    #[inline]
+    fn take(&mut self, completions: &[Completion], mut each: impl FnMut(&Sent, Status)) {
+        let places = &mut self.places[..];
+        let mask = places.len() - 1;
+        for completion in completions {
+            let place = &mut places[completion.tag as usize & mask];
+            if place.tag == completion.tag && completion.tag != NONE {
+                each(place, completion.status);
+                place.tag = NONE;
+            } else if let Some(at) = self.others.iter().position(|sent| sent.tag == completion.tag) {
+                each(&self.others.swap_remove(at), completion.status);
+            }
+        }
+    }
 }
 
 struct Queue {
     inner: Box<dyn IoQueue>,
     device: Arc<dyn Device>,
     block_size: u32,
-    slots: Slots<Sent>,
-    done: Done,
+    sent: Table,
     counters: Arc<PathCounters>,
     gap: Gap,
     measuring: bool,
@@ -151,20 +197,18 @@ impl Queue {
 
 impl IoQueue for Queue {
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
-        let blocks = if io.op.has_data() { io.blocks } else { 0 };
-        let Ok(key) = self.slots.insert(Sent { tag: io.tag, started: cx.now, blocks, read: io.op.data_in() }) else {
-            return Err(Refused { io, why: RefusedWhy::Full });
-        };
-        match self.inner.submit(cx, Io { tag: key.as_u32().into(), ..io }) {
-            Ok(()) => {
-                self.gap.submitted(cx.now, 1);
-                Ok(())
-            }
-            Err(refused) => {
-                self.slots.remove(key);
-                Err(Refused { io, ..refused })
-            }
-        }
+        self.inner.submit(cx, io)?;
+        self.sent.note(core::slice::from_ref(&io), cx.now);
+        self.gap.submitted(cx.now, 1);
+        Ok(())
+    }
+
+    fn submit_all(&mut self, cx: &mut Cx<'_>, ios: &[Io]) -> Result<(), Rest> {
+        let result = self.inner.submit_all(cx, ios);
+        let taken = result.map_or_else(|rest| rest.taken, |()| ios.len());
+        self.sent.note(&ios[..taken], cx.now);
+        self.gap.submitted(cx.now, taken as u64);
+        result
     }
 
     fn kick(&mut self, cx: &mut Cx<'_>) {
@@ -173,31 +217,23 @@ impl IoQueue for Queue {
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
         self.borders(cx.now);
-        self.done.clear();
-        self.inner.poll(cx, &mut self.done);
-        for suspect in &self.done.suspects {
-            if let Some(&Sent { tag, .. }) = self.slots.get(SlotKey::from_u32(suspect.tag as u32)) {
-                self.seen.suspects += 1;
-                done.suspects.push(polypath_block::Suspect { tag, ..*suspect });
+        let (before, suspects) = (done.completions.len(), done.suspects.len());
+        self.inner.poll(cx, done);
+        self.seen.suspects += (done.suspects.len() - suspects) as u64;
+        let completions = &done.completions[before..];
+        let n = completions.len() as u64;
+        let (mut ios, mut blocks) = (0, 0);
+        let (seen, measuring) = (&mut self.seen, self.measuring);
+        self.sent.take(completions, |sent, status| {
+            if measuring && status.is_ok() {
+                (ios, blocks) = (ios + 1, blocks + if sent.op.has_data() { u64::from(sent.blocks) } else { 0 });
+                seen.latencies.record(sent.op.data_in(), cx.now.nanos_since(sent.started));
+            } else if measuring {
+                seen.errors += 1;
             }
-        }
-        let n = self.done.completions.len() as u64;
-        for completion in &self.done.completions {
-            let Some(sent) = self.slots.remove(SlotKey::from_u32(completion.tag as u32)) else {
-                continue;
-            };
-            let Sent { tag, started, blocks, read } = sent;
-            if self.measuring {
-                if completion.status.is_ok() {
-                    self.seen.ios += 1;
-                    self.seen.bytes += u64::from(blocks) * u64::from(self.block_size);
-                    self.seen.latencies.record(read, cx.now.since(started));
-                } else {
-                    self.seen.errors += 1;
-                }
-            }
-            done.completions.push(polypath_block::Completion { tag, ..*completion });
-        }
+        });
+        self.seen.ios += ios;
+        self.seen.bytes += blocks * u64::from(self.block_size);
         if n > 0 {
             self.gap.completed(cx.now, n);
             self.counters.live.fetch_add(n, Relaxed);

@@ -49,11 +49,15 @@ pub(super) fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
     let (mut path_counters, mut devices) = (Vec::new(), Vec::new());
     for uri in &config.paths {
         let device = stack.open_device(uri)?;
-        let counters = PathCounters::new(device.name().to_owned());
-        let counted: Arc<dyn Device> = Arc::new(CountedDevice::new(device.clone(), counters.clone()));
-        group.add_path(PathConfig::new(counted))?;
+        let mut path = device.clone();
+        // What can be said of the only path is said of the disk.
+        if config.paths.len() > 1 {
+            let counters = PathCounters::new(device.name().to_owned());
+            path = Arc::new(CountedDevice::new(path, counters.clone()));
+            path_counters.push(counters);
+        }
+        group.add_path(PathConfig::new(path))?;
         devices.push(device);
-        path_counters.push(counters);
     }
     let deadline = Instant::now() + config.connect_timeout;
     for device in &devices {

@@ -7,8 +7,8 @@ use crate::slices::Slices;
 use crate::verify::{Outcome, Statistics, Ticket, Verifier, VerifyError};
 use crate::workload::{Request, Workload};
 use polypath_block::{
-    Armed, Code, Cx, Device, Done, Health, Io, IoQueue, OpenError, Poller, QueueConfig, RefusedWhy, Scope, SegRow,
-    Status, Time, Turn, Waits,
+    Armed, Code, Cx, Device, Done, Flags, Health, Io, IoQueue, Op, OpenError, Poller, QueueConfig, RefusedWhy, Rest,
+    Scope, SegRow, Status, Time, Turn, Waits,
 };
 use polypath_memory::Chunk;
 use std::sync::Arc;
@@ -129,6 +129,8 @@ pub(super) struct Job {
     rows: SegRow,
     slots: Vec<Slot>,
     free: Vec<u16>,
+    /// Requests that the queue is to take with the next turn.
+    batch: Vec<Io>,
     done: Done,
     scratch: Vec<u8>,
     phase: Phase,
@@ -173,6 +175,7 @@ impl Job {
             rows,
             slots: (0..depth).map(|_| Slot::default()).collect(),
             free: (0..spec.qd).rev().collect(),
+            batch: Vec::with_capacity(depth),
             done: Done::with_capacity(depth),
             scratch,
             phase: Phase::Connecting,
@@ -226,6 +229,7 @@ impl Job {
         }
         if cx.now >= self.end && self.phase == Phase::Running {
             self.phase = Phase::Draining;
+            self.take_back();
             if !std::mem::take(&mut self.measuring) {
                 // Stopped during the ramp.
                 self.result.slices.restart(cx.now);
@@ -278,7 +282,7 @@ impl Job {
     fn complete(&mut self, now: Time, number: u16, status: Status) {
         let slot = &mut self.slots[usize::from(number)];
         if self.measuring {
-            self.result.latencies.record(slot.read, now.since(slot.started));
+            self.result.latencies.record(slot.read, now.nanos_since(slot.started));
             if slot.read {
                 self.result.reads += 1;
             } else {
@@ -286,7 +290,7 @@ impl Job {
             }
         } else if self.phase == Phase::Draining {
             // Too late to count in the rate; leaving out the slowest would make every latency look better than it was.
-            self.result.latencies.record(slot.read, now.since(slot.started));
+            self.result.latencies.record(slot.read, now.nanos_since(slot.started));
         }
         // Errors count whenever they happen: an error during the ramp is an error.
         if !status.is_ok() {
@@ -329,36 +333,72 @@ impl Job {
         }
     }
 
+    /// Makes requests for all free slots and offers them as one batch. What the queue has no room for is offered again in the next turn.
     fn refill(&mut self, cx: &mut Cx<'_>) -> bool {
-        let mut kick = false;
-        while let Some(&number) = self.free.last() {
-            let Some(request) = self.next_request() else { break };
-            let Request { read, lba } = request;
-            let blocks = if self.phase == Phase::Sweeping { 1 } else { self.spec.io_blocks };
-            let ticket = match self.prepare(number, read, lba, blocks) {
-                Ok(ticket) => ticket,
-                Err(Full) => break,
-            };
-            let slot = &mut self.slots[usize::from(number)];
-            (slot.started, slot.read, slot.lba, slot.blocks, slot.ticket) = (cx.now, read, lba, blocks, ticket);
-            let span = self.rows.span(number.into(), 1);
-            let tag = u64::from(number);
-            let io = if read { Io::read(tag, lba, blocks, span) } else { Io::write(tag, lba, blocks, span) };
-            if let Err(refused) = self.queue.submit(cx, io) {
-                self.take_back(number, refused.why);
-                break;
-            }
-            self.free.pop();
-            kick = true;
-            if self.phase == Phase::Sweeping {
-                self.sweep_at = lba + 1;
-                self.result.swept += 1;
-            }
+        for io in &self.batch {
+            self.slots[io.tag as usize].started = cx.now;
         }
-        if kick {
+        while let Some(&number) = self.free.last()
+            && self.make(cx, number)
+        {
+            self.free.pop();
+        }
+        let result = self.queue.submit_all(cx, &self.batch);
+        let taken = result.map_or_else(|rest| rest.taken, |()| self.batch.len());
+        self.batch.drain(..taken);
+        if taken > 0 {
             self.queue.kick(cx);
         }
-        kick
+        taken > 0
+    }
+
+    /// Reads one block more of what is known, if there is a free slot.
+    fn sweep(&mut self, cx: &mut Cx<'_>) -> bool {
+        let Some(number) = self.free.pop() else { return false };
+        if !self.make(cx, number) {
+            self.free.push(number);
+            return false;
+        }
+        let result = self.queue.submit_all(cx, &self.batch);
+        if let Err(Rest { why, .. }) = result {
+            self.take_back();
+            if why == RefusedWhy::Gone {
+                // There is nobody left to read from; what was not swept is not counted as swept.
+                self.sweep_at = u64::MAX;
+            }
+            return false;
+        }
+        self.batch.clear();
+        self.sweep_at = self.slots[usize::from(number)].lba + 1;
+        self.result.swept += 1;
+        true
+    }
+
+    /// Fills the free slots with reads of what is known.
+    fn sweep_all(&mut self, cx: &mut Cx<'_>) -> bool {
+        let mut any = false;
+        while self.sweep(cx) {
+            any = true;
+        }
+        if any {
+            self.queue.kick(cx);
+        }
+        any
+    }
+
+    /// Puts the next request, in slot `number`, at the end of the batch. False: there is none for now.
+    #[inline]
+    fn make(&mut self, cx: &Cx<'_>, number: u16) -> bool {
+        let Some(Request { read, lba }) = self.next_request() else { return false };
+        let blocks = if self.phase == Phase::Sweeping { 1 } else { self.spec.io_blocks };
+        let Ok(ticket) = self.prepare(number, read, lba, blocks) else { return false };
+        let slot = &mut self.slots[usize::from(number)];
+        (slot.started, slot.read, slot.lba, slot.blocks, slot.ticket) = (cx.now, read, lba, blocks, ticket);
+        let span = self.rows.span(number.into(), 1);
+        let op = if read { Op::Read } else { Op::Write };
+        // Made where it lies: a copy right after would wait for its parts to be stored.
+        self.batch.push(Io { tag: number.into(), lba, blocks, op, flags: Flags::empty(), segs: span, skip: 0 });
+        true
     }
 
     fn next_request(&mut self) -> Option<Request> {
@@ -392,19 +432,18 @@ impl Job {
         Ok(Some(ticket))
     }
 
-    /// A request was not taken: it was never made.
-    fn take_back(&mut self, number: u16, why: RefusedWhy) {
-        let slot = &mut self.slots[usize::from(number)];
-        if let (Some(ticket), Some(verifier)) = (slot.ticket.take(), &mut self.spec.verifier) {
-            if slot.read {
-                verifier.abandon_read(ticket);
-            } else {
-                verifier.end_write(ticket, Outcome::Failed);
+    /// What is offered and was not taken was never made.
+    fn take_back(&mut self) {
+        for io in self.batch.drain(..) {
+            let slot = &mut self.slots[io.tag as usize];
+            if let (Some(ticket), Some(verifier)) = (slot.ticket.take(), &mut self.spec.verifier) {
+                if slot.read {
+                    verifier.abandon_read(ticket);
+                } else {
+                    verifier.end_write(ticket, Outcome::Failed);
+                }
             }
-        }
-        if why == RefusedWhy::Gone && self.phase == Phase::Sweeping {
-            // There is nobody left to read from; what was not swept is not counted as swept.
-            self.sweep_at = u64::MAX;
+            self.free.push(io.tag as u16);
         }
     }
 
@@ -456,8 +495,10 @@ impl Poller for Job {
             }
             _ => {}
         }
-        if matches!(self.phase, Phase::Running | Phase::Sweeping) {
-            busy |= self.refill(cx);
+        match self.phase {
+            Phase::Running => busy |= self.refill(cx),
+            Phase::Sweeping => busy |= self.sweep_all(cx),
+            _ => {}
         }
         if matches!(self.phase, Phase::Draining | Phase::Sweeping) {
             // Nothing is to be done while the last ones are out, for seconds if they wait for a fence.
@@ -477,7 +518,7 @@ impl Poller for Job {
                 if !self.measuring {
                     waits.until(self.begin);
                 }
-                if !self.free.is_empty() {
+                if !self.free.is_empty() || !self.batch.is_empty() {
                     // Wants to submit and may not: the queue says when it is ready by being ready.
                     waits.until(cx.now.after(Duration::from_millis(1)));
                 }

@@ -7,7 +7,7 @@ use super::job::JobResult;
 use crate::latency::{LatencyUs, round3};
 use crate::verify::Statistics;
 use polypath::reactor::ReactorStatistics;
-use polypath::{Arena, Stack, memory::Pages};
+use polypath::{Arena, Stack};
 use polypath_block::{Code, Status, Time};
 use polypath_multipath::PathStatistics;
 use serde::Serialize;
@@ -127,9 +127,9 @@ pub struct VerifyReport {
 /// What buffers lie in.
 #[derive(Clone, Debug, Serialize)]
 pub struct Buffers {
-    /// `huge` or `ordinary`.
+    /// `huge` (reserved), `transparent` or `ordinary`.
     pub pages: &'static str,
-    /// Why not huge.
+    /// Why no reserved huge ones.
     pub reason: Option<String>,
     /// Bytes.
     pub bytes: u64,
@@ -269,7 +269,7 @@ pub(super) fn build(
         suspects: all.suspects,
         verify: (config.mix == super::Mix::Verify).then_some(verify),
         buffers: Buffers {
-            pages: if arena.pages() == Pages::Huge { "huge" } else { "ordinary" },
+            pages: arena.pages().as_str(),
             reason: arena.fallback().map(str::to_owned),
             bytes: arena.region().len(),
         },
@@ -285,24 +285,25 @@ pub(super) fn build(
 }
 
 fn paths(report: &RunReport, disk: &Disk, seconds: f64, statistics: &[PathStatistics]) -> Vec<PathReport> {
-    if disk.group.is_none() {
+    if disk.path_counters.is_empty() {
+        let known = statistics.first();
         return vec![PathReport {
-            name: report.disk.clone(),
-            state: None,
+            name: known.map_or_else(|| report.disk.clone(), |s| s.name.clone()),
+            state: known.map(|s| format!("{:?}", s.state).to_lowercase()),
             ios: report.ios,
             iops: report.iops,
             mib_s: report.mib_s,
             lat_us: report.lat_us,
             lat_read_us: report.lat_read_us,
             lat_write_us: report.lat_write_us,
-            errors: report.errors,
+            errors: known.map_or(report.errors, |s| s.errors),
             verify_errors: Some(report.verify_errors),
             longest_gap_ms: report.longest_gap_ms,
             cpu_us_per_io: Some(report.cpu_us_per_io),
-            suspects: report.suspects,
-            redriven: 0,
-            failures: 0,
-            recoveries: 0,
+            suspects: known.map_or(report.suspects, |s| s.suspected),
+            redriven: known.map_or(0, |s| s.redriven),
+            failures: known.map_or(0, |s| s.failures),
+            recoveries: known.map_or(0, |s| s.recoveries),
         }];
     }
     let one = |counters: &std::sync::Arc<PathCounters>| {
