@@ -9,7 +9,7 @@ use polypath_tests::lab::repository;
 use serde_json::Value;
 
 /// Floors of `docs/ARCHITECTURE.md`. A package imports only lower floors; a package that is not here has no place in the house yet.
-const FLOORS: [(&str, u32); 26] = [
+const FLOORS: [(&str, u32); 27] = [
     ("polypath-block", 0),
     ("polypath-memory", 0),
     ("polypath-pci", 1),
@@ -35,11 +35,12 @@ const FLOORS: [(&str, u32); 26] = [
     ("polypath-target", 6),
     ("polypath-tests", 6),
     ("polypath-world", 6),
+    ("polypath-instructions", 6),
     ("xtask", 6),
 ];
 
 /// Imports within one floor that the picture needs: importer, imported.
-const SAME_FLOOR: [(&str, &str); 9] = [
+const SAME_FLOOR: [(&str, &str); 10] = [
     // memory carries the contract's segments
     ("polypath-memory", "polypath-block"),
     // the facade puts the others of its floor together
@@ -53,6 +54,8 @@ const SAME_FLOOR: [(&str, &str); 9] = [
     ("polypath-cli", "polypath-bench"),
     // the world drives the target's protocol
     ("polypath-world", "polypath-target"),
+    // what an I/O takes is counted with the target's protocol in the same thread
+    ("polypath-instructions", "polypath-target"),
     // `ratio` starts a target of its own
     ("polypath-bench", "polypath-target"),
 ];

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod defects;
+mod instructions;
 mod kernel;
 mod mutants;
 mod packages;
@@ -28,6 +29,9 @@ usage: cargo xtask COMMAND
   mutants [--sample] [ARGUMENT...]
                     change the code in small wrong ways and fail where no test notices (docs/TESTING-mutants.md); --sample tries
                     a fixed part of them; other arguments are those of cargo-mutants, such as -p PACKAGE or -F PATTERN
+  instructions [--renew] [--only NAME]...
+                    count the instructions of a request and fail where one takes more than 5 % more than docs/instructions.tsv says;
+                    --renew writes the numbers there instead
   sim --seeds N ... run N simulated worlds; further words are polypath-sim's own (docs/TESTING-sim.md)
   sim --defects [NAME...]
                     put known defects, all or these, back into a copy of the tree and show the seed or the test that finds each
@@ -58,6 +62,7 @@ fn command(arguments: &[String]) -> Result<()> {
         ["capture", ..] => run::capture(&words[1..]),
         ["mutants", "--sample", ..] => mutants::run(true, &words[2..]),
         ["mutants", ..] => mutants::run(false, &words[1..]),
+        ["instructions", ..] => instructions::run(&words[1..]),
         ["sim", ..] => sim::sim(&words[1..]),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

@@ -23,8 +23,21 @@ const PROGRAMS: [(&str, &str); 13] = [
 
 /// Installs the packages of missing programs when this is root, and otherwise says what to install.
 pub(crate) fn install_missing() -> Result<()> {
-    let mut packages: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !installed(program)).map(|(_, package)| *package).collect();
+    install(|_| true)
+}
+
+/// The same of one program, which is among those of the lab. It is there afterwards.
+pub(crate) fn install_missing_of(program: &str) -> Result<()> {
+    install(|other| other == program)?;
+    if !installed(program) {
+        bail!("`{program}` is not there, and no package is known that brings it");
+    }
+    Ok(())
+}
+
+fn install(wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let missing = PROGRAMS.iter().filter(|(program, _)| wanted(program) && !installed(program));
+    let mut packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
