@@ -373,6 +373,25 @@ fn a_socket_by_another_name_is_owed_what_the_others_are() {
     assert!(begin_at(&state, "d", TWO, SECOND).owed().is_owed(), "it may be the first one by another name");
 }
 
+/// The disk is let go and served again by the same daemon: what the guest of a socket has been told of, and what not, goes on.
+#[test]
+fn what_a_guest_was_told_outlives_the_mark_of_its_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = folder(dir.path(), "b", SECOND);
+    let first = begin(&state, "d", SECOND);
+    let owed = first.owed();
+    first.end(Vec::new()).unwrap();
+    let live = first.mark.live();
+    first.mark.let_go();
+    drop(first);
+    let next = Arc::new(state.claim("d", SECOND).unwrap());
+    next.set_live(live);
+    let (one, two) = (next.begin(ONE, false, &[]).unwrap(), next.begin(TWO, false, &[]).unwrap());
+    owed.owe();
+    assert!(one.owed().is_owed(), "the first guest is not known any more");
+    assert!(!two.owed().is_owed(), "another socket is another guest");
+}
+
 /// The operator has deleted the disk: the next one of that name has lost nothing of anybody's.
 #[test]
 fn a_disk_that_was_deleted_is_owed_no_more() {

@@ -61,6 +61,18 @@ mod tests {
     }
 
     #[test]
+    fn of_equal_bytes_the_fewer_requests_win() {
+        let load = |in_flight| PathLoad { in_flight, bytes_in_flight: 8192, ..PathLoad::default() };
+        for (loads, best) in [([load(2), load(1)], 1), ([load(1), load(2)], 0)] {
+            for last in 0..2 {
+                let mut selector = ServiceTime { last, ..ServiceTime::default() };
+                let c = Choice { mask: 0b11, loads: &loads, bytes: 4096, offset: 0, now: Time::ZERO };
+                assert_eq!(selector.pick(&c), best, "chosen after path {last}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_to_be_sent_counts_with_what_is_in_flight() {
         let load = |bytes_in_flight, weight| PathLoad { bytes_in_flight, weight, ..PathLoad::default() };
         let pick = |loads: [PathLoad; 2], bytes| {
