@@ -3,7 +3,7 @@
 use crate::device::{OpenError, QueueConfig};
 use crate::fence::{FenceState, FenceTerms};
 use crate::io::Io;
-use crate::queue::{Armed, Cx, Done, Health, Refused, Rest, Waits};
+use crate::queue::{Armed, Cx, Done, Health, Refused, Rest, Waits, one_by_one};
 use crate::time::Time;
 use std::sync::Arc;
 
@@ -50,12 +50,7 @@ pub trait ControllerQueue {
     /// # Errors
     /// As [`crate::IoQueue::submit_all`], with the meaning of [`ControllerQueue::submit`].
     fn submit_all(&mut self, cx: &mut Cx<'_>, unit: Unit, ios: &[Io]) -> Result<(), Rest> {
-        for (taken, io) in ios.iter().enumerate() {
-            if let Err(Refused { why, .. }) = self.submit(cx, unit, *io) {
-                return Err(Rest { taken, why });
-            }
-        }
-        Ok(())
+        one_by_one(ios, |io| self.submit(cx, unit, io))
     }
 
     /// As [`crate::IoQueue::kick`].

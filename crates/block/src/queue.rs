@@ -37,12 +37,7 @@ pub trait IoQueue {
     /// # Errors
     /// [`Rest`] says how many were taken, and why the one after them was not. It and those behind it were not started.
     fn submit_all(&mut self, cx: &mut Cx<'_>, ios: &[Io]) -> Result<(), Rest> {
-        for (taken, io) in ios.iter().enumerate() {
-            if let Err(Refused { why, .. }) = self.submit(cx, *io) {
-                return Err(Rest { taken, why });
-            }
-        }
-        Ok(())
+        one_by_one(ios, |io| self.submit(cx, io))
     }
 
     /// One doorbell, or one send, for all requests since the last kick.
@@ -104,6 +99,21 @@ pub struct Rest {
     pub taken: usize,
     /// Why the next was not.
     pub why: RefusedWhy,
+}
+
+impl Rest {
+    /// The same of `io`, which was offered alone.
+    pub fn refuses(self, io: Io) -> Refused {
+        Refused { io, why: self.why }
+    }
+}
+
+/// Offers each of `ios` to `submit`, until one is refused.
+pub(crate) fn one_by_one(ios: &[Io], mut submit: impl FnMut(Io) -> Result<(), Refused>) -> Result<(), Rest> {
+    for (taken, &io) in ios.iter().enumerate() {
+        submit(io).map_err(|refused| Rest { taken, why: refused.why })?;
+    }
+    Ok(())
 }
 
 /// Why a request was not taken.
@@ -283,6 +293,14 @@ pub trait Poller {
     fn poll(&mut self, cx: &mut Cx<'_>) -> Turn;
     /// As [`IoQueue::arm`].
     fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed;
+    /// Looks up to `times` times for something to do, each time as cheaply as can be, and does nothing of it: true as soon as there is
+    /// something. A reactor asks the only poller that it gives turns to, after a turn without work, and gives it the next turn at once when
+    /// there is some. For what another thread may put into memory at any moment; what has to ask elsewhere leaves it at the `false` that this
+    /// says by itself.
+    fn look(&mut self, times: u32) -> bool {
+        let _ = times;
+        false
+    }
     /// A short name for logs and statistics.
     fn name(&self) -> &str;
 }

@@ -71,29 +71,24 @@ struct NullQueue {
 
 impl NullQueue {
     #[inline]
-    fn answer(&mut self, segs: &SegTable, io: &Io) {
+    fn answer(&mut self, segs: &SegTable, ios: &[Io]) {
         let DeviceInfo { geometry, limits, .. } = self.open.info();
-        let verdict = limits.check(io, geometry.blocks, geometry.block_size, segs);
-        self.completions.push(io.tag, verdict.err().unwrap_or(Status::OK));
+        for io in ios {
+            let verdict = limits.check(io, geometry.blocks, geometry.block_size, segs);
+            self.completions.push(io.tag, verdict.err().unwrap_or(Status::OK));
+        }
     }
 }
 
 impl IoQueue for NullQueue {
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
-        if self.closed || self.completions.len() >= self.depth {
-            let why = if self.closed { RefusedWhy::Gone } else { RefusedWhy::Full };
-            return Err(Refused { io, why });
-        }
-        self.answer(cx.segs, &io);
-        Ok(())
+        self.submit_all(cx, core::slice::from_ref(&io)).map_err(|rest| rest.refuses(io))
     }
 
     fn submit_all(&mut self, cx: &mut Cx<'_>, ios: &[Io]) -> Result<(), Rest> {
         let room = if self.closed { 0 } else { self.depth.saturating_sub(self.completions.len()) };
         let taken = room.min(ios.len());
-        for io in &ios[..taken] {
-            self.answer(cx.segs, io);
-        }
+        self.answer(cx.segs, &ios[..taken]);
         let why = if self.closed { RefusedWhy::Gone } else { RefusedWhy::Full };
         if taken == ios.len() { Ok(()) } else { Err(Rest { taken, why }) }
     }

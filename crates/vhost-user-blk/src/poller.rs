@@ -357,6 +357,13 @@ impl Poller for VringPoller {
         }
     }
 
+    fn look(&mut self, times: u32) -> bool {
+        match (&mut self.active, &self.stopping) {
+            (Some(active), None) => active.look(times),
+            _ => false,
+        }
+    }
+
     fn name(&self) -> &str {
         &self.around.config.name
     }

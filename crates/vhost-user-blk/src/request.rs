@@ -163,11 +163,11 @@ pub(crate) fn status_byte(status: Status) -> u8 {
 
 #[inline]
 fn extent(media: &Media, sector: u64, bytes: u64) -> Option<(u64, u32)> {
-    let lba = media.blocks(sector)?;
-    if bytes == 0 || bytes > u64::from(u32::MAX - 1) || bytes & ((1 << media.block_shift) - 1) != 0 {
+    let block = (1 << media.block_shift) - 1;
+    if (sector & block >> SECTOR_SHIFT) | (bytes & block) != 0 || bytes.wrapping_sub(1) >= u64::from(u32::MAX - 1) {
         return None;
     }
-    Some((lba, (bytes >> media.block_shift) as u32))
+    Some((sector >> (media.block_shift - SECTOR_SHIFT), (bytes >> media.block_shift) as u32))
 }
 
 fn parse_ranges(op: Op, chain: &Chain, media: &Media, out: SegSpan, place: Place<'_>) -> Parsed {

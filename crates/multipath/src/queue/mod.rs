@@ -246,8 +246,20 @@ impl MultipathQueue {
         }
     }
 
-    /// Lets what waits go on: delays that passed, parents with more parts, the backlog.
+    /// Lets what waits go on, if anything does: whatever waits is a task, or a part that is to become one.
+    #[inline]
     fn run_waiting(&mut self, cx: &mut Cx<'_>) {
+        if !self.tasks.is_empty() || !self.parents.is_empty() || self.told_waiting > 0 {
+            self.run_tasks(cx);
+        } else {
+            self.next_expiry = Time::NEVER;
+        }
+        self.stranded_under = self.usable();
+        self.usable_before = self.stranded_under;
+    }
+
+    /// Delays that passed, parents with more parts, the backlog.
+    fn run_tasks(&mut self, cx: &mut Cx<'_>) {
         let gained = self.usable() & !self.usable_before;
         let mut i = 0;
         while let Some(&(at, key)) = self.delayed.get(i) {
@@ -275,8 +287,6 @@ impl MultipathQueue {
             full = if self.place(cx, key) { 0 } else { full + 1 };
             self.looked = if full == 0 { 0 } else { self.looked + 1 };
         }
-        self.stranded_under = self.usable();
-        self.usable_before = self.stranded_under;
         self.tell_waiting(self.stranded.len());
     }
 
@@ -315,7 +325,7 @@ impl MultipathQueue {
 
 impl IoQueue for MultipathQueue {
     fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
-        self.submit_all(cx, core::slice::from_ref(&io)).map_err(|rest| Refused { io, why: rest.why })
+        self.submit_all(cx, core::slice::from_ref(&io)).map_err(|rest| rest.refuses(io))
     }
 
     fn submit_all(&mut self, cx: &mut Cx<'_>, ios: &[Io]) -> Result<(), Rest> {

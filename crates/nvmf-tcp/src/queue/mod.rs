@@ -396,7 +396,7 @@ impl ControllerQueue for QueuePair {
 
     #[inline]
     fn submit(&mut self, cx: &mut Cx<'_>, unit: Unit, io: Io) -> Result<(), Refused> {
-        self.take_all(cx, unit, std::slice::from_ref(&io)).map_err(|rest| Refused { io, why: rest.why })
+        self.take_all(cx, unit, std::slice::from_ref(&io)).map_err(|rest| rest.refuses(io))
     }
 
     fn submit_all(&mut self, cx: &mut Cx<'_>, unit: Unit, ios: &[Io]) -> Result<(), Rest> {

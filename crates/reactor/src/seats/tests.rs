@@ -398,6 +398,55 @@ fn who_never_rests_for_long_is_left_in_the_turns() {
     assert_eq!(seat.patience, PATIENCE, "a long rest was worth it");
 }
 
+/// Finds something at its third look, and works it off with its next turn.
+#[derive(Default)]
+struct Looker {
+    looks: Arc<AtomicU64>,
+    turns: Arc<AtomicU64>,
+    found: bool,
+}
+
+impl Poller for Looker {
+    fn poll(&mut self, _: &mut Cx<'_>) -> Turn {
+        self.turns.fetch_add(1, Ordering::SeqCst);
+        if std::mem::take(&mut self.found) { Turn::Busy } else { Turn::Idle }
+    }
+    fn arm(&mut self, _: &mut Cx<'_>, _: &mut Waits) -> Armed {
+        Armed::Busy
+    }
+    fn look(&mut self, times: u32) -> bool {
+        assert!(times > 1, "once is what a turn does");
+        self.found = self.looks.fetch_add(1, Ordering::SeqCst) == 2;
+        self.found
+    }
+    fn name(&self) -> &str {
+        "looker"
+    }
+}
+
+/// Between its turns somebody who is alone looks for work, and has a turn at once when there is some. Beside others he takes nobody's time.
+#[test]
+fn only_who_is_alone_looks_for_work_between_turns() {
+    let config = |idle| ReactorConfig { idle, ..ReactorConfig::default() };
+    for (idle, alone) in [(IdlePolicy::Poll, true), (IdlePolicy::Sleep, true), (IdlePolicy::Poll, false)] {
+        let mut reactor = Reactor::new(&config(idle)).unwrap();
+        let looker = Looker::default();
+        let (looks, turns) = (looker.looks.clone(), looker.turns.clone());
+        reactor.add(Box::new(looker));
+        if !alone {
+            reactor.add(Box::new(Worker::new()));
+        }
+        let busy: Vec<bool> = (0..4).map(|_| reactor.turn()).collect();
+        let (looks, turns) = (looks.load(Ordering::SeqCst), turns.load(Ordering::SeqCst));
+        if alone && idle == IdlePolicy::Poll {
+            assert_eq!(busy, [false, false, true, false], "the third look finds something");
+            assert_eq!((looks, turns), (4, 5), "and nobody looks after a turn with work");
+        } else {
+            assert_eq!((looks, turns), (0, 4), "{idle:?}, alone: {alone}");
+        }
+    }
+}
+
 /// A thousand deadlines that are passed over again and again leave nothing behind.
 #[test]
 fn deadlines_that_hold_no_more_are_forgotten() {

@@ -26,7 +26,7 @@ impl Share {
 
     #[inline]
     pub(crate) fn submit(&mut self, cx: &mut Cx<'_>, io: Io) -> Result<(), Refused> {
-        self.submit_all(cx, std::slice::from_ref(&io)).map_err(|rest| Refused { io, why: rest.why })
+        self.submit_all(cx, std::slice::from_ref(&io)).map_err(|rest| rest.refuses(io))
     }
 
     pub(crate) fn kick(&mut self, cx: &mut Cx<'_>) {

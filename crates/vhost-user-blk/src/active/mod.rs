@@ -221,6 +221,13 @@ impl Active {
         busy
     }
 
+    /// Looks up to `times` times whether the guest has offered something, while nothing is in flight that could end meanwhile.
+    #[inline]
+    pub(crate) fn look(&mut self, times: u32) -> bool {
+        let can_only_come = self.in_flight == 0 && !self.broken && !self.armed;
+        can_only_come && self.ring.look(times)
+    }
+
     /// May another chain be taken? Without a record, none overtakes a change that waits: the ring alone tells what was begun, and only what
     /// was taken last can go back to it.
     fn takes(&self, mode: Mode) -> bool {

@@ -48,9 +48,10 @@ impl Active {
         taken: &mut u16,
         bound: &mut usize,
     ) -> Result<Offered, RingError> {
+        // What is of the usual shape changes neither: what a back-end before us left is as much as was looked at.
+        let mut may_go_on = self.takes(env.mode) && self.room.is_free();
         // Of memory that is being lost, one chain costs no more than its own pages.
-        while *taken < count && self.takes(env.mode) && self.room.is_free() && polypath_memory::losses() == self.losses
-        {
+        while *taken < count && may_go_on && polypath_memory::losses() == self.losses {
             let head = match self.ring.take() {
                 Ok(head) => head,
                 // What breaks the ring is met again, once those before it are with the queue.
@@ -68,6 +69,7 @@ impl Active {
             }
             *taken += 1;
             if self.add_to_offer(env, head) {
+                may_go_on = self.takes(env.mode) && self.room.is_free();
                 continue;
             }
             *bound = (*bound).max(self.offer.len());
@@ -75,6 +77,7 @@ impl Active {
             if offered != Offered::All {
                 return Ok(offered);
             }
+            may_go_on = self.takes(env.mode) && self.room.is_free();
         }
         Ok(Offered::All)
     }

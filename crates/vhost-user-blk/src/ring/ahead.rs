@@ -7,7 +7,7 @@
 //! The shape that nearly all requests have (header, one piece of data, status; in the ring or in a table) is taken down here whole, and
 //! its descriptors are not read again. Whatever is not exactly that is left to [`super::chain::Walk`], which judges it.
 
-use super::chain::{Chain, DESC, Desc, HEADER, Hints, INDIRECT, NEXT, StatusByte, WRITE};
+use super::chain::{Chain, DESC, HEADER, Hints, INDIRECT, NEXT, StatusByte, WRITE};
 use crate::guest::{Entry, GuestMemory};
 use polypath_block::{RegionId, Segment};
 use polypath_memory::Window;
@@ -151,13 +151,13 @@ impl Ahead {
 
 impl<'a> Place<'a> {
     #[inline(always)]
-    fn desc(&self, index: u16) -> Option<Desc> {
+    fn desc(&self, index: u16) -> Option<Raw> {
         let pair = if index < self.size { self.desc.load_pair(DESC * usize::from(index)).ok() } else { None };
-        pair.map(Desc::split)
+        pair.map(Raw::from)
     }
 
     fn ask_for_table(&self, head: u16, hints: &mut Hints) {
-        if let Some(desc) = self.desc(head).filter(|desc| desc.flags & INDIRECT != 0)
+        if let Some(desc) = self.desc(head).filter(|desc| !desc.is(of(INDIRECT, 0), 0))
             && let Some((entry, at)) = find(self.memory, desc.addr, &mut hints.meta)
         {
             entry.window.prefetch(at);
@@ -170,9 +170,9 @@ impl<'a> Place<'a> {
     #[inline(always)]
     fn read(&self, head: u16, plain: &mut Plain, hints: &mut Hints, tables: &mut bool) -> Option<()> {
         let first = self.desc(head)?;
-        if first.flags & INDIRECT == 0 {
+        if first.is(of(INDIRECT, 0), 0) {
             // No loop: the three descriptors of the shape differ in what they are.
-            return self.plain(first, |desc| self.desc(desc.next), plain, hints);
+            return self.plain(first, |desc| self.desc(desc.next()), plain, hints);
         }
         *tables = true;
         // Of memory that is being lost, a look costs no more than the pages of one chain.
@@ -180,27 +180,27 @@ impl<'a> Place<'a> {
             return None;
         }
         let (entry, base) = find(self.memory, first.addr, &mut hints.meta)?;
-        if !self.indirect || first.flags & NEXT != 0 || first.len != PLAIN * DESC as u32 {
+        if !self.indirect || !first.is(of(NEXT, u32::MAX), of(0, PLAIN * DESC as u32)) {
             return None;
         }
         let inner = |index: u16| {
             let sound = u32::from(index) < PLAIN;
             let pair = if sound { entry.window.load_pair(base + DESC * usize::from(index)).ok() } else { None };
-            pair.map(Desc::split)
+            pair.map(Raw::from)
         };
-        self.plain(inner(0)?, |desc| inner(desc.next), plain, hints)
+        self.plain(inner(0)?, |desc| inner(desc.next()), plain, hints)
     }
 
     #[inline(always)]
     fn plain(
         &self,
-        header: Desc,
-        next: impl Fn(Desc) -> Option<Desc>,
+        header: Raw,
+        next: impl Fn(Raw) -> Option<Raw>,
         plain: &mut Plain,
         hints: &mut Hints,
     ) -> Option<()> {
-        const KIND: u16 = NEXT | WRITE | INDIRECT;
-        if header.flags & KIND != NEXT || header.len as usize != HEADER {
+        const KIND: u64 = of(NEXT | WRITE | INDIRECT, u32::MAX);
+        if !header.is(KIND, of(NEXT, HEADER as u32)) {
             return None;
         }
         let (entry, at) = find(self.memory, header.addr, &mut hints.meta)?;
@@ -208,16 +208,47 @@ impl<'a> Place<'a> {
         (plain.meta, plain.header) = (hints.meta as u32, at as u64);
         let data = next(header)?;
         let status = next(data)?;
-        if data.flags & (NEXT | INDIRECT) != NEXT || status.flags & KIND != WRITE || data.len == 0 || status.len != 1 {
+        if !data.is(of(NEXT | INDIRECT, 0), of(NEXT, 0)) || data.len() == 0 || !status.is(KIND, of(WRITE, 1)) {
             return None;
         }
         let (entry, at) = find(self.memory, status.addr, &mut hints.meta)?;
         entry.window.prefetch_write(at);
         plain.status = StatusByte { region: entry.id, hint: hints.meta as u32, offset: at as u64 };
         let (entry, at) = find(self.memory, data.addr, &mut hints.data)?;
-        plain.data = Segment { offset: at as u64, region: entry.id, len: data.len };
-        plain.into = data.flags & WRITE != 0;
-        if entry.len - at as u64 >= u64::from(data.len) { Some(()) } else { None }
+        plain.data = Segment { offset: at as u64, region: entry.id, len: data.len() };
+        plain.into = !data.is(of(WRITE, 0), 0);
+        if entry.len - at as u64 >= u64::from(data.len()) { Some(()) } else { None }
+    }
+}
+
+/// A descriptor as it lies in the ring: its second half is compared as a whole with what is expected of length and flags.
+#[derive(Clone, Copy)]
+struct Raw {
+    addr: u64,
+    rest: u64,
+}
+
+/// Where flags and a length lie in [`Raw::rest`].
+const fn of(flags: u16, len: u32) -> u64 {
+    (flags as u64) << 32 | len as u64
+}
+
+impl Raw {
+    fn from((addr, rest): (u64, u64)) -> Raw {
+        Raw { addr, rest }
+    }
+
+    /// Are those of its bits that `mask` names as in `expected`?
+    fn is(self, mask: u64, expected: u64) -> bool {
+        self.rest & mask == expected
+    }
+
+    fn len(self) -> u32 {
+        self.rest as u32
+    }
+
+    fn next(self) -> u16 {
+        (self.rest >> 48) as u16
     }
 }
 

@@ -324,6 +324,15 @@ impl Vring {
         }
     }
 
+    /// Looks up to `times` times for a chain, as cheaply as can be. True if there may be one, or if there is something wrong.
+    #[inline]
+    pub(crate) fn look(&mut self, times: u32) -> bool {
+        match &mut self.kind {
+            Kind::Split(ring) => ring.look(times),
+            Kind::Packed(ring) => (0..times).any(|_| ring.has_chain()),
+        }
+    }
+
     /// How many chains can be taken one after the other, `most` at most; more may be there. Looks for new ones only if none was known, and
     /// then once. Asks for the memory that taking and reading them will touch, all at once, instead of waiting for each line in its turn:
     /// call it before the first of a batch is taken. What it has learnt holds until it is called again, or the memory is replaced.

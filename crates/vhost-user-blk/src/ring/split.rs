@@ -139,6 +139,15 @@ impl Split {
         Ok(self.seen != self.next || !self.open.is_empty())
     }
 
+    /// As [`super::Vring::look`].
+    #[inline]
+    pub(super) fn look(&self, times: u32) -> bool {
+        let next = self.next;
+        self.seen != next
+            || !self.open.is_empty()
+            || (0..times).any(|_| sure(self.avail.load_u16(2, Ordering::Relaxed)) != next)
+    }
+
     /// As [`super::Vring::look_ahead`].
     #[inline]
     pub(super) fn look_ahead(&mut self, most: u16, memory: &GuestMemory, hints: &mut Hints) -> Result<u16, RingError> {

@@ -9,6 +9,7 @@ mod hostile;
 mod inflight;
 mod left_over;
 mod lifecycle;
+mod looks;
 mod migration;
 mod parts;
 #[path = "../../tests/common/ram.rs"]
