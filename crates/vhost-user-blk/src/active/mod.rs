@@ -323,6 +323,7 @@ impl Active {
             (request.todo, request.flush_after) = (Todo::Nothing, false);
             if ranges_left {
                 self.pending.retain(|&h| h != head);
+                self.held.retain(|&h| h != head);
             }
         }
         if request.outstanding > 0 || request.todo != Todo::Nothing {
@@ -493,8 +494,12 @@ impl Active {
         } else {
             waits.until(cx.now.after(RETRY));
         }
-        if let Some(until) = env.hold.filter(|_| !self.held.is_empty()) {
-            waits.until(until);
+        if !self.held.is_empty() {
+            match env.hold {
+                Some(until) => waits.until(until),
+                // It has ended since the last turn.
+                None => return Armed::Busy,
+            }
         }
         if self.call.is_due() || self.err.is_due() {
             waits.until(cx.now.after(RETRY));

@@ -5,6 +5,7 @@ mod batches;
 #[path = "../../tests/common/guest.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod guest;
+mod holds;
 mod hostile;
 mod inflight;
 mod left_over;

@@ -6,10 +6,10 @@ use super::*;
 use polypath_block::{Code, Limits, Op};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_DISCARD;
 
-const STATUS: u64 = DATA_GPA + 0x1000;
+pub(super) const STATUS: u64 = DATA_GPA + 0x1000;
 
 /// A ring without a record whose guest discards two ranges; the device has room for the first one, and keeps it.
-fn half_taken() -> (Rig, Arc<RamDevice>, u16) {
+pub(super) fn half_taken() -> (Rig, Arc<RamDevice>, u16) {
     let device = RamDevice::new(512, 64, Limits::UNLIMITED);
     device.change(|s| (s.record, s.hold, s.room) = (true, true, 1));
     let mut rig = Rig::new(device.clone(), 16, true);
