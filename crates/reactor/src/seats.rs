@@ -288,6 +288,10 @@ impl Seats {
     /// Asks as many as `most` of those whose patience is over.
     #[cold]
     fn ask(&mut self, now: Time, most: usize, segs: &mut SegTable, reactor: u16) {
+        if self.resting == 0 {
+            // Whoever was woken by name is awake; nobody looks at the names while that is so.
+            self.wake_named();
+        }
         let mut asked = 0;
         let mut at = 0;
         while let Some(&number) = self.awake.get(at) {

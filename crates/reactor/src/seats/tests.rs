@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::turn::{Reactor, ReactorConfig, now};
-use polypath_block::Host;
+use polypath_block::{Host, Parked};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -481,4 +481,31 @@ fn who_lets_go_of_a_number_takes_it_from_nobody() {
     let mut told = Vec::new();
     lot.look(|poller| told.push(poller)).unwrap();
     assert_eq!(told, [2]);
+}
+
+/// Wakes somebody by his name in each turn.
+struct Caller(u32);
+
+impl Poller for Caller {
+    fn poll(&mut self, _: &mut Cx<'_>) -> Turn {
+        Parked::new(self.0).wake();
+        Turn::Busy
+    }
+    fn arm(&mut self, _: &mut Cx<'_>, _: &mut Waits) -> Armed {
+        Armed::Busy
+    }
+    fn name(&self) -> &str {
+        "caller"
+    }
+}
+
+/// Pollers wake each other again and again while nobody rests: that is in vain, and costs no memory.
+#[test]
+fn who_is_woken_while_nobody_rests_is_forgotten() {
+    let (mut reactor, _busy) = reactor(IdlePolicy::default(), true);
+    (1..=2).for_each(|number| reactor.add(Box::new(Caller(number))));
+    (0..20_000).for_each(|_| _ = reactor.turn());
+    let mut woken = Vec::new();
+    Parked::take_woken(&mut woken);
+    assert!(woken.len() < 10_000, "{} names are kept", woken.len());
 }
