@@ -59,6 +59,8 @@ struct Core {
     /// Nobody uses it, or it is surplus: it is closed as soon as nothing waits.
     closing: bool,
     closed: bool,
+    /// It has drained after that, and those who rest were told.
+    over: bool,
     surplus: bool,
     /// What the queue says while several use it: it may be more than any of them has room for.
     said: Done,
@@ -93,11 +95,12 @@ struct ShareState {
     seen: Health,
     /// Its user rests while others go on, and has to be woken by this name when somebody else's turn brings him something.
     parked: Option<Parked>,
-    /// It has named what the queue waits for when it began to rest, and is woken by it.
-    guards: bool,
+    /// What the queue waited for when its user began to rest, if he has named it and is woken by it.
+    guards: Option<Named>,
 }
 
-/// What the queue named when it was asked last whether the reactor may sleep.
+/// What the queue named when it was asked whether the reactor may sleep, or one user rest.
+#[derive(Clone, Copy)]
 struct Named {
     /// Where in the list, and how many.
     at: usize,
@@ -130,6 +133,7 @@ impl ShareOwner {
             named: None,
             closing: false,
             closed: false,
+            over: false,
             surplus: false,
             said: Done::with_capacity(known),
             orphans: Vec::new(),
@@ -180,7 +184,7 @@ impl ShareOwner {
             round: core.round,
             seen: Health::Down,
             parked: None,
-            guards: false,
+            guards: None,
         };
         let (uid, free) = (state.uid, core.shares.iter().position(Option::is_none));
         let index = free.unwrap_or(core.shares.len());
@@ -499,14 +503,35 @@ impl Core {
     /// is awake polls it, and is asked before he rests. Who has something open names all, and who waits for room does not rest.
     fn arm_one(&mut self, cx: &mut Cx<'_>, waits: &mut Waits, index: usize, parked: Parked) -> Armed {
         let others = self.shares.iter().enumerate().filter(|(at, _)| *at != index);
-        let guarded = others.filter_map(|(_, share)| share.as_ref()).any(ShareState::looks_after);
+        let polled = others.filter_map(|(_, share)| share.as_ref()).any(ShareState::polls);
         let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { return Armed::Sleep };
         if !state.line.is_empty() {
             return Armed::Busy;
         }
-        state.parked = Some(parked);
-        state.guards = state.in_flight > 0 || state.suspects > 0 || !guarded;
-        if state.guards { self.arm(cx, waits) } else { Armed::Sleep }
+        (state.parked, state.guards) = (Some(parked), None);
+        let idle = state.in_flight == 0 && state.suspects == 0;
+        if idle && polled {
+            return Armed::Sleep;
+        }
+        let (at, deadline) = (waits.interests.len(), waits.deadline);
+        if self.arm(cx, waits) == Armed::Busy {
+            return Armed::Busy;
+        }
+        // Also when another has named it all before he rested: a queue that was polled since then listens to nobody until it is asked again,
+        // and may wait for something else.
+        let Some(named) = self.named else { return Armed::Sleep };
+        if idle && self.is_guarded(&named) {
+            waits.interests.truncate(at);
+            waits.deadline = deadline;
+        } else if let Some(state) = self.shares[index].as_mut() {
+            state.guards = Some(named);
+        }
+        Armed::Sleep
+    }
+
+    /// Is somebody who rests woken by all that is `named`, and in time?
+    fn is_guarded(&self, named: &Named) -> bool {
+        self.shares.iter().flatten().any(|share| share.guards(named))
     }
 
     /// As [`ControllerQueue::arm`], once for all shares of a sleep.
@@ -527,9 +552,21 @@ impl Core {
     }
 
     fn close_when_idle(&mut self, cx: &mut Cx<'_>) {
+        if self.closing {
+            self.end(cx);
+        }
+    }
+
+    #[cold]
+    fn end(&mut self, cx: &mut Cx<'_>) {
         if self.is_to_be_closed() {
             self.closed = true;
             self.inner.close(cx);
+        }
+        if self.closed && !self.over && self.inner.is_drained() {
+            // Who waits for nothing else hears nothing from the queue any more.
+            self.over = true;
+            self.wake_parked();
         }
     }
 }
@@ -543,9 +580,15 @@ impl ShareState {
         }
     }
 
-    /// Does its user poll the queue in each turn, or rest until there is something to poll it for?
-    fn looks_after(&self) -> bool {
-        !self.abandoned && !self.closed && (self.parked.is_none() || self.guards)
+    /// Does its user poll the queue in each turn?
+    fn polls(&self) -> bool {
+        !self.abandoned && !self.closed && self.parked.is_none()
+    }
+
+    /// Does its user rest until any of what is `named` happens?
+    fn guards(&self, named: &Named) -> bool {
+        let rests = !self.abandoned && !self.closed && self.parked.is_some();
+        rests && self.guards.as_ref().is_some_and(|guarded| guarded.covers(named))
     }
 }
 
@@ -555,6 +598,12 @@ impl Named {
         let named = waits.interests.get(at..)?;
         let (&first, &last) = (named.first()?, named.last()?);
         Some(Named { at, count: named.len(), first, last, deadline: waits.deadline })
+    }
+
+    /// Is `other` the same, and due no earlier?
+    fn covers(&self, other: &Named) -> bool {
+        let in_time = other.deadline.is_none_or(|at| self.deadline.is_some_and(|deadline| deadline <= at));
+        (self.count, self.first, self.last) == (other.count, other.first, other.last) && in_time
     }
 
     /// Does `waits` hold all of it? Nobody else names these descriptors.

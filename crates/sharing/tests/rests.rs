@@ -119,3 +119,72 @@ fn a_way_that_is_lost_wakes_all_that_rest() {
     turns_of(&mut w, users[2]);
     assert_eq!(woken(), [users[0] as u32, users[1] as u32]);
 }
+
+/// What other threads have to say to a queue ends a sleep only while the queue listens, and a turn of anybody's ends that. Its deadlines move
+/// as well.
+#[test]
+fn what_the_last_one_named_is_named_anew_when_somebody_has_polled_the_queue_since() {
+    let (mut w, users) = idle(3);
+    for &user in &users {
+        assert_eq!(rest(&mut w, user).0, Armed::Sleep);
+    }
+    assert!(w.target.lock().queues[0].listens);
+    turns_of(&mut w, users[0]);
+    let (armed, waits) = rest(&mut w, users[0]);
+    assert!(w.target.lock().queues[0].listens, "all rest, and nobody hears");
+    assert_eq!((armed, waits.interests.len()), (Armed::Sleep, 0), "the last one is woken by it still");
+    let at = w.now.after(std::time::Duration::from_millis(3));
+    turns_of(&mut w, users[1]);
+    w.target.lock().queues[0].deadline = Some(at);
+    assert_eq!(rest(&mut w, users[1]).1.deadline, Some(at), "nobody who rests knows of it");
+    // Now somebody does.
+    turns_of(&mut w, users[0]);
+    assert_eq!(rest(&mut w, users[0]).1.deadline, None);
+    turns_of(&mut w, users[0]);
+    w.target.lock().queues[0].unkicked = 1;
+    assert_eq!(rest(&mut w, users[0]).0, Armed::Busy);
+    assert!(woken().is_empty());
+}
+
+/// One has only to wait until the queue has drained, which happens in another one's turn.
+#[test]
+fn who_waits_for_the_end_of_a_queue_is_woken_by_it() {
+    let (mut w, users) = idle(2);
+    w.read(users[0], 7);
+    users.iter().for_each(|&user| w.close(user));
+    turns_of(&mut w, users[1]);
+    woken();
+    assert!(rest(&mut w, users[1]).0 == Armed::Sleep && !w.is_drained(users[1]));
+    w.target.answer(0, 1);
+    turns_of(&mut w, users[0]);
+    assert!(w.is_drained(users[0]) && w.is_drained(users[1]));
+    assert_eq!(woken(), [users[1] as u32], "it may go, and is not told");
+    // Once: two that stay for a while do not keep each other awake.
+    turns_of(&mut w, users[1]);
+    rest(&mut w, users[1]);
+    turns_of(&mut w, users[0]);
+    assert!(woken().is_empty());
+}
+
+/// One that was closed is dropped with requests that nobody looks after any more; others of its had waited for room, so that the queue may be
+/// closed now.
+#[test]
+fn who_rests_is_woken_when_one_that_was_closed_is_dropped() {
+    let mut w = World::new(1, 1, 2);
+    let (a, b) = (w.open_ready(0, 1, 4), w.open_ready(0, 2, 4));
+    w.settle(0);
+    assert_eq!(w.fill(a, 0), 4);
+    w.close(a);
+    w.close(b);
+    turns_of(&mut w, a);
+    turns_of(&mut w, b);
+    woken();
+    assert_eq!(rest(&mut w, b).0, Armed::Sleep);
+    w.drop_user(a);
+    assert_eq!(woken(), [b as u32]);
+    turns_of(&mut w, b);
+    assert!(w.target.lock().queues[0].closed, "nothing waits any more");
+    w.target.answer(0, 2);
+    turns_of(&mut w, b);
+    assert!(w.is_drained(b));
+}

@@ -170,7 +170,10 @@ impl Drop for Share {
         state.outcomes.clear();
         state.abandoned = true;
         core.forget_when_over(self.index);
-        if !closed {
+        if closed {
+            // What is still open of it, or behind it, is for those that rest to look after.
+            core.wake_parked();
+        } else {
             self.owner.share_closed(core);
         }
     }

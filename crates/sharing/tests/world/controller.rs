@@ -60,6 +60,8 @@ pub struct QueueState {
     pub polls: usize,
     pub arms: usize,
     pub unkicked: usize,
+    /// Other threads would wake its reactor: it was asked whether that may sleep, and not polled since.
+    pub listens: bool,
     /// When it wants to be woken.
     pub deadline: Option<Time>,
 }
@@ -215,6 +217,7 @@ impl ControllerQueue for FakeQueue {
     fn poll(&mut self, _: &mut Cx<'_>, done: &mut Done) {
         self.with(|q| {
             q.polls += 1;
+            q.listens = false;
             done.suspects.append(&mut q.outbox.suspects);
             done.completions.append(&mut q.outbox.completions);
         });
@@ -223,6 +226,7 @@ impl ControllerQueue for FakeQueue {
     fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
         self.with(|q| {
             q.arms += 1;
+            q.listens = true;
             if !q.outbox.is_empty() || q.unkicked > 0 {
                 return Armed::Busy;
             }
