@@ -107,3 +107,22 @@ fn what_was_lost_in_a_batch_is_told_once_and_to_its_user() {
     assert_eq!(tags(&mut w, b), [7, 8, 9, 10]);
     w.leave(b);
 }
+
+/// Whoever waits for room goes first, whoever comes when there is some: also with a batch that might go down as it is.
+#[test]
+fn a_batch_does_not_overtake_what_waits_for_room() {
+    let mut w = World::new(1, 1, 64);
+    let (a, b) = (w.open_ready(0, 1, 8), w.open_ready(0, 2, 8));
+    w.target.lock().queues[0].says_full = true;
+    assert_eq!(submit(&mut w, a, &[1, 2, 3]), Ok(()));
+    w.target.lock().queues[0].says_full = false;
+    for batch in [&[11, 12][..], &[13]] {
+        assert_eq!(submit(&mut w, b, batch), Ok(()));
+    }
+    assert_eq!(w.target.submitted(0), [], "there is a line, and its end is where they go");
+    assert_eq!(submit(&mut w, a, &[4]), Ok(()));
+    w.turn();
+    assert_eq!(w.target.submitted(0), [(1, 1), (2, 11), (1, 2), (2, 12), (1, 3), (2, 13), (1, 4)]);
+    answer_all(&mut w);
+    assert_eq!((tags(&mut w, a), tags(&mut w, b)), (vec![1, 2, 3, 4], vec![11, 12, 13]));
+}

@@ -126,6 +126,36 @@ fn what_came_before_a_request_of_parts_is_not_done_after_a_stop_and_again() {
     }
 }
 
+/// What is behind a request that was begun on its own goes back to the ring as well, but for the first: nobody waits for room before a stop.
+#[test]
+fn what_came_after_a_request_of_parts_goes_back_to_the_ring_before_a_stop() {
+    use virtio_bindings::virtio_blk::VIRTIO_BLK_T_DISCARD;
+    for room in 3..7 {
+        let (mut rig, device) = guest_of(room);
+        (0..2).for_each(|n| _ = add(&mut rig, n, VIRTIO_BLK_T_OUT));
+        let meta = DATA_GPA + 64 * 2;
+        let range = [&2u64.to_le_bytes()[..], &1u32.to_le_bytes(), &0u32.to_le_bytes()].concat();
+        rig.ram.write(meta, &header(VIRTIO_BLK_T_DISCARD, 0));
+        rig.ram.write(meta + 32, &range);
+        rig.driver
+            .add(&[
+                Piece { addr: meta, len: 16, write: false },
+                Piece { addr: meta + 32, len: 16, write: false },
+                Piece { addr: meta + 16, len: 1, write: true },
+            ])
+            .expect("room");
+        (3..8).for_each(|n| _ = add(&mut rig, n, VIRTIO_BLK_T_OUT));
+        rig.driver.publish();
+        rig.turns(3);
+        let answer = rig.mailbox.send(Command::Stop { flush: false }).unwrap();
+        // What the device has completes; it takes nothing more.
+        device.change(|s| (s.hold, s.room) = (false, 0));
+        rig.turns(5);
+        assert_eq!(answer.try_recv(), Ok(Ok(room as u32)), "with room for {room}");
+        assert_eq!(std::iter::from_fn(|| rig.driver.pop()).count(), room);
+    }
+}
+
 /// A chain of the guest's that breaks its ring: there is nowhere to say so.
 fn add_broken(rig: &mut Rig) {
     rig.driver.add(&[Piece { addr: DATA_GPA, len: 16, write: false }]).expect("room");
