@@ -269,6 +269,21 @@ mod tests {
         spans.into_iter().for_each(|span| table.give_back(span));
     }
 
+    /// Also with other sizes beside it: no segment of a page is ever nobody's.
+    #[test]
+    fn spans_of_one_size_fill_their_pages() {
+        for count in (0..=8).map(|size| 1 << size) {
+            let mut table = table(8 * PAGE);
+            for _ in 0..2 {
+                let mut spans: Vec<SegSpan> = std::iter::from_fn(|| table.take(count)).collect();
+                assert_eq!((spans.len() as u32, table.spans_left()), (6 * PAGE / count, 0), "of {count}");
+                spans.sort_unstable_by_key(|span| span.start);
+                assert!(spans.windows(2).all(|two| two[0].start + count <= two[1].start), "of {count}: they lie apart");
+                spans.into_iter().for_each(|span| table.give_back(span));
+            }
+        }
+    }
+
     #[test]
     fn a_table_that_allows_none_and_spans_of_no_size() {
         let mut table = SegTable::new(8 * PAGE);
