@@ -1,6 +1,6 @@
 //! The straight line: reads and writes that go to a path as they are, and what leaves it.
 
-use crate::common::scripted::{BOUND, Bench, info, limited, read_only};
+use crate::common::scripted::{BOUND, Bench, info, limited, read_only, segments};
 use polypath_block::{Code, Fate, Flags, Health, Io, Op, Proof, RefusedWhy, Rest, SegSpan};
 use polypath_multipath::{Fencing, GroupConfig};
 
@@ -490,5 +490,36 @@ fn answers_that_wait_to_be_handed_out_count_to_the_depth() {
     assert_eq!(b.submit_all(&batch), Err(Rest { taken: 64, why: RefusedWhy::Full }));
     succeed(&mut b);
     assert_eq!(done(&mut b).len(), 64);
+    b.finish();
+}
+
+/// Whoever waits for room goes first. Something waits for one path, and behind it something that any path would take: what comes then is
+/// behind both, also on the path that has room.
+#[test]
+fn the_line_is_closed_while_anything_waits_for_room() {
+    let mut b = calm(2);
+    b.cut_segments(8, 64);
+    b.devices[1].set_live(segments(4));
+    b.turns(3);
+    b.devices[0].set_room(0);
+    b.submit_all(&[read(1, 1)]).unwrap();
+    b.kick();
+    b.turns(2);
+    assert_eq!((tags(&b, 0), tags(&b, 1)), (vec![], vec![]), "it can be cut for nobody, and waits for the first path");
+    b.cut_segments(1, 512);
+    let before = b.devices[1].taken().len();
+    // A tag like a task's is not for the line.
+    b.submit_all(&[read(1 << 63, 2)]).unwrap();
+    b.submit_all(&[read(3, 3), read(4, 4)]).unwrap();
+    b.kick();
+    b.turns(2);
+    let order: Vec<u64> = b.devices[1].taken()[before..].iter().map(|io| io.lba).collect();
+    assert_eq!(order, [2, 3, 4]);
+    b.devices[0].set_room(usize::MAX);
+    b.turn();
+    succeed(&mut b);
+    b.turn();
+    succeed(&mut b);
+    assert_eq!(done(&mut b), [(1, Code::Ok), (3, Code::Ok), (4, Code::Ok), (1 << 63, Code::Ok)]);
     b.finish();
 }
