@@ -388,4 +388,6 @@ impl Seat {
 }
 
 #[cfg(test)]
+mod by_hand;
+#[cfg(test)]
 mod tests;

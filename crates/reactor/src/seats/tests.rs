@@ -11,15 +11,15 @@ use std::time::Instant;
 
 /// What the test sees of a poller, and tells it.
 #[derive(Default)]
-struct Seen {
-    turns: AtomicU64,
-    worked: AtomicU64,
-    asked: AtomicU64,
+pub(super) struct Seen {
+    pub(super) turns: AtomicU64,
+    pub(super) worked: AtomicU64,
+    pub(super) asked: AtomicU64,
     /// Work that somebody left in memory.
-    left: AtomicU64,
+    pub(super) left: AtomicU64,
     /// The name it was asked to rest by.
-    parked: AtomicU64,
-    ends: AtomicBool,
+    pub(super) parked: AtomicU64,
+    pub(super) ends: AtomicBool,
 }
 
 impl Seen {
@@ -29,22 +29,22 @@ impl Seen {
 }
 
 /// Works off what was written to its descriptor or left in memory.
-struct Worker {
-    seen: Arc<Seen>,
-    event: Option<(Arc<OwnedFd>, u64)>,
+pub(super) struct Worker {
+    pub(super) seen: Arc<Seen>,
+    pub(super) event: Option<(Arc<OwnedFd>, u64)>,
     /// The first one is due then, and all others never.
-    until: Time,
-    says: Armed,
+    pub(super) until: Time,
+    pub(super) says: Armed,
     /// Calls are enough for it.
-    hears: bool,
+    pub(super) hears: bool,
 }
 
 impl Worker {
-    fn new() -> Worker {
+    pub(super) fn new() -> Worker {
         Worker { seen: Arc::default(), event: None, until: Time::NEVER, says: Armed::Sleep, hears: true }
     }
 
-    fn on(fd: &Arc<OwnedFd>, id: u64) -> Worker {
+    pub(super) fn on(fd: &Arc<OwnedFd>, id: u64) -> Worker {
         Worker { event: Some((fd.clone(), id)), ..Worker::new() }
     }
 }
@@ -108,11 +108,11 @@ impl Poller for Busy {
 
 const LONG: Duration = Duration::from_secs(10);
 
-fn event() -> Arc<OwnedFd> {
+pub(super) fn event() -> Arc<OwnedFd> {
     Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap())
 }
 
-fn ring(fd: &OwnedFd) {
+pub(super) fn ring(fd: &OwnedFd) {
     rustix::io::write(fd, &1u64.to_ne_bytes()).unwrap();
 }
 
@@ -328,12 +328,19 @@ fn who_cannot_rest_keeps_his_turns_and_is_asked_seldom() {
     let stubborn = add(&mut reactor, Worker { says: Armed::Busy, ..Worker::new() });
     let deaf = add(&mut reactor, Worker { hears: false, ..Worker::new() });
     let start = Instant::now();
+    let all = [&blind_seen, &stubborn, &deaf];
+    assert!(reactor.run_until(LONG, || all.iter().all(|seen| seen.get(|s| &s.asked) > 0)));
+    let turns = all.map(|seen| seen.get(|s| &s.turns));
     reactor.run_until(Duration::from_millis(100), || false);
     let spent = start.elapsed().as_millis() as u64;
-    for seen in [&blind_seen, &stubborn, &deaf] {
+    for (seen, before) in all.into_iter().zip(turns) {
         let asked = seen.get(|s| &s.asked);
         assert!((1..=8 + spent / 64).contains(&asked), "asked {asked} times in {spent} ms");
-        assert!(seen.get(|s| &s.turns) > 100);
+        assert!(
+            seen.get(|s| &s.turns) > before + 100,
+            "{before} turns until it was asked, then {}",
+            seen.get(|s| &s.turns)
+        );
     }
     assert_eq!(reactor.handle().statistics().resting, 0);
 }
@@ -508,4 +515,40 @@ fn who_is_woken_while_nobody_rests_is_forgotten() {
     let mut woken = Vec::new();
     Parked::take_woken(&mut woken);
     assert!(woken.len() < 10_000, "{} names are kept", woken.len());
+}
+
+/// Leaves work for another one in memory in its first turn that is told to, and calls the reactor.
+struct Leaver {
+    to: Arc<Seen>,
+    host: crate::turn::ReactorHandle,
+    goes: Arc<AtomicBool>,
+}
+
+impl Poller for Leaver {
+    fn poll(&mut self, _: &mut Cx<'_>) -> Turn {
+        if self.goes.swap(false, Ordering::SeqCst) {
+            self.to.left.store(1, Ordering::SeqCst);
+            self.host.wake();
+        }
+        Turn::Idle
+    }
+    fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        if waits.parking().is_some() { Armed::Busy } else { Armed::Sleep }
+    }
+    fn name(&self) -> &str {
+        "leaver"
+    }
+}
+
+/// A call that comes in the last turn before a sleep is not slept upon: it is for one that rests.
+#[test]
+fn a_call_between_a_turn_and_the_sleep_is_heard() {
+    let (mut reactor, busy) = reactor(IdlePolicy::Sleep, true);
+    let (to, goes) = (add(&mut reactor, Worker::new()), Arc::new(AtomicBool::new(false)));
+    let host = reactor.handle();
+    reactor.add(Box::new(Leaver { to: to.clone(), host, goes: goes.clone() }));
+    until_resting(&mut reactor, 1);
+    busy.store(false, Ordering::SeqCst);
+    goes.store(true, Ordering::SeqCst);
+    assert!(reactor.run_until(LONG, || to.get(|s| &s.worked) == 1), "slept upon");
 }
