@@ -1,6 +1,6 @@
 //! Users of one queue that rest one by one: whoever's turn brings something for another wakes him by name.
 
-use crate::world::World;
+use crate::world::{FakeEndFence, World};
 use polypath_block::{Armed, Parked, RefusedWhy, UnitId, Waits};
 
 /// Asks one user alone whether he may rest, as number `user`.
@@ -78,6 +78,30 @@ fn what_comes_in_anothers_turn_wakes_its_user() {
     w.target.answer(0, 1);
     turns_of(&mut w, users[2]);
     assert_eq!((rest(&mut w, users[0]).0, woken()), (Armed::Busy, vec![]));
+}
+
+/// Its descriptor may say nothing any more when the reactor looks, for it was read in that turn.
+#[test]
+fn what_becomes_suspect_in_anothers_turn_wakes_its_user() {
+    let (mut w, users) = idle(3);
+    // One goes down with the tag that it has, the other one with a tag of the owner's.
+    w.read(users[0], 7);
+    w.read(users[1], 7);
+    for &user in &users[..2] {
+        assert_eq!(rest(&mut w, user).0, Armed::Sleep);
+    }
+    w.target.lose(0, FakeEndFence::TERMS);
+    turns_of(&mut w, users[2]);
+    assert_eq!(woken(), [users[0] as u32, users[1] as u32]);
+    for &user in &users[..2] {
+        turns_of(&mut w, user);
+        assert_eq!(w.suspects(user).len(), 1);
+        let (armed, waits) = rest(&mut w, user);
+        assert!(armed == Armed::Sleep && !waits.interests.is_empty(), "and who waits for a fence, too");
+    }
+    w.target.quiet(0, FakeEndFence::PROOF);
+    turns_of(&mut w, users[2]);
+    assert_eq!(woken(), [users[0] as u32, users[1] as u32]);
 }
 
 #[test]
@@ -187,4 +211,21 @@ fn who_rests_is_woken_when_one_that_was_closed_is_dropped() {
     w.target.answer(0, 2);
     turns_of(&mut w, b);
     assert!(w.is_drained(b));
+}
+
+/// The way is down already when the queue loses its place at the controller: there is no other news than that.
+#[test]
+fn a_queue_that_becomes_surplus_while_its_way_is_down_wakes_all_that_rest() {
+    let (mut w, users) = idle(3);
+    // It is not over yet.
+    w.read(users[2], 7);
+    w.target.lock().down.extend((0..3).map(UnitId));
+    (0..3).for_each(|_| w.turn());
+    woken();
+    for &user in &users[..2] {
+        assert_eq!(rest(&mut w, user).0, Armed::Sleep);
+    }
+    w.target.lock().queues[0].surplus = true;
+    turns_of(&mut w, users[2]);
+    assert_eq!(woken(), [users[0] as u32, users[1] as u32], "they are to look for another one");
 }
