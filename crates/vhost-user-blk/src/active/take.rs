@@ -101,7 +101,12 @@ impl Active {
             return Offered::All;
         }
         let offer = std::mem::take(&mut self.offer);
-        let offered = match queue.submit_all(cx, &offer) {
+        let result = queue.submit_all(cx, &offer);
+        // It takes requests: its way is not down.
+        if result.is_ok() || result.is_err_and(|rest| rest.taken > 0) {
+            self.down_since = None;
+        }
+        let offered = match result {
             Ok(()) => Offered::All,
             Err(rest) => {
                 self.refused(cx.segs, &offer[rest.taken..], bound.saturating_sub(rest.taken), taken);
@@ -266,6 +271,7 @@ impl Active {
                 self.pending.push_back(head);
                 return Offered::Refused(refused.why);
             }
+            self.down_since = None;
             request.outstanding += 1;
             request.fresh = false;
             request.todo = match request.todo {
@@ -294,7 +300,7 @@ impl Active {
             let Some(head) = self.pending.pop_front() else { break };
             let before = self.requests[usize::from(head)].todo;
             match self.drive(cx, queue, env, head) {
-                Offered::All => self.down_since = None,
+                Offered::All => {}
                 Offered::Refused(why) => {
                     // drive() put it at the end: it was first and stays first.
                     if let Some(head) = self.pending.pop_back() {

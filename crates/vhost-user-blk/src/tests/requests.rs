@@ -192,6 +192,57 @@ fn a_way_that_is_down_is_waited_for_but_not_for_ever() {
     assert_eq!(rig.ram.read(DATA_GPA + 16, 1), [1]);
 }
 
+/// A way that came back is trusted anew: how long it was away before does not count when it goes again. (A ring that always has work is never
+/// asked whether it may sleep in between.)
+#[test]
+fn each_time_in_which_a_way_is_down_counts_by_itself() {
+    let ms = Duration::from_millis;
+    for (away, fails, kind) in
+        [(900, false, FLUSH), (900, false, VIRTIO_BLK_T_IN), (2000, true, FLUSH), (2000, true, VIRTIO_BLK_T_IN)]
+    {
+        let device = ram();
+        let mut rig = Rig::new(device.clone(), 16, true);
+        let (head, status) = (DATA_GPA, DATA_GPA + 16);
+        let add = |rig: &mut Rig| {
+            rig.ram.write(head, &header(kind, 0));
+            rig.ram.write(status, &[0xee]);
+            let mut pieces = vec![Piece { addr: head, len: 16, write: false }];
+            if kind == VIRTIO_BLK_T_IN {
+                pieces.push(Piece { addr: DATA_GPA + 0x200, len: 512, write: true });
+            }
+            pieces.push(Piece { addr: status, len: 1, write: true });
+            rig.driver.add(&pieces).unwrap();
+            rig.driver.publish();
+        };
+        device.change(|s| s.down = true);
+        add(&mut rig);
+        rig.turns(2);
+        rig.now = rig.now.after(ms(away));
+        rig.turns(2);
+        assert_eq!(rig.driver.pop().is_some(), fails, "away for {away} ms");
+        device.change(|s| s.down = false);
+        for _ in 0..3 {
+            if fails {
+                add(&mut rig);
+            }
+            rig.turns(2);
+            assert_eq!((rig.driver.pop().is_some(), rig.ram.read(status, 1)[0]), (true, 0));
+            if !fails {
+                break;
+            }
+        }
+        device.change(|s| s.down = true);
+        add(&mut rig);
+        rig.turns(2);
+        rig.now = rig.now.after(ms(500));
+        rig.turns(2);
+        assert!(rig.driver.pop().is_none(), "kind {kind}, away for {away} ms before: not waited for");
+        device.change(|s| s.down = false);
+        rig.turns(2);
+        assert_eq!((rig.driver.pop().is_some(), rig.ram.read(status, 1)[0]), (true, 0));
+    }
+}
+
 /// One random request: where its parts lie and what must come of it.
 struct Case {
     head: u16,
