@@ -133,6 +133,21 @@ mod tests {
         assert_eq!(segs.reserve(1, 7 * 132).unwrap().span(0, 1).start, 0, "the rows as well");
     }
 
+    /// What a ring has had is not held against it: however much has gone through it, there is room for as much as at first.
+    #[test]
+    fn a_ring_counts_what_it_has_and_not_what_it_had() {
+        let mut segs = SegTable::new(16 << 10);
+        segs.allow_spans();
+        let mut room = Room::new(segs.reserve(1, 132).unwrap(), 64);
+        for n in 0..10_000 {
+            let from = SegSpan { count: 2 + n % 130, ..room.own() };
+            let (span, in_row) = room.keep(&mut segs, 0, from);
+            assert!(!in_row, "the {n}th");
+            room.give_back(&mut segs, span);
+        }
+        room.release(&mut segs);
+    }
+
     #[test]
     fn heads_have_one_segment_each_as_they_come() {
         let mut segs = SegTable::new(512 << 10);

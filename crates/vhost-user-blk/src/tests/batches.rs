@@ -201,3 +201,20 @@ fn a_ring_that_was_broken_stops_where_it_was_begun() {
         assert!(untouched.iter().all(|&n| n >= base as u64), "room {room}: {untouched:?} never begun, base {base}");
     }
 }
+
+/// A chain that is in flight comes again behind others, in one look: that breaks the ring, and those before it are carried out.
+#[test]
+fn what_came_before_a_chain_that_is_in_flight_already_is_carried_out() {
+    for room in 0..4 {
+        let (mut rig, device) = guest_of(room);
+        let heads: Vec<u16> = (0..3).map(|n| add(&mut rig, n, VIRTIO_BLK_T_OUT)).collect();
+        rig.driver.offer(heads[0]);
+        rig.driver.publish();
+        rig.turns(3);
+        assert_eq!(rig.counters.read().ring_errors, 1, "room {room}");
+        device.change(|s| (s.hold, s.room) = (false, 64));
+        rig.turns(5);
+        let done: Vec<u16> = std::iter::from_fn(|| rig.driver.pop()).map(|(head, _)| head).collect();
+        assert_eq!((done, given(&device)), (heads, vec![0, 1, 2]), "room {room}");
+    }
+}
