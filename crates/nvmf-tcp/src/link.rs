@@ -385,6 +385,9 @@ impl Link {
     /// Takes the digests that are due, over private copies that then leave in place of the memory.
     #[inline]
     fn copy_for_digests(&mut self, segs: &SegTable) -> Result<(), Broken> {
+        if self.copied >= BOUNCE {
+            self.let_go_of_taken_back();
+        }
         while self.copied < BOUNCE
             && let Some(due) = self.connection.next_digest()
         {
@@ -404,6 +407,23 @@ impl Link {
             self.copies.push_back(Copied { token: due.token, offset: due.offset, bytes });
         }
         Ok(())
+    }
+
+    /// Lets go of copies whose PDUs were taken back: nothing that leaves passes them, and if they were all that may be copied, nothing
+    /// would be copied any more.
+    #[cold]
+    fn let_go_of_taken_back(&mut self) {
+        let Link { connection, copies, copied, spare, .. } = self;
+        let mut waiting = connection.digested().peekable();
+        copies.retain_mut(|copy| {
+            while waiting.next_if(|&token| token < copy.token).is_some() {}
+            let waits = waiting.peek() == Some(&copy.token);
+            if !waits {
+                *copied -= copy.bytes.len();
+                spare.push(std::mem::take(&mut copy.bytes));
+            }
+            waits
+        });
     }
 
     /// Lets go of copies that the next `sent` bytes pass.

@@ -501,6 +501,34 @@ fn a_copy_for_a_digest_goes_with_its_pdu_and_not_with_the_slot() {
     assert!(rig.link.copies.is_empty() && rig.link.copied == 0);
 }
 
+/// As many were copied as may be, and most of them are taken back: their copies must not be in the way of those that come after.
+#[test]
+fn copies_of_what_was_taken_back_do_not_stop_what_comes_after() {
+    let (count, len) = (130, 8192);
+    let mut rig = Rig::ready(count, true);
+    rig.wire.wire().room = 0;
+    let span = rig.memory(1, len, 5);
+    let slots: Vec<u16> =
+        (0..count).map(|user| rig.submit(Transfer::Out { span, skip: 0, len }, user.into())).collect();
+    assert!(!rig.flush());
+    assert_eq!(rig.link.copied, BOUNCE);
+    // One that was copied stays, and the last, which was not.
+    for &slot in slots.iter().filter(|&&slot| slot != slots[100] && slot != slots[129]) {
+        assert!(rig.link.withdraw(slot), "nothing of it has left");
+    }
+    rig.chunks.last().unwrap().window().copy_in(0, &vec![9; len as usize]).unwrap();
+    rig.wire.wire().room = usize::MAX;
+    assert!(rig.flush(), "they leave as if there had been no others");
+    let sent = std::mem::take(&mut rig.wire.wire().sent);
+    let capsules: Vec<&[u8]> = sent.chunks(CAPSULE + len as usize + 4).collect();
+    assert_eq!(capsules.len(), 2);
+    for (capsule, fill) in capsules.into_iter().zip([5, 9]) {
+        let (data, crc) = capsule[CAPSULE..].split_at(len as usize);
+        assert!(data.iter().all(|&b| b == fill) && crc == digest(0, data).to_le_bytes(), "{fill}");
+    }
+    assert_eq!((rig.link.copies.len(), rig.link.copied), (0, 0));
+}
+
 /// The peer need not say anything more to have that heard.
 #[test]
 fn what_was_answered_before_it_had_left_is_over_when_it_has() {

@@ -284,6 +284,11 @@ impl HostConnection {
         self.ring.set_digest(token, crc);
     }
 
+    /// The token of each PDU that waits to leave with a digest that was set, in order.
+    pub fn digested(&self) -> impl Iterator<Item = u64> {
+        self.ring.digested()
+    }
+
     /// What has to leave, in order. Nothing once the connection is closed.
     #[inline]
     pub fn transmit(&self) -> Transmit<'_> {

@@ -360,6 +360,12 @@ impl Ring {
         None
     }
 
+    /// Tokens of the PDUs whose digest was set, in order.
+    pub(super) fn digested(&self) -> impl Iterator<Item = u64> {
+        let set = |pdu: &&Pdu| pdu.kind != Kind::Dropped && matches!(pdu.digest, DataDigest::Ready(_));
+        self.pdus.iter().filter(set).map(|pdu| pdu.token)
+    }
+
     /// Only for the PDU that [`Ring::next_digest`] named last.
     pub(super) fn set_digest(&mut self, token: u64, crc: u32) {
         let Some(at) = self.digest_next.checked_sub(self.base) else { return };
