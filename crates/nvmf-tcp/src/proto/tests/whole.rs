@@ -138,3 +138,93 @@ fn what_is_common_takes_the_short_path() {
     assert_eq!((s.events.len(), s.conn.in_flight()), (4, 0));
     assert_eq!(s.conn.take_whole(&stream), None, "none of them is in flight any more");
 }
+
+/// Reads that have left, and what is said of each of them: all but common, each by one thing.
+#[test]
+fn what_is_almost_common_is_left_to_the_long_path() {
+    let good = |cccid| C2hData { cccid, offset: 0, length: LEN, last: true, success: true };
+    let half = |cccid| C2hData { length: LEN / 2, last: false, success: false, ..good(cccid) };
+    type Said = (&'static str, fn(&mut Vec<u8>), bool, fn(u16) -> ProtocolError);
+    let cases: [Said; 3] = [
+        (
+            "four octets more than DATAL says",
+            |octets| (octets[4] += 4, octets.extend([0; 4])).1,
+            false,
+            |_| PduError::DataLength { kind: PduType::C2hData, datal: LEN, carried: LEN + 4 }.into(),
+        ),
+        (
+            "four octets less than DATAL says",
+            |octets| octets[4..8].copy_from_slice(&532u32.to_le_bytes()),
+            false,
+            |_| PduError::DataLength { kind: PduType::C2hData, datal: LEN, carried: LEN - 4 }.into(),
+        ),
+        (
+            "half of them came before",
+            |_| {},
+            true,
+            |cid| ProtocolError::NotContiguous { kind: PduType::C2hData, cid, offset: 0, expected: LEN / 2 },
+        ),
+    ];
+    for (what, change, after_half, error) in cases {
+        let mut s = Shell::plain(2);
+        let slot = s.conn.submit_block(&BlockCommand { write: false, nsid: 1, slba: 0, nlb_z: 0 }, LEN).unwrap();
+        s.send_all();
+        let (cid, data) = (s.conn.cid(slot).unwrap(), data_of(slot, 0, LEN));
+        if after_half {
+            s.feed(&c2h(&PLAIN, half(cid), &data[..256])).unwrap();
+        }
+        let mut octets = c2h(&PLAIN, good(cid), &data);
+        change(&mut octets);
+        assert_eq!(s.conn.take_whole(&octets), None, "{what}");
+        assert_eq!(s.feed(&octets), Err(error(cid)), "{what}");
+        assert!(s.events.is_empty(), "{what}");
+    }
+}
+
+/// All data of a write were asked for and some have not left: it cannot have succeeded, and its memory is still being read.
+#[test]
+fn a_write_whose_data_have_not_left_does_not_take_the_short_path() {
+    let len = 16384;
+    for (left, over) in [(0, Err(())), (8216 + 8215, Ok(false)), (8216 * 2, Ok(true))] {
+        let mut s = Shell::plain(2);
+        let slot = s.conn.submit_block(&BlockCommand { write: true, nsid: 1, slba: 0, nlb_z: 0 }, len).unwrap();
+        s.send_all();
+        let cid = s.conn.cid(slot).unwrap();
+        s.feed(&r2t(&PLAIN, cid, 7, 0, len)).unwrap();
+        assert_eq!(s.pending().len(), 8216 * 2, "in two H2CData");
+        s.conn.sent(left);
+        let octets = response(&PLAIN, cid, OK);
+        assert_eq!(s.conn.take_whole(&octets).is_some(), over == Ok(true), "{left} octets have left");
+        if over == Ok(true) {
+            continue;
+        }
+        let said = s.feed(&octets);
+        assert_eq!(said.is_ok(), over.is_ok(), "{left} octets have left: {said:?}");
+        assert!(s.events.is_empty(), "{left} octets have left");
+        if over.is_ok() {
+            s.send_all();
+            s.poll_events();
+            assert_eq!(s.completed(), (slot, OK, len));
+        }
+    }
+}
+
+/// A head came as far as this; what comes next is the rest of it, whatever it looks like.
+#[test]
+fn what_looks_common_in_the_middle_of_a_head_is_not_taken_for_it() {
+    for have in 1..24 {
+        let mut s = Shell::plain(2);
+        let slots = [0, 1]
+            .map(|slba| s.conn.submit_block(&BlockCommand { write: false, nsid: 1, slba, nlb_z: 0 }, LEN).unwrap());
+        s.send_all();
+        let cids = slots.map(|slot| s.conn.cid(slot).unwrap());
+        let first = response(&PLAIN, cids[0], StatusField::WRITE_FAULT);
+        s.feed(&first[..have]).unwrap();
+        let forged =
+            c2h(&PLAIN, C2hData { cccid: cids[1], offset: 0, length: LEN, last: true, success: true }, &[7; 512]);
+        assert_eq!(s.conn.take_whole(&forged), None, "{have} octets of another head are there");
+        s.feed(&first[have..]).unwrap();
+        assert_eq!(s.completed(), (slots[0], StatusField::WRITE_FAULT, 0));
+        assert!(s.conn.take_whole(&forged).is_some(), "now it is one");
+    }
+}
