@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, Weak};
 
 /// Data bytes after which a poll leaves the rest to the next one.
 const BYTES_A_POLL: u64 = 1 << 20;
+/// Bytes that one request sets to zero before a poll leaves the rest of it to the next one: a huge page.
+const ZEROES_A_POLL: u64 = 2 << 20;
 /// Ranges at least this long are given back to the kernel instead of being overwritten with zeroes.
 const PUNCH_FROM: u64 = 64 * 1024;
 const PAGE: u64 = 4096;
@@ -149,6 +151,19 @@ impl Medium {
     }
 }
 
+/// Takes off the front of `io` what one poll carries out: all of it, but for long ranges that are set to zero. Their parts end where huge
+/// pages do.
+fn next_part(io: &mut Io, block_size: u32) -> Io {
+    let mut part = *io;
+    if matches!(io.op, Op::WriteZeroes | Op::Discard) {
+        let at = io.lba * u64::from(block_size);
+        let most = ((at + 1).next_multiple_of(ZEROES_A_POLL) - at) / u64::from(block_size);
+        part.blocks = io.blocks.min(most as u32);
+    }
+    (io.lba, io.blocks) = (io.lba + u64::from(part.blocks), io.blocks - part.blocks);
+    part
+}
+
 /// Do the bytes of two segments of one length agree? Compared in small private copies: both may change at any time.
 fn same(table: &Table, ours: Segment, theirs: Segment) -> Result<bool, BadSegment> {
     const STEP: u32 = 2048;
@@ -231,10 +246,15 @@ impl IoQueue for RamQueue {
         polypath_memory::with(|table| {
             let mut moved = 0;
             while moved < BYTES_A_POLL
-                && let Some(io) = self.waiting.pop_front()
+                && let Some(io) = self.waiting.front_mut()
             {
-                moved += io.data_len(block_size);
-                done.complete(io.tag, self.medium.carry_out(&io, block_size, cx.segs, table));
+                let part = next_part(io, block_size);
+                moved += u64::from(part.blocks) * u64::from(block_size);
+                let status = self.medium.carry_out(&part, block_size, cx.segs, table);
+                if !status.is_ok() || io.blocks == 0 {
+                    done.complete(part.tag, status);
+                    self.waiting.pop_front();
+                }
             }
         });
     }
@@ -253,5 +273,72 @@ impl IoQueue for RamQueue {
 
     fn is_drained(&self) -> bool {
         self.closed && self.waiting.is_empty() && self.completions.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::RealRig;
+    use polypath_block::{Time, contract::Rig};
+
+    const MIB: u64 = 1 << 20;
+
+    /// Zeroes for the whole disk are some work, and the other disks of the reactor wait meanwhile: a turn does a part of it. It is one
+    /// request all the same, and whatever comes behind it finds all of it done.
+    #[test]
+    fn a_turn_sets_no_more_to_zero_than_others_can_wait_for() {
+        for op in [Op::WriteZeroes, Op::Discard] {
+            let device: Arc<dyn Device> = RamDevice::open(&"ram://16MiB?huge=off".parse().unwrap()).unwrap();
+            let mut rig = RealRig::new(device.clone(), true);
+            let mut segs = SegTable::new(64);
+            let span = rig.memory(&mut segs, MIB as u32, 1);
+            let mut queue = device.open_queue(QueueConfig { depth: 32 }).unwrap();
+            let mut done = Done::with_capacity(32);
+            let mut cx = Cx { now: Time::from_millis(1), segs: &mut segs, reactor: 0 };
+            rig.fill(cx.segs, span, &[0xee; MIB as usize]);
+            for at in 0..16 {
+                queue.submit(&mut cx, Io::write(at, at * MIB / 512, (MIB / 512) as u32, span)).unwrap();
+            }
+            while done.completions.len() < 16 {
+                queue.poll(&mut cx, &mut done);
+            }
+            done.clear();
+            // All but the first and the last block, and a read of the end.
+            let blocks = (16 * MIB / 512) as u32;
+            queue.submit(&mut cx, Io::range(100, op, 1, blocks - 2)).unwrap();
+            queue.submit(&mut cx, Io::read(101, u64::from(blocks) - 16, 16, span)).unwrap();
+            let mut polls = 0;
+            while done.completions.len() < 2 {
+                assert_eq!(queue.arm(&mut cx, &mut Waits::default()), Armed::Busy);
+                queue.poll(&mut cx, &mut done);
+                polls += 1;
+            }
+            assert!(polls >= 16 * MIB / ZEROES_A_POLL, "{op:?}: all of it in {polls} turns");
+            assert!(done.completions.iter().map(|c| (c.tag, c.status)).eq([(100, Status::OK), (101, Status::OK)]));
+            let end = &rig.bytes(cx.segs, span, MIB as usize)[..8192];
+            assert!(
+                end[..8192 - 512].iter().all(|&b| b == 0) && end[8192 - 512..].iter().all(|&b| b == 0xee),
+                "{op:?}"
+            );
+            done.clear();
+            for (tag, lba) in (0..16).map(|at| (at, at * MIB / 512)) {
+                queue.submit(&mut cx, Io::read(tag, lba, (MIB / 512) as u32, span)).unwrap();
+                while done.is_empty() {
+                    queue.poll(&mut cx, &mut done);
+                }
+                done.clear();
+                let bytes = rig.bytes(cx.segs, span, MIB as usize);
+                let kept = bytes.iter().filter(|&&b| b == 0xee).count();
+                let want = if tag == 0 || tag == 15 { 512 } else { 0 };
+                assert_eq!(
+                    (kept, bytes.iter().filter(|&&b| b == 0).count()),
+                    (want, MIB as usize - want),
+                    "{op:?}: MiB {tag}"
+                );
+            }
+            queue.close(&mut cx);
+            assert!(queue.is_drained());
+        }
     }
 }
