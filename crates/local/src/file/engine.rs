@@ -48,6 +48,21 @@ pub(super) type Answer = (u32, i32);
 pub(super) enum Engine {
     Ring(Box<Ring>),
     Threads(Threads),
+    /// A test, which sees the jobs and answers as it likes.
+    #[cfg(test)]
+    Scripted(Scripted),
+}
+
+/// See [`Engine::Scripted`].
+#[cfg(test)]
+#[derive(Default)]
+pub(super) struct Scripted {
+    /// Those not handed over, and those that were.
+    pub(super) waiting: Vec<Job>,
+    pub(super) sent: Vec<Job>,
+    pub(super) answers: Vec<Answer>,
+    /// How often the owner has waited for all answers.
+    pub(super) settled: std::rc::Rc<std::cell::Cell<u32>>,
 }
 
 impl Engine {
@@ -56,6 +71,8 @@ impl Engine {
         match self {
             Engine::Ring(e) => e.push(job),
             Engine::Threads(e) => e.push(job),
+            #[cfg(test)]
+            Engine::Scripted(e) => e.waiting.push(job),
         }
     }
 
@@ -64,6 +81,8 @@ impl Engine {
         match self {
             Engine::Ring(e) => e.kick(),
             Engine::Threads(_) => {}
+            #[cfg(test)]
+            Engine::Scripted(e) => e.sent.append(&mut e.waiting),
         }
     }
 
@@ -72,6 +91,8 @@ impl Engine {
         match self {
             Engine::Ring(e) => e.answers(into),
             Engine::Threads(e) => e.answers(into),
+            #[cfg(test)]
+            Engine::Scripted(e) => into.append(&mut e.answers),
         }
     }
 
@@ -80,6 +101,8 @@ impl Engine {
         match self {
             Engine::Ring(e) => e.arm(waits),
             Engine::Threads(e) => e.arm(waits),
+            #[cfg(test)]
+            Engine::Scripted(e) => e.waiting.is_empty() && e.answers.is_empty(),
         }
     }
 
@@ -88,6 +111,8 @@ impl Engine {
         match self {
             Engine::Ring(e) => e.settle(),
             Engine::Threads(e) => e.settle(),
+            #[cfg(test)]
+            Engine::Scripted(e) => e.settled.set(e.settled.get() + 1),
         }
     }
 }

@@ -377,5 +377,10 @@ impl Drop for FileQueue {
         if let Some(aside) = &mut self.aside {
             aside.settle();
         }
+        // Nobody is left to be told of what was open: its reactor has ended.
+        self.slots.clear();
     }
 }
+
+#[cfg(test)]
+mod tests;
