@@ -41,6 +41,13 @@ pub enum Command {
         #[arg(long, value_enum, default_value = "adaptive")]
         idle: IdleMode,
     },
+    /// Continue a process once standard input has ended (for `ratio --ring --peer`, which stops one: it goes on also when this is killed)
+    #[command(hide = true)]
+    Continue {
+        /// Its number
+        #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+        process: i32,
+    },
     /// Serve a disk over vhost-user-blk until standard input ends (the back-end of `ratio --ring`)
     #[command(hide = true)]
     ServeRing {

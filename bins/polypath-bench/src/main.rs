@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Ratio(args) if args.ring => ratio_ring(&args),
         Command::Ratio(args) => ratio(&args),
         Command::ServeNull { cpu, idle } => ratio::serve_null(cpu, idle.policy()).map(|()| ExitCode::SUCCESS),
+        Command::Continue { process } => ring::let_go_on(process).map(|()| ExitCode::SUCCESS),
         Command::ServeRing { socket, medium, no_group, cpu, idle } => {
             let config = ServeConfig { socket, medium, group: !no_group, cpu, idle: idle.policy() };
             ring::serve(&config).map(|()| ExitCode::SUCCESS)

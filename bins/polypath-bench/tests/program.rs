@@ -268,3 +268,75 @@ fn back_ends_are_compared_in_turns_with_a_peer() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && said.contains("--peer /nowhere/s: is a back-end listening"), "{said}");
 }
+
+/// The state of a process as the kernel has it: T is stopped.
+fn state(process: u32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap()
+}
+
+fn patiently(what: &str, mut until: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !until() {
+        assert!(start.elapsed() < Duration::from_secs(20), "waited too long for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A comparison with a back-end of somebody else's that takes a while, in a part of which that one is stopped.
+fn compare_with(peer: &ServedRing) -> Running {
+    let running = Running::start(&[
+        "ratio",
+        "--ring",
+        "--qd",
+        "1",
+        "--pairs",
+        "9",
+        "--time",
+        "2",
+        "--ramp",
+        "0",
+        "--peer",
+        &peer.socket(),
+    ]);
+    patiently("the others' turn", || state(peer.child.id()) == 'T');
+    running
+}
+
+/// It may serve guests: whatever becomes of the measurement, it goes on.
+#[test]
+fn a_peer_goes_on_however_the_measurement_ends() {
+    let peer = ServedRing::start(&["--idle", "adaptive", "--no-group"]);
+    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+        let running = compare_with(&peer);
+        running.signal(signal);
+        let (status, _) = running.finish(|_| {});
+        assert!(!status.success(), "{signal:?}: {status}");
+        patiently("the peer to go on", || state(peer.child.id()) != 'T');
+    }
+    assert_eq!(peer.end(), Some(0));
+}
+
+/// The error names it, and why it could not be measured.
+#[test]
+fn a_peer_that_dies_is_named() {
+    let mut peer = ServedRing::start(&["--idle", "adaptive", "--no-group"]);
+    let mut running = compare_with(&peer);
+    peer.child.kill().unwrap();
+    peer.child.wait().unwrap();
+    let mut said = String::new();
+    running.stderr.read_to_string(&mut said).unwrap();
+    let (status, _) = running.finish(|_| {});
+    assert_eq!(status.code(), Some(2));
+    let process = format!("process {}", peer.child.id());
+    assert!(said.contains(&format!("--peer {}", peer.socket())) && said.contains(&process), "{said}");
+}
+
+/// Before the first depth is measured, not when it is their turn.
+#[test]
+fn depths_that_no_ring_holds_are_refused_before_anything_is_measured() {
+    let output = bench(&["ratio", "--ring", "--qd", "1,342", "--pairs", "1"]).args(SHORT).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("--qd 342: expected 1 to 341") && !said.contains("turn 1"), "{said}");
+}

@@ -6,15 +6,20 @@ use super::Style;
 use super::memory::{BASE, DESC, RingMemory};
 use anyhow::Context as _;
 use rustix::fd::BorrowedFd;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use std::io::{IoSlice, Read as _, Write as _};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    sendmsg, socket_with,
+};
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long a back-end may take to answer.
-const LIMIT: Duration = Duration::from_secs(10);
+/// How long a back-end may take to accept us, and for each answer. Tests wait for it.
+const LIMIT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
 
 const VERSION: u32 = 1;
 const FLAG_REPLY: u32 = 1 << 2;
@@ -51,6 +56,23 @@ const SET_PROTOCOL_FEATURES: Request = (16, "SET_PROTOCOL_FEATURES");
 const SET_VRING_ENABLE: Request = (18, "SET_VRING_ENABLE");
 const GET_CONFIG: Request = (24, "GET_CONFIG");
 
+/// Connects to whoever listens at `path`. Where nobody accepts, there is no room for more at some time: that is waited for no longer than
+/// for an answer.
+///
+/// # Errors
+/// Nobody is there, or nobody accepts.
+pub(super) fn dial(path: &Path) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(LIMIT))?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::AGAIN) => {
+            let said = format!("it accepts nobody within {LIMIT:?}: it is stopped, or hangs");
+            Err(io::Error::new(io::ErrorKind::TimedOut, said))
+        }
+        connected => connected.map(|()| UnixStream::from(socket)).map_err(Into::into),
+    }
+}
+
 /// A back-end that agreed on features, and has no ring yet.
 pub(super) struct Control {
     socket: UnixStream,
@@ -67,10 +89,8 @@ impl Control {
     /// # Errors
     /// Nobody is there, or it lacks what is needed, or it does not speak the protocol.
     pub(super) fn connect(path: &Path, style: Style) -> anyhow::Result<Control> {
-        let socket = UnixStream::connect(path)
+        let socket = dial(path)
             .with_context(|| format!("{}: cannot be connected to; is a back-end listening there?", path.display()))?;
-        socket.set_read_timeout(Some(LIMIT))?;
-        socket.set_write_timeout(Some(LIMIT))?;
         let mut control = Control { socket, acknowledged: false, event_idx: false, bytes: 0 };
         control.agree(style).with_context(|| format!("{}: agreeing with the back-end", path.display()))?;
         Ok(control)
@@ -182,15 +202,36 @@ impl Control {
 
     fn answer(&mut self, (number, name): Request) -> anyhow::Result<Vec<u8>> {
         let mut header = [0; 12];
-        self.socket.read_exact(&mut header).with_context(|| format!("{name}: waiting for the answer"))?;
+        let until = Instant::now() + LIMIT;
+        self.read(&mut header, until).with_context(|| format!("{name}: waiting for the answer"))?;
         let [got, flags, len] = [0, 4, 8].map(|at| u32::from_ne_bytes([0, 1, 2, 3].map(|n| header[at + n])));
         anyhow::ensure!(
             got == number && flags & 3 == VERSION && flags & FLAG_REPLY != 0 && len <= MAX_ANSWER,
             "{name}: the answer has request {got}, flags {flags:#x} and {len} bytes, which is none"
         );
         let mut payload = vec![0; len as usize];
-        self.socket.read_exact(&mut payload).with_context(|| format!("{name}: reading the answer"))?;
+        self.read(&mut payload, until).with_context(|| format!("{name}: reading the answer"))?;
         Ok(payload)
+    }
+
+    /// Fills `bytes`, however slowly they come, unless they are not all there at `until`.
+    fn read(&mut self, mut bytes: &mut [u8], until: Instant) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let left = until.saturating_duration_since(Instant::now());
+            let timed_out = || io::Error::new(io::ErrorKind::TimedOut, format!("it is not there within {LIMIT:?}"));
+            if left.is_zero() {
+                return Err(timed_out());
+            }
+            self.socket.set_read_timeout(Some(left))?;
+            match self.socket.read(bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => bytes = &mut bytes[n..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(timed_out()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -26,7 +26,7 @@ pub use cost::{RingCost, measure as measure_cost};
 pub use drive::{DriveConfig, drive};
 pub use limit::{RingLimitConfig, limit};
 pub use measure::RingReport;
-pub use ratio::{RingCase, RingPair, RingRatioConfig, RingRatioReport, ratio};
+pub use ratio::{RingCase, RingPair, RingRatioConfig, RingRatioReport, let_go_on, ratio};
 pub use serve::{ServeConfig, serve};
 
 use clap::ValueEnum;

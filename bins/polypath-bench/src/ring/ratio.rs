@@ -4,22 +4,26 @@
 //! round. The back-end is a process of its own that polls on the second core, and is there only for its half: two that poll would share
 //! the core. A back-end of somebody else's, if asked for, has a third of each turn, and is stopped (SIGSTOP) during the others.
 
+use super::control;
 use super::cost::RingCost;
 use super::drive::{DriveConfig, drive};
 use super::limit::{RingLimitConfig, limit};
 use super::measure::RingReport;
 use super::serve::Whole;
-use super::{GOAL, Medium, Style};
+use super::{GOAL, MAX_QD, Medium, Style};
 use crate::cpu;
 use crate::latency::round3;
 use crate::ratio::{median, ratio as quotient};
 use anyhow::Context as _;
 use polypath_reactor::{CpuList, IdlePolicy};
+use rustix::fd::OwnedFd;
 use rustix::net::sockopt::socket_peercred;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
-use std::os::unix::net::UnixStream;
+use std::io::Read as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// What to compare.
@@ -173,6 +177,9 @@ pub fn ratio(config: &RingRatioConfig, mut tell: impl FnMut(&str)) -> anyhow::Re
         config.pairs > 0 && !config.depths.is_empty(),
         "nothing to compare: expected --pairs and --qd of 1 or more"
     );
+    for qd in &config.depths {
+        anyhow::ensure!((1..=MAX_QD).contains(qd), "--qd {qd}: expected 1 to {MAX_QD} with --ring");
+    }
     let (near, far) = cpu::two(config.cpus.as_ref());
     let peer = config.peer.as_deref().map(Peer::find).transpose()?;
     let mut cases = Vec::new();
@@ -274,17 +281,22 @@ fn turn(
 /// Somebody else's back-end. It runs while it is asked, and again when this value is gone.
 struct Peer {
     socket: PathBuf,
-    process: Pid,
+    number: Pid,
+    process: OwnedFd,
+    guard: Child,
 }
 
 impl Peer {
     /// Finds the process that listens at `socket`, and stops it.
     fn find(socket: &Path) -> anyhow::Result<Peer> {
         let what = || format!("--peer {}", socket.display());
-        let stream = UnixStream::connect(socket).context("is a back-end listening there?").with_context(what)?;
-        let process = socket_peercred(&stream).context("asking who listens").with_context(what)?.pid;
-        let peer = Peer { socket: socket.to_owned(), process };
-        peer.signal(Signal::STOP).with_context(what)?;
+        let stream = control::dial(socket).context("is a back-end listening there?").with_context(what)?;
+        let number = socket_peercred(&stream).context("asking who listens").with_context(what)?.pid;
+        let process = pidfd_open(number, PidfdFlags::empty()).context("asking for its process").with_context(what)?;
+        // It may serve guests: should this process be killed, somebody else must let it go on.
+        let guard = guard(number).context("starting who lets it go on in any case").with_context(what)?;
+        let peer = Peer { socket: socket.to_owned(), number, process, guard };
+        peer.signal(Signal::STOP)?;
         Ok(peer)
     }
 
@@ -292,13 +304,17 @@ impl Peer {
     fn awake<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         self.signal(Signal::CONT)?;
         let done = work();
-        self.signal(Signal::STOP)?;
-        done
+        let stopped = self.signal(Signal::STOP);
+        // Why it could not be measured says more than that it cannot be stopped any more.
+        let done = done?;
+        stopped.map(|()| done)
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        kill_process(self.process, signal)
-            .with_context(|| format!("process {} cannot be stopped and continued", self.process.as_raw_nonzero()))
+        pidfd_send_signal(&self.process, signal).with_context(|| {
+            let (socket, number) = (self.socket.display(), self.number.as_raw_nonzero());
+            format!("--peer {socket}: process {number} cannot be stopped and continued")
+        })
     }
 }
 
@@ -307,5 +323,31 @@ impl Drop for Peer {
         if let Err(error) = self.signal(Signal::CONT) {
             tracing::warn!("{error:#}");
         }
+        drop(self.guard.stdin.take());
+        if let Err(error) = self.guard.wait() {
+            tracing::warn!(%error, "waiting for who lets the peer go on in any case");
+        }
     }
+}
+
+/// A process that lets `process` go on when this one has ended, however that was. In a group of its own: what is said to ours by a terminal
+/// does not concern it.
+fn guard(process: Pid) -> anyhow::Result<Child> {
+    let program = std::env::current_exe().context("asking for the name of this program")?;
+    let mut command = Command::new(program);
+    command.arg("continue").arg(process.as_raw_nonzero().to_string()).process_group(0);
+    Ok(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+}
+
+/// Waits for the end of standard input, and continues process `number`, which somebody may have stopped.
+///
+/// # Errors
+/// There is no such process, or it belongs to somebody else.
+pub fn let_go_on(number: i32) -> anyhow::Result<()> {
+    let what = || format!("process {number}");
+    let process = Pid::from_raw(number).context("expected a number above 0").with_context(what)?;
+    let process = pidfd_open(process, PidfdFlags::empty()).with_context(what)?;
+    let mut rest = Vec::new();
+    std::io::stdin().read_to_end(&mut rest).context("waiting for the end of standard input")?;
+    pidfd_send_signal(process, Signal::CONT).with_context(what)
 }

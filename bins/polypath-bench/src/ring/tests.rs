@@ -309,3 +309,51 @@ fn requests_that_never_come_back_are_counted() {
         silent.join().unwrap();
     });
 }
+
+/// What `drive` says, unless it never comes back. It is told the end of that by nobody: it must find it by itself.
+fn driven_within(limit: Duration, socket: PathBuf) -> String {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(drive(&config(socket, 1, STYLES[0])).map(drop)));
+    let said = told.recv_timeout(limit).expect("it must end by itself");
+    format!("{:#}", said.expect_err("there is nothing to measure"))
+}
+
+/// A back-end that hangs accepts nobody, and at some time there is no more room to wait for it.
+#[test]
+fn a_back_end_that_accepts_nobody_is_not_waited_for_for_ever() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hangs");
+    let address = SocketAddrUnix::new(&path).unwrap();
+    let socket = || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+    let listener = socket();
+    bind(&listener, &address).unwrap();
+    listen(&listener, 0).unwrap();
+    let waiting: Vec<_> = (0..64).map(|_| socket()).take_while(|one| connect(one, &address).is_ok()).collect();
+    assert!(waiting.len() < 64, "the kernel keeps a bound");
+    let said = driven_within(Duration::from_secs(30), path);
+    assert!(said.contains("hangs") && said.contains("is a back-end listening there?"), "{said}");
+}
+
+/// As slow as it can be without being silent.
+#[test]
+fn a_back_end_that_answers_drop_by_drop_is_not_waited_for_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("drips");
+    let listener = UnixListener::bind(&path).unwrap();
+    let drips = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        stream.read_exact(&mut [0; 12]).unwrap();
+        let answer = [[1u32, 5, 8].map(u32::to_ne_bytes).concat(), vec![0; 8]].concat();
+        for byte in answer {
+            std::thread::sleep(Duration::from_millis(1500));
+            if stream.write_all(&[byte]).is_err() {
+                return;
+            }
+        }
+        panic!("it was waited for to the end");
+    });
+    let said = driven_within(Duration::from_secs(60), path);
+    assert!(said.contains("drips") && said.contains("GET_FEATURES"), "{said}");
+    drips.join().unwrap();
+}
