@@ -341,6 +341,32 @@ fn memory_that_goes_while_data_come_costs_its_command() {
     assert_eq!(done, [(1, true), (2, false)]);
 }
 
+/// What can be placed of a read does not make up for what could not.
+#[test]
+fn memory_that_is_gone_for_a_part_of_a_read_is_gone_for_all_of_it() {
+    for (gone, at_once) in [(0, true), (0, false), (1, true), (1, false)] {
+        let mut rig = Rig::ready(4, false);
+        let region = Region::allocate(4096, false).unwrap();
+        let span = rig.memory(2, 512, 0);
+        (rig.segs.get_mut(span)[gone].region, rig.segs.get_mut(span)[gone].offset) = (region.id(), 0);
+        let slot = rig.send(Transfer::In { span, skip: 0, len: 1024, exact: true }, 1);
+        drop(region);
+        let octets = rig.say_data(slot, &pattern(1024));
+        if at_once {
+            rig.say(&octets);
+            rig.receive();
+        } else {
+            for part in octets.chunks(HEAD + 512) {
+                rig.say(part);
+                rig.receive();
+            }
+        }
+        rig.answer(slot);
+        rig.receive();
+        assert_eq!(rig.done.iter().map(|f| f.bad_memory).collect::<Vec<_>>(), [true], "segment {gone}, {at_once}");
+    }
+}
+
 #[test]
 fn a_write_whose_memory_is_too_short_is_not_sent() {
     let mut rig = Rig::ready(4, false);

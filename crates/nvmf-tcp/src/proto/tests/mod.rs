@@ -2,6 +2,7 @@
 //! refuses and with which status.
 
 mod properties;
+mod taken_back;
 mod whole;
 
 use super::*;
