@@ -6,6 +6,7 @@ mod script;
 #[path = "common/turns.rs"]
 mod turns;
 
+mod batches;
 mod captures;
 mod coming_up;
 mod corpus;

@@ -367,6 +367,27 @@ fn memory_that_is_gone_for_a_part_of_a_read_is_gone_for_all_of_it() {
     }
 }
 
+/// The first takes the long way, since its data come in two parts, and the second the short one.
+#[test]
+fn commands_are_told_in_the_order_in_which_they_were_answered() {
+    let mut rig = Rig::ready(4, false);
+    let spans = [0, 1].map(|_| rig.memory(1, 1024, 0));
+    let slots =
+        [0, 1].map(|n: usize| rig.send(Transfer::In { span: spans[n], skip: 0, len: 1024, exact: true }, n as u64));
+    let cids = slots.map(|slot| rig.link.cid(slot).unwrap());
+    for (cccid, offset, length, last) in [(cids[0], 0, 512, false), (cids[0], 512, 512, true), (cids[1], 0, 1024, true)]
+    {
+        let mut octets = vec![0; 256];
+        let n = C2hData { cccid, offset, length, last, success: last }.encode(&rig.framing, &mut octets).unwrap();
+        octets.truncate(n);
+        octets.extend(vec![7; length as usize]);
+        rig.say(&octets);
+    }
+    rig.receive();
+    assert_eq!(rig.done.iter().map(|f| f.user).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(rig.holds(), [7; 1024]);
+}
+
 #[test]
 fn a_write_whose_memory_is_too_short_is_not_sent() {
     let mut rig = Rig::ready(4, false);

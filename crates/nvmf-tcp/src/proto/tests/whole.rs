@@ -228,3 +228,27 @@ fn what_looks_common_in_the_middle_of_a_head_is_not_taken_for_it() {
         assert!(s.conn.take_whole(&forged).is_some(), "now it is one");
     }
 }
+
+/// Whatever was in the memory of heads before: what a short command leaves between its head and its data is zeroes.
+#[test]
+fn a_short_command_is_padded_with_zeroes() {
+    for cpda in [0, 3, 31] {
+        let ready = || Shell::ready(HostConfig::new(4), grant(false, false, cpda, 4096));
+        let (mut long, mut short) = (ready(), ready());
+        for s in [&mut long, &mut short] {
+            for slba in [u64::MAX >> 1; 4] {
+                s.conn.submit_block(&BlockCommand { write: false, nsid: u32::MAX, slba, nlb_z: 0xffff }, LEN).unwrap();
+            }
+            s.send_all();
+            assert!(s.conn.poll_event().is_none());
+        }
+        let cids: Vec<u16> = (0..4).map(|slot| long.conn.cid(slot).unwrap()).collect();
+        for s in [&mut long, &mut short] {
+            cids.iter().for_each(|&cid| s.feed(&response(&PLAIN, cid, StatusField::WRITE_FAULT)).unwrap());
+        }
+        let slot = long.conn.submit(&Sqe::write(0, 1, 5, 0, false), write(LEN)).unwrap();
+        let command = BlockCommand { write: true, nsid: 1, slba: 5, nlb_z: 0 };
+        assert_eq!(short.conn.submit_block(&command, LEN), Ok(slot));
+        assert_eq!(long.send_all(), short.send_all(), "CPDA {cpda}");
+    }
+}
