@@ -576,6 +576,29 @@ fn copies_of_what_was_taken_back_do_not_stop_what_comes_after() {
     assert_eq!((rig.link.copies.len(), rig.link.copied), (0, 0));
 }
 
+/// Of short commands with data that wait together, one is taken back: the others leave, and nothing of it.
+#[test]
+fn a_short_command_that_was_taken_back_does_not_leave_with_the_others() {
+    for taken in 0..3 {
+        let mut rig = Rig::ready(4, false);
+        rig.wire.wire().room = 0;
+        let slots = [0u8, 1, 2].map(|n| {
+            let span = rig.memory(1, 512, n);
+            let command = BlockCommand { write: true, nsid: 1, slba: n.into(), nlb_z: 0 };
+            rig.link.submit_block(&command, span, 0, 512, n.into()).unwrap()
+        });
+        assert!(!rig.flush());
+        assert!(rig.link.withdraw(slots[taken]));
+        rig.wire.wire().room = usize::MAX;
+        assert!(rig.flush());
+        let sent = std::mem::take(&mut rig.wire.wire().sent);
+        let said: Vec<(u8, u8, u8)> =
+            sent.chunks(CAPSULE + 512).map(|c| (c[8 + 40], c[CAPSULE], c[CAPSULE + 511])).collect();
+        let want: Vec<_> = (0..3).filter(|n| usize::from(*n) != taken).map(|n| (n, n, n)).collect();
+        assert_eq!(said, want, "number {taken} was taken back");
+    }
+}
+
 /// The peer need not say anything more to have that heard.
 #[test]
 fn what_was_answered_before_it_had_left_is_over_when_it_has() {
