@@ -115,3 +115,28 @@ impl IoQueue for NullQueue {
         self.closed && self.completions.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polypath_block::Time;
+
+    /// What waits to be told counts, also for a batch.
+    #[test]
+    fn a_batch_is_taken_up_to_the_depth() {
+        let device = NullDevice::open(&"null://1MiB".parse().unwrap()).unwrap();
+        let mut queue = device.open_queue(QueueConfig { depth: 4 }).unwrap();
+        let mut segs = SegTable::new(8);
+        let mut cx = Cx { now: Time::from_millis(1), segs: &mut segs, reactor: 0 };
+        let flushes: Vec<Io> = (0..5).map(Io::flush).collect();
+        assert_eq!(queue.submit_all(&mut cx, &flushes[..3]), Ok(()));
+        let full = |taken| Err(Rest { taken, why: RefusedWhy::Full });
+        assert_eq!(queue.submit_all(&mut cx, &flushes[3..]), full(1));
+        assert_eq!(queue.submit_all(&mut cx, &flushes), full(0));
+        let mut done = Done::with_capacity(4);
+        queue.poll(&mut cx, &mut done);
+        assert!(done.completions.iter().map(|c| c.tag).eq(0..4));
+        queue.close(&mut cx);
+        assert_eq!(queue.submit_all(&mut cx, &flushes), Err(Rest { taken: 0, why: RefusedWhy::Gone }));
+    }
+}

@@ -141,3 +141,28 @@ fn what_is_said_of_pages_is_so() {
     assert_eq!(small.pages(), Pages::Ordinary, "no huge page is taken for less than one");
     assert!(small.fallback().is_some_and(|said| said.contains("less than a huge page")));
 }
+
+/// A guest's memory is the guest's: no hole is made in its file.
+#[test]
+fn memory_of_others_is_not_given_back() {
+    let owner = Region::allocate(8192, false).unwrap();
+    let fd = owner.fd().unwrap().try_clone_to_owned().unwrap();
+    let foreign = Region::from_fd(fd, 0, 8192).unwrap();
+    let window = owner.window(0, 8192).unwrap();
+    window.copy_in(0, &[0xee; 8192]).unwrap();
+    assert!(!foreign.give_back(0, 4096));
+    let mut bytes = [0; 8192];
+    window.copy_out(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [0xee; 8192]);
+    assert!(owner.give_back(0, 4096), "its owner may");
+    window.copy_out(0, &mut bytes).unwrap();
+    assert!(bytes[..4096] == [0; 4096] && bytes[4096..] == [0xee; 4096]);
+}
+
+/// More than there is may be had, as long as it is not used: where the kernel counts what might be used, as a file.
+#[test]
+fn more_memory_than_there_is_may_be_had() {
+    let region = Region::private(8 << 40, false).unwrap();
+    write(&region, (8 << 40) - 4096, b"the end");
+    assert_eq!(bytes(&region, (8 << 40) - 4096, 8), b"the end\0");
+}

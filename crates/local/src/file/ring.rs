@@ -294,11 +294,73 @@ mod tests {
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     }
 
+    fn sync(user: u32) -> Job {
+        Job { user, call: Call::Sync, iov: std::ptr::null(), iov_len: 0, offset: 0, len: 0 }
+    }
+
+    /// Of what it is handed in one call the kernel takes nothing behind a job that it cannot even read: the rest goes with the next kick.
+    #[test]
+    fn what_the_kernel_has_left_is_handed_over_again() {
+        let (_file, device) = disk(1 << 20);
+        let mut ring = Ring::new(&device.file, 8, &SETUPS).unwrap();
+        ring.push(sync(0));
+        ring.push(Job { call: Call::Read, iov_len: 2, ..sync(1) });
+        ring.push(sync(2));
+        assert_eq!(
+            ring.ring.submission().len(),
+            1,
+            "this kernel goes on behind a bad one: then there is nothing to test"
+        );
+        assert!(ring.unsent, "a sleep now would be one for ever");
+        let (mut answers, mut turns) = (Vec::new(), 0);
+        while answers.len() < 3 {
+            ring.kick();
+            ring.answers(&mut answers);
+            turns += 1;
+            assert!(turns < 1_000_000, "only {answers:?} have come");
+            std::thread::yield_now();
+        }
+        answers.sort_unstable();
+        assert_eq!(answers, [(0, 0), (1, -libc::EFAULT), (2, 0)]);
+    }
+
+    /// Afterwards the kernel touches nothing of theirs any more.
+    #[test]
+    fn settling_waits_for_all_that_is_open_also_for_what_was_not_handed_over() {
+        for way in SETUPS {
+            let (_file, device) = disk(1 << 20);
+            let Ok(mut ring) = Ring::new(&device.file, 32, &[way]) else { continue };
+            let mut bounce = super::super::bounce::Bounce::new(4096);
+            let iov = libc::iovec { iov_base: bounce.address().cast(), iov_len: 4096 };
+            for user in 0..20 {
+                ring.push(Job { call: Call::Write { durable: true }, iov: &iov, iov_len: 1, ..sync(user) });
+            }
+            assert!(ring.unsent);
+            ring.settle();
+            assert!(ring.ring.submission().is_empty() && ring.ring.completion().is_empty(), "{way:?}");
+            assert_eq!(ring.in_flight, 0, "{way:?}");
+            assert_eq!(bounce.bytes()[..], [0; 4096]);
+        }
+    }
+
+    /// In one vector or in many.
+    #[test]
+    fn a_durable_write_says_so() {
+        let iov = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 512 }; 2];
+        for (iov_len, durable) in [(1, true), (1, false), (2, true), (2, false)] {
+            let job = Job { call: Call::Write { durable }, iov: iov.as_ptr(), iov_len, offset: 4096, ..sync(7) };
+            // SAFETY: an entry is 64 bytes of plain numbers, `struct io_uring_sqe`.
+            let octets: [u8; 64] = unsafe { std::mem::transmute_copy(&entry(&job)) };
+            let flags = i32::from_ne_bytes([octets[28], octets[29], octets[30], octets[31]]);
+            assert_eq!(flags, if durable { libc::RWF_DSYNC } else { 0 }, "{iov_len} vectors");
+            assert_eq!(octets[8..16], 4096u64.to_ne_bytes());
+        }
+    }
+
     #[test]
     fn the_first_of_many_leave_before_the_last_are_made() {
         let (_file, device) = disk(1 << 20);
         let mut ring = Ring::new(&device.file, 32, &SETUPS).unwrap();
-        let sync = |user| Job { user, call: Call::Sync, iov: std::ptr::null(), iov_len: 0, offset: 0, len: 0 };
         let mut waiting = Vec::new();
         for user in 0..24 {
             ring.push(sync(user));

@@ -159,3 +159,31 @@ fn carry_out(file: &File, job: &Job) -> i32 {
     };
     if result < 0 { -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) } else { result as i32 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::FileDevice;
+
+    /// The answer came when nobody slept, so that nobody was woken for it: the sleep must not begin.
+    #[test]
+    fn nobody_falls_asleep_beside_an_answer() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let device = FileDevice::open(&format!("file://{}", file.path().display()).parse().unwrap()).unwrap();
+        let mut pool = Threads::start(&device.file, 4).unwrap();
+        let job = Job { user: 1, call: Call::Sync, iov: std::ptr::null(), iov_len: 0, offset: 0, len: 0 };
+        for _ in 0..100 {
+            pool.push(job);
+            while pool.shared.lock().answers.is_empty() {
+                std::thread::yield_now();
+            }
+            let mut waits = Waits::default();
+            assert!(!pool.arm(&mut waits) && waits.interests.is_empty());
+            let mut answers = Vec::new();
+            pool.answers(&mut answers);
+            assert_eq!(answers, [(1, 0)]);
+            assert!(pool.arm(&mut waits), "nothing is open");
+        }
+    }
+}

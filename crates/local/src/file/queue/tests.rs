@@ -8,6 +8,7 @@ use polypath_block::contract::Rig as _;
 use polypath_block::{Completion, QueueConfig, SegSpan, Time};
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 
 const DISK: u64 = 1 << 20;
 const BLOCK: u32 = 512;
@@ -23,6 +24,11 @@ struct Rig {
 
 impl Rig {
     fn new(depth: u16) -> Rig {
+        Rig::aligned(depth, 1)
+    }
+
+    /// Over a file that takes only memory and lengths that are multiples of `align`.
+    fn aligned(depth: u16, align: usize) -> Rig {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(DISK).unwrap();
         let device =
@@ -30,7 +36,11 @@ impl Rig {
         let (open, depth) = device.base.open(QueueConfig { depth }).unwrap();
         let script = Scripted::default();
         let settled = script.settled.clone();
-        let queue = FileQueue::new(open, device.file.clone(), Engine::Scripted(script), None, depth);
+        let fd = device.file.fd.try_clone().unwrap();
+        let (memory_align, offset_align, direct) = (align, align, align > 1);
+        let engine = crate::file::FileEngine::Auto;
+        let opened = File { fd, block_device: false, direct, memory_align, offset_align, engine, _used: None };
+        let queue = FileQueue::new(open, Arc::new(opened), Engine::Scripted(script), None, depth);
         let (segs, done) = (SegTable::new(1024), Done::with_capacity(depth.into()));
         Rig { queue, segs, memory: RealRig::new(device, true), done, settled, _file: file }
     }
@@ -279,4 +289,41 @@ fn a_queue_takes_as_many_as_it_can_tell_the_end_of() {
     rig.kick();
     assert_eq!(ended(&rig.poll()), [(1, Code::OutOfRange, 0)]);
     assert_eq!(ended(&rig.answer(4096)), [(2, Code::Ok, 0)]);
+}
+
+/// Memory that begins where the file does not want it, behind some that suits it.
+#[test]
+fn memory_that_does_not_suit_the_file_goes_through_a_buffer_of_ours() {
+    for write in [false, true] {
+        let mut rig = Rig::aligned(1, 512);
+        let span = rig.span(8192, 2);
+        let straight = Io::read(1, 0, 16, span);
+        rig.submit(straight).unwrap();
+        rig.kick();
+        assert_eq!(rig.job().iov_len, 2, "each piece suits it");
+        let user = rig.queue.slots.key_at(0).unwrap().as_u32();
+        rig.script().answers.push((user, 8192));
+        assert_eq!(ended(&rig.poll()), [(1, Code::Ok, 0)]);
+
+        rig.segs.get_mut(span)[1].offset += 1;
+        let data: Vec<u8> = (0..8192u32).map(|n| (n * 7 + (n >> 8)) as u8).collect();
+        if write {
+            rig.memory.fill(&rig.segs, span, &data);
+        }
+        rig.submit(if write { Io { op: Op::Write, ..straight } } else { straight }).unwrap();
+        rig.kick();
+        let job = rig.job();
+        assert_eq!((job.iov_len, bytes_of(&job).len()), (1, 8192), "one buffer, and nothing beside it");
+        for (address, byte) in bytes_of(&job).into_iter().zip(&data) {
+            // SAFETY: the job is open: its memory is there, and only the kernel, which is us, may touch it.
+            let cell = unsafe { std::sync::atomic::AtomicU8::from_ptr(address as *mut u8) };
+            match write {
+                true => assert_eq!(cell.load(Relaxed), *byte),
+                false => cell.store(*byte, Relaxed),
+            }
+        }
+        rig.script().answers.push((job.user, 8192));
+        assert_eq!(ended(&rig.poll()), [(1, Code::Ok, 0)]);
+        assert_eq!(rig.memory.bytes(&rig.segs, span, 8192), data);
+    }
 }
