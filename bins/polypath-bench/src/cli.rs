@@ -2,6 +2,7 @@
 
 use crate::ring::{MAX_QD, Medium, RingLimitConfig, RingRatioConfig, Style};
 use crate::run::{Mix, RunConfig};
+use crate::scale::{Part, ScaleConfig, ScaleMedium};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use polypath_block::DiskUri;
@@ -31,6 +32,39 @@ pub enum Command {
     /// Hold the NVMe/TCP initiator against the limit (interleaved pairs against a null target, medians, cost of an I/O), or the
     /// vhost-user-blk back-end against the limit of a ring with --ring
     Ratio(RatioArgs),
+    /// What growth costs: a reactor more, disks beside a busy one, paths in a group; and the memory of each
+    Scale(ScaleArgs),
+    /// Serve disks over vhost-user-blk until standard input ends, and say what they cost (a part of `scale`)
+    #[command(hide = true)]
+    ServeScale {
+        /// Where the sockets are made
+        folder: PathBuf,
+        /// How many disks
+        #[arg(long)]
+        disks: u32,
+        /// Rings of each
+        #[arg(long)]
+        rings: u16,
+        /// The paths of each, without a namespace
+        #[arg(long = "path", required = true)]
+        paths: Vec<DiskUri>,
+        /// Cores of the reactors
+        #[arg(long)]
+        cpus: CpuList,
+    },
+    /// Serve null disks over NVMe/TCP until standard input ends (the target of `scale`)
+    #[command(hide = true)]
+    ServeNamespaces {
+        /// How many
+        #[arg(long)]
+        namespaces: u32,
+        /// Portals
+        #[arg(long)]
+        portals: u16,
+        /// A thread on each of these cores
+        #[arg(long)]
+        cpus: CpuList,
+    },
     /// Serve a null disk over NVMe/TCP until standard input ends (the target of `ratio`)
     #[command(hide = true)]
     ServeNull {
@@ -286,6 +320,68 @@ pub struct RatioArgs {
     /// Write one JSON object to FILE, or to standard output with -
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+/// `polypath-bench scale`.
+#[derive(Args, Debug)]
+pub struct ScaleArgs {
+    /// What to measure
+    #[arg(long = "part", value_delimiter = ',', value_enum, default_value = "reactors,disks,paths,memory")]
+    pub parts: Vec<Part>,
+    /// On what; memory of a disk, a path and a ring is that over tcp
+    #[arg(long, value_delimiter = ',', value_enum, default_value = "null,ram,tcp")]
+    pub media: Vec<ScaleMedium>,
+    /// Numbers of disks of two paths and two rings of 1,024 entries, one of them busy
+    #[arg(long, value_delimiter = ',', default_value = "1,10,100,1000", default_value_if("quick", "true", "1,4"), value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub disks: Vec<u32>,
+    /// Numbers of paths in a group; over tcp each has a controller of its own
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16,32,64", default_value_if("quick", "true", "1,2"), value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub paths: Vec<u16>,
+    /// Disks by which the memory of a path and of a ring is measured
+    #[arg(long, default_value_t = 100, default_value_if("quick", "true", "4"), value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub memory_disks: u32,
+    /// Queue depths of the busy disk
+    #[arg(long, value_delimiter = ',', default_value = "1,32", value_parser = clap::value_parser!(u16).range(1..=MAX_QD as i64))]
+    pub qd: Vec<u16>,
+    /// Turns for each figure
+    #[arg(long, default_value = "5", default_value_if("quick", "true", "1"))]
+    pub turns: usize,
+    /// Seconds to measure each part of a turn
+    #[arg(long, default_value = "0.5", default_value_if("quick", "true", "0.05"), value_parser = parse_measured)]
+    pub time: Duration,
+    /// Seconds to run before that
+    #[arg(long, default_value = "0.1", default_value_if("quick", "true", "0.01"), value_parser = parse_time)]
+    pub ramp: Duration,
+    /// The two cores of the reactors. The guests and the target have the first as well
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<CpuList>,
+    /// Few, and short: whether it works, not what it costs
+    #[arg(long)]
+    pub quick: bool,
+    /// Write one JSON object to FILE, or to standard output with -
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Draw a chart
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+impl ScaleArgs {
+    /// What to measure.
+    pub fn config(&self) -> ScaleConfig {
+        ScaleConfig {
+            parts: self.parts.clone(),
+            media: self.media.clone(),
+            disks: self.disks.clone(),
+            paths: self.paths.clone(),
+            memory_disks: self.memory_disks,
+            depths: self.qd.clone(),
+            turns: self.turns,
+            time: self.time,
+            ramp: self.ramp,
+            cpus: self.cpus.clone(),
+        }
+    }
 }
 
 /// On or off.

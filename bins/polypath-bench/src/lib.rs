@@ -25,6 +25,7 @@ pub mod output;
 pub mod ratio;
 pub mod ring;
 pub mod run;
+pub mod scale;
 pub mod slices;
 pub mod verify;
 pub mod workload;

@@ -5,12 +5,13 @@ mod signals;
 mod table;
 
 use clap::Parser as _;
-use polypath_bench::cli::{Cli, Command, DriveArgs, LimitArgs, RatioArgs, RunArgs};
+use polypath_bench::cli::{Cli, Command, DriveArgs, LimitArgs, RatioArgs, RunArgs, ScaleArgs};
 use polypath_bench::limit::{self, LimitConfig};
 use polypath_bench::output::{self, JsonOutput};
 use polypath_bench::ratio::{self, RatioConfig};
-use polypath_bench::ring::{self, DriveConfig, ServeConfig, Style};
+use polypath_bench::ring::{self, DriveConfig, Kick, ServeConfig, Style};
 use polypath_bench::run::{self, Stop};
+use polypath_bench::scale::{self, NamespacesConfig, SiteConfig};
 use signals::Signals;
 use std::process::ExitCode;
 
@@ -24,6 +25,14 @@ fn main() -> ExitCode {
         Command::Run(args) => run(&args),
         Command::Ratio(args) if args.ring => ratio_ring(&args),
         Command::Ratio(args) => ratio(&args),
+        Command::Scale(args) => scale(&args),
+        Command::ServeScale { folder, disks, rings, paths, cpus } => {
+            scale::serve(&SiteConfig { folder, disks, rings, paths, cpus }).map(|()| ExitCode::SUCCESS)
+        }
+        Command::ServeNamespaces { namespaces, portals, cpus } => {
+            let config = NamespacesConfig { namespaces, portals, cpus: cpus.0 };
+            scale::serve_namespaces(&config).map(|()| ExitCode::SUCCESS)
+        }
         Command::ServeNull { cpu, idle } => ratio::serve_null(cpu, idle.policy()).map(|()| ExitCode::SUCCESS),
         Command::Continue { process } => ring::let_go_on(process).map(|()| ExitCode::SUCCESS),
         Command::ServeRing { socket, medium, no_group, cpu, idle } => {
@@ -59,13 +68,13 @@ fn limit_ring(args: &LimitArgs) -> anyhow::Result<ExitCode> {
 fn drive(args: &DriveArgs) -> anyhow::Result<ExitCode> {
     let json = JsonOutput::open(args.json.as_deref())?;
     let report = ring::drive(&DriveConfig {
-        socket: args.socket.clone(),
         qd: args.qd,
         time: args.time,
         ramp: args.ramp,
         cpu: args.cpu,
         style: Style { indirect: args.indirect, renew: args.renew },
-        kick: args.kick,
+        kick: if args.kick { Kick::Always } else { Kick::Seldom },
+        ..DriveConfig::new(args.socket.clone())
     })?;
     json.emit(&report, table::ring(&report))?;
     Ok(verdict(report.is_good()))
@@ -118,6 +127,13 @@ fn ratio_ring(args: &RatioArgs) -> anyhow::Result<ExitCode> {
     }
     json.emit(&report, table::ring_ratio(&report))?;
     Ok(verdict(report.cases.iter().all(|case| case.errors == 0)))
+}
+
+fn scale(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
+    let json = JsonOutput::open(args.json.as_deref())?;
+    let report = scale::run(&args.config(), |line| output::remark(line))?;
+    json.emit(&report, table::scale(&report))?;
+    Ok(verdict(report.errors() == 0))
 }
 
 fn verdict(good: bool) -> ExitCode {

@@ -1,8 +1,10 @@
 //! Reports for people.
 
 mod ring;
+mod scale;
 
 pub(crate) use ring::{ring, ring_ratio};
+pub(crate) use scale::scale;
 
 use comfy_table::{CellAlignment, Table, presets};
 use polypath_bench::latency::LatencyUs;

@@ -1,11 +1,12 @@
-//! As much of vhost-user as it takes to set up one ring with any back-end (QEMU `docs/interop/vhost-user.rst`), front-end side.
+//! As much of vhost-user as it takes to set up rings with any back-end (QEMU `docs/interop/vhost-user.rst`), front-end side.
 //!
 //! The memory is told with SET_MEM_TABLE, which every back-end knows.
 
 use super::Style;
 use super::memory::{BASE, DESC, RingMemory};
 use anyhow::Context as _;
-use rustix::fd::BorrowedFd;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -128,39 +129,59 @@ impl Control {
         Ok(sectors.context("GET_CONFIG: its configuration has no capacity")?.saturating_mul(512))
     }
 
-    /// Hands over the ring in `memory`, of which nothing is available yet. The back-end may look at it from now on.
+    /// Shows the back-end `memory`.
+    ///
+    /// # Errors
+    /// It refused.
+    pub(super) fn share(&mut self, memory: &RingMemory) -> anyhow::Result<()> {
+        let fd = memory.region.fd().context("the memory of the ring has no file")?;
+        // One region, some padding; then its address for buffers, its length, its address for rings, its offset.
+        let table = [1, BASE, memory.region.len(), BASE, 0].map(u64::to_ne_bytes).concat();
+        self.tell(SET_MEM_TABLE, &table, Some(fd))
+    }
+
+    /// Hands over ring `index` of `memory`, of which nothing is available yet. The back-end may look at it from now on.
     ///
     /// # Errors
     /// The back-end refused a step.
     pub(super) fn start(
         &mut self,
+        index: u16,
         memory: &RingMemory,
         kick: BorrowedFd<'_>,
         call: BorrowedFd<'_>,
     ) -> anyhow::Result<()> {
         let layout = memory.layout;
-        let fd = memory.region.fd().context("the memory of the ring has no file")?;
-        // One region, some padding; then its address for buffers, its length, its address for rings, its offset.
-        let table = [1, BASE, memory.region.len(), BASE, 0].map(u64::to_ne_bytes).concat();
-        self.tell(SET_MEM_TABLE, &table, Some(fd))?;
-        self.tell(SET_VRING_NUM, &state(layout.size.into()), None)?;
-        self.tell(SET_VRING_BASE, &state(0), None)?;
-        let at = |offset: usize| BASE + offset as u64;
-        // Ring 0, no flags; descriptors, used ring, available ring, no log.
-        let addresses = [0, at(0), at(layout.used), at(layout.avail), 0].map(u64::to_ne_bytes).concat();
+        let number = u64::from(index);
+        self.tell(SET_VRING_NUM, &state(index, layout.size.into()), None)?;
+        self.tell(SET_VRING_BASE, &state(index, 0), None)?;
+        let at = |offset: usize| BASE + (layout.ring(index) + offset) as u64;
+        // The ring, no flags; descriptors, used ring, available ring, no log.
+        let addresses = [number, at(0), at(layout.used), at(layout.avail), 0].map(u64::to_ne_bytes).concat();
         self.tell(SET_VRING_ADDR, &addresses, None)?;
-        self.tell(SET_VRING_CALL, &0u64.to_ne_bytes(), Some(call))?;
-        self.tell(SET_VRING_KICK, &0u64.to_ne_bytes(), Some(kick))?;
-        self.tell(SET_VRING_ENABLE, &state(1), None)
+        self.tell(SET_VRING_CALL, &number.to_ne_bytes(), Some(call))?;
+        self.tell(SET_VRING_KICK, &number.to_ne_bytes(), Some(kick))?;
+        self.tell(SET_VRING_ENABLE, &state(index, 1), None)
     }
 
-    /// Takes the ring back.
+    /// [`Control::start`] of a ring that has no requests: kicked once, as a driver does when it comes up.
+    ///
+    /// # Errors
+    /// Those of [`Control::start`].
+    pub(super) fn start_idle(&mut self, index: u16, memory: &RingMemory, call: BorrowedFd<'_>) -> anyhow::Result<()> {
+        let kick = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("eventfd")?;
+        self.start(index, memory, kick.as_fd(), call)
+    }
+
+    /// Takes the first `rings` rings back.
     ///
     /// # Errors
     /// The back-end did not answer.
-    pub(super) fn stop(&mut self) -> anyhow::Result<()> {
-        self.send(GET_VRING_BASE, false, &state(0), None)?;
-        self.answer(GET_VRING_BASE).map(|_| ())
+    pub(super) fn stop(&mut self, rings: u16) -> anyhow::Result<()> {
+        (0..rings).try_for_each(|index| {
+            self.send(GET_VRING_BASE, false, &state(index, 0), None)?;
+            self.answer(GET_VRING_BASE).map(|_| ())
+        })
     }
 
     fn ask_word(&mut self, asked: Request) -> anyhow::Result<u64> {
@@ -241,9 +262,9 @@ fn word((_, name): Request, payload: &[u8]) -> anyhow::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// `struct vhost_vring_state` of ring 0.
-fn state(number: u32) -> Vec<u8> {
-    [0, number].map(u32::to_ne_bytes).concat()
+/// `struct vhost_vring_state` of ring `index`.
+fn state(index: u16, number: u32) -> Vec<u8> {
+    [index.into(), number].map(u32::to_ne_bytes).concat()
 }
 
 /// Descriptors are aligned as the standard wants it.

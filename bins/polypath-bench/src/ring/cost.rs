@@ -7,7 +7,7 @@
 use super::drive::{DriveConfig, drive};
 use super::measure::RingReport;
 use super::serve::Whole;
-use super::{Medium, Style};
+use super::{Kick, Medium, Style};
 use crate::latency::round3;
 use crate::ratio::{Counting, counted_by_perf, perf};
 use anyhow::Context as _;
@@ -65,28 +65,28 @@ struct Counter {
 impl Counter {
     fn syscalls(&self) -> anyhow::Result<f64> {
         let (command, scratch) = perf()?;
-        let ios = self.driven(command, IdlePolicy::Poll, Duration::from_secs(2), false)?;
+        let ios = self.driven(command, IdlePolicy::Poll, Duration::from_secs(2), Kick::Seldom)?;
         Ok(counted_by_perf(&scratch)? / ios)
     }
 
     /// Sleeping keeps turns that find nothing out of the count; the front-end kicks then.
     fn instructions(&self) -> anyhow::Result<f64> {
         let (command, counting) = Counting::start(TURN)?;
-        let ios = self.driven(command, IdlePolicy::Sleep, Duration::from_secs(3), true)?;
+        let ios = self.driven(command, IdlePolicy::Sleep, Duration::from_secs(3), Kick::Always)?;
         Ok(counting.total()? / ios)
     }
 
     /// Requests from first to last that the whole back-end, started by `tool`, answered.
-    fn driven(&self, tool: Command, idle: IdlePolicy, time: Duration, kick: bool) -> anyhow::Result<f64> {
+    fn driven(&self, tool: Command, idle: IdlePolicy, time: Duration, kick: Kick) -> anyhow::Result<f64> {
         let whole = Whole::start(Some(tool), self.medium, self.group, self.cpus[1], idle)?;
         let report = drive(&DriveConfig {
-            socket: whole.socket.clone(),
             qd: self.qd,
             time,
             ramp: Duration::ZERO,
             cpu: Some(self.cpus[0]),
             style: self.style,
             kick,
+            ..DriveConfig::new(whole.socket.clone())
         })?;
         ios(&report)
     }

@@ -7,7 +7,7 @@
 use super::memory::{RingMemory, SECTOR_AT, UNANSWERED};
 use polypath_block::Time;
 use polypath_reactor::now;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 /// Of so many requests, one has its status reset before it is made available (one that the back-end left alone would show the status
@@ -18,6 +18,8 @@ const SAMPLE: u32 = 64;
 const MAX_BATCH: u16 = 32;
 /// Sectors of a block.
 const BLOCK_SECTORS: u64 = 8;
+/// In the flags of the used ring: do not kick.
+const NO_NOTIFY: u16 = 1;
 /// No head of a request.
 const NONE: u16 = u16::MAX;
 
@@ -107,6 +109,18 @@ impl FrontEnd {
     /// What ends from now on is not made available again.
     pub(super) fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// Does the back-end want to be told of the last `added` requests that were made available (virtio 1.2, section 2.7.10)?
+    pub(super) fn is_kick_wanted(&self, added: u16, event_idx: bool) -> bool {
+        // What was shown is seen before the answer is read, or the back-end sees it without being told.
+        fence(Ordering::SeqCst);
+        let (numbers, layout) = (self.memory.numbers(), &self.memory.layout);
+        if !event_idx {
+            return numbers.half(layout.used) & NO_NOTIFY == 0;
+        }
+        let event = numbers.half(layout.avail_event());
+        self.avail.wrapping_sub(event).wrapping_sub(1) < added
     }
 
     /// Takes what has ended and makes it available again.

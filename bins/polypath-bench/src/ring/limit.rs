@@ -4,7 +4,7 @@ use super::back_end::BareBackEnd;
 use super::front_end::FrontEnd;
 use super::measure::{Driver, Plan, RingReport};
 use super::memory::RingMemory;
-use super::{Medium, RAM_BYTES, Style};
+use super::{Kick, Medium, RAM_BYTES, Rings, Style};
 use crate::cpu::{self, CoreWait};
 use anyhow::Context as _;
 use polypath_reactor::CpuList;
@@ -40,9 +40,9 @@ pub fn limit(config: &RingLimitConfig) -> anyhow::Result<RingReport> {
         "--time 0 leaves nothing to measure; expected some time, such as 5 or 500ms"
     );
     let (near, far) = cpu::two(config.cpus.as_ref());
-    let memory = RingMemory::new(config.qd, config.style)?;
+    let memory = RingMemory::new(config.qd, config.style, Rings::default())?;
     let mut back_end = BareBackEnd::new(memory.window.clone(), memory.layout, config.qd, config.medium)?;
-    let plan = Plan { cpu: near, time: config.time, ramp: config.ramp, kick: false };
+    let plan = Plan { cpu: near, time: config.time, ramp: config.ramp, kick: Kick::Seldom, yields: false };
     let driver = Driver::new(FrontEnd::new(memory, RAM_BYTES), plan)?;
     let stop = AtomicBool::new(false);
     let (tell, told) = mpsc::channel();

@@ -1,7 +1,7 @@
 //! The front-end's thread, and what it reports.
 
 use super::front_end::FrontEnd;
-use super::{Medium, Style};
+use super::{Kick, Medium, Style};
 use crate::cpu::{self, CoreWait};
 use crate::latency::{Latencies, LatencyUs, round3};
 use crate::slices::Slices;
@@ -26,8 +26,9 @@ pub(super) struct Plan {
     pub(super) cpu: usize,
     pub(super) time: Duration,
     pub(super) ramp: Duration,
-    /// Kick after every pass: for a back-end that sleeps.
-    pub(super) kick: bool,
+    pub(super) kick: Kick,
+    /// Let others have the core after every vain pass.
+    pub(super) yields: bool,
 }
 
 /// What was measured.
@@ -85,6 +86,7 @@ pub(super) struct Driver {
     front_end: FrontEnd,
     plan: Plan,
     kick: OwnedFd,
+    event_idx: bool,
     vain: u32,
     /// Ended since the last look at the clock, and in how many passes.
     ended: u64,
@@ -102,6 +104,7 @@ impl Driver {
             front_end,
             plan,
             kick: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            event_idx: false,
             vain: 0,
             ended: 0,
             heard: Time::ZERO,
@@ -111,6 +114,11 @@ impl Driver {
             latencies: Latencies::new(),
             slices: Slices::new(),
         })
+    }
+
+    /// Was the event index agreed upon?
+    pub(super) fn with_event_idx(self, event_idx: bool) -> Driver {
+        Driver { event_idx, ..self }
     }
 
     /// What wakes the back-end.
@@ -189,6 +197,9 @@ impl Driver {
         let pass = self.front_end.pass()?;
         if pass.ended == 0 {
             self.vain += 1;
+            if self.plan.yields {
+                rustix::thread::sched_yield();
+            }
             std::hint::spin_loop();
             if self.vain < VAIN_A_LOOK {
                 return Ok(None);
@@ -202,8 +213,11 @@ impl Driver {
         if let Some(latency) = pass.latency {
             self.latencies.record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
         }
-        if self.plan.kick {
-            self.ring_the_bell();
+        match self.plan.kick {
+            Kick::Seldom => {}
+            Kick::Always => self.ring_the_bell(),
+            Kick::Asked if self.front_end.is_kick_wanted(pass.ended, self.event_idx) => self.ring_the_bell(),
+            Kick::Asked => {}
         }
         Ok((self.ended >= REQUESTS_A_LOOK).then(|| self.look()))
     }

@@ -1,6 +1,6 @@
 //! Where the ring and its requests lie (virtio 1.2, sections 2.7 and 5.2.6), and how a request is written.
 
-use super::{BLOCK, MAX_QD, Style};
+use super::{BLOCK, MAX_QD, Rings, Style};
 use anyhow::Context as _;
 use polypath_memory::{Region, Window};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -37,20 +37,32 @@ pub(super) struct Layout {
     tables: usize,
     requests: usize,
     data: usize,
+    /// The first ring that has no requests; each of them lies in itself as the one in use does.
+    idle: usize,
     pub(super) len: usize,
 }
 
 impl Layout {
-    pub(super) fn new(qd: u16, indirect: bool) -> Layout {
+    pub(super) fn new(qd: u16, indirect: bool, rings: Rings) -> Layout {
         let (qd, per_request) = (usize::from(qd), if indirect { 1 } else { 3 });
-        let size = (qd * per_request).next_power_of_two();
+        let size = rings.size.map_or((qd * per_request).next_power_of_two(), usize::from);
         let avail = (DESC * size).next_multiple_of(64);
         // The entries of the used ring follow its index at a multiple of eight: each is one access.
         let used = (avail + 6 + 2 * size).next_multiple_of(128) + 4;
         let tables = (used + 6 + 8 * size).next_multiple_of(128);
         let requests = tables + TABLE * qd;
         let data = (requests + REQUEST * qd).next_multiple_of(BLOCK);
-        Layout { size: size as u16, avail, used, tables, requests, data, len: data + BLOCK * qd }
+        let idle = data + BLOCK * qd;
+        let len = (idle + tables * usize::from(rings.idle)).next_multiple_of(BLOCK);
+        Layout { size: size as u16, avail, used, tables, requests, data, idle, len }
+    }
+
+    /// Where ring `index` begins: 0 is the one in use.
+    pub(super) fn ring(&self, index: u16) -> usize {
+        match usize::from(index) {
+            0 => 0,
+            n => self.idle + (n - 1) * self.tables,
+        }
     }
 
     /// Of the entry with number `n` (modulo 2^16) of the available ring.
@@ -80,6 +92,12 @@ impl Layout {
     fn used_event(&self) -> usize {
         self.avail + 4 + 2 * usize::from(self.size)
     }
+
+    /// The number of the available entry about which the back-end wants to be told.
+    #[inline]
+    pub(super) fn avail_event(&self) -> usize {
+        self.used + 4 + 8 * usize::from(self.size)
+    }
 }
 
 /// A ring, and requests for blocks of 4 KiB, in memory that can be handed to another process.
@@ -96,9 +114,15 @@ impl RingMemory {
     ///
     /// # Errors
     /// A depth that no ring holds, or no memory.
-    pub(super) fn new(qd: u16, style: Style) -> anyhow::Result<RingMemory> {
+    pub(super) fn new(qd: u16, style: Style, rings: Rings) -> anyhow::Result<RingMemory> {
         anyhow::ensure!((1..=MAX_QD).contains(&qd), "--qd {qd}: expected 1 to {MAX_QD} with --ring");
-        let layout = Layout::new(qd, style.indirect);
+        let least = Layout::new(qd, style.indirect, Rings::default()).size;
+        anyhow::ensure!(
+            rings.size.is_none_or(|size| size.is_power_of_two() && (least..=1024).contains(&size)),
+            "a ring of {:?} entries: expected a power of two from {least} to 1024 for {qd} requests",
+            rings.size
+        );
+        let layout = Layout::new(qd, style.indirect, rings);
         let region = Region::allocate(layout.len as u64, true).context("memory for a ring")?;
         let window = region.window(0, layout.len as u64).context("the region is shorter than it was asked for")?;
         let memory = RingMemory { region, window, layout, qd, style };

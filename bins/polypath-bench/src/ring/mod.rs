@@ -14,6 +14,7 @@ mod control;
 mod cost;
 mod drive;
 mod front_end;
+mod idle;
 mod limit;
 mod measure;
 mod memory;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use cost::{RingCost, measure as measure_cost};
 pub use drive::{DriveConfig, drive};
+pub use idle::{IdleGuest, IdleMemory};
 pub use limit::{RingLimitConfig, limit};
 pub use measure::RingReport;
 pub use ratio::{RingCase, RingPair, RingRatioConfig, RingRatioReport, let_go_on, ratio};
@@ -62,6 +64,27 @@ impl Medium {
             Medium::Ram => "ram",
         }
     }
+}
+
+/// When the back-end is told that there is something for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Kick {
+    /// When nothing has come for a while: it polls.
+    #[default]
+    Seldom,
+    /// After every pass.
+    Always,
+    /// When the ring says that it wants to be told, as a guest's driver does.
+    Asked,
+}
+
+/// How many rings there are, and how large.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Rings {
+    /// Entries of each; as few as hold all requests if not given.
+    pub size: Option<u16>,
+    /// Rings that are set up beside the one in use, and never have a request.
+    pub idle: u16,
 }
 
 /// How requests are put into the ring.

@@ -258,7 +258,8 @@ fn turn(
 ) -> anyhow::Result<Parts> {
     let (time, ramp, style) = (config.time, config.ramp, config.style);
     let against = |socket: &Path| {
-        drive(&DriveConfig { socket: socket.to_owned(), qd, time, ramp, cpu: Some(near), style, kick: false })
+        let config = DriveConfig { qd, time, ramp, cpu: Some(near), style, ..DriveConfig::new(socket.to_owned()) };
+        drive(&config)
     };
     let limit = || {
         let cpus = Some(CpuList(vec![near, far]));

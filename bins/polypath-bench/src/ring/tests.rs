@@ -3,7 +3,7 @@
 use super::front_end::{FrontEnd, RingFault};
 use super::memory::{Layout, RingMemory};
 use super::serve::{self, ServeConfig};
-use super::{DriveConfig, MAX_QD, Medium, RAM_BYTES, RingLimitConfig, RingReport, Style, drive, limit};
+use super::{DriveConfig, Kick, MAX_QD, Medium, RAM_BYTES, RingLimitConfig, RingReport, Rings, Style, drive, limit};
 use polypath::{Stack, StackConfig};
 use polypath_reactor::{CpuList, IdlePolicy};
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ const STYLES: [Style; 4] = [
 ];
 
 fn front_end(qd: u16, style: Style) -> FrontEnd {
-    FrontEnd::new(RingMemory::new(qd, style).unwrap(), RAM_BYTES)
+    FrontEnd::new(RingMemory::new(qd, style, Rings::default()).unwrap(), RAM_BYTES)
 }
 
 /// A back-end in the hands of a test: takes all that is available, answers what it is told to.
@@ -64,7 +64,7 @@ impl ByHand {
 fn nothing_of_the_memory_overlaps_and_all_of_it_is_aligned() {
     for qd in 1..=MAX_QD {
         for indirect in [false, true] {
-            let l = Layout::new(qd, indirect);
+            let l = Layout::new(qd, indirect, Rings::default());
             let (size, qd) = (usize::from(l.size), usize::from(qd));
             assert!(l.size.is_power_of_two() && l.size <= 1024 && size >= if indirect { qd } else { 3 * qd }, "{l:?}");
             assert!(16 * size <= l.avail && l.avail + 6 + 2 * size <= l.used, "{l:?}");
@@ -212,7 +212,7 @@ fn what_makes_no_sense_is_refused() {
 }
 
 fn config(socket: PathBuf, qd: u16, style: Style) -> DriveConfig {
-    DriveConfig { socket, qd, time: TIME, ramp: RAMP, cpu: None, style, kick: false }
+    DriveConfig { qd, time: TIME, ramp: RAMP, style, ..DriveConfig::new(socket) }
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn our_back_end_answers_every_request_once() {
         let mut server = serve::start(&stack, &serving).unwrap();
         let mut requests = 0;
         for (n, style) in STYLES.into_iter().enumerate() {
-            let kick = idle == IdlePolicy::Sleep;
+            let kick = if idle == IdlePolicy::Sleep { Kick::Always } else { Kick::Seldom };
             let report = drive(&DriveConfig { kick, ..config(socket.clone(), [1, 7, 128, MAX_QD][n], style) }).unwrap();
             good(&report);
             assert!(report.event_idx && report.core_taken_pct.len() == 1, "{report:?}");

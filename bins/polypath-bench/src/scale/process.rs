@@ -1,0 +1,87 @@
+//! A part of the arrangement in a process of its own: it says a line when it is ready, answers questions by lines, and ends when its
+//! standard input does.
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::de::DeserializeOwned;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+pub(super) struct Process {
+    what: &'static str,
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    /// This program, with `args`. `what` is its name for people.
+    pub(super) fn start(what: &'static str, args: &[String]) -> anyhow::Result<Process> {
+        let program = std::env::current_exe().context("asking for the name of this program")?;
+        let child = Command::new(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.with_context(|| format!("starting {what}"))?;
+        let input = child.stdin.take();
+        let output = BufReader::new(child.stdout.take().with_context(|| format!("{what} has no output"))?);
+        Ok(Process { what, child, input, output })
+    }
+
+    /// The next line that it says.
+    pub(super) fn answer<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).with_context(|| format!("waiting for {}", self.what))?;
+        if line.is_empty() {
+            drop(self.input.take());
+            anyhow::bail!("{} ended: {:?}", self.what, self.child.wait());
+        }
+        serde_json::from_str(&line).with_context(|| format!("{} says {line:?}", self.what))
+    }
+
+    /// What it answers to `question`.
+    pub(super) fn ask<T: DeserializeOwned>(&mut self, question: &str) -> anyhow::Result<T> {
+        let input = self.input.as_mut().with_context(|| format!("{} has ended", self.what))?;
+        writeln!(input, "{question}").with_context(|| format!("asking {}", self.what))?;
+        self.answer()
+    }
+
+    /// Does `work` while it is stopped.
+    pub(super) fn stopped<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        self.signal(Signal::STOP)?;
+        let done = work();
+        self.signal(Signal::CONT)?;
+        done
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), signal)
+            .with_context(|| format!("stopping and continuing {}", self.what))
+    }
+
+    /// Ends it, and waits for that.
+    ///
+    /// # Errors
+    /// It did not end well.
+    pub(super) fn end(&mut self) -> anyhow::Result<()> {
+        drop(self.input.take());
+        let status = self.child.wait().with_context(|| format!("waiting for {}", self.what))?;
+        anyhow::ensure!(status.success(), "{} ended with {status}", self.what);
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.input.is_some()
+            && let Err(error) = self.end()
+        {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+/// The other side: answers the lines of standard input until it ends.
+pub(super) fn answer_all(mut answer: impl FnMut(&str) -> anyhow::Result<String>) -> anyhow::Result<()> {
+    for line in std::io::stdin().lines() {
+        crate::output::line(answer(line.context("reading standard input")?.trim())?)?;
+    }
+    Ok(())
+}
