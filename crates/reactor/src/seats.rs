@@ -21,10 +21,15 @@ const PATIENCE_POLL: Duration = Duration::from_millis(100);
 const MOST_PATIENT: u32 = 64;
 /// A rest is over soon if it took less than so many times the patience before it.
 const SOON: u32 = 8;
-/// Most pollers asked in one turn: the others wait for its end.
+/// Most pollers asked in one turn: the others wait for the next.
 const ASKED: usize = 16;
 /// Looks for work between two turns of a poller that is alone: some hundred nanoseconds, in which the clock stands still for it.
 const LOOKS: u32 = 256;
+/// If there are many more, a part of all.
+const ASKED_PART: usize = 4;
+/// Most pollers woken in one turn only to look: who is busy has his turn before the others look. A thousand deadlines that come together
+/// would take a turn of milliseconds otherwise.
+const GLANCES: usize = 16;
 
 /// See the module.
 pub(crate) struct Seats {
@@ -35,6 +40,9 @@ pub(crate) struct Seats {
     resting: usize,
     /// How many were woken to look only.
     glancing: usize,
+    /// Seats that have yet to hear a call, from `next_to_hear` on.
+    to_hear: usize,
+    next_to_hear: usize,
     lot: Lot,
     waits: Waits,
     woken: Vec<Parked>,
@@ -74,6 +82,8 @@ impl Seats {
             awake: Vec::with_capacity(64),
             resting: 0,
             glancing: 0,
+            to_hear: 0,
+            next_to_hear: 0,
             lot: Lot::new()?,
             waits: Waits::with_capacity(64),
             woken: Vec::with_capacity(64),
@@ -125,16 +135,23 @@ impl Seats {
     /// Drops all.
     pub(crate) fn clear(&mut self) {
         self.awake.clear();
-        (self.resting, self.glancing) = (0, 0);
+        (self.resting, self.glancing, self.to_hear) = (0, 0, 0);
         self.seats.clear();
     }
 
     /// Before a turn: wakes those that rest and must have it. `called`: by somebody who does not say whom.
     #[inline]
     pub(crate) fn wake(&mut self, now: Time, called: bool) {
-        if self.resting > 0 {
-            if called {
-                self.wake_all();
+        if called {
+            // Who looked since an earlier call has to look again.
+            self.to_hear = self.seats.len();
+        }
+        if self.resting == 0 {
+            // All that are awake look in the turn that follows.
+            self.to_hear = 0;
+        } else {
+            if self.to_hear > 0 {
+                self.let_hear();
             }
             if Parked::any_woken() {
                 self.wake_named();
@@ -145,6 +162,18 @@ impl Seats {
             if now >= self.next_look {
                 self.look(now);
             }
+        }
+    }
+
+    /// Wakes the next of those that rest and have not heard a call.
+    #[cold]
+    fn let_hear(&mut self) {
+        let mut left = GLANCES;
+        while self.to_hear > 0 && left > 0 {
+            let number = self.next_to_hear % self.seats.len().max(1);
+            self.next_to_hear = number + 1;
+            self.to_hear -= 1;
+            left -= usize::from(self.end_rest(number as u32, State::Glancing));
         }
     }
 
@@ -167,9 +196,12 @@ impl Seats {
 
     #[cold]
     fn wake_due(&mut self, now: Time) {
-        while let Some((at, number)) = self.lot.pop_due(now) {
+        let mut left = GLANCES;
+        while left > 0
+            && let Some((at, number)) = self.lot.pop_due(now)
+        {
             if rests_until(&self.seats, number, at) {
-                self.end_rest(number, State::Glancing);
+                left -= usize::from(self.end_rest(number, State::Glancing));
             }
         }
     }
@@ -201,16 +233,18 @@ impl Seats {
         self.next_look = Time::ZERO;
     }
 
-    fn end_rest(&mut self, number: u32, into: State) {
-        let Some(Some(seat)) = self.seats.get_mut(number as usize) else { return };
+    /// Gives it turns again; says whether it rested.
+    fn end_rest(&mut self, number: u32, into: State) -> bool {
+        let Some(Some(seat)) = self.seats.get_mut(number as usize) else { return false };
         if !matches!(seat.state, State::Resting { .. }) {
-            return;
+            return false;
         }
         seat.state = into;
         seat.idle_since = Time::NEVER;
         self.glancing += usize::from(into == State::Glancing);
         self.resting -= 1;
         self.awake.push(number);
+        true
     }
 
     /// A turn of each that is awake; says whether anything got done.
@@ -276,7 +310,9 @@ impl Seats {
     pub(crate) fn let_rest(&mut self, now: Time, busy: bool, segs: &mut SegTable, reactor: u16) {
         if self.glancing > 0 || (busy && now >= self.next_question) {
             self.next_question = now.after(LOOK);
-            self.ask(now, ASKED, segs, reactor);
+            // A part of many: as long as they are awake each turn costs as much as all of them.
+            let most = ASKED.max(self.awake.len() / ASKED_PART);
+            self.ask(now, most, segs, reactor);
         }
     }
 
@@ -285,7 +321,7 @@ impl Seats {
         self.ask(now, usize::MAX, segs, reactor);
     }
 
-    /// Asks as many as `most` of those whose patience is over.
+    /// Asks those that only looked, and as many as `most` of those whose patience is over.
     #[cold]
     fn ask(&mut self, now: Time, most: usize, segs: &mut SegTable, reactor: u16) {
         if self.resting == 0 {
@@ -295,19 +331,19 @@ impl Seats {
         let mut asked = 0;
         let mut at = 0;
         while let Some(&number) = self.awake.get(at) {
-            if asked == most {
+            if asked == most && self.glancing == 0 {
                 return;
             }
             let Some(seat) = self.seats[number as usize].as_mut() else { return };
-            let is_due = match seat.state {
-                State::Glancing => seat.idle_since != Time::NEVER,
-                _ => seat.idle_since != Time::NEVER && now.since(seat.idle_since) >= seat.patience,
-            };
+            // Who only looked is asked at once, however many others are: each turn more would be in vain.
+            let glanced = seat.state == State::Glancing;
+            let is_due = seat.idle_since != Time::NEVER
+                && (glanced || (asked < most && now.since(seat.idle_since) >= seat.patience));
             if !is_due {
                 at += 1;
                 continue;
             }
-            asked += 1;
+            asked += usize::from(!glanced);
             self.glancing -= usize::from(seat.state == State::Glancing);
             seat.state = State::Awake;
             self.waits.park(Parked::new(number));
@@ -353,8 +389,8 @@ impl Seats {
                 return false;
             }
         }
-        // One of them may have found something for one that rests.
-        !self.has_woken()
+        // One of them may have found something for one that rests; and some may not have heard a call yet.
+        !self.has_woken() && self.to_hear == 0
     }
 
     fn has_woken(&mut self) -> bool {

@@ -552,3 +552,47 @@ fn a_call_between_a_turn_and_the_sleep_is_heard() {
     goes.store(true, Ordering::SeqCst);
     assert!(reactor.run_until(LONG, || to.get(|s| &s.worked) == 1), "slept upon");
 }
+
+/// What comes for many at once is theirs a few at a time, a turn each, and who is busy has his turn in between.
+#[test]
+fn those_who_only_look_are_few_at_a_time_and_look_once() {
+    const MANY: u64 = 20 * GLANCES as u64;
+    for by_deadline in [true, false] {
+        let (mut reactor, busy) = reactor(IdlePolicy::default(), true);
+        let until = now().after(Duration::from_secs(1));
+        let until = if by_deadline { until } else { Time::NEVER };
+        let workers: Vec<_> = (0..MANY).map(|_| add(&mut reactor, Worker { until, ..Worker::new() })).collect();
+        // At its deadline each has work, and more turns after it.
+        let which: fn(&Seen) -> &AtomicU64 = if by_deadline { |s| &s.worked } else { |s| &s.turns };
+        let turns = || workers.iter().map(|w| w.get(which)).sum::<u64>();
+        until_resting(&mut reactor, MANY);
+        let before = turns();
+        if by_deadline {
+            while now() < until {
+                std::hint::spin_loop();
+            }
+        } else {
+            reactor.handle().wake();
+        }
+        let mut last = before;
+        for _ in 0..MANY / GLANCES as u64 {
+            reactor.turn();
+            let looked = turns() - last;
+            assert!((1..=GLANCES as u64).contains(&looked), "{looked} had a turn beside the busy one");
+            last = turns();
+        }
+        assert_eq!(last - before, MANY, "each has looked once");
+        if !by_deadline {
+            reactor.turn();
+            assert_eq!(turns(), last, "and rests again");
+            // A second call while the first is still being heard is heard by all, also by those who had looked.
+            reactor.handle().wake();
+            reactor.turn();
+            workers.iter().for_each(|w| w.left.store(1, Ordering::SeqCst));
+            reactor.handle().wake();
+            // Nothing keeps it awake but those who have not heard.
+            busy.store(false, Ordering::SeqCst);
+            assert!(reactor.run_until(LONG, || workers.iter().all(|w| w.get(|s| &s.worked) == 1)));
+        }
+    }
+}
