@@ -64,6 +64,8 @@ struct Core {
     surplus: bool,
     /// What the queue says while several use it: it may be more than any of them has room for.
     said: Done,
+    /// The share that was last found to look after the queue: a thousand that rest need not be gone through for each other one.
+    guard: usize,
     /// Ends of links whose proxy was dropped by a reactor that ended. Last, so that they go after the queue: who learns from their
     /// end that nobody answers may count on the queue being gone.
     orphans: Vec<Served>,
@@ -136,6 +138,7 @@ impl ShareOwner {
             over: false,
             surplus: false,
             said: Done::with_capacity(known),
+            guard: 0,
             orphans: Vec::new(),
         };
         let entry = (controller, mailbox.reactor);
@@ -502,15 +505,13 @@ impl Core {
     /// As [`Core::arm`], for one user while others go on. One that has nothing open need not look after the queue as long as another does: who
     /// is awake polls it, and is asked before he rests. Who has something open names all, and who waits for room does not rest.
     fn arm_one(&mut self, cx: &mut Cx<'_>, waits: &mut Waits, index: usize, parked: Parked) -> Armed {
-        let others = self.shares.iter().enumerate().filter(|(at, _)| *at != index);
-        let polled = others.filter_map(|(_, share)| share.as_ref()).any(ShareState::polls);
         let Some(state) = self.shares.get_mut(index).and_then(Option::as_mut) else { return Armed::Sleep };
         if !state.line.is_empty() {
             return Armed::Busy;
         }
         (state.parked, state.guards) = (Some(parked), None);
         let idle = state.in_flight == 0 && state.suspects == 0;
-        if idle && polled {
+        if idle && self.is_at(self.guard, index, ShareState::polls) {
             return Armed::Sleep;
         }
         let (at, deadline) = (waits.interests.len(), waits.deadline);
@@ -520,18 +521,28 @@ impl Core {
         // Also when another has named it all before he rested: a queue that was polled since then listens to nobody until it is asked again,
         // and may wait for something else.
         let Some(named) = self.named else { return Armed::Sleep };
-        if idle && self.is_guarded(&named) {
+        if idle && self.is_guarded_beside(index, &named) {
             waits.interests.truncate(at);
             waits.deadline = deadline;
         } else if let Some(state) = self.shares[index].as_mut() {
             state.guards = Some(named);
+            self.guard = index;
         }
         Armed::Sleep
     }
 
-    /// Is somebody who rests woken by all that is `named`, and in time?
-    fn is_guarded(&self, named: &Named) -> bool {
-        self.shares.iter().flatten().any(|share| share.guards(named))
+    /// Does another than share `index` poll the queue, or rest until any of what is `named` happens, and be woken in time?
+    fn is_guarded_beside(&mut self, index: usize, named: &Named) -> bool {
+        let looks = |share: &ShareState| share.polls() || share.guards(named);
+        let mut places = std::iter::once(self.guard).chain(0..self.shares.len());
+        let found = places.find(|&at| self.is_at(at, index, looks));
+        self.guard = found.unwrap_or(self.guard);
+        found.is_some()
+    }
+
+    /// Is the share in place `at` another one than `index`, and such?
+    fn is_at(&self, at: usize, index: usize, such: impl Fn(&ShareState) -> bool) -> bool {
+        at != index && self.shares.get(at).and_then(Option::as_ref).is_some_and(such)
     }
 
     /// As [`ControllerQueue::arm`], once for all shares of a sleep.
