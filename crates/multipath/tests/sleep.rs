@@ -7,11 +7,27 @@ use std::time::Duration;
 
 const READ: fn(u64) -> Io = |lba| Io::read(0, lba, 1, SegSpan::EMPTY);
 
-/// For how many milliseconds the reactor may sleep; `None`: it may not.
+/// For how many milliseconds the reactor may sleep, 200 for until the next fifth of a second; `None`: it may not.
 fn sleeps(b: &mut Bench) -> Option<u64> {
     let until = b.arm()?.expect("a deadline");
     assert!(until > b.now, "a deadline that has passed: the reactor would spin");
-    Some(until.since(b.now).as_millis() as u64)
+    let ms = until.since(b.now).as_millis() as u64;
+    Some(if until.as_nanos().is_multiple_of(200_000_000) && ms <= 200 { 200 } else { ms })
+}
+
+/// All queues that nothing waits for look at the same moments, five a second, whenever they were asked.
+#[test]
+fn idle_queues_look_together() {
+    let mut b = Bench::with_caches(&["a"]);
+    let mut moments = std::collections::BTreeSet::new();
+    for ms in [0, 1, 50, 100, 48, 1, 0] {
+        asleep(&mut b, ms);
+        b.turns(2);
+        let until = b.arm().flatten().expect("a deadline");
+        assert!(until > b.now && until.since(b.now) <= Duration::from_millis(200));
+        moments.insert(until);
+    }
+    assert!(moments.len() <= 2, "{moments:?} within a fifth of a second");
 }
 
 /// Lets time pass in which the reactor sleeps.
@@ -143,6 +159,8 @@ fn what_waits_for_a_path_that_is_avoided_is_looked_at_when_that_is_over() {
     b.devices.iter().for_each(|d| d.succeed_all());
     b.turns(2);
     // With nothing waiting, an avoided path is no matter.
+    // At another time than one at which idle queues look.
+    asleep(&mut b, 130);
     b.submit(READ(1));
     let at = usize::from(b.devices[0].in_flight().is_empty());
     b.devices[at].complete(b.devices[at].only(), Code::PathBusy, Proof::Answered);
@@ -157,17 +175,19 @@ fn a_queue_that_could_not_be_opened_is_tried_again_after_a_second() {
     let mut b = Bench::new(GroupConfig::new("disk"), vec![]);
     b.add(info("a"));
     b.devices[0].set_refuse_queues(true);
+    // So that the second is over at another time than one at which idle queues look.
+    asleep(&mut b, 50);
     b.turn();
     assert_eq!((b.devices[0].asked_for_queues(), sleeps(&mut b)), (1, Some(200)));
-    asleep(&mut b, 899);
+    asleep(&mut b, 959);
     b.turn();
-    assert_eq!((b.devices[0].asked_for_queues(), sleeps(&mut b)), (1, Some(100)));
+    assert_eq!((b.devices[0].asked_for_queues(), sleeps(&mut b)), (1, Some(40)));
     b.devices[0].set_down(Code::PathLost, "connection reset");
     b.turn();
     assert_eq!(sleeps(&mut b), Some(200), "it is not opened while its device is down");
     b.devices[0].set_live(info("a"));
     b.turn();
-    asleep(&mut b, 101);
+    asleep(&mut b, 41);
     b.turn();
     assert_eq!(b.devices[0].asked_for_queues(), 2);
     b.finish();
