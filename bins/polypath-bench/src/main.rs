@@ -4,6 +4,7 @@
 mod signals;
 mod table;
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use polypath_bench::cli::{Cli, Command, DriveArgs, LimitArgs, RatioArgs, RunArgs, ScaleArgs};
 use polypath_bench::limit::{self, LimitConfig};
@@ -131,8 +132,14 @@ fn ratio_ring(args: &RatioArgs) -> anyhow::Result<ExitCode> {
 
 fn scale(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
     let json = JsonOutput::open(args.json.as_deref())?;
+    if let Some(file) = &args.svg {
+        output::try_file("--svg", file)?;
+    }
     let report = scale::run(&args.config(), |line| output::remark(line))?;
     json.emit(&report, table::scale(&report))?;
+    if let Some(file) = &args.svg {
+        std::fs::write(file, scale::draw(&report)?).with_context(|| format!("--svg {}", file.display()))?;
+    }
     Ok(verdict(report.errors() == 0))
 }
 

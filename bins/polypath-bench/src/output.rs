@@ -69,6 +69,22 @@ pub fn log(default: &str) {
         .init();
 }
 
+/// Fails if `path`, the value of `option`, cannot be written. What is in it stays.
+///
+/// # Errors
+/// What the operating system says.
+pub fn try_file(option: &str, path: &Path) -> anyhow::Result<()> {
+    let what = || format!("{option} {}: cannot be written; expected a file in a folder that exists", path.display());
+    match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            OpenOptions::new().write(true).open(path).map(|_| ())
+        }
+        Err(error) => Err(error),
+    }
+    .with_context(what)
+}
+
 /// Where a JSON report goes. Made before anything is measured, so that a file that cannot be written costs no measurement.
 #[derive(Debug)]
 pub struct JsonOutput(Place);

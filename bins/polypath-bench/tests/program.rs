@@ -340,3 +340,37 @@ fn depths_that_no_ring_holds_are_refused_before_anything_is_measured() {
     assert_eq!(output.status.code(), Some(2));
     assert!(said.contains("--qd 342: expected 1 to 341") && !said.contains("turn 1"), "{said}");
 }
+
+/// All parts of it over TCP and on null, with few and short turns: every disk is there, and every request is answered.
+#[test]
+fn growth_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let [file, chart] = ["report.json", "chart.svg"].map(|name| dir.path().join(name).display().to_string());
+    let few = ["--quick", "--media", "null,tcp", "--disks", "3", "--paths", "3", "--memory-disks", "2", "--qd", "2"];
+    let output =
+        bench(&["scale", "--json", &file, "--svg", &chart]).args(few).args(["--time", "300ms"]).output().unwrap();
+    let (text, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success() && said.contains("live after"), "{text}{said}");
+    let report = json(Path::new(&file));
+    assert_eq!((&report["mode"], report["reactors"].as_array().unwrap().len()), (&"scale".into(), 2));
+    for (part, disks, paths) in [("disks", 3, 2), ("paths", 1, 3)] {
+        let cases = report[part].as_array().unwrap();
+        assert_eq!(cases.iter().map(|c| c["medium"].as_str().unwrap()).collect::<Vec<_>>(), ["null", "tcp"]);
+        for case in cases {
+            assert_eq!((&case["arrangement"]["disks"], &case["arrangement"]["paths"]), (&disks.into(), &paths.into()));
+            let busy = &case["busy"][0];
+            assert!(busy["iops"].as_f64().unwrap() > 0.0 && busy["errors"] == 0 && busy["qd"] == 2, "{busy:#}");
+            // Two rings of each disk, at least; and all of its memory is counted.
+            assert!(case["pollers"].as_u64().unwrap() >= 2 * disks && case["memory"]["anon_kib"].as_u64().unwrap() > 0);
+        }
+    }
+    for key in ["disk_kib", "path_kib", "ring_kib"] {
+        assert!(report["memory"][key].as_f64().unwrap().is_finite(), "{report:#}");
+    }
+    assert!(text.contains("disks of two paths, one busy") && text.contains("goal 0.9"), "{text}");
+    assert!(std::fs::read_to_string(&chart).unwrap().contains("tcp QD 2"));
+    let bad = dir.path().join("missing/chart.svg").display().to_string();
+    let output = bench(&["scale", "--svg", &bad]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && said.contains("--svg"), "{said}");
+}

@@ -74,6 +74,11 @@ fn nothing_of_the_memory_overlaps_and_all_of_it_is_aligned() {
                 "{l:?}"
             );
             assert!(l.request(0).is_multiple_of(16) && l.len.is_multiple_of(4096), "{l:?}");
+            let more = Layout::new(qd as u16, indirect, Rings { size: Some(1024), idle: 2 });
+            let end = more.ring(2) + more.used + 6 + 8 * 1024;
+            assert_eq!((more.size, more.ring(0)), (1024, 0));
+            assert!(more.ring(1) >= more.request(qd as u16) && more.ring(1).is_multiple_of(128) && end <= more.len);
+            assert!(more.ring(1) + more.used + 6 + 8 * 1024 <= more.ring(2), "{more:?}");
         }
     }
 }
@@ -240,6 +245,39 @@ fn our_back_end_answers_every_request_once() {
         assert_eq!((said.bad_requests, said.ring_errors), (0, 0), "{said:?}");
         server.stop().unwrap();
     }
+}
+
+/// A ring larger than its requests need, with others beside it, and a back-end that sleeps and is woken only when it asks for it.
+#[test]
+fn rings_beside_the_one_in_use_are_set_up_and_kicks_come_when_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let stack = Stack::start(StackConfig { idle: IdlePolicy::Sleep, ..StackConfig::default() }).unwrap();
+    let device = stack.open_device(&"null://64GiB".parse().unwrap()).unwrap();
+    let socket = dir.path().join("s");
+    let config = polypath::vhost_user_blk::ServerConfig::new("rings", &socket, device, stack.hosts());
+    let config = polypath::vhost_user_blk::ServerConfig { num_queues: 3, queue_size: 1024, ..config };
+    let mut server = polypath::vhost_user_blk::Server::start(config).unwrap();
+    let rings = Rings { size: Some(1024), idle: 2 };
+    let idle = super::IdleMemory::new(3, 1024).unwrap();
+    for (qd, yields) in [(1, false), (MAX_QD, true)] {
+        let guest = super::IdleGuest::connect(&socket, &idle).unwrap();
+        assert!(server.statistics().iter().all(|ring| ring.running), "{:?}", server.statistics());
+        drop(guest);
+        let before = server.statistics()[0].requests;
+        let config = DriveConfig { kick: Kick::Asked, rings, yields, ..config_of(socket.clone(), qd) };
+        let report = drive(&config).unwrap();
+        good(&report);
+        assert_eq!((report.ring_size, server.statistics()[0].requests - before), (1024, report.total_ios));
+    }
+    assert!(server.statistics()[1..].iter().all(|ring| ring.requests == 0));
+    server.stop().unwrap();
+    for (size, idle) in [(Some(16), 0), (Some(24), 0), (Some(2048), 1)] {
+        assert!(RingMemory::new(8, STYLES[0], Rings { size, idle }).is_err(), "{size:?}");
+    }
+}
+
+fn config_of(socket: PathBuf, qd: u16) -> DriveConfig {
+    config(socket, qd, STYLES[0])
 }
 
 #[test]

@@ -19,6 +19,9 @@ pub enum ScaleMedium {
 }
 
 impl ScaleMedium {
+    /// All of them.
+    pub const ALL: [ScaleMedium; 3] = [ScaleMedium::Null, ScaleMedium::Ram, ScaleMedium::Tcp];
+
     /// The word for it on command lines and in reports.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -22,7 +22,7 @@ mod target;
 mod tests;
 
 pub use arrangement::{Arrangement, ScaleMedium};
-//CHART
+pub use chart::draw;
 pub use memory::Memory;
 pub use report::{Busy, BusyTurn, Goals, GrowthCase, ReactorCase, ReactorTurn, ScaleReport, Slopes};
 pub use serve::{SiteConfig, serve};

@@ -11,8 +11,10 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Until a site whose guests have just come has found its rest.
-const SETTLE: Duration = Duration::from_millis(500);
+/// Between two looks at a site whose guests have just come: when as many of its pollers rest in both, it has found its rest.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often it is looked at.
+const LOOKS: u32 = 30;
 
 pub(super) struct Site {
     pub(super) arrangement: Arrangement,
@@ -51,8 +53,22 @@ impl Site {
         let guest = |n| IdleGuest::connect(&serve::socket(&folder.0, n), &memory);
         let guests = (0..arrangement.disks).map(guest).collect::<anyhow::Result<Vec<_>>>()?;
         let connected = begin.elapsed();
-        thread::sleep(SETTLE);
-        Ok(Site { arrangement, ready, connected, guests, process, medium, folder })
+        let mut site = Site { arrangement, ready, connected, guests, process, medium, folder };
+        site.settle()?;
+        Ok(site)
+    }
+
+    fn settle(&mut self) -> anyhow::Result<()> {
+        let mut before: Load = self.process.ask("load")?;
+        for _ in 0..LOOKS {
+            thread::sleep(LOOK);
+            let now: Load = self.process.ask("load")?;
+            if now.resting > 0 && now.resting == before.resting {
+                break;
+            }
+            before = now;
+        }
+        Ok(())
     }
 
     pub(super) fn memory(&mut self) -> anyhow::Result<Memory> {
