@@ -148,6 +148,21 @@ mod tests {
         room.release(&mut segs);
     }
 
+    /// The first span of all begins where the ring's own row ends.
+    #[test]
+    fn a_span_beside_the_row_is_given_back_as_a_span() {
+        let mut segs = SegTable::new(16 << 10);
+        segs.allow_spans();
+        let all = segs.spans_left();
+        let mut room = Room::new(segs.reserve(1, 256).unwrap(), 64);
+        let from = SegSpan { count: 4, ..room.own() };
+        let (span, in_row) = room.keep(&mut segs, 0, from);
+        assert_eq!((span.start, in_row), (256, false));
+        room.give_back(&mut segs, span);
+        assert_eq!(segs.spans_left(), all);
+        room.release(&mut segs);
+    }
+
     #[test]
     fn heads_have_one_segment_each_as_they_come() {
         let mut segs = SegTable::new(512 << 10);

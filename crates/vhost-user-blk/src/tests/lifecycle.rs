@@ -199,6 +199,25 @@ fn notifications_are_off_while_polling_and_on_while_asleep() {
     }
 }
 
+/// It sleeps until the device answers, and is to be told of what comes meanwhile: where the guest goes on, and not where it has answers.
+#[test]
+fn a_ring_that_sleeps_with_requests_in_flight_is_notified_of_the_next() {
+    for (packed, event_idx) in KINDS {
+        let device = ram();
+        let mut rig = Rig::of(packed, device.clone(), 16, event_idx);
+        device.change(|s| s.hold = true);
+        for n in 0..4 {
+            rig.turns(2);
+            assert_eq!(rig.arm(&mut Waits::default()), Armed::Sleep);
+            add_flush(&mut rig, n).unwrap();
+            assert!(rig.driver.publish(), "packed {packed}, event index {event_idx}: {n} in flight, and it sleeps");
+        }
+        device.change(|s| s.hold = false);
+        rig.turns(3);
+        assert_eq!(std::iter::from_fn(|| rig.driver.pop()).count(), 4);
+    }
+}
+
 #[test]
 fn a_dead_kick_descriptor_does_not_spin() {
     let mut rig = Rig::stopped(ram(), 16, true, false);
