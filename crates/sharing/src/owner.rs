@@ -4,6 +4,7 @@
 //! A user is never told "full" because of what others do: within its depth a request waits in the share's line, and lines are served
 //! in turn, one request each, whatever unit they are for.
 
+mod named;
 mod share;
 
 pub(crate) use share::Share;
@@ -11,9 +12,10 @@ pub(crate) use share::Share;
 use crate::link::Served;
 use crate::mailbox::OwnerMailbox;
 use crate::plain::{Plain, is_plain, key_of, tag_of};
+use named::Named;
 use polypath_block::{
-    Armed, Code, Completion, ControllerQueue, Cx, Done, Health, Interest, Io, OpenError, Parked, Proof, Refused,
-    RefusedWhy, Slots, Suspect, Time, Unit, UnitId, Waits,
+    Armed, Code, Completion, ControllerQueue, Cx, Done, Health, Io, OpenError, Parked, Proof, Refused, RefusedWhy,
+    Slots, Suspect, Time, Unit, UnitId, Waits,
 };
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -99,17 +101,6 @@ struct ShareState {
     parked: Option<Parked>,
     /// What the queue waited for when its user began to rest, if he has named it and is woken by it.
     guards: Option<Named>,
-}
-
-/// What the queue named when it was asked whether the reactor may sleep, or one user rest.
-#[derive(Clone, Copy)]
-struct Named {
-    /// Where in the list, and how many.
-    at: usize,
-    count: usize,
-    first: Interest,
-    last: Interest,
-    deadline: Option<Time>,
 }
 
 impl ShareOwner {
@@ -600,28 +591,6 @@ impl ShareState {
     fn guards(&self, named: &Named) -> bool {
         let rests = !self.abandoned && !self.closed && self.parked.is_some();
         rests && self.guards.as_ref().is_some_and(|guarded| guarded.covers(named))
-    }
-}
-
-impl Named {
-    /// What was named in `waits` from `at` on.
-    fn since(at: usize, waits: &Waits) -> Option<Named> {
-        let named = waits.interests.get(at..)?;
-        let (&first, &last) = (named.first()?, named.last()?);
-        Some(Named { at, count: named.len(), first, last, deadline: waits.deadline })
-    }
-
-    /// Is `other` the same, and due no earlier?
-    fn covers(&self, other: &Named) -> bool {
-        let in_time = other.deadline.is_none_or(|at| self.deadline.is_some_and(|deadline| deadline <= at));
-        (self.count, self.first, self.last) == (other.count, other.first, other.last) && in_time
-    }
-
-    /// Does `waits` hold all of it? Nobody else names these descriptors.
-    fn is_in(&self, waits: &Waits) -> bool {
-        let has = |at: usize, interest| waits.interests.get(at) == Some(interest);
-        let in_time = |at: Time| waits.deadline.is_some_and(|deadline| deadline <= at);
-        has(self.at, &self.first) && has(self.at + self.count - 1, &self.last) && self.deadline.is_none_or(in_time)
     }
 }
 
