@@ -98,27 +98,44 @@ pub fn run(config: &ScaleConfig, mut tell: impl FnMut(&str)) -> anyhow::Result<S
         }
     }
     for &medium in &config.media {
-        let target = match medium {
-            ScaleMedium::Tcp => Some(TargetProcess::start(most_disks(config), most_paths(config), &[near])?),
-            ScaleMedium::Null | ScaleMedium::Ram => None,
-        };
-        let bench = Bench { config, medium, target: target.as_ref(), cpus: [near, far] };
-        if config.parts.contains(&Part::Disks) {
-            for &disks in &config.disks {
-                report.disks.push(bench.disks(disks, &mut tell)?);
-            }
-        }
-        if config.parts.contains(&Part::Paths) {
-            for &paths in &config.paths {
-                report.paths.push(bench.paths(paths, &mut tell)?);
-            }
-        }
-        if config.parts.contains(&Part::Memory) && medium == ScaleMedium::Tcp {
-            report.memory = bench.memory(&mut tell)?;
-        }
+        grow(config, medium, [near, far], &mut report, &mut tell)?;
     }
     report.conclude();
     Ok(report)
+}
+
+/// Everything that grows on `medium`.
+fn grow(
+    config: &ScaleConfig,
+    medium: ScaleMedium,
+    cpus: [usize; 2],
+    report: &mut ScaleReport,
+    tell: &mut impl FnMut(&str),
+) -> anyhow::Result<()> {
+    // A target for each part: a controller keeps something of each namespace that its subsystem has.
+    let target = |disks: u32, paths: u16| match medium {
+        ScaleMedium::Tcp => TargetProcess::start(disks, paths, &cpus[..1]).map(Some),
+        ScaleMedium::Null | ScaleMedium::Ram => Ok(None),
+    };
+    if config.parts.contains(&Part::Disks) {
+        let target = target(most(&config.disks), PATHS)?;
+        let bench = Bench { config, medium, target: target.as_ref(), cpus };
+        for &disks in &config.disks {
+            report.disks.push(bench.disks(disks, tell)?);
+        }
+    }
+    if config.parts.contains(&Part::Paths) {
+        let target = target(1, most(&config.paths))?;
+        let bench = Bench { config, medium, target: target.as_ref(), cpus };
+        for &paths in &config.paths {
+            report.paths.push(bench.paths(paths, tell)?);
+        }
+    }
+    if config.parts.contains(&Part::Memory) && medium == ScaleMedium::Tcp {
+        let target = target(config.memory_disks, 2 * PATHS)?;
+        report.memory = Bench { config, medium, target: target.as_ref(), cpus }.memory(tell)?;
+    }
+    Ok(())
 }
 
 fn check(config: &ScaleConfig) -> anyhow::Result<()> {
@@ -140,12 +157,8 @@ fn check(config: &ScaleConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn most_disks(config: &ScaleConfig) -> u32 {
-    config.disks.iter().copied().chain([config.memory_disks, 1]).max().unwrap_or(1)
-}
-
-fn most_paths(config: &ScaleConfig) -> u16 {
-    config.paths.iter().copied().chain([2 * PATHS]).max().unwrap_or(PATHS)
+fn most<T: Copy + Ord + From<u8>>(numbers: &[T]) -> T {
+    numbers.iter().copied().max().unwrap_or(T::from(1))
 }
 
 /// Milliseconds, for reports.
