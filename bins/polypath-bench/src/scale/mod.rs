@@ -1,7 +1,7 @@
 //! Growth: what reactors, disks, paths and rings cost, and what a busy disk has left beside them.
 //!
-//! The whole arrangement is measured, each side in a process of its own: a [`target`] with as many namespaces as there are disks behind as
-//! many portals as there are paths; a [`site`] that serves each disk as `polypathd` does, a group of its paths behind a vhost-user
+//! The whole arrangement is measured, each side in a process of its own: a `target` with as many namespaces as there are disks behind as
+//! many portals as there are paths; a `site` that serves each disk as `polypathd` does, a group of its paths behind a vhost-user
 //! socket, on two reactors; and this process, which is all guests. The guests of idle disks have their rings connected and want nothing;
 //! one disk is busy. What it gets is held against what it gets in a site that has nothing else, in turns.
 //!

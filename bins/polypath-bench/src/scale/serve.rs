@@ -52,7 +52,7 @@ pub(super) fn socket(folder: &Path, n: u32) -> PathBuf {
     folder.join(format!("d{n}"))
 }
 
-/// Serves until standard input ends. Says [`Ready`]; answers `memory` and `load`.
+/// Serves until standard input ends. Says `Ready`; answers `memory` and `load`.
 ///
 /// # Errors
 /// When the reactors, a disk or a server cannot be had.
