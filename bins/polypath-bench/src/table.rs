@@ -149,16 +149,8 @@ pub(crate) fn ratio(r: &RatioReport) -> String {
         ]);
     }
     text.push(table.to_string());
-    let most = |side: usize| {
-        let all = r.cases.iter().flat_map(|c| &c.pairs).map(|p| p.core_taken_pct[side]);
-        all.fold(0.0, f64::max)
-    };
-    text.push(format!(
-        "others took the initiator's core at most {} % (limit) and {} % (run) of the time of any pair{}",
-        most(0),
-        most(1),
-        quiet(most(0).max(most(1)))
-    ));
+    let taken = r.cases.iter().flat_map(|c| &c.pairs).map(|p| p.core_taken_pct);
+    text.push(core_taken("initiator's", taken, "pair"));
     if r.cost.is_empty() {
         return lines(&text);
     }
@@ -175,6 +167,13 @@ pub(crate) fn ratio(r: &RatioReport) -> String {
     text.push(table.to_string());
     text.extend(r.cost.iter().flat_map(|c| &c.missing).map(|m| format!("not counted: {m}")));
     lines(&text)
+}
+
+/// How much of the core of `whose` thread others took while the limit was measured, and while the run was: at most, of any `of`.
+fn core_taken(whose: &str, taken: impl Iterator<Item = [f64; 2]>, of: &str) -> String {
+    let [limit, run] = taken.fold([0.0, 0.0], |[a, b], [c, d]| [f64::max(a, c), f64::max(b, d)]);
+    let note = quiet(limit.max(run));
+    format!("others took the {whose} core at most {limit} % (limit) and {run} % (run) of the time of any {of}{note}")
 }
 
 /// The line that changes while a run goes on.

@@ -1,6 +1,7 @@
 //! Random sequences over two queues, with an oracle that knows what was in which cache: a flush that says OK has flushed everything that was
 //! acknowledged before it began, or its user was told of the loss. Nothing waits for ever, no queue spins, none sleeps beside work.
 
+use crate::common::dice::Dice;
 use crate::common::scripted::{Bench, info, limited};
 use polypath_block::{Code, DeviceInfo, Flags, Health, Io, IoQueue, Op, Proof, SegSpan};
 use std::collections::HashMap;
@@ -55,8 +56,7 @@ struct Request {
 struct Run {
     b: Bench,
     second: Box<dyn IoQueue>,
-    random: u64,
-    step: u64,
+    dice: Dice,
     /// The cache that each path leads to, and whether it may still be told anything.
     domains: Vec<String>,
     present: Vec<bool>,
@@ -68,7 +68,6 @@ struct Run {
     polled: usize,
     names: u64,
     next_lba: u64,
-    log: Vec<String>,
 }
 
 impl Run {
@@ -90,8 +89,7 @@ impl Run {
         Run {
             b,
             second,
-            random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
-            step: 0,
+            dice: Dice::new(seed),
             domains: domains.map(str::to_owned).to_vec(),
             present: vec![true; 3],
             lost: HashMap::new(),
@@ -101,13 +99,12 @@ impl Run {
             polled: 0,
             names: 10,
             next_lba: 0,
-            log: Vec::new(),
         }
     }
 
     fn step(&mut self) {
-        self.step += 1;
-        match self.below(100) {
+        self.dice.step += 1;
+        match self.dice.below(100) {
             0..15 if self.next_lba < SETUP_LBA - 2 => {
                 let io = self.write(0);
                 self.submit(io);
@@ -121,8 +118,8 @@ impl Run {
             27..55 => {
                 let open = self.open();
                 if !open.is_empty() {
-                    let (device, io) = open[self.below(open.len())];
-                    let succeeds = self.below(8) > 0;
+                    let (device, io) = open[self.dice.below(open.len())];
+                    let succeeds = self.dice.below(8) > 0;
                     self.answer(device, io, succeeds);
                 }
             }
@@ -131,20 +128,20 @@ impl Run {
             85..89 => self.lose_power(),
             89..91 => self.lead_elsewhere(),
             91..94 => {
-                let health = if self.below(3) == 0 { Health::Down } else { Health::Ready };
+                let health = if self.dice.below(3) == 0 { Health::Down } else { Health::Ready };
                 let at = self.path();
-                self.note(format!("p{at} is {health:?}"));
+                self.dice.note(format!("p{at} is {health:?}"));
                 self.b.devices[at].set_health(health);
             }
             94..96 => {
-                let room = if self.below(3) == 0 { 0 } else { 8 };
+                let room = if self.dice.below(3) == 0 { 0 } else { 8 };
                 let at = self.path();
                 self.b.devices[at].set_room(room);
             }
             96 => self.add_path(),
             97 => self.take_path_away(),
             98 => {
-                let ms = 10 * (1 + self.below(20) as u64);
+                let ms = 10 * (1 + self.dice.below(20) as u64);
                 self.b.pass(ms);
                 self.look();
             }
@@ -159,7 +156,7 @@ impl Run {
             device.set_room(64);
         }
         for _ in 0..400 {
-            self.step += 1;
+            self.dice.step += 1;
             for (device, io) in self.open() {
                 self.answer(device, io, true);
             }
@@ -171,14 +168,14 @@ impl Run {
                 return;
             }
         }
-        self.fail("something never ended");
+        self.dice.fail("something never ended");
     }
 
     /// A write of one block or two, half of them past all caches.
     fn write(&mut self, tag: u64) -> Io {
-        let (lba, blocks) = (self.next_lba, 1 + self.below(2) as u32);
+        let (lba, blocks) = (self.next_lba, 1 + self.dice.below(2) as u32);
         self.next_lba += 2;
-        let flags = if self.below(4) == 0 { Flags::FUA } else { Flags::empty() };
+        let flags = if self.dice.below(4) == 0 { Flags::FUA } else { Flags::empty() };
         Io::write(tag, lba, blocks, SegSpan::EMPTY).with_flags(flags)
     }
 
@@ -190,7 +187,7 @@ impl Run {
         if self.open_requests() >= OPEN {
             return;
         }
-        let queue = self.below(2);
+        let queue = self.dice.below(2);
         let tag = if queue == 1 { self.b.submit_to(&mut *self.second, io) } else { self.b.submit(io) };
         self.submitted(Io { tag, ..io }, queue);
         self.look();
@@ -198,9 +195,9 @@ impl Run {
 
     /// Writes together, under tags of one place in the table, or of tasks.
     fn submit_batch(&mut self) {
-        let count = self.below(OPEN - self.open_requests().min(OPEN - 1)) + 1;
-        let kind = [1 << 20, 1 << 63, 1 << 40 | 5][self.below(3)];
-        let batch: Vec<Io> = (0..count as u64).map(|n| self.write(kind + ((self.step << 8 | n) << 7))).collect();
+        let count = self.dice.below(OPEN - self.open_requests().min(OPEN - 1)) + 1;
+        let kind = [1 << 20, 1 << 63, 1 << 40 | 5][self.dice.below(3)];
+        let batch: Vec<Io> = (0..count as u64).map(|n| self.write(kind + ((self.dice.step << 8 | n) << 7))).collect();
         let taken = match self.b.submit_all(&batch) {
             Ok(()) => batch.len(),
             Err(rest) => rest.taken,
@@ -210,18 +207,18 @@ impl Run {
     }
 
     fn submitted(&mut self, io: Io, queue: usize) {
-        self.note(format!("{:?} {} is request {:#x} of queue {queue}", io.op, io.lba, io.tag));
+        self.dice.note(format!("{:?} {} is request {:#x} of queue {queue}", io.op, io.lba, io.tag));
         let lba = (io.op == Op::Write).then_some(io.lba);
         let (blocks, fua) = (io.blocks.into(), io.flags.contains(Flags::FUA));
-        self.requests.insert(io.tag, Request { queue, lba, blocks, fua, began: self.step, ended: None });
+        self.requests.insert(io.tag, Request { queue, lba, blocks, fua, began: self.dice.step, ended: None });
     }
 
     fn answer(&mut self, device: usize, io: Io, succeeds: bool) {
-        self.note(format!("p{device} answers {:?} {} with {succeeds}", io.op, io.lba));
+        self.dice.note(format!("p{device} answers {:?} {} with {succeeds}", io.op, io.lba));
         if !succeeds {
             return self.b.devices[device].complete(io, Code::PathBusy, Proof::Answered);
         }
-        let step = self.step;
+        let step = self.dice.step;
         if let Some(sent) = self.sent.iter_mut().find(|s| s.device == device && s.io == io) {
             sent.answered = Some(step);
         }
@@ -250,7 +247,7 @@ impl Run {
         // Another path may have shown already what this one shows now.
         let known = self.domains.iter().find(|d| **d != old && d.split('#').next() == Some(place)).cloned();
         let new = known.filter(|_| self.names.is_multiple_of(2)).unwrap_or(format!("{place}#{}", self.names));
-        self.lost.insert(old, self.step);
+        self.lost.insert(old, self.dice.step);
         self.lead_to(at, new);
     }
 
@@ -263,7 +260,7 @@ impl Run {
     }
 
     fn lead_to(&mut self, at: usize, domain: String) {
-        self.note(format!("p{at} leads to {domain}"));
+        self.dice.note(format!("p{at} leads to {domain}"));
         self.b.devices[at].set_live(small(&domain));
         self.b.group.refresh();
         self.domains[at] = domain;
@@ -273,7 +270,7 @@ impl Run {
         let like = self.path();
         if self.domains.len() < 7 && self.present[like] {
             let domain = self.domains[like].clone();
-            self.note(format!("p{} leads to {domain}, too", self.domains.len()));
+            self.dice.note(format!("p{} leads to {domain}, too", self.domains.len()));
             self.b.add(small(&domain));
             self.domains.push(domain);
             self.present.push(true);
@@ -286,9 +283,9 @@ impl Run {
         if !self.present[at] || self.present.iter().filter(|p| **p).count() <= 2 {
             return;
         }
-        self.note(format!("p{at} is gone or removed"));
+        self.dice.note(format!("p{at} is gone or removed"));
         self.present[at] = false;
-        if self.below(2) == 0 {
+        if self.dice.below(2) == 0 {
             self.b.devices[at].set_gone();
             self.b.group.refresh();
         } else {
@@ -306,12 +303,12 @@ impl Run {
                 let before = done(self);
                 self.turn();
                 if done(self) != before {
-                    self.fail("slept beside work");
+                    self.dice.fail("slept beside work");
                 }
             }
             return;
         }
-        self.fail("busy for ever");
+        self.dice.fail("busy for ever");
     }
 
     /// Notes what paths have taken and what has ended.
@@ -326,8 +323,8 @@ impl Run {
             for io in taken {
                 if io.lba < SETUP_LBA && !self.sent.iter().any(|s| s.device == device && s.io == io) {
                     let domain = self.domains[device].clone();
-                    self.note(format!("p{device} takes {:?} {} for {domain}", io.op, io.lba));
-                    self.sent.push(Sent { device, io, domain, sent: self.step, answered: None });
+                    self.dice.note(format!("p{device} takes {:?} {} for {domain}", io.op, io.lba));
+                    self.sent.push(Sent { device, io, domain, sent: self.dice.step, answered: None });
                 }
             }
         }
@@ -338,9 +335,9 @@ impl Run {
     }
 
     fn ended(&mut self, tag: u64, code: Code) {
-        self.note(format!("request {tag} ends with {code:?}"));
+        self.dice.note(format!("request {tag} ends with {code:?}"));
         let Some(request) = self.requests.get_mut(&tag) else { return };
-        request.ended = Some((self.step, code));
+        request.ended = Some((self.dice.step, code));
         if request.lba.is_none() && code == Code::Ok {
             self.judge(tag);
         }
@@ -360,7 +357,7 @@ impl Run {
                 continue;
             }
             if let Some(block) = (lba..lba + write.blocks).find(|&block| !self.is_flushed(block)) {
-                self.fail(&format!("flush {tag} says OK: block {block} is neither flushed nor reported"));
+                self.dice.fail(&format!("flush {tag} says OK: block {block} is neither flushed nor reported"));
             }
         }
     }
@@ -385,21 +382,6 @@ impl Run {
     }
 
     fn path(&mut self) -> usize {
-        self.below(self.domains.len())
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as usize % n
-    }
-
-    fn note(&mut self, what: String) {
-        self.log.push(format!("{}: {what}", self.step));
-    }
-
-    fn fail(&self, why: &str) -> ! {
-        panic!("{why}\n{}", self.log.join("\n"));
+        self.dice.below(self.domains.len())
     }
 }

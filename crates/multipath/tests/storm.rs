@@ -2,6 +2,7 @@
 //! those of tasks, paths that fail, become suspect, fill, change and are replaced. Each request completes once, as a device that had it said;
 //! none is with two paths before the first is known to be quiet, and none is sent after its user has heard of it.
 
+use crate::common::dice::Dice;
 use crate::common::scripted::{BOUND, Bench, Scripted, info, limited};
 use polypath_block::{Code, Fate, Flags, Health, Io, Op, Proof, SegSpan};
 use polypath_multipath::{Fencing, GroupConfig, SelectorKind};
@@ -49,8 +50,7 @@ struct Request {
 
 struct Storm {
     b: Bench,
-    random: u64,
-    step: u64,
+    dice: Dice,
     fencing: Fencing,
     present: Vec<bool>,
     seen: Vec<usize>,
@@ -58,7 +58,6 @@ struct Storm {
     requests: BTreeMap<u64, Request>,
     next_lba: u64,
     flushes: Vec<u64>,
-    log: Vec<String>,
 }
 
 impl Storm {
@@ -75,8 +74,7 @@ impl Storm {
         let seen = b.devices.iter().map(|d| d.taken().len()).collect();
         Storm {
             b,
-            random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
-            step: 0,
+            dice: Dice::new(seed),
             fencing,
             present: vec![true; 3],
             seen,
@@ -84,41 +82,40 @@ impl Storm {
             requests: BTreeMap::new(),
             next_lba: 0,
             flushes: Vec::new(),
-            log: Vec::new(),
         }
     }
 
     fn step(&mut self) {
-        self.step += 1;
-        match self.below(100) {
+        self.dice.step += 1;
+        match self.dice.below(100) {
             0..20 => self.submit(),
             20..50 => {
-                for _ in 0..1 + self.below(4) {
+                for _ in 0..1 + self.dice.below(4) {
                     self.answer();
                 }
             }
             50..56 => self.end_fence(),
             56..76 => self.turn(),
             76..80 => {
-                let (at, health) = (self.path(), [Health::Down, Health::Stalled, Health::Ready][self.below(3)]);
-                self.note(format!("p{at} is {health:?}"));
+                let (at, health) = (self.path(), [Health::Down, Health::Stalled, Health::Ready][self.dice.below(3)]);
+                self.dice.note(format!("p{at} is {health:?}"));
                 self.b.devices[at].set_health(health);
             }
             80..85 => {
-                let (at, room) = (self.path(), [0, 1, 3, 64][self.below(4)]);
-                self.note(format!("p{at} has room for {room}"));
+                let (at, room) = (self.path(), [0, 1, 3, 64][self.dice.below(4)]);
+                self.dice.note(format!("p{at} has room for {room}"));
                 self.b.devices[at].set_room(room);
             }
             85..88 => {
                 let at = self.path();
-                self.note(format!("p{at} changes"));
+                self.dice.note(format!("p{at} changes"));
                 self.b.devices[at].touch();
             }
             88..90 => self.touch_in_between(),
             90..92 => self.change_device(),
             92 => self.replace_path(),
             93..97 => {
-                let ms = 1 + self.below(60) as u64;
+                let ms = 1 + self.dice.below(60) as u64;
                 for _ in 0..ms {
                     self.b.now = self.b.now.after(std::time::Duration::from_millis(1));
                     self.turn();
@@ -131,8 +128,8 @@ impl Storm {
     /// A batch under tags that are used again: not while a request of that tag is open, as a rule.
     fn submit(&mut self) {
         let mut batch: Vec<Io> = Vec::new();
-        for _ in 0..1 + self.below(20) {
-            let tag = self.below(6) as u64 + [0, 0, 0, 64, 128, 1 << 40, 1 << 62, 1 << 63][self.below(8)];
+        for _ in 0..1 + self.dice.below(20) {
+            let tag = self.dice.below(6) as u64 + [0, 0, 0, 64, 128, 1 << 40, 1 << 62, 1 << 63][self.dice.below(8)];
             let is_flush = |io: &Io| io.op == Op::Flush && io.tag == tag;
             if self.flushes.contains(&tag) || batch.iter().any(is_flush) {
                 continue;
@@ -140,17 +137,17 @@ impl Storm {
             let is_open = self.requests.values().any(|r| r.ended.is_none() && r.tag == tag)
                 || batch.iter().any(|io| io.tag == tag);
             // Without fencing nothing tells two of them apart: what the first path says late is not heard.
-            let unsuited = is_open && (self.fencing == Fencing::Off || self.below(12) > 0);
+            let unsuited = is_open && (self.fencing == Fencing::Off || self.dice.below(12) > 0);
             if self.next_lba >= SETUP_LBA - 2 || unsuited {
                 continue;
             }
-            if !is_open && self.below(15) == 0 {
+            if !is_open && self.dice.below(15) == 0 {
                 batch.push(Io::flush(tag));
                 continue;
             }
-            let (lba, blocks) = (self.next_lba, 1 + self.below(2) as u32);
+            let (lba, blocks) = (self.next_lba, 1 + self.dice.below(2) as u32);
             self.next_lba += 2;
-            batch.push(match self.below(3) {
+            batch.push(match self.dice.below(3) {
                 0 => Io::read(tag, lba, blocks, SegSpan::EMPTY),
                 1 => Io::write(tag, lba, blocks, SegSpan::EMPTY),
                 _ => Io::write(tag, lba, blocks, SegSpan::EMPTY).with_flags(Flags::FUA),
@@ -161,7 +158,7 @@ impl Storm {
             Err(rest) => rest.taken,
         };
         for io in &batch[..taken] {
-            self.note(format!("{:?} {}+{} with tag {:#x}", io.op, io.lba, io.blocks, io.tag));
+            self.dice.note(format!("{:?} {}+{} with tag {:#x}", io.op, io.lba, io.blocks, io.tag));
             match io.op {
                 Op::Flush => self.flushes.push(io.tag),
                 op => drop(
@@ -170,7 +167,7 @@ impl Storm {
             }
         }
         self.look();
-        if self.below(4) > 0 {
+        if self.dice.below(4) > 0 {
             self.b.kick();
         }
     }
@@ -184,8 +181,8 @@ impl Storm {
         if open.is_empty() {
             return;
         }
-        let at = open[self.below(open.len())];
-        let answer = match self.below(40) {
+        let at = open[self.dice.below(open.len())];
+        let answer = match self.dice.below(40) {
             0..24 => Some(Code::Ok),
             24 => Some(Code::Medium),
             25..29 => Some(Code::PathBusy),
@@ -195,12 +192,12 @@ impl Storm {
         match answer {
             Some(code) => self.complete(at, code, Proof::Answered),
             None => {
-                let fate = [Fate::Unknown, Fate::Unknown, Fate::NotSent][self.below(3)];
+                let fate = [Fate::Unknown, Fate::Unknown, Fate::NotSent][self.dice.below(3)];
                 let Attempt { device, io, ref mut state } = self.attempts[at];
                 *state = State::Suspect(fate);
                 self.b.devices[device].suspect(io, fate);
-                self.note(format!("p{device} suspects {:?} {}: {fate:?}", io.op, io.lba));
-                if self.below(5) == 0 {
+                self.dice.note(format!("p{device} suspects {:?} {}: {fate:?}", io.op, io.lba));
+                if self.dice.below(5) == 0 {
                     self.fence(at);
                 }
             }
@@ -209,7 +206,7 @@ impl Storm {
 
     /// The end of a fence: it was never carried out, or it was and says so.
     fn fence(&mut self, at: usize) {
-        let never = self.attempts[at].state == State::Suspect(Fate::NotSent) || self.below(2) == 0;
+        let never = self.attempts[at].state == State::Suspect(Fate::NotSent) || self.dice.below(2) == 0;
         if never { self.complete(at, Code::PathLost, BOUND) } else { self.complete(at, Code::Ok, Proof::Answered) }
     }
 
@@ -217,7 +214,7 @@ impl Storm {
         let suspects: Vec<usize> =
             (0..self.attempts.len()).filter(|&at| matches!(self.attempts[at].state, State::Suspect(_))).collect();
         if !suspects.is_empty() {
-            let at = suspects[self.below(suspects.len())];
+            let at = suspects[self.dice.below(suspects.len())];
             self.fence(at);
         }
     }
@@ -226,13 +223,13 @@ impl Storm {
         let Attempt { device, io, ref mut state } = self.attempts[at];
         *state = State::Over(code);
         self.b.devices[device].complete(io, code, proof);
-        self.note(format!("p{device} answers {:?} {} with {code:?}", io.op, io.lba));
+        self.dice.note(format!("p{device} answers {:?} {} with {code:?}", io.op, io.lba));
     }
 
     fn touch_in_between(&mut self) {
         let at = self.path();
         let device: Arc<Scripted> = self.b.devices[at].clone();
-        self.note(format!("p{at} changes when it is looked at next"));
+        self.dice.note(format!("p{at} changes when it is looked at next"));
         self.b.devices[at].on_next_version(move || device.touch());
     }
 
@@ -240,10 +237,10 @@ impl Storm {
         let at = self.path();
         let domain = if at == 0 { "a" } else { "b" };
         let mut shows = info(domain);
-        shows.limits.max_transfer_bytes = limited([1, 2, 8][self.below(3)]).limits.max_transfer_bytes;
-        shows.limits.write_cache = self.below(3) > 0;
+        shows.limits.max_transfer_bytes = limited([1, 2, 8][self.dice.below(3)]).limits.max_transfer_bytes;
+        shows.limits.write_cache = self.dice.below(3) > 0;
         if self.present[at] && at < 3 {
-            self.note(format!("p{at} shows {:?}", shows.limits));
+            self.dice.note(format!("p{at} shows {:?}", shows.limits));
             self.b.devices[at].set_live(shows);
         }
     }
@@ -253,7 +250,7 @@ impl Storm {
         if !self.present[at] || self.b.devices.len() >= 9 {
             return;
         }
-        self.note(format!("p{at} is removed; p{} comes", self.b.devices.len()));
+        self.dice.note(format!("p{at} is removed; p{} comes", self.b.devices.len()));
         self.present[at] = false;
         self.b.group.remove_path(self.b.ids[at]).expect("there");
         self.b.add(info("b"));
@@ -271,12 +268,12 @@ impl Storm {
                 let before = done(self);
                 self.turn();
                 if done(self) != before {
-                    self.fail("slept beside work");
+                    self.dice.fail("slept beside work");
                 }
             }
             return;
         }
-        self.fail("busy for ever");
+        self.dice.fail("busy for ever");
     }
 
     /// With every path well, everything ends.
@@ -304,13 +301,13 @@ impl Storm {
         }
         if let Some((lba, r)) = self.requests.iter().find(|(_, r)| r.ended.is_none()) {
             let what = format!("{:?} {lba} never ended", r.op);
-            self.fail(&what);
+            self.dice.fail(&what);
         }
         if !self.flushes.is_empty() {
-            self.fail("a flush never ended");
+            self.dice.fail("a flush never ended");
         }
         for s in self.b.group.statistics() {
-            assert_eq!((s.in_flight, s.suspects), (0, 0), "{}", self.log.join("\n"));
+            assert_eq!((s.in_flight, s.suspects), (0, 0), "{}", self.dice.story());
         }
         self.b.finish();
     }
@@ -335,12 +332,12 @@ impl Storm {
     }
 
     fn took(&mut self, device: usize, io: Io) {
-        self.note(format!("p{device} takes {:?} {}+{} as {:#x}", io.op, io.lba, io.blocks, io.tag));
+        self.dice.note(format!("p{device} takes {:?} {}+{} as {:#x}", io.op, io.lba, io.blocks, io.tag));
         if io.op != Op::Flush {
             // Of two blocks, the second may be a part.
-            let Some(request) = self.requests.get(&(io.lba & !1)) else { self.fail("nobody asked for that") };
+            let Some(request) = self.requests.get(&(io.lba & !1)) else { self.dice.fail("nobody asked for that") };
             if request.ended.is_some() {
-                self.fail("sent after its user had heard of it");
+                self.dice.fail("sent after its user had heard of it");
             }
             let open = |a: &&Attempt| {
                 let covers = a.io.op != Op::Flush && a.io.lba < io.lba + u64::from(io.blocks);
@@ -352,14 +349,14 @@ impl Storm {
                 _ => true,
             };
             if self.attempts.iter().filter(open).any(|a| !quiet(a)) {
-                self.fail("with two paths at a time");
+                self.dice.fail("with two paths at a time");
             }
         }
         self.attempts.push(Attempt { device, io, state: State::InFlight });
     }
 
     fn ended(&mut self, tag: u64, code: Code) {
-        self.note(format!("tag {tag:#x} ends with {code:?}"));
+        self.dice.note(format!("tag {tag:#x} ends with {code:?}"));
         if let Some(at) = self.flushes.iter().position(|&t| t == tag) {
             self.flushes.swap_remove(at);
             return;
@@ -376,7 +373,7 @@ impl Storm {
             if code == Code::Ok { blocks.all(says) } else { blocks.any(says) }
         };
         let Some((&lba, _)) = open.find(is_said) else {
-            self.fail(&format!(
+            self.dice.fail(&format!(
                 "tag {tag:#x} ends with {code:?}: no path has said so of a request of that tag that is open"
             ))
         };
@@ -384,21 +381,6 @@ impl Storm {
     }
 
     fn path(&mut self) -> usize {
-        self.below(self.b.devices.len())
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as usize % n
-    }
-
-    fn note(&mut self, what: String) {
-        self.log.push(format!("{}: {what}", self.step));
-    }
-
-    fn fail(&self, why: &str) -> ! {
-        panic!("{why}\n{}", self.log.join("\n"));
+        self.dice.below(self.b.devices.len())
     }
 }

@@ -1,6 +1,6 @@
 //! What was found of rings.
 
-use super::{known, latency, lines, new, quiet, whole};
+use super::{core_taken, known, latency, lines, new, quiet, whole};
 use polypath_bench::ring::{RingRatioReport, RingReport};
 
 /// What `limit --ring` or `drive` found.
@@ -74,16 +74,8 @@ pub(crate) fn ring_ratio(r: &RingRatioReport) -> String {
         table.add_row(row);
     }
     text.push(table.to_string());
-    let most = |side: usize| {
-        let all = r.cases.iter().flat_map(|c| &c.pairs).map(|p| p.core_taken_pct[side]);
-        all.fold(0.0, f64::max)
-    };
-    text.push(format!(
-        "others took the front-end's core at most {} % (limit) and {} % (run) of the time of any turn{}",
-        most(0),
-        most(1),
-        quiet(most(0).max(most(1)))
-    ));
+    let taken = r.cases.iter().flat_map(|c| &c.pairs).map(|p| p.core_taken_pct);
+    text.push(core_taken("front-end's", taken, "turn"));
     text.extend(r.peer.iter().map(|peer| format!("peer: {peer}")));
     if !r.cost.is_empty() {
         let mut table = new(&["per request, QD", "run system calls", "run instructions", "limit's"]);

@@ -1,6 +1,7 @@
 //! A group over simulated paths, and a guest on it.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
+pub mod dice;
 pub mod log;
 pub mod scripted;
 

@@ -126,13 +126,19 @@ proptest! {
     }
 }
 
-#[test]
-fn what_the_guest_says_after_the_look_changes_nothing() {
+/// A ring with two chains of the usual shape, and a row for their segments.
+fn with_two() -> (Rig, Vring, [Segment; 4]) {
     let mut rig = rig(16);
     usual(&mut rig, 0, DATA_GPA + 0x1000);
     usual(&mut rig, 3, DATA_GPA + 0x2000);
     rig.driver.publish();
-    let (mut ring, mut row) = (rig.ring(0), [Segment::default(); 4]);
+    let ring = rig.ring(0);
+    (rig, ring, [Segment::default(); 4])
+}
+
+#[test]
+fn what_the_guest_says_after_the_look_changes_nothing() {
+    let (rig, mut ring, mut row) = with_two();
     assert_eq!(ring.look_ahead(64), Ok(2));
     // Another head, other data, a status that is nowhere.
     rig.driver.avail.store_u16(4, 9, Ordering::Relaxed).unwrap();
@@ -173,11 +179,7 @@ fn the_index_is_looked_at_once_and_what_came_since_is_for_the_next_look() {
 
 #[test]
 fn what_is_put_back_or_behind_other_memory_is_looked_at_again() {
-    let mut rig = rig(16);
-    usual(&mut rig, 0, DATA_GPA + 0x1000);
-    usual(&mut rig, 3, DATA_GPA + 0x2000);
-    rig.driver.publish();
-    let (mut ring, mut row) = (rig.ring(0), [Segment::default(); 4]);
+    let (rig, mut ring, mut row) = with_two();
     assert_eq!(ring.look_ahead(64), Ok(2));
     assert_eq!(take(&mut ring, &mut row).unwrap().0, 0);
     assert!(ring.put_back(0));
@@ -197,11 +199,7 @@ fn what_is_put_back_or_behind_other_memory_is_looked_at_again() {
 
 #[test]
 fn what_was_not_looked_at_is_read_in_its_turn() {
-    let mut rig = rig(16);
-    usual(&mut rig, 0, DATA_GPA + 0x1000);
-    usual(&mut rig, 3, DATA_GPA + 0x2000);
-    rig.driver.publish();
-    let (mut ring, mut row) = (rig.ring(0), [Segment::default(); 4]);
+    let (_rig, mut ring, mut row) = with_two();
     assert_eq!(ring.look_ahead(1), Ok(1));
     assert_eq!(
         take(&mut ring, &mut row).map(|(head, chain, is_plain)| (head, chain.sector, is_plain)),
