@@ -15,6 +15,7 @@
 //! Read `verify/mod.rs` first: it is what the demo and the tests share. Then `run/job.rs`.
 #![forbid(unsafe_code)]
 
+pub mod chart;
 pub mod cli;
 pub mod conformance;
 pub mod cpu;

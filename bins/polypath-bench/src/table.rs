@@ -151,22 +151,30 @@ pub(crate) fn ratio(r: &RatioReport) -> String {
     text.push(table.to_string());
     let taken = r.cases.iter().flat_map(|c| &c.pairs).map(|p| p.core_taken_pct);
     text.push(core_taken("initiator's", taken, "pair"));
-    if r.cost.is_empty() {
-        return lines(&text);
-    }
-    let mut table = new(&["per I/O, QD", "run system calls", "limit's", "run instructions", "limit's"]);
-    for c in &r.cost {
-        table.add_row(vec![
-            c.qd.to_string(),
-            known(c.run_syscalls_per_io),
-            known(c.limit_syscalls_per_io),
-            known(c.run_instructions_per_io),
-            known(c.limit_instructions_per_io),
-        ]);
-    }
-    text.push(table.to_string());
-    text.extend(r.cost.iter().flat_map(|c| &c.missing).map(|m| format!("not counted: {m}")));
+    let counts = r.cost.iter().map(|c| {
+        let (calls, instructions) = (c.run_syscalls_per_io, c.run_instructions_per_io);
+        (c.qd, [calls, c.limit_syscalls_per_io, instructions, c.limit_instructions_per_io], &c.missing[..])
+    });
+    text.extend(cost(&["per I/O, QD", "run system calls", "limit's", "run instructions", "limit's"], counts));
     lines(&text)
+}
+
+/// What was counted at each depth, if anything was, under a `header` for the depth and each count; and what could not be.
+fn cost<'a, const COUNTS: usize>(
+    header: &[&str],
+    depths: impl Iterator<Item = (u16, [Option<f64>; COUNTS], &'a [String])>,
+) -> Vec<String> {
+    let (mut rows, mut lacking) = (Vec::new(), Vec::new());
+    for (qd, counts, missing) in depths {
+        rows.push(std::iter::once(qd.to_string()).chain(counts.map(known)).collect::<Vec<_>>());
+        lacking.extend(missing.iter().map(|what| format!("not counted: {what}")));
+    }
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let mut table = new(header);
+    table.add_rows(rows);
+    std::iter::once(table.to_string()).chain(lacking).collect()
 }
 
 /// How much of the core of `whose` thread others took while the limit was measured, and while the run was: at most, of any `of`.

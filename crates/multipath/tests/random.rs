@@ -1,7 +1,7 @@
 //! Random sequences over two queues, with an oracle that knows what was in which cache: a flush that says OK has flushed everything that was
 //! acknowledged before it began, or its user was told of the loss. Nothing waits for ever, no queue spins, none sleeps beside work.
 
-use crate::common::dice::Dice;
+use crate::common::dice::{Dice, each_seed};
 use crate::common::scripted::{Bench, info, limited};
 use polypath_block::{Code, DeviceInfo, Flags, Health, Io, IoQueue, Op, Proof, SegSpan};
 use std::collections::HashMap;
@@ -20,14 +20,11 @@ fn small(domain: &str) -> DeviceInfo {
 
 #[test]
 fn a_flush_says_ok_only_of_what_is_flushed_or_was_reported() {
-    let number = |name, other| std::env::var(name).map_or(other, |s| s.parse().expect(name));
-    let from = number("FROM", 1);
-    for seed in from..from + number("SEEDS", SEEDS) {
-        println!("seed {seed}; alone: FROM={seed} SEEDS=1");
+    each_seed(SEEDS, |seed| {
         let mut run = Run::new(seed);
         (0..STEPS).for_each(|_| run.step());
         run.finish();
-    }
+    });
 }
 
 /// Something that a path took.

@@ -2,7 +2,7 @@
 //! those of tasks, paths that fail, become suspect, fill, change and are replaced. Each request completes once, as a device that had it said;
 //! none is with two paths before the first is known to be quiet, and none is sent after its user has heard of it.
 
-use crate::common::dice::Dice;
+use crate::common::dice::{Dice, each_seed};
 use crate::common::scripted::{BOUND, Bench, Scripted, info, limited};
 use polypath_block::{Code, Fate, Flags, Health, Io, Op, Proof, SegSpan};
 use polypath_multipath::{Fencing, GroupConfig, SelectorKind};
@@ -16,14 +16,11 @@ const SETUP_LBA: u64 = 999;
 
 #[test]
 fn each_request_completes_once_as_a_path_said_and_is_never_with_two() {
-    let number = |name, other| std::env::var(name).map_or(other, |s| s.parse().expect(name));
-    let from = number("FROM", 1);
-    for seed in from..from + number("SEEDS", SEEDS) {
-        println!("seed {seed}; alone: FROM={seed} SEEDS=1");
+    each_seed(SEEDS, |seed| {
         let mut storm = Storm::new(seed);
         (0..STEPS).for_each(|_| storm.step());
         storm.finish();
-    }
+    });
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,18 +2,11 @@
 
 use super::report::{GrowthCase, ScaleReport};
 use super::{Arrangement, ScaleMedium};
+use crate::chart::{colour, draw_line, draw_names};
 use anyhow::anyhow;
 use plotters::prelude::*;
 use std::collections::BTreeSet;
 
-const PALETTE: [RGBColor; 6] = [
-    RGBColor(31, 119, 180),
-    RGBColor(214, 96, 20),
-    RGBColor(44, 140, 44),
-    RGBColor(170, 40, 120),
-    RGBColor(120, 90, 60),
-    RGBColor(0, 150, 160),
-];
 const SIZE: (u32, u32) = (1140, 380);
 /// Room above the greatest value, for the names of lines.
 const HEADROOM: f64 = 1.35;
@@ -101,23 +94,12 @@ fn panel(area: &Area<'_>, title: &str, [across, up]: [&str; 2], lines: &[Line]) 
         .draw()
         .map_err(|e| fail(&e))?;
     for (n, line) in lines.iter().enumerate() {
-        let colour = PALETTE[n % PALETTE.len()];
-        chart
-            .draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))
-            .map_err(|e| fail(&e))?
-            .label(&line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
-        let dots = line.points.iter().map(|&at| Circle::new(at, 3, colour.filled()));
+        draw_line(&mut chart, n, &line.name, line.points.iter().copied()).map_err(|e| fail(&e))?;
+        let dots = line.points.iter().map(|&at| Circle::new(at, 3, colour(n).filled()));
         chart.draw_series(dots).map_err(|e| fail(&e))?;
     }
     if !lines.is_empty() {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(BLACK.mix(0.3))
-            .draw()
-            .map_err(|e| fail(&e))?;
+        draw_names(&mut chart, SeriesLabelPosition::UpperRight).map_err(|e| fail(&e))?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What was found of rings.
 
-use super::{core_taken, known, latency, lines, new, quiet, whole};
+use super::{core_taken, cost, latency, lines, new, quiet, whole};
 use polypath_bench::ring::{RingRatioReport, RingReport};
 
 /// What `limit --ring` or `drive` found.
@@ -77,19 +77,11 @@ pub(crate) fn ring_ratio(r: &RingRatioReport) -> String {
     let taken = r.cases.iter().flat_map(|c| &c.pairs).map(|p| p.core_taken_pct);
     text.push(core_taken("front-end's", taken, "turn"));
     text.extend(r.peer.iter().map(|peer| format!("peer: {peer}")));
-    if !r.cost.is_empty() {
-        let mut table = new(&["per request, QD", "run system calls", "run instructions", "limit's"]);
-        for c in &r.cost {
-            table.add_row(vec![
-                c.qd.to_string(),
-                known(c.run_syscalls_per_io),
-                known(c.run_instructions_per_io),
-                known(c.limit_instructions_per_io),
-            ]);
-        }
-        text.push(table.to_string());
-        text.extend(r.cost.iter().flat_map(|c| &c.missing).map(|m| format!("not counted: {m}")));
-    }
+    let counts = r.cost.iter().map(|c| {
+        let counts = [c.run_syscalls_per_io, c.run_instructions_per_io, c.limit_instructions_per_io];
+        (c.qd, counts, &c.missing[..])
+    });
+    text.extend(cost(&["per request, QD", "run system calls", "run instructions", "limit's"], counts));
     lines(&text)
 }
 

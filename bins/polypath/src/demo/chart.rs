@@ -3,18 +3,8 @@
 use super::report::{Mark, Sample};
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
+use polypath_bench::chart::{draw_line, draw_names};
 use std::path::Path;
-
-const PALETTE: [RGBColor; 8] = [
-    RGBColor(31, 119, 180),
-    RGBColor(214, 96, 20),
-    RGBColor(44, 140, 44),
-    RGBColor(170, 40, 120),
-    RGBColor(120, 90, 60),
-    RGBColor(0, 150, 160),
-    RGBColor(150, 150, 30),
-    RGBColor(90, 90, 90),
-];
 
 /// Draws `samples` (MiB/s per path) with `marks` for what was done to which path.
 pub(super) fn draw(file: &Path, names: &[String], samples: &[Sample], marks: &[Mark]) -> Result<()> {
@@ -32,13 +22,8 @@ pub(super) fn draw(file: &Path, names: &[String], samples: &[Sample], marks: &[M
         .map_err(|e| fail(&e))?;
     chart.configure_mesh().x_desc("seconds").y_desc("MiB/s").light_line_style(WHITE).draw().map_err(|e| fail(&e))?;
     for (i, name) in names.iter().enumerate() {
-        let colour = PALETTE[i % PALETTE.len()];
         let line = samples.iter().map(|s| (s.at_s, s.mib_s.get(i).copied().unwrap_or(0.0)));
-        chart
-            .draw_series(LineSeries::new(line, colour.stroke_width(2)))
-            .map_err(|e| fail(&e))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+        draw_line(&mut chart, i, name, line).map_err(|e| fail(&e))?;
     }
     for (i, mark) in marks.iter().enumerate() {
         // Neighbours in time would write over each other: go down a row with each.
@@ -50,12 +35,6 @@ pub(super) fn draw(file: &Path, names: &[String], samples: &[Sample], marks: &[M
         let text = Text::new(short, (mark.at_s + end * 0.004, row), ("sans-serif", 11));
         chart.draw_series([text]).map_err(|e| fail(&e))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.3))
-        .draw()
-        .map_err(|e| fail(&e))?;
+    draw_names(&mut chart, SeriesLabelPosition::LowerRight).map_err(|e| fail(&e))?;
     area.present().map_err(|e| fail(&e))
 }

@@ -1,5 +1,15 @@
 //! Numbers that a seed decides, and the story of what came of them.
 
+/// Tries `count` seeds, or those that the environment names: each can be tried alone again.
+pub fn each_seed(count: u64, mut attempt: impl FnMut(u64)) {
+    let number = |name, other| std::env::var(name).map_or(other, |s| s.parse().expect(name));
+    let from = number("FROM", 1);
+    for seed in from..from + number("SEEDS", count) {
+        println!("seed {seed}; alone: FROM={seed} SEEDS=1");
+        attempt(seed);
+    }
+}
+
 /// Throws by a seed, and remembers what is noted, for whoever has to find out what happened.
 pub struct Dice {
     random: u64,

@@ -240,6 +240,12 @@ impl Active {
             }
     }
 
+    /// The same of one of any number of pieces, for which there must be room.
+    #[inline(always)]
+    fn takes_any(&self, mode: Mode) -> bool {
+        self.takes(mode) && self.room.is_free()
+    }
+
     /// Before a stop: a chain that was taken from the guest and not begun goes back to the ring. True when nothing is in flight.
     pub(crate) fn is_quiet(&mut self, segs: &mut SegTable, mode: Mode) -> bool {
         if mode == Mode::Drain {
@@ -506,7 +512,7 @@ impl Active {
         }
         // What waits behind a pending request is taken once that is gone, which the queue's completion announces.
         // So is what waits for the row of a request in flight.
-        let takes = !self.broken && self.takes(env.mode) && self.pending.is_empty() && self.room.is_free();
+        let takes = !self.broken && self.pending.is_empty() && self.takes_any(env.mode);
         if self.broken || env.mode != Mode::Run {
             return if takes { Armed::Busy } else { Armed::Sleep };
         }

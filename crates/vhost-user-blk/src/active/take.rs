@@ -15,11 +15,8 @@ impl Active {
         let mut taken = 0;
         // A look is at what a back-end before us left, which cannot go back to the ring, or at what is new: never at both.
         let mut bound = 0;
-        let mut result = Ok(Offered::All);
-        match self.ring.look_ahead(self.batch) {
-            Ok(count) => result = self.take_chains(cx, queue, env, count, &mut taken, &mut bound),
-            Err(error) => result = result.and(Err(error)),
-        }
+        let looked = self.ring.look_ahead(self.batch);
+        let result = looked.and_then(|count| self.take_chains(cx, queue, env, count, &mut taken, &mut bound));
         // Also what came before a chain that breaks the ring: nothing goes back to that, and nothing is taken from it any more.
         bound = if result.is_err() { usize::MAX } else { bound };
         let offered = self.offer(cx, queue, bound, &mut taken);
@@ -49,7 +46,7 @@ impl Active {
         bound: &mut usize,
     ) -> Result<Offered, RingError> {
         // What is of the usual shape changes neither: what a back-end before us left is as much as was looked at.
-        let mut may_go_on = self.takes(env.mode) && self.room.is_free();
+        let mut may_go_on = self.takes_any(env.mode);
         // Of memory that is being lost, one chain costs no more than its own pages.
         while *taken < count && may_go_on && polypath_memory::losses() == self.losses {
             let head = match self.ring.take() {
@@ -69,7 +66,7 @@ impl Active {
             }
             *taken += 1;
             if self.add_to_offer(env, head) {
-                may_go_on = self.takes(env.mode) && self.room.is_free();
+                may_go_on = self.takes_any(env.mode);
                 continue;
             }
             *bound = (*bound).max(self.offer.len());
@@ -77,7 +74,7 @@ impl Active {
             if offered != Offered::All {
                 return Ok(offered);
             }
-            may_go_on = self.takes(env.mode) && self.room.is_free();
+            may_go_on = self.takes_any(env.mode);
         }
         Ok(Offered::All)
     }
