@@ -27,4 +27,4 @@ pub use error::MemoryError;
 pub use region::{FOREIGN_LIMIT, Pages, Region};
 pub use sigbus::losses;
 pub use table::{Backing, BadSegment, RegionWatcher, Table, refresh, watch, with};
-pub use view::{CopyCount, Number, OutOfWindow, View, Window, copy_count, count_copy};
+pub use view::{CopyCount, Number, OutOfWindow, View, Window, copy_count, count_copy, prefetch};

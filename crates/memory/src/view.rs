@@ -319,7 +319,7 @@ impl Window {
     pub fn prefetch(&self, offset: usize) {
         if offset < self.len {
             // SAFETY: in bounds, just checked.
-            prefetch(unsafe { self.address.as_ptr().add(offset) });
+            prefetch_line(unsafe { self.address.as_ptr().add(offset) });
         }
     }
 
@@ -351,7 +351,7 @@ impl Window {
     /// while others are looked at. Nothing happens for what is outside, and where the processor has no such hint.
     #[inline]
     pub fn prefetch_range(&self, offset: usize, len: usize) {
-        self.lines(offset, len, prefetch);
+        self.lines(offset, len, prefetch_line);
     }
 
     /// Calls `each` for an address in each cache line that the `len` bytes at `offset` touch; for none if they are not all inside.
@@ -467,9 +467,15 @@ pub struct OutOfWindow {
     pub window: usize,
 }
 
+/// As [`Window::prefetch`], of the line where `what` begins.
+#[inline(always)]
+pub fn prefetch<T>(what: &T) {
+    prefetch_line(std::ptr::from_ref(what).cast());
+}
+
 /// Brings the line at `at` near. Any address will do: a prefetch of what is not mapped is dropped.
 #[inline(always)]
-fn prefetch(at: *const u8) {
+fn prefetch_line(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -480,7 +486,7 @@ fn prefetch(at: *const u8) {
     let _ = at;
 }
 
-/// As [`prefetch`], with the intent to write.
+/// As [`prefetch_line`], with the intent to write.
 #[inline(always)]
 fn prefetch_write(at: *const u8) {
     #[cfg(target_arch = "x86_64")]

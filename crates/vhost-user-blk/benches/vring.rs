@@ -10,7 +10,7 @@ mod guest;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use guest::{Driver, GuestRam, Piece, header};
 use polypath_block::Segment;
-use polypath_vhost_user_blk::{GuestMemory, RingSpec, Vring};
+use polypath_vhost_user_blk::{GuestMemory, Plain, RingSpec, Vring};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ struct Bench {
     driver: Driver,
     ring: Vring,
     row: Vec<Segment>,
+    plain: Vec<Plain>,
     indirect: bool,
     regions: u64,
 }
@@ -50,7 +51,15 @@ impl Bench {
             record: None,
         };
         let ring = Vring::new(spec, Arc::new(memory)).expect("a sound ring");
-        Bench { ram, driver, ring, row: vec![Segment::default(); 132], indirect, regions }
+        Bench {
+            ram,
+            driver,
+            ring,
+            row: vec![Segment::default(); 132],
+            plain: Vec::with_capacity(BATCH as usize),
+            indirect,
+            regions,
+        }
     }
 
     /// Offers a batch. Data of request `i` lies in region `i % regions`, headers and tables in the first.
@@ -80,16 +89,21 @@ impl Bench {
         let mut n = 0;
         loop {
             let count = self.ring.look_ahead(BATCH as u16).expect("a sound ring");
-            for _ in 0..count {
+            self.plain.clear();
+            let plain = self.ring.take_plain(|plain| {
+                self.plain.push(*plain);
+                true
+            });
+            let mut given = black_box(&self.plain).iter();
+            let back = self.ring.complete_plain(|| given.next().map(|p| (p.head, p.status, p.data.len + 1)));
+            assert_eq!(back, plain);
+            for _ in plain..count {
                 let head = self.ring.take().expect("a sound head");
-                let chain = match self.ring.plain_chain(&mut self.row) {
-                    Some(chain) => chain,
-                    None => self.ring.read_chain(head, &mut self.row).expect("a sound chain"),
-                };
+                let chain = self.ring.read_chain(head, &mut self.row).expect("a sound chain");
                 black_box((&chain, &self.row[..chain.in_count as usize]));
                 self.ring.complete(head, chain.status, 0, chain.in_len as u32 + 1);
-                n += 1;
             }
+            n += u64::from(count);
             if count == 0 {
                 break;
             }

@@ -56,7 +56,7 @@ mod tests;
 pub use guest::{GuestMemory, MapError};
 pub use past::{Hold, Owed};
 pub use polypath_net::{SocketAccess, UnixSocket, UnixSocketError};
-pub use ring::{Chain, Fault, MAX_RING, RingError, RingSpec, StatusByte, Vring};
+pub use ring::{Chain, Fault, MAX_RING, Plain, RingError, RingSpec, StatusByte, Vring};
 pub use server::{BoundServer, Server};
 pub use settings::{KeepWriteThrough, ServerConfig, ServerError};
 pub use stats::VringStatistics;

@@ -1,7 +1,7 @@
 //! virtio-blk requests (virtio 1.2 section 5.2.6): from a chain to what the device is asked.
 
 use crate::guest::GuestMemory;
-use crate::ring::Chain;
+use crate::ring::{Chain, Plain};
 use polypath_block::{Code, DeviceInfo, Flags, Io, Op, SegSpan, SegTable, Status};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
@@ -152,6 +152,17 @@ pub(crate) fn parse_transfer(chain: &Chain, media: &Media, tag: u64, span: SegSp
     Some((Io::write(tag, lba, blocks, out), 1))
 }
 
+/// As [`parse_transfer`], of a request of the usual shape, whose data is the one segment of `span`.
+#[inline(always)]
+pub(crate) fn plain_transfer(plain: &Plain, media: &Media, span: SegSpan) -> Option<(Io, u32)> {
+    let (lba, blocks) = extent(media, plain.sector, plain.data.len.into())?;
+    match (plain.kind, plain.into) {
+        (VIRTIO_BLK_T_IN, true) => Some((Io::read(plain.head.into(), lba, blocks, span), plain.data.len + 1)),
+        (VIRTIO_BLK_T_OUT, false) if !media.read_only => Some((Io::write(plain.head.into(), lba, blocks, span), 1)),
+        _ => None,
+    }
+}
+
 /// The status byte for an outcome.
 pub(crate) fn status_byte(status: Status) -> u8 {
     match status.code {
@@ -164,7 +175,7 @@ pub(crate) fn status_byte(status: Status) -> u8 {
 #[inline]
 fn extent(media: &Media, sector: u64, bytes: u64) -> Option<(u64, u32)> {
     let block = (1 << media.block_shift) - 1;
-    if (sector & block >> SECTOR_SHIFT) | (bytes & block) != 0 || bytes.wrapping_sub(1) >= u64::from(u32::MAX - 1) {
+    if (sector << SECTOR_SHIFT | bytes) & block != 0 || bytes.wrapping_sub(1) >= u64::from(u32::MAX - 1) {
         return None;
     }
     Some((sector >> (media.block_shift - SECTOR_SHIFT), (bytes >> media.block_shift) as u32))

@@ -162,6 +162,12 @@ impl SegTable {
         self.segs.get_mut(start..start.saturating_add(span.count as usize)).unwrap_or(&mut [])
     }
 
+    /// The only segment of `span`, to be written; `None` if it has none, or more.
+    #[inline]
+    pub fn get_one_mut(&mut self, span: SegSpan) -> Option<&mut Segment> {
+        if span.count == 1 { self.segs.get_mut(span.start as usize) } else { None }
+    }
+
     /// Copies the segments of `from` to the first of `to`, which is as long or longer and may not overlap it.
     pub fn copy(&mut self, from: SegSpan, to: SegSpan) {
         let (start, end) = (from.start as usize, from.start.saturating_add(from.count) as usize);

@@ -53,10 +53,13 @@ enum Todo {
     },
 }
 
-/// One request in flight, by head.
+/// One request, by head. A free one is as [`Request::FREE`], but for what says where it lies and how much it writes.
 #[derive(Clone, Copy, Debug)]
 struct Request {
+    /// It is in flight.
     active: bool,
+    /// All of it was submitted in one piece, and there is nothing to do when that succeeds but to say so.
+    plain: bool,
     /// Nothing of it was submitted yet.
     fresh: bool,
     /// Not all of it is done, and the rest is for the back-end after us: it is not given back.
@@ -64,8 +67,6 @@ struct Request {
     flush_after: bool,
     /// The guest's own flush.
     flush: bool,
-    /// It has [`Request::room`] or [`Request::ranges`] to give back.
-    has_room: bool,
     status: u8,
     /// Bytes of guest memory written if all goes well.
     written: u32,
@@ -83,11 +84,11 @@ struct Request {
 impl Request {
     const FREE: Request = Request {
         active: false,
+        plain: false,
         fresh: false,
         left: false,
         flush_after: false,
         flush: false,
-        has_room: false,
         status: S_OK,
         written: 0,
         outstanding: 0,
@@ -265,15 +266,15 @@ impl Active {
         // Suspects are for layers that have another path; here a request is over when it completes.
         done.suspects.clear();
         let (mut worked_off, mut log_cost) = (0, 0);
-        for completion in &done.completions {
+        loop {
+            worked_off += self.complete_plain(&done.completions[worked_off..]);
+            let Some(completion) = done.completions.get(worked_off) else { break };
             if log_cost >= LOG_BUDGET {
                 break;
             }
             worked_off += 1;
-            self.completed(cx, queue, env, completion);
-            if self.ring.has_log() {
-                log_cost += self.ring.take_log_cost();
-            }
+            self.complete_any(cx, queue, env, completion);
+            log_cost += self.ring.take_log_cost();
         }
         if worked_off == done.completions.len() {
             done.completions.clear();
@@ -289,37 +290,41 @@ impl Active {
         self.notify(env);
     }
 
+    /// Gives back what of `completions` comes first and is plain, and has succeeded. Returns how many.
     #[inline(always)]
-    fn completed(&mut self, cx: &mut Cx<'_>, queue: &mut dyn IoQueue, env: &Env<'_>, completion: &Completion) {
+    fn complete_plain(&mut self, completions: &[Completion]) -> usize {
+        let Active { ring, requests, .. } = self;
+        let mut completions = completions.iter();
+        let count = ring.complete_plain(|| {
+            let completion = completions.next()?;
+            let head = completion.tag as u16;
+            let request = requests.get_mut(usize::from(head)).filter(|request| request.plain)?;
+            if !completion.status.is_ok() {
+                return None;
+            }
+            // As a free one is.
+            (request.active, request.plain, request.outstanding) = (false, false, 0);
+            Some((head, request.status_byte, request.written))
+        });
+        self.in_flight -= count;
+        self.finished += u64::from(count);
+        usize::from(count)
+    }
+
+    /// One of those that are left.
+    #[inline(never)]
+    fn complete_any(&mut self, cx: &mut Cx<'_>, queue: &mut dyn IoQueue, env: &Env<'_>, completion: &Completion) {
         let head = completion.tag as u16;
         let Some(request) = self.requests.get_mut(usize::from(head)).filter(|r| r.outstanding > 0) else {
             tracing::error!(vring = %env.config.name, tag = completion.tag, "completion of a request that is not in flight");
             return;
         };
         request.outstanding -= 1;
+        request.plain = false;
         // Also if it failed: some of the data may be there.
         if self.ring.has_log() {
             self.ring.landed(cx.segs.get(request.landing), u64::MAX);
         }
-        let is_all = request.outstanding == 0 && matches!(request.todo, Todo::Nothing);
-        if is_all && completion.status.is_ok() && !(request.flush | request.flush_after | request.left) {
-            self.finish(cx.segs, head);
-        } else {
-            self.completed_unusually(cx, queue, env, completion);
-        }
-    }
-
-    /// It failed, there is more to do for it, or there is more to say.
-    #[inline(never)]
-    fn completed_unusually(
-        &mut self,
-        cx: &mut Cx<'_>,
-        queue: &mut dyn IoQueue,
-        env: &Env<'_>,
-        completion: &Completion,
-    ) {
-        let head = completion.tag as u16;
-        let request = &mut self.requests[usize::from(head)];
         if !completion.status.is_ok() {
             env.counters.add(Count::Errors, 1);
             let ranges_left = matches!(request.todo, Todo::Ranges { .. });
@@ -374,27 +379,22 @@ impl Active {
     }
 
     /// Puts the status where the guest looks for it and the chain in the used ring.
-    #[inline(always)]
+    #[inline(never)]
     fn finish(&mut self, segs: &mut SegTable, head: u16) {
-        let request = &mut self.requests[usize::from(head)];
-        request.active = false;
-        self.in_flight -= 1;
-        self.ring.complete(head, request.status_byte, request.status, request.written);
+        let Request { status_byte, status, written, .. } = self.requests[usize::from(head)];
+        self.ring.complete(head, status_byte, status, written);
         self.finished += 1;
-        if request.has_room {
-            self.give_room_back(segs, head);
-        }
+        self.forget(segs, head);
     }
 
-    #[cold]
-    fn give_room_back(&mut self, segs: &mut SegTable, head: u16) {
-        let request = &mut self.requests[usize::from(head)];
-        request.has_room = false;
-        let (room, ranges) = (std::mem::take(&mut request.room), request.ranges.take());
-        if room.count > 0 {
-            self.room.give_back(segs, room);
+    /// It is not ours any more. Where it has not finished, it was not given back.
+    fn forget(&mut self, segs: &mut SegTable, head: u16) {
+        let request = std::mem::replace(&mut self.requests[usize::from(head)], Request::FREE);
+        self.in_flight -= 1;
+        if request.room.count > 0 {
+            self.room.give_back(segs, request.room);
         }
-        if let Some(row) = ranges {
+        if let Some(row) = request.ranges {
             self.ranges.give_back(row);
         }
     }
@@ -462,13 +462,6 @@ impl Active {
             request.left = true;
         }
         any
-    }
-
-    /// It is not ours any more, and was not given back.
-    fn forget(&mut self, segs: &mut SegTable, head: u16) {
-        self.requests[usize::from(head)].active = false;
-        self.in_flight -= 1;
-        self.give_room_back(segs, head);
     }
 
     /// After a sleep: notifications off, the kick taken.

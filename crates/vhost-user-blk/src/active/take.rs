@@ -47,36 +47,67 @@ impl Active {
     ) -> Result<Offered, RingError> {
         // What is of the usual shape changes neither: what a back-end before us left is as much as was looked at.
         let mut may_go_on = self.takes_any(env.mode);
-        // Of memory that is being lost, one chain costs no more than its own pages.
-        while *taken < count && may_go_on && polypath_memory::losses() == self.losses {
+        while may_go_on {
+            *taken += self.take_plain(cx, env);
+            // Of memory that is being lost, one chain costs no more than its own pages.
+            if *taken == count || polypath_memory::losses() != self.losses {
+                break;
+            }
             let head = match self.ring.take() {
                 Ok(head) => head,
                 // What breaks the ring is met again, once those before it are with the queue.
-                Err(_) if !self.offer.is_empty() => return Ok(Offered::All),
+                Err(_) if !self.offer.is_empty() => break,
                 Err(error) => return Err(error),
             };
             self.see_head(head)?;
-            if self.take_plain(cx, env, head) {
-                *taken += 1;
-                continue;
-            }
             if let Err(error) = self.take_any(cx, env, head) {
                 let is_last = !self.offer.is_empty() && self.ring.put_back(head);
                 return if is_last { Ok(Offered::All) } else { Err(error) };
             }
             *taken += 1;
-            if self.add_to_offer(env, head) {
-                may_go_on = self.takes_any(env.mode);
-                continue;
-            }
-            *bound = (*bound).max(self.offer.len());
-            let offered = self.drive(cx, queue, env, head);
-            if offered != Offered::All {
-                return Ok(offered);
+            if !self.add_to_offer(env, head) {
+                *bound = (*bound).max(self.offer.len());
+                let offered = self.drive(cx, queue, env, head);
+                if offered != Offered::All {
+                    return Ok(offered);
+                }
             }
             may_go_on = self.takes_any(env.mode);
         }
         Ok(Offered::All)
+    }
+
+    /// Makes requests of the chains that come next, as long as they are reads and writes of the usual shape that need not wait, and adds them
+    /// to the offer. Returns how many.
+    #[inline(always)]
+    fn take_plain(&mut self, cx: &mut Cx<'_>, env: &Env<'_>) -> u16 {
+        if env.gone {
+            return 0;
+        }
+        let writes = !self.must_wait(env, Op::Write);
+        let (media, losses, segs) = (*env.media, self.losses, &mut *cx.segs);
+        let Active { ring, requests, room, offer, .. } = self;
+        let taken = ring.take_plain(|plain| {
+            // A head that comes for the first time, or while it is in flight, is for those who take any.
+            let Some(request) = requests.get_mut(usize::from(plain.head)).filter(|request| !request.active) else {
+                return false;
+            };
+            let Some(span) = room.single(plain.head) else { return false };
+            let Some((io, written)) = request::plain_transfer(plain, &media, span) else { return false };
+            let Some(segment) = segs.get_one_mut(span) else { return false };
+            if io.op == Op::Write && !writes || polypath_memory::losses() != losses {
+                return false;
+            }
+            *segment = plain.data;
+            let landing = if io.op == Op::Read { io.segs } else { SegSpan::EMPTY };
+            // All else is as in a free one.
+            (request.active, request.plain, request.outstanding) = (true, true, 1);
+            (request.status_byte, request.written, request.landing) = (plain.status, written, landing);
+            offer.push(io);
+            true
+        });
+        self.in_flight += taken;
+        taken
     }
 
     /// Adds what is to be submitted for `head` to the offer if that is one request which needs nothing else.
@@ -126,8 +157,9 @@ impl Active {
         }
         for io in &ios[..others] {
             let request = &mut self.requests[io.tag as usize];
+            (request.todo, request.outstanding, request.plain) = (Todo::One(*io), 0, false);
             // The one that was taken last may still go back, see `untake`.
-            (request.todo, request.outstanding, request.fresh) = (Todo::One(*io), 0, others == 1 && bound == 0);
+            request.fresh = others == 1 && bound == 0;
             self.pending.push_back(io.tag as u16);
         }
     }
@@ -150,26 +182,6 @@ impl Active {
     fn first_of_its_block(&mut self, head: u16) {
         let len = (usize::from(head) + 1).next_multiple_of(HEADS).min(usize::from(self.ring.size()));
         self.requests.resize(len, Request::FREE);
-    }
-
-    /// Makes a request of the chain taken last if it is a read or a write of the usual shape that need not wait, and adds it to the offer.
-    #[inline(always)]
-    fn take_plain(&mut self, cx: &mut Cx<'_>, env: &Env<'_>, head: u16) -> bool {
-        if env.gone {
-            return false;
-        }
-        let Some(span) = self.room.single(head) else { return false };
-        let Some(chain) = self.ring.plain_chain(cx.segs.get_mut(span)) else { return false };
-        let Some((io, written)) = request::parse_transfer(&chain, env.media, head.into(), span) else { return false };
-        if self.must_wait(env, io.op) {
-            return false;
-        }
-        self.in_flight += 1;
-        let landing = if io.op == Op::Read { io.segs } else { SegSpan::EMPTY };
-        self.requests[usize::from(head)] =
-            Request { active: true, outstanding: 1, status_byte: chain.status, written, landing, ..Request::FREE };
-        self.offer.push(io);
-        true
     }
 
     /// Is there more to do for an operation than to submit it? The guest's word on write-through that counts is the last before the change
@@ -212,7 +224,7 @@ impl Active {
             Parsed::Ranges(op, count) => {
                 request.written = 1;
                 let row = self.ranges.take();
-                (request.ranges, request.has_room) = (Some(row), true);
+                request.ranges = Some(row);
                 request.todo = Todo::Ranges { op, row, next: 0, count };
             }
         }
@@ -225,8 +237,7 @@ impl Active {
     fn keep(&mut self, cx: &mut Cx<'_>, env: &Env<'_>, io: &mut Io, request: &mut Request) {
         let (span, in_row) = self.room.keep(cx.segs, io.tag as u16, io.segs);
         io.segs = span;
-        request.has_room = in_row || span.count > 1;
-        if request.has_room {
+        if in_row || span.count > 1 {
             request.room = span;
         }
         if io.op == Op::Read {

@@ -7,36 +7,52 @@
 //! The shape that nearly all requests have (header, one piece of data, status; in the ring or in a table) is taken down here whole, and
 //! its descriptors are not read again. Whatever is not exactly that is left to [`super::chain::Walk`], which judges it.
 
-use super::chain::{Chain, DESC, HEADER, Hints, INDIRECT, NEXT, StatusByte, WRITE};
+use super::chain::{DESC, HEADER, Hints, INDIRECT, NEXT, StatusByte, WRITE};
 use crate::guest::{Entry, GuestMemory};
 use polypath_block::{RegionId, Segment};
-use polypath_memory::Window;
+use polypath_memory::prefetch;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most chains looked at in one go.
 pub(super) const MOST: u16 = 64;
 /// Bytes of a cache line, as far as prefetching goes.
 pub(super) const LINE: usize = 64;
 /// Descriptors of the shape that is taken down.
-const PLAIN: u32 = 3;
+const PLAIN: usize = 3;
 
-/// A request of the usual shape, but for its header.
-#[derive(Clone, Copy, Debug)]
-struct Plain {
-    /// Which region has the header, and where.
-    meta: u32,
-    header: u64,
-    data: Segment,
-    /// The device writes the data.
-    into: bool,
-    status: StatusByte,
+/// A request of the usual shape: a header, one piece of data, a status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Plain {
+    /// What names its chain, see [`super::Vring::take`].
+    pub head: u16,
+    /// The device writes the data; else it reads them.
+    pub into: bool,
+    /// Request type (`VIRTIO_BLK_T_*`).
+    pub kind: u32,
+    /// First sector of 512 bytes.
+    pub sector: u64,
+    /// The data, of one byte or more.
+    pub data: Segment,
+    /// Where the status goes.
+    pub status: StatusByte,
+}
+
+/// What is known of a chain that waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Shape {
+    /// That of nearly all.
+    Usual,
+    /// Whatever else it is.
+    Unusual,
 }
 
 /// One chain that waits.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
-    head: u16,
-    /// Its shape is the usual one; else `plain` means nothing.
-    is_plain: bool,
+    shape: Shape,
+    /// Where the header lies in the region of the status, if it has the usual shape.
+    header: u64,
+    /// What else is known of it: the head, and if it has the usual shape all but what the header says.
     plain: Plain,
 }
 
@@ -54,8 +70,8 @@ pub(super) struct Ahead {
 /// Where chains are looked for.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
-    pub(super) desc: &'a Window,
-    pub(super) size: u16,
+    /// The table of descriptors; no more than there are.
+    pub(super) desc: &'a [[AtomicU64; 2]],
     /// Tables were negotiated.
     pub(super) indirect: bool,
     pub(super) memory: &'a GuestMemory,
@@ -66,9 +82,9 @@ pub(super) struct Place<'a> {
 impl Ahead {
     pub(super) fn new() -> Box<Ahead> {
         let data = Segment { offset: 0, region: RegionId::NONE, len: 0 };
-        let plain = Plain { meta: 0, header: 0, data, into: false, status: StatusByte::NONE };
-        let waiting = [Waiting { head: 0, is_plain: false, plain }; MOST as usize];
-        Box::new(Ahead { waiting, at: 0, count: 0, tables: false })
+        let plain = Plain { head: 0, into: false, kind: 0, sector: 0, data, status: StatusByte::NONE };
+        let waiting = Waiting { shape: Shape::Unusual, header: 0, plain };
+        Box::new(Ahead { waiting: [waiting; MOST as usize], at: 0, count: 0, tables: false })
     }
 
     /// Forgets all: what was looked at and not taken is looked at again when it is.
@@ -81,41 +97,36 @@ impl Ahead {
     #[inline]
     pub(super) fn look(&mut self, heads: impl Iterator<Item = u16>, place: Place<'_>, hints: &mut Hints) {
         self.ask_as_last(place);
-        (self.at, self.count) = (0, 0);
+        let mut count = 0;
         for (waiting, head) in self.waiting.iter_mut().zip(heads) {
-            waiting.head = head;
-            let at = DESC * usize::from(head);
-            place.desc.prefetch(at);
-            // A chain that was allotted in one piece, and ends in the line after.
-            place.desc.prefetch(at + DESC * (PLAIN as usize - 1));
-            self.count += 1;
+            waiting.plain.head = head;
+            place.ask_for(head);
+            count += 1;
         }
-        let waiting = &mut self.waiting[..self.count];
+        (self.at, self.count) = (0, count);
+        let waiting = &mut self.waiting[..count];
+        let (mut meta, mut data) = (Near::new(place.memory, hints.meta), Near::new(place.memory, hints.data));
         if std::mem::take(&mut self.tables) {
             for waiting in waiting.iter() {
-                place.ask_for_table(waiting.head, hints);
+                place.ask_for_table(waiting.plain.head, &mut meta);
             }
         }
         for waiting in waiting {
-            waiting.is_plain = place.read(waiting.head, &mut waiting.plain, hints, &mut self.tables).is_some();
+            waiting.shape = place.read(waiting, &mut meta, &mut data, &mut self.tables).unwrap_or(Shape::Unusual);
         }
+        *hints = Hints { meta: meta.hint, data: data.hint };
     }
 
     /// Asks for what the first chain of the last look lay in. Guests give the descriptors that came back last away first: with one request
     /// at a time it is the same chain again, and none of its lines has to be found before the next is asked for.
     #[inline]
     fn ask_as_last(&self, place: Place<'_>) {
-        let Some(last) = self.waiting.first() else { return };
-        let at = DESC * usize::from(last.head);
-        place.desc.prefetch(at);
-        place.desc.prefetch(at + DESC * (PLAIN as usize - 1));
-        if !last.is_plain {
-            return;
-        }
-        if let Some(entry) = place.memory.entry(last.plain.meta) {
-            entry.window.prefetch(last.plain.header as usize);
-        }
-        if let Some(entry) = place.memory.entry(last.plain.status.hint) {
+        let last = &self.waiting[0];
+        place.ask_for(last.plain.head);
+        if last.shape == Shape::Usual
+            && let Some(entry) = place.memory.entry(last.plain.status.hint)
+        {
+            entry.window.prefetch(last.header as usize);
             entry.window.prefetch_write(last.plain.status.offset as usize);
         }
     }
@@ -125,99 +136,153 @@ impl Ahead {
     pub(super) fn take(&mut self) -> Option<u16> {
         let waiting = self.waiting[..self.count].get(self.at)?;
         self.at += 1;
-        Some(waiting.head)
+        Some(waiting.plain.head)
     }
 
-    /// The chain taken last, if it is of the usual shape: its data in `row`.
+    /// Offers the next chains to `take`, as long as they are of the usual shape and it takes them. Returns how many it took.
     #[inline(always)]
-    pub(super) fn chain(&self, memory: &GuestMemory, row: &mut [Segment]) -> Option<Chain> {
-        let waiting = self.waiting.get(self.at.wrapping_sub(1)).filter(|waiting| waiting.is_plain)?;
-        let plain = &waiting.plain;
-        let (first, second) = memory.entry(plain.meta)?.window.load_pair(plain.header as usize).ok()?;
-        *row.first_mut()? = plain.data;
-        let (into, len) = (u32::from(plain.into), u64::from(plain.data.len));
-        Some(Chain {
-            kind: first as u32,
-            sector: second,
-            out_count: 1 - into,
-            in_count: into,
-            out_len: if plain.into { 0 } else { len },
-            in_len: if plain.into { len } else { 0 },
-            status: plain.status,
-            fault: None,
-        })
+    pub(super) fn take_plain(&mut self, memory: &GuestMemory, mut take: impl FnMut(&Plain) -> bool) -> u16 {
+        let mut taken = 0;
+        for Waiting { shape, header, plain } in &mut self.waiting[self.at..self.count] {
+            if *shape != Shape::Usual {
+                break;
+            }
+            let Some(entry) = memory.entry(plain.status.hint) else { break };
+            let Ok((first, second)) = entry.window.load_pair(*header as usize) else { break };
+            (plain.kind, plain.sector) = (first as u32, second);
+            if !take(plain) {
+                break;
+            }
+            taken += 1;
+        }
+        self.at += taken;
+        taken as u16
     }
 }
 
 impl<'a> Place<'a> {
+    /// Asks for the descriptors of a chain that was allotted in one piece, which may end in the line after.
     #[inline(always)]
-    fn desc(&self, index: u16) -> Option<Raw> {
-        let pair = if index < self.size { self.desc.load_pair(DESC * usize::from(index)).ok() } else { None };
-        pair.map(Raw::from)
-    }
-
-    fn ask_for_table(&self, head: u16, hints: &mut Hints) {
-        if let Some(desc) = self.desc(head).filter(|desc| !desc.is(of(INDIRECT, 0), 0))
-            && let Some((entry, at)) = find(self.memory, desc.addr, &mut hints.meta)
-        {
-            entry.window.prefetch(at);
-            entry.window.prefetch(at + DESC * (PLAIN as usize - 1));
+    fn ask_for(&self, head: u16) {
+        let rest = self.desc.get(usize::from(head)..).unwrap_or_default();
+        if let Some(first) = rest.first() {
+            prefetch(first);
+        }
+        if let Some(last) = rest.get(PLAIN - 1) {
+            prefetch(last);
         }
     }
 
-    /// Takes the chain down in `plain`, if it has the usual shape; else that means nothing. Asks for its header and for the line of its
+    #[inline(always)]
+    fn desc(&self, index: u16) -> Option<Raw> {
+        self.desc.get(usize::from(index)).map(Raw::load)
+    }
+
+    fn ask_for_table(&self, head: u16, meta: &mut Near<'_>) {
+        if let Some(desc) = self.desc(head).filter(|desc| !desc.is(of(INDIRECT, 0), 0))
+            && let Some((entry, at)) = meta.find(desc.addr)
+        {
+            entry.window.prefetch(at);
+            entry.window.prefetch(at + DESC * (PLAIN - 1));
+        }
+    }
+
+    /// Takes the chain down in `waiting`, if it has the usual shape; else that means nothing. Asks for its header and for the line of its
     /// status. `tables` learns of a table.
     #[inline(always)]
-    fn read(&self, head: u16, plain: &mut Plain, hints: &mut Hints, tables: &mut bool) -> Option<()> {
-        let first = self.desc(head)?;
+    fn read(
+        &self,
+        waiting: &mut Waiting,
+        meta: &mut Near<'a>,
+        data: &mut Near<'a>,
+        tables: &mut bool,
+    ) -> Option<Shape> {
+        let first = self.desc(waiting.plain.head)?;
         if first.is(of(INDIRECT, 0), 0) {
             // No loop: the three descriptors of the shape differ in what they are.
-            return self.plain(first, |desc| self.desc(desc.next()), plain, hints);
+            return plain(self.desc, first, waiting, meta, data);
         }
         *tables = true;
         // Of memory that is being lost, a look costs no more than the pages of one chain.
-        if polypath_memory::losses() != self.losses {
+        if !self.indirect || polypath_memory::losses() != self.losses {
             return None;
         }
-        let (entry, base) = find(self.memory, first.addr, &mut hints.meta)?;
-        if !self.indirect || !first.is(of(NEXT, u32::MAX), of(0, PLAIN * DESC as u32)) {
+        if !first.is(of(NEXT, u32::MAX), of(0, (PLAIN * DESC) as u32)) {
             return None;
         }
-        let inner = |index: u16| {
-            let sound = u32::from(index) < PLAIN;
-            let pair = if sound { entry.window.load_pair(base + DESC * usize::from(index)).ok() } else { None };
-            pair.map(Raw::from)
-        };
-        self.plain(inner(0)?, |desc| inner(desc.next()), plain, hints)
+        let (entry, at) = meta.find(first.addr)?;
+        let table = entry.window.atomics::<AtomicU64>(at, 2 * PLAIN).ok()?.as_chunks().0;
+        plain(table, table.first().map(Raw::load)?, waiting, meta, data)
+    }
+}
+
+/// Takes the chain that begins with `header` in the table `desc` down in `waiting`, as [`Place::read`].
+#[inline(always)]
+fn plain(
+    desc: &[[AtomicU64; 2]],
+    header: Raw,
+    waiting: &mut Waiting,
+    meta: &mut Near<'_>,
+    near: &mut Near<'_>,
+) -> Option<Shape> {
+    const KIND: u64 = of(NEXT | WRITE | INDIRECT, u32::MAX);
+    if !header.is(KIND, of(NEXT, HEADER as u32)) {
+        return None;
+    }
+    let (room, at) = meta.find(header.addr)?;
+    room.window.prefetch(at);
+    waiting.header = at as u64;
+    let data = desc.get(header.next()).map(Raw::load)?;
+    let status = desc.get(data.next()).map(Raw::load)?;
+    if !data.is(of(NEXT | INDIRECT, 0), of(NEXT, 0)) || data.len() == 0 || !status.is(KIND, of(WRITE, 1)) {
+        return None;
+    }
+    // In the region of the header, or else it is not so usual.
+    let status_at = status.addr.wrapping_sub(room.guest_addr);
+    if status_at >= room.len {
+        return None;
+    }
+    room.window.prefetch_write(status_at as usize);
+    let known = &mut waiting.plain;
+    known.status = StatusByte { region: room.id, hint: meta.hint as u32, offset: status_at };
+    let (entry, data_at) = near.find(data.addr)?;
+    if entry.len - (data_at as u64) < u64::from(data.len()) {
+        return None;
+    }
+    known.data = Segment { offset: data_at as u64, region: entry.id, len: data.len() };
+    known.into = !data.is(of(WRITE, 0), 0);
+    Some(Shape::Usual)
+}
+
+/// Translation of guest addresses that lie near each other.
+struct Near<'a> {
+    memory: &'a GuestMemory,
+    /// The region where the last one was found, and its number.
+    entry: Option<&'a Entry>,
+    hint: usize,
+}
+
+impl<'a> Near<'a> {
+    fn new(memory: &'a GuestMemory, hint: usize) -> Near<'a> {
+        Near { memory, entry: memory.entry(hint as u32), hint }
     }
 
+    /// The region with the byte at `addr`, and where it is in that.
     #[inline(always)]
-    fn plain(
-        &self,
-        header: Raw,
-        next: impl Fn(Raw) -> Option<Raw>,
-        plain: &mut Plain,
-        hints: &mut Hints,
-    ) -> Option<()> {
-        const KIND: u64 = of(NEXT | WRITE | INDIRECT, u32::MAX);
-        if !header.is(KIND, of(NEXT, HEADER as u32)) {
-            return None;
+    fn find(&mut self, addr: u64) -> Option<(&'a Entry, usize)> {
+        match self.entry {
+            Some(entry) if addr.wrapping_sub(entry.guest_addr) < entry.len => {
+                Some((entry, (addr - entry.guest_addr) as usize))
+            }
+            _ => self.find_elsewhere(addr),
         }
-        let (entry, at) = find(self.memory, header.addr, &mut hints.meta)?;
-        entry.window.prefetch(at);
-        (plain.meta, plain.header) = (hints.meta as u32, at as u64);
-        let data = next(header)?;
-        let status = next(data)?;
-        if !data.is(of(NEXT | INDIRECT, 0), of(NEXT, 0)) || data.len() == 0 || !status.is(KIND, of(WRITE, 1)) {
-            return None;
-        }
-        let (entry, at) = find(self.memory, status.addr, &mut hints.meta)?;
-        entry.window.prefetch_write(at);
-        plain.status = StatusByte { region: entry.id, hint: hints.meta as u32, offset: at as u64 };
-        let (entry, at) = find(self.memory, data.addr, &mut hints.data)?;
-        plain.data = Segment { offset: at as u64, region: entry.id, len: data.len() };
-        plain.into = !data.is(of(WRITE, 0), 0);
-        if entry.len - at as u64 >= u64::from(data.len()) { Some(()) } else { None }
+    }
+
+    #[inline(never)]
+    fn find_elsewhere(&mut self, addr: u64) -> Option<(&'a Entry, usize)> {
+        let entry = self.memory.find(addr, &mut self.hint)?;
+        self.entry = Some(entry);
+        Some((entry, (addr - entry.guest_addr) as usize))
     }
 }
 
@@ -234,8 +299,10 @@ const fn of(flags: u16, len: u32) -> u64 {
 }
 
 impl Raw {
-    fn from((addr, rest): (u64, u64)) -> Raw {
-        Raw { addr, rest }
+    #[inline(always)]
+    fn load(desc: &[AtomicU64; 2]) -> Raw {
+        let [addr, rest] = desc;
+        Raw { addr: u64::from_le(addr.load(Ordering::Relaxed)), rest: u64::from_le(rest.load(Ordering::Relaxed)) }
     }
 
     /// Are those of its bits that `mask` names as in `expected`?
@@ -247,12 +314,7 @@ impl Raw {
         self.rest as u32
     }
 
-    fn next(self) -> u16 {
-        (self.rest >> 48) as u16
+    fn next(self) -> usize {
+        (self.rest >> 48) as usize
     }
-}
-
-#[inline(always)]
-fn find<'a>(memory: &'a GuestMemory, addr: u64, hint: &mut usize) -> Option<(&'a Entry, usize)> {
-    memory.find(addr, hint).map(|entry| (entry, (addr - entry.guest_addr) as usize))
 }

@@ -21,6 +21,7 @@ use polypath_memory::{OutOfWindow, Window};
 use split::Split;
 use std::sync::Arc;
 
+pub use ahead::Plain;
 pub use chain::{Chain, Fault, StatusByte};
 pub(crate) use inflight::record_len;
 
@@ -369,13 +370,13 @@ impl Vring {
         }
     }
 
-    /// The chain that was taken last, its data in `row`, if [`Vring::look_ahead`] found it to be of the shape that nearly all have. Else it is to
-    /// be read.
+    /// Takes the next chains, as long as [`Vring::look_ahead`] found them to be of the shape that nearly all have, and `take` says that
+    /// it takes them. Returns how many. The others are for [`Vring::take`]. Of a packed ring, all are.
     #[inline(always)]
-    pub fn plain_chain(&self, row: &mut [Segment]) -> Option<Chain> {
-        match &self.kind {
-            Kind::Split(ring) => ring.plain_chain(&self.memory, row),
-            Kind::Packed(_) => None,
+    pub fn take_plain(&mut self, take: impl FnMut(&Plain) -> bool) -> u16 {
+        match &mut self.kind {
+            Kind::Split(ring) => ring.take_plain(&self.memory, take),
+            Kind::Packed(_) => 0,
         }
     }
 
@@ -393,7 +394,7 @@ impl Vring {
 
     /// Gives the chain `head` back with its status; `written` bytes of it were written. The guest sees it after
     /// [`Vring::publish`].
-    #[inline(always)]
+    #[inline]
     pub fn complete(&mut self, head: u16, status_byte: StatusByte, status: u8, written: u32) {
         if let Some(window) = self.memory.window(status_byte.region, status_byte.hint as usize) {
             // A region may have been removed meanwhile only if its front-end said so: nobody looks at the byte then.
@@ -410,6 +411,27 @@ impl Vring {
             Kind::Split(ring) => ring.complete(head, written),
             Kind::Packed(ring) => ring.complete(head, written),
         }
+    }
+
+    /// Gives back the chains that `next` names, with their places of status and the bytes that were written, as [`Vring::complete`] of one after
+    /// the other with a status of zero (`VIRTIO_BLK_S_OK`). Returns how many. Of a packed ring, or where writes are logged, none is
+    /// asked for.
+    #[inline(always)]
+    pub fn complete_plain(&mut self, mut next: impl FnMut() -> Option<(u16, StatusByte, u32)>) -> u16 {
+        let Kind::Split(ring) = &mut self.kind else { return 0 };
+        if self.log.is_some() {
+            return 0;
+        }
+        self.touched = true;
+        let memory = &*self.memory;
+        ring.complete_all(|| {
+            let (head, status, written) = next()?;
+            if let Some(window) = memory.window(status.region, status.hint as usize) {
+                // As in `complete`.
+                let _ = window.store_u8(status.offset as usize, 0);
+            }
+            Some((head, written))
+        })
     }
 
     /// Shows the guest everything completed since the last call, with one store. True if it wants to be called.

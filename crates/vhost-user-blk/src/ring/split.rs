@@ -1,6 +1,6 @@
 //! The split virtqueue, device side (virtio 1.2 section 2.7): three areas, of which we write one.
 
-use super::ahead::{Ahead, LINE, MOST, Place};
+use super::ahead::{Ahead, LINE, MOST, Place, Plain};
 use super::chain::{Chain, DESC, Desc, Hints, INDIRECT, NEXT, Walk};
 use super::inflight::Found;
 use super::inflight::split::SplitRecord;
@@ -9,7 +9,7 @@ use crate::guest::GuestMemory;
 use polypath_block::Segment;
 use polypath_memory::Window;
 use std::collections::VecDeque;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
 const NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
@@ -169,12 +169,13 @@ impl Split {
             }
             at += (LINE / 8) as u16;
         }
+        let entries = sure(avail.atomics::<AtomicU16>(4, usize::from(*size)));
         let heads = (0..count).map(|n| {
-            let at = 4 + 2 * usize::from(next.wrapping_add(n) & *mask);
-            sure(avail.load_u16(at, Ordering::Relaxed))
+            let entry = &entries[usize::from(next.wrapping_add(n) & *mask)];
+            u16::from_le(entry.load(Ordering::Relaxed))
         });
-        let place = Place { desc, size: *size, indirect: *indirect, memory, losses: polypath_memory::losses() };
-        ahead.look(heads, place, hints);
+        let desc = sure(desc.atomics::<AtomicU64>(0, 2 * usize::from(*size))).as_chunks().0;
+        ahead.look(heads, Place { desc, indirect: *indirect, memory, losses: polypath_memory::losses() }, hints);
         Ok(count)
     }
 
@@ -221,10 +222,20 @@ impl Split {
         true
     }
 
-    /// As [`super::Vring::plain_chain`].
+    /// As [`super::Vring::take_plain`].
     #[inline(always)]
-    pub(super) fn plain_chain(&self, memory: &GuestMemory, row: &mut [Segment]) -> Option<Chain> {
-        self.ahead.chain(memory, row)
+    pub(super) fn take_plain(&mut self, memory: &GuestMemory, mut take: impl FnMut(&Plain) -> bool) -> u16 {
+        let record = &mut self.record;
+        let taken = self.ahead.take_plain(memory, |plain| {
+            let is_taken = take(plain);
+            if is_taken && let Some(record) = record {
+                record.taken(plain.head);
+            }
+            is_taken
+        });
+        self.next = self.next.wrapping_add(taken);
+        self.again &= taken == 0;
+        taken
     }
 
     pub(super) fn read_chain(
@@ -261,14 +272,27 @@ impl Split {
         walk.finish(head, hints)
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn complete(&mut self, head: u16, written: u32) {
-        let at = 4 + 8 * usize::from(self.used_next & self.mask);
-        sure(self.used.store_pair_u32(at, head.into(), written));
-        self.used_next = self.used_next.wrapping_add(1);
-        if let Some(record) = &mut self.record {
-            record.completed(head);
+        let mut one = Some((head, written));
+        self.complete_all(|| one.take());
+    }
+
+    /// As [`super::Vring::complete_plain`], of what has its status.
+    #[inline(always)]
+    pub(super) fn complete_all(&mut self, mut next: impl FnMut() -> Option<(u16, u32)>) -> u16 {
+        let used = sure(self.used.atomics::<AtomicU32>(4, 2 * usize::from(self.size))).as_chunks::<2>().0;
+        let first = self.used_next;
+        while let Some((head, written)) = next() {
+            let [id, len] = &used[usize::from(self.used_next & self.mask)];
+            id.store(u32::from(head).to_le(), Ordering::Relaxed);
+            len.store(written.to_le(), Ordering::Relaxed);
+            self.used_next = self.used_next.wrapping_add(1);
+            if let Some(record) = &mut self.record {
+                record.completed(head);
+            }
         }
+        self.used_next.wrapping_sub(first)
     }
 
     #[inline]

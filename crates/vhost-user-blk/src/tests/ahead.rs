@@ -23,13 +23,32 @@ fn usual(rig: &mut Rig, first: u16, data: u64) {
     rig.driver.offer(first);
 }
 
-/// Takes a chain as the poller does, and says whether it was of the usual shape.
+/// Takes a chain as the poller does, its data in `row`, and says whether it was of the usual shape.
 fn take(ring: &mut Vring, row: &mut [Segment]) -> Result<(u16, Chain, bool), RingError> {
-    let head = ring.take()?;
-    match ring.plain_chain(row) {
-        Some(chain) => Ok((head, chain, true)),
-        None => Ok((head, ring.read_chain(head, row)?, false)),
-    }
+    let mut first = None;
+    let taken = ring.take_plain(|plain| {
+        let takes = first.is_none() && !row.is_empty();
+        first = first.or(takes.then_some(*plain));
+        takes
+    });
+    assert_eq!(taken, first.iter().len() as u16);
+    let Some(plain) = first else {
+        let head = ring.take()?;
+        return Ok((head, ring.read_chain(head, row)?, false));
+    };
+    row[0] = plain.data;
+    let (into, len) = (u32::from(plain.into), u64::from(plain.data.len));
+    let chain = Chain {
+        kind: plain.kind,
+        sector: plain.sector,
+        out_count: 1 - into,
+        in_count: into,
+        out_len: if plain.into { 0 } else { len },
+        in_len: if plain.into { len } else { 0 },
+        status: plain.status,
+        fault: None,
+    };
+    Ok((plain.head, chain, true))
 }
 
 thread_local! {
