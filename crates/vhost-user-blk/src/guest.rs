@@ -47,6 +47,16 @@ pub(crate) struct Entry {
     owner: Arc<Region>,
 }
 
+impl Entry {
+    /// Where the byte at guest address `addr` is, if it is in this region.
+    #[inline(always)]
+    pub(crate) fn offset(&self, addr: u64) -> Option<usize> {
+        // The window has all of the region: whoever looks in it need not be checked again.
+        let at = addr.wrapping_sub(self.guest_addr) as usize;
+        if at < self.window.len() { Some(at) } else { None }
+    }
+}
+
 /// The memory of one guest at one time: never changed, only replaced. Keeps its regions registered while it lives.
 #[derive(Clone, Debug, Default)]
 pub struct GuestMemory {

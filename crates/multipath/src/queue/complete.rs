@@ -34,7 +34,7 @@ impl MultipathQueue {
             }
             self.check_health(slot, cx.now);
             // Nothing of ours is there that could make room by completing: ask again.
-            if self.loads[slot].in_flight == 0 {
+            if self.full != 0 && self.loads[slot].in_flight == 0 {
                 self.full &= !(1 << slot);
             }
         }

@@ -12,7 +12,7 @@ use super::path::QueuePath;
 use super::task::{Owner, TASK, Task, next_attempt, tag};
 use crate::cache::{Caches, SentTo};
 use crate::config::MAX_PATHS;
-use crate::selector::{Choice, Selector, Slots as Bits};
+use crate::selector::{Batch, Choice, Selector, Slots as Bits, slots_after};
 use polypath_block::{Cx, Done, Flags, Io, Op, RefusedWhy, Rest, SegSpan, Time};
 
 /// Fewest rows: what numbers its requests from zero to 63 finds a row for each, however few of them it may have under way.
@@ -227,11 +227,14 @@ impl MultipathQueue {
     /// other is chosen for.
     fn submit_to_several(&mut self, cx: &mut Cx<'_>, ios: &[Io], slots: u64) -> usize {
         let mut shares = [0; MAX_PATHS];
-        let Some(order) = self.selector.share(slots, &self.loads, ios.len(), &mut shares) else {
+        let batch = Batch { mask: slots, count: ios.len(), now: cx.now };
+        let (first, block_shift) = (ios[0].blocks, self.fast.block_shift);
+        let bytes = || ios.iter().all(|io| io.blocks == first).then(|| u64::from(first) << block_shift);
+        let Some(last) = self.selector.share(&batch, bytes, &mut self.loads, &mut shares) else {
             return self.submit_one_by_one(cx, ios, slots);
         };
         let mut at = 0;
-        for slot in order {
+        for slot in slots_after(slots, last) {
             let share = &ios[at..at + shares[slot] as usize];
             if share.is_empty() {
                 continue;
@@ -285,6 +288,7 @@ impl MultipathQueue {
     }
 
     /// Hands a batch, which has its rows and counts as load, to the path in `slot`, if its device is as it was verified.
+    #[inline(always)]
     fn hand_over(&mut self, cx: &mut Cx<'_>, slot: usize, batch: &[Io]) {
         if batch.is_empty() {
             return;
@@ -328,7 +332,7 @@ impl MultipathQueue {
     #[inline]
     pub(super) fn finish_fast(&mut self, slot: usize, now: Time, done: &Done, first: usize) -> usize {
         let Some(path) = self.paths[slot].as_mut() else { return first };
-        let (caches, learns) = (&self.group.caches, self.selector.learns());
+        let caches = &self.group.caches;
         let Fast { rows, mask, block_shift, .. } = &mut self.fast;
         let (rows, mask, block_shift) = (&mut rows[..], *mask, *block_shift);
         let (mut count, mut blocks) = (0usize, 0);
@@ -342,13 +346,15 @@ impl MultipathQueue {
             if row.io.op == Op::Write {
                 wrote(caches, path, row);
             }
-            if learns {
-                let bytes = u64::from(row.io.blocks) << block_shift;
-                self.selector.finished(slot, bytes, now.nanos_since(row.started));
-            }
         }
-        if let Some(last) = count.checked_sub(1) {
-            let started = rows[done.completions[first + last].tag as usize & mask].started;
+        let finished = &done.completions[first..first + count];
+        if self.selector.learns() {
+            let rows = finished.iter().map(|completion| &rows[completion.tag as usize & mask]);
+            let learnt = rows.map(|row| (u64::from(row.io.blocks) << block_shift, now.nanos_since(row.started)));
+            self.selector.finished_all(slot, learnt);
+        }
+        if let Some(last) = finished.last() {
+            let started = rows[last.tag as usize & mask].started;
             // One of those that came together stands for all of them.
             path.latency.add(now.nanos_since(started));
             path.succeeded(count as u64, blocks << block_shift);

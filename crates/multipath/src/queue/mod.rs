@@ -370,7 +370,9 @@ impl IoQueue for MultipathQueue {
         if core::mem::take(&mut self.review_due) {
             self.review_fast();
         }
-        done.completions.append(&mut self.ready);
+        if !self.ready.is_empty() {
+            done.completions.append(&mut self.ready);
+        }
         if self.told < self.telling {
             self.told = self.telling;
             self.group.caches.set_told(self.told);

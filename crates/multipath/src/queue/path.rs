@@ -336,6 +336,10 @@ impl MultipathQueue {
     pub(super) fn check_health(&mut self, slot: usize, now: Time) {
         let Some(path) = self.paths[slot].as_mut().filter(|p| p.phase == Phase::Open) else { return };
         let health = path.queue.as_ref().map_or(Health::Down, |q| q.health());
+        // What was reported follows from its health.
+        if health == path.health && !path.incident.open {
+            return;
+        }
         if health != path.health {
             if path.health == Health::Down {
                 // A new connection starts with a clean record.

@@ -3,7 +3,7 @@
 //! A rule that always takes the best history herds; the factor in flight prevents it. A path that is never the best would keep
 //! its history for ever, so one not asked for a while gets the next request (a request in its own right, never a copy).
 
-use super::{Choice, Selector};
+use super::{Batch, Choice, PathLoad, Selector, Slots, slots_after};
 use crate::config::MAX_PATHS;
 use polypath_block::Time;
 
@@ -33,6 +33,40 @@ impl Default for Historical {
     }
 }
 
+impl Historical {
+    /// See [`super::AnySelector::share`]. False, and nothing has changed, if there is more to it than what is known to take least.
+    pub(super) fn share(
+        &mut self,
+        batch: &Batch,
+        bytes: u64,
+        loads: &[PathLoad],
+        shares: &mut [u32; MAX_PATHS],
+    ) -> bool {
+        let class = class(bytes);
+        let mut scores = [0.0; MAX_PATHS];
+        for slot in Slots(batch.mask) {
+            let (path, in_flight) = (&self.paths[slot], loads[slot].in_flight);
+            scores[slot] = path.takes(class, in_flight);
+            if scores[slot] <= 0.0 || in_flight == 0 && path.is_stale(batch.now) {
+                return false;
+            }
+        }
+        for _ in 0..batch.count {
+            let (mut slot, mut least) = (0, f64::INFINITY);
+            for candidate in slots_after(batch.mask, self.last) {
+                if scores[candidate] < least {
+                    (slot, least) = (candidate, scores[candidate]);
+                }
+            }
+            shares[slot] += 1;
+            scores[slot] = self.paths[slot].takes(class, loads[slot].in_flight + shares[slot]);
+            self.paths[slot].asked = Some(batch.now);
+            self.last = slot;
+        }
+        true
+    }
+}
+
 impl Selector for Historical {
     fn pick(&mut self, choice: &Choice<'_>) -> usize {
         let class = class(choice.bytes);
@@ -40,13 +74,12 @@ impl Selector for Historical {
         let (mut slot, mut least, mut unknown, mut stale) = (0, f64::INFINITY, false, None);
         for candidate in choice.slots_after(self.last) {
             let (path, in_flight) = (&self.paths[candidate], choice.loads[candidate].in_flight);
-            if in_flight == 0 && path.asked.is_none_or(|at| choice.now.nanos_since(at) >= STALE_NS) {
+            if in_flight == 0 && path.is_stale(choice.now) {
                 stale = Some(candidate);
                 break;
             }
-            let takes = path.took[class];
-            unknown |= takes <= 0.0;
-            let score = takes * f64::from(in_flight + 1);
+            let score = path.takes(class, in_flight);
+            unknown |= score <= 0.0;
             if score < least {
                 (slot, least) = (candidate, score);
             }
@@ -84,6 +117,17 @@ impl Selector for Historical {
 }
 
 impl History {
+    /// Nobody has asked it for long.
+    fn is_stale(&self, now: Time) -> bool {
+        self.asked.is_none_or(|at| now.nanos_since(at) >= STALE_NS)
+    }
+
+    /// What a request beside `in_flight` others is expected to take; zero: not known.
+    #[inline(always)]
+    fn takes(&self, class: usize, in_flight: u32) -> f64 {
+        self.took[class] * f64::from(in_flight + 1)
+    }
+
     /// Expected time for a class: its own history, else that of the nearest known one.
     fn expected(&self, class: usize) -> Option<f64> {
         let nearest = (0..CLASSES).filter(|&c| self.took[c] > 0.0).min_by_key(|&c| c.abs_diff(class));

@@ -100,6 +100,22 @@ pub(crate) trait Selector {
     fn forget(&mut self, _slot: usize) {}
 }
 
+impl<S: Selector> Selector for Box<S> {
+    #[inline(always)]
+    fn pick(&mut self, choice: &Choice<'_>) -> usize {
+        (**self).pick(choice)
+    }
+
+    #[inline(always)]
+    fn finished(&mut self, slot: usize, bytes: u64, took_ns: u64) {
+        (**self).finished(slot, bytes, took_ns);
+    }
+
+    fn forget(&mut self, slot: usize) {
+        (**self).forget(slot);
+    }
+}
+
 /// The rules, dispatched without a virtual call.
 pub(crate) enum AnySelector {
     RoundRobin(round_robin::RoundRobin),
@@ -150,21 +166,69 @@ impl AnySelector {
     }
 }
 
+/// Requests that are to be shared out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Batch {
+    /// Candidates, as bits; never zero.
+    pub(crate) mask: u64,
+    /// How many requests.
+    pub(crate) count: usize,
+    /// Now.
+    pub(crate) now: Time,
+}
+
 impl AnySelector {
-    /// How many of `count` requests go to each of the candidates in `mask`, where the rule can tell without looking at them: in `shares`, and
-    /// the order in which they take their turns.
+    /// How many of a batch go to each of the candidates, in `shares`: as many as by one choice after the other. Returns behind which slot
+    /// they take their turns. `None` if the rule must look at each request. `bytes`: those of each, if all have the same.
     #[inline]
     pub(crate) fn share(
         &mut self,
-        mask: u64,
-        loads: &[PathLoad],
-        count: usize,
+        batch: &Batch,
+        bytes: impl FnOnce() -> Option<u64>,
+        loads: &mut [PathLoad],
         shares: &mut [u32; MAX_PATHS],
-    ) -> Option<impl Iterator<Item = usize> + use<>> {
-        match self {
-            AnySelector::QueueLength(rule) => Some(rule.share(mask, loads, count, shares)),
-            _ => None,
+    ) -> Option<usize> {
+        if let AnySelector::QueueLength(rule) = self {
+            return Some(rule.share(batch.mask, loads, batch.count, shares));
         }
+        if matches!(self, AnySelector::Hash(_)) {
+            return None;
+        }
+        let bytes = bytes()?;
+        let is_shared = match self {
+            AnySelector::Historical(rule) => rule.share(batch, bytes, loads, shares),
+            _ => false,
+        };
+        if !is_shared {
+            each!(self, rule => share_by_choices(rule, batch, bytes, loads, shares));
+        }
+        Some(MAX_PATHS - 1)
+    }
+
+    /// Requests succeeded on `slot`: bytes and nanoseconds of each.
+    pub(crate) fn finished_all(&mut self, slot: usize, finished: impl Iterator<Item = (u64, u64)>) {
+        each!(self, rule => finished.for_each(|(bytes, took_ns)| rule.finished(slot, bytes, took_ns)));
+    }
+}
+
+/// Makes one choice after the other, each of which sees those before it as load.
+#[inline(always)]
+fn share_by_choices(
+    rule: &mut impl Selector,
+    batch: &Batch,
+    bytes: u64,
+    loads: &mut [PathLoad],
+    shares: &mut [u32; MAX_PATHS],
+) {
+    for _ in 0..batch.count {
+        let slot = rule.pick(&Choice { mask: batch.mask, loads, bytes, offset: 0, now: batch.now }) % MAX_PATHS;
+        shares[slot] += 1;
+        loads[slot].in_flight += 1;
+        loads[slot].bytes_in_flight += bytes;
+    }
+    for slot in Slots(batch.mask) {
+        loads[slot].in_flight -= shares[slot];
+        loads[slot].bytes_in_flight -= u64::from(shares[slot]) * bytes;
     }
 }
 

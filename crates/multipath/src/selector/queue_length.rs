@@ -10,14 +10,14 @@ pub(crate) struct QueueLength {
 
 impl QueueLength {
     /// As many choices one after the other would share `count` requests out: to the candidates with the fewest in flight, until they have as
-    /// many as the next ones. Returns the candidates in the order of their turns.
+    /// many as the next ones. Returns behind which slot the turns begin.
     pub(crate) fn share(
         &mut self,
         mask: u64,
         loads: &[PathLoad],
         count: usize,
         shares: &mut [u32; MAX_PATHS],
-    ) -> impl Iterator<Item = usize> + use<> {
+    ) -> usize {
         let (mut left, last) = (count as u32, self.last);
         let level = |slot: usize, shares: &[u32; MAX_PATHS]| loads[slot].in_flight + shares[slot];
         while left > 0 {
@@ -48,7 +48,7 @@ impl QueueLength {
                 self.last = slot;
             }
         }
-        slots_after(mask, last)
+        last
     }
 }
 
@@ -81,7 +81,7 @@ mod tests {
             let mut single = QueueLength { last: bulk.last };
             let first = slots_after(mask, bulk.last).collect::<Vec<_>>();
             let mut shares = [0; MAX_PATHS];
-            let order: Vec<_> = bulk.share(mask, &loads, count, &mut shares).collect();
+            let order: Vec<_> = slots_after(mask, bulk.share(mask, &loads, count, &mut shares)).collect();
             assert_eq!(order, first, "round {round}");
             let mut chosen = [0; MAX_PATHS];
             for _ in 0..count {

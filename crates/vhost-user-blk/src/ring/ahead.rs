@@ -96,16 +96,20 @@ impl Ahead {
     /// Looks at the chains of `heads`, [`MOST`] at most.
     #[inline]
     pub(super) fn look(&mut self, heads: impl Iterator<Item = u16>, place: Place<'_>, hints: &mut Hints) {
-        self.ask_as_last(place);
+        self.ask_as_last(place.desc, place.memory);
         let mut count = 0;
         for (waiting, head) in self.waiting.iter_mut().zip(heads) {
             waiting.plain.head = head;
-            place.ask_for(head);
+            ask_for(place.desc, head);
             count += 1;
         }
         (self.at, self.count) = (0, count);
         let waiting = &mut self.waiting[..count];
-        let (mut meta, mut data) = (Near::new(place.memory, hints.meta), Near::new(place.memory, hints.data));
+        let near = |hint| Near::new(place.memory, hint);
+        let (Some(mut meta), Some(mut data)) = (near(hints.meta), near(hints.data)) else {
+            waiting.iter_mut().for_each(|waiting| waiting.shape = Shape::Unusual);
+            return;
+        };
         if std::mem::take(&mut self.tables) {
             for waiting in waiting.iter() {
                 place.ask_for_table(waiting.plain.head, &mut meta);
@@ -120,11 +124,11 @@ impl Ahead {
     /// Asks for what the first chain of the last look lay in. Guests give the descriptors that came back last away first: with one request
     /// at a time it is the same chain again, and none of its lines has to be found before the next is asked for.
     #[inline]
-    fn ask_as_last(&self, place: Place<'_>) {
+    pub(super) fn ask_as_last(&self, desc: &[[AtomicU64; 2]], memory: &GuestMemory) {
         let last = &self.waiting[0];
-        place.ask_for(last.plain.head);
+        ask_for(desc, last.plain.head);
         if last.shape == Shape::Usual
-            && let Some(entry) = place.memory.entry(last.plain.status.hint)
+            && let Some(entry) = memory.entry(last.plain.status.hint)
         {
             entry.window.prefetch(last.header as usize);
             entry.window.prefetch_write(last.plain.status.offset as usize);
@@ -161,18 +165,6 @@ impl Ahead {
 }
 
 impl<'a> Place<'a> {
-    /// Asks for the descriptors of a chain that was allotted in one piece, which may end in the line after.
-    #[inline(always)]
-    fn ask_for(&self, head: u16) {
-        let rest = self.desc.get(usize::from(head)..).unwrap_or_default();
-        if let Some(first) = rest.first() {
-            prefetch(first);
-        }
-        if let Some(last) = rest.get(PLAIN - 1) {
-            prefetch(last);
-        }
-    }
-
     #[inline(always)]
     fn desc(&self, index: u16) -> Option<Raw> {
         self.desc.get(usize::from(index)).map(Raw::load)
@@ -216,6 +208,18 @@ impl<'a> Place<'a> {
     }
 }
 
+/// Asks for the descriptors of a chain that was allotted in one piece, which may end in the line after.
+#[inline(always)]
+fn ask_for(desc: &[[AtomicU64; 2]], head: u16) {
+    let rest = desc.get(usize::from(head)..).unwrap_or_default();
+    if let Some(first) = rest.first() {
+        prefetch(first);
+    }
+    if let Some(last) = rest.get(PLAIN - 1) {
+        prefetch(last);
+    }
+}
+
 /// Takes the chain that begins with `header` in the table `desc` down in `waiting`, as [`Place::read`].
 #[inline(always)]
 fn plain(
@@ -238,15 +242,12 @@ fn plain(
         return None;
     }
     // In the region of the header, or else it is not so usual.
-    let status_at = status.addr.wrapping_sub(room.guest_addr);
-    if status_at >= room.len {
-        return None;
-    }
-    room.window.prefetch_write(status_at as usize);
+    let status_at = room.offset(status.addr)?;
+    room.window.prefetch_write(status_at);
     let known = &mut waiting.plain;
-    known.status = StatusByte { region: room.id, hint: meta.hint as u32, offset: status_at };
+    known.status = StatusByte { region: room.id, hint: meta.hint as u32, offset: status_at as u64 };
     let (entry, data_at) = near.find(data.addr)?;
-    if entry.len - (data_at as u64) < u64::from(data.len()) {
+    if entry.window.len() - data_at < data.len() as usize {
         return None;
     }
     known.data = Segment { offset: data_at as u64, region: entry.id, len: data.len() };
@@ -258,31 +259,30 @@ fn plain(
 struct Near<'a> {
     memory: &'a GuestMemory,
     /// The region where the last one was found, and its number.
-    entry: Option<&'a Entry>,
+    entry: &'a Entry,
     hint: usize,
 }
 
 impl<'a> Near<'a> {
-    fn new(memory: &'a GuestMemory, hint: usize) -> Near<'a> {
-        Near { memory, entry: memory.entry(hint as u32), hint }
+    /// `None` if there is no memory at all.
+    fn new(memory: &'a GuestMemory, hint: usize) -> Option<Near<'a>> {
+        let hint = if memory.entry(hint as u32).is_some() { hint } else { 0 };
+        memory.entry(hint as u32).map(|entry| Near { memory, entry, hint })
     }
 
     /// The region with the byte at `addr`, and where it is in that.
     #[inline(always)]
     fn find(&mut self, addr: u64) -> Option<(&'a Entry, usize)> {
-        match self.entry {
-            Some(entry) if addr.wrapping_sub(entry.guest_addr) < entry.len => {
-                Some((entry, (addr - entry.guest_addr) as usize))
-            }
-            _ => self.find_elsewhere(addr),
+        match self.entry.offset(addr) {
+            Some(at) => Some((self.entry, at)),
+            None => self.find_elsewhere(addr),
         }
     }
 
     #[inline(never)]
     fn find_elsewhere(&mut self, addr: u64) -> Option<(&'a Entry, usize)> {
-        let entry = self.memory.find(addr, &mut self.hint)?;
-        self.entry = Some(entry);
-        Some((entry, (addr - entry.guest_addr) as usize))
+        self.entry = self.memory.find(addr, &mut self.hint)?;
+        Some((self.entry, self.entry.offset(addr)?))
     }
 }
 

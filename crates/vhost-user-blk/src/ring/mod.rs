@@ -329,7 +329,7 @@ impl Vring {
     #[inline]
     pub(crate) fn look(&mut self, times: u32) -> bool {
         match &mut self.kind {
-            Kind::Split(ring) => ring.look(times),
+            Kind::Split(ring) => ring.look(times, &self.memory),
             Kind::Packed(ring) => (0..times).any(|_| ring.has_chain()),
         }
     }

@@ -141,11 +141,17 @@ impl Split {
 
     /// As [`super::Vring::look`].
     #[inline]
-    pub(super) fn look(&self, times: u32) -> bool {
+    pub(super) fn look(&self, times: u32, memory: &GuestMemory) -> bool {
         let next = self.next;
-        self.seen != next
-            || !self.open.is_empty()
-            || (0..times).any(|_| sure(self.avail.load_u16(2, Ordering::Relaxed)) != next)
+        if self.seen != next || !self.open.is_empty() {
+            return true;
+        }
+        let is_there = (0..times).any(|_| sure(self.avail.load_u16(2, Ordering::Relaxed)) != next);
+        if is_there {
+            // Until it is taken, its lines may be on their way.
+            self.ahead.ask_as_last(table(&self.desc, self.size), memory);
+        }
+        is_there
     }
 
     /// As [`super::Vring::look_ahead`].
@@ -159,23 +165,24 @@ impl Split {
             return Ok(most.min(self.open.len() as u16));
         }
         let count = self.seen.wrapping_sub(self.next).min(most).min(MOST);
-        let Split { desc, avail, used, mask, next, size, indirect, used_next, ahead, .. } = self;
+        let &mut Split { ref desc, ref avail, ref used, mask, next, size, indirect, used_next, ref mut ahead, .. } =
+            self;
         // Where as many are given back. Not the line with the index, at which the guest looks all the time.
         let mut at = 0;
         while at < count {
-            let offset = 4 + 8 * usize::from(used_next.wrapping_add(at) & *mask);
+            let offset = 4 + 8 * usize::from(used_next.wrapping_add(at) & mask);
             if offset >= LINE {
                 used.prefetch_write(offset);
             }
             at += (LINE / 8) as u16;
         }
-        let entries = sure(avail.atomics::<AtomicU16>(4, usize::from(*size)));
+        let entries = sure(avail.atomics::<AtomicU16>(4, usize::from(size)));
         let heads = (0..count).map(|n| {
-            let entry = &entries[usize::from(next.wrapping_add(n) & *mask)];
+            let entry = &entries[usize::from(next.wrapping_add(n) & mask)];
             u16::from_le(entry.load(Ordering::Relaxed))
         });
-        let desc = sure(desc.atomics::<AtomicU64>(0, 2 * usize::from(*size))).as_chunks().0;
-        ahead.look(heads, Place { desc, indirect: *indirect, memory, losses: polypath_memory::losses() }, hints);
+        let desc = table(desc, size);
+        ahead.look(heads, Place { desc, indirect, memory, losses: polypath_memory::losses() }, hints);
         Ok(count)
     }
 
@@ -334,4 +341,10 @@ impl Split {
         self.seen = self.next;
         self.has_chain()
     }
+}
+
+/// The table of `size` descriptors.
+#[inline(always)]
+fn table(desc: &Window, size: u16) -> &[[AtomicU64; 2]] {
+    sure(desc.atomics::<AtomicU64>(0, 2 * usize::from(size))).as_chunks().0
 }
