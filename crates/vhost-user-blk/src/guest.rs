@@ -47,6 +47,9 @@ pub(crate) struct Entry {
     owner: Arc<Region>,
 }
 
+// A difference of addresses is a place in a window.
+const _: () = assert!(usize::BITS == u64::BITS);
+
 impl Entry {
     /// Where the byte at guest address `addr` is, if it is in this region.
     #[inline(always)]
