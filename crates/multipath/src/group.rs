@@ -150,7 +150,7 @@ impl Group {
     }
 
     /// Wakes `host` from now on when paths are added, removed or change, so that a sleeping reactor follows at once.
-    /// Without it a reactor that sleeps looks by itself, several times a second.
+    /// Without it a reactor that sleeps looks by itself, once a second.
     pub fn attach_host(&self, host: Arc<dyn Host>) {
         let mut control = self.shared.lock();
         if !control.hosts.iter().any(|h| h.reactor() == host.reactor()) {

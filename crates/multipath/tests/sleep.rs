@@ -7,27 +7,27 @@ use std::time::Duration;
 
 const READ: fn(u64) -> Io = |lba| Io::read(0, lba, 1, SegSpan::EMPTY);
 
-/// For how many milliseconds the reactor may sleep, 200 for until the next fifth of a second; `None`: it may not.
+/// For how many milliseconds the reactor may sleep, 1000 for until the next second begins; `None`: it may not.
 fn sleeps(b: &mut Bench) -> Option<u64> {
     let until = b.arm()?.expect("a deadline");
     assert!(until > b.now, "a deadline that has passed: the reactor would spin");
     let ms = until.since(b.now).as_millis() as u64;
-    Some(if until.as_nanos().is_multiple_of(200_000_000) && ms <= 200 { 200 } else { ms })
+    Some(if until.as_nanos().is_multiple_of(1_000_000_000) && ms <= 1000 { 1000 } else { ms })
 }
 
-/// All queues that nothing waits for look at the same moments, five a second, whenever they were asked.
+/// All queues that nothing waits for look at the same moments, one a second, whenever they were asked.
 #[test]
 fn idle_queues_look_together() {
     let mut b = Bench::with_caches(&["a"]);
     let mut moments = std::collections::BTreeSet::new();
-    for ms in [0, 1, 50, 100, 48, 1, 0] {
+    for ms in [0, 1, 250, 500, 240, 8, 0] {
         asleep(&mut b, ms);
         b.turns(2);
         let until = b.arm().flatten().expect("a deadline");
-        assert!(until > b.now && until.since(b.now) <= Duration::from_millis(200));
+        assert!(until > b.now && until.since(b.now) <= Duration::from_secs(1));
         moments.insert(until);
     }
-    assert!(moments.len() <= 2, "{moments:?} within a fifth of a second");
+    assert!(moments.len() <= 2, "{moments:?} within a second");
 }
 
 /// Lets time pass in which the reactor sleeps.
@@ -36,7 +36,7 @@ fn asleep(b: &mut Bench, ms: u64) {
 }
 
 #[test]
-fn a_queue_with_nothing_to_do_looks_a_few_times_a_second() {
+fn a_queue_with_nothing_to_do_looks_once_a_second() {
     let mut b = Bench::with_caches(&["a", "b", "c"]);
     // One path has not answered yet, one is another disk, one is down.
     b.add_in(DeviceState::Starting);
@@ -45,9 +45,9 @@ fn a_queue_with_nothing_to_do_looks_a_few_times_a_second() {
     b.devices[1].set_live(other);
     b.devices[2].set_down(Code::PathLost, "connection reset");
     b.turns(4);
-    assert_eq!(sleeps(&mut b), Some(200));
+    assert_eq!(sleeps(&mut b), Some(1000));
     asleep(&mut b, 10_000);
-    assert_eq!(sleeps(&mut b), Some(200));
+    assert_eq!(sleeps(&mut b), Some(1000));
     b.finish();
 }
 
@@ -64,7 +64,7 @@ fn a_queue_with_something_waiting_or_about_to_end_looks_often() {
     assert_eq!(sleeps(&mut b), Some(10), "its path has no room for it");
     b.devices[0].set_room(1);
     b.turn();
-    assert_eq!(sleeps(&mut b), Some(200), "its path will say when it is over");
+    assert_eq!(sleeps(&mut b), Some(1000), "its path will say when it is over");
     b.close_queue();
     assert_eq!(sleeps(&mut b), Some(10), "what is to be drained may drain without a word");
     b.devices[0].succeed_all();
@@ -81,7 +81,7 @@ fn what_was_submitted_is_kicked_before_the_reactor_sleeps() {
         b.submit_unkicked(READ(1)).expect("accepted");
         assert_eq!(sleeps(&mut b), None);
         b.kick();
-        assert_eq!(sleeps(&mut b), Some(200));
+        assert_eq!(sleeps(&mut b), Some(1000));
     }
     let kicked = [0, 1].map(|i| b.devices[i].kicks() - before[i]);
     assert_eq!(kicked, [1, 1], "each took one request, and nobody is kicked for nothing");
@@ -94,7 +94,7 @@ fn a_queue_that_has_not_followed_a_change_does_not_sleep() {
     b.devices[0].set_live(DeviceInfo { max_depth: 3, ..info("a") });
     assert_eq!(sleeps(&mut b), None);
     b.turn();
-    assert_eq!(sleeps(&mut b), Some(200));
+    assert_eq!(sleeps(&mut b), Some(1000));
     b.group.set_weight(b.ids[0], 7).expect("there");
     assert_eq!(sleeps(&mut b), None);
     b.finish();
@@ -178,13 +178,13 @@ fn a_queue_that_could_not_be_opened_is_tried_again_after_a_second() {
     // So that the second is over at another time than one at which idle queues look.
     asleep(&mut b, 50);
     b.turn();
-    assert_eq!((b.devices[0].asked_for_queues(), sleeps(&mut b)), (1, Some(200)));
+    assert_eq!((b.devices[0].asked_for_queues(), sleeps(&mut b)), (1, Some(1000)));
     asleep(&mut b, 959);
     b.turn();
     assert_eq!((b.devices[0].asked_for_queues(), sleeps(&mut b)), (1, Some(40)));
     b.devices[0].set_down(Code::PathLost, "connection reset");
     b.turn();
-    assert_eq!(sleeps(&mut b), Some(200), "it is not opened while its device is down");
+    assert_eq!(sleeps(&mut b), Some(1000), "it is not opened while its device is down");
     b.devices[0].set_live(info("a"));
     b.turn();
     asleep(&mut b, 41);
@@ -225,7 +225,7 @@ fn an_incident_is_told_when_its_fences_are_over_and_it_has_been_quiet_for_a_mome
     b.turn();
     asleep(&mut b, 150);
     b.turn();
-    assert_eq!((b.told(), sleeps(&mut b)), (vec![], Some(200)), "its fence is not over, and will say so itself");
+    assert_eq!((b.told(), sleeps(&mut b)), (vec![], Some(1000)), "its fence is not over, and will say so itself");
     b.devices[at].complete(io, Code::PathLost, BOUND);
     b.turn();
     let redriven = EventKind::Redriven { count: 1, changes: 0, proof: Proof::NeverSent };
@@ -242,7 +242,7 @@ fn an_incident_is_told_when_its_fences_are_over_and_it_has_been_quiet_for_a_mome
     asleep(&mut b, 50);
     b.turn();
     assert_eq!(b.told(), [EventKind::Redriven { count: 1, changes: 0, proof: BOUND }]);
-    assert_eq!(sleeps(&mut b), Some(200));
+    assert_eq!(sleeps(&mut b), Some(1000));
     b.finish();
 }
 
@@ -278,7 +278,7 @@ fn a_part_that_waits_in_vain_is_not_slept_upon() {
     b.devices[1].succeed(io);
     b.devices[0].set_health(Health::Down);
     b.turns(2);
-    assert_eq!((b.outcome(write), sleeps(&mut b)), (Some(Code::Ok), Some(200)));
+    assert_eq!((b.outcome(write), sleeps(&mut b)), (Some(Code::Ok), Some(1000)));
     let flush = b.flush();
     assert_eq!(sleeps(&mut b), None, "the first part has nothing to wait for");
     b.turn();

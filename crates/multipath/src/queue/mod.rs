@@ -33,8 +33,8 @@ use task::{Owner, Proofs, Task};
 
 /// How often a sleeping queue looks for changes while something waits for a path.
 const WATCH_WAITING: Duration = Duration::from_millis(10);
-/// How often it looks while nothing waits.
-const WATCH_IDLE: Duration = Duration::from_millis(200);
+/// How often it looks while nothing waits: whoever changes a path or its device wakes the reactor, see [`crate::Group::attach_host`].
+const WATCH_IDLE: Duration = Duration::from_secs(1);
 /// Ranks of candidates: optimized, non-optimized, then both again for paths that stall or failed a moment ago.
 const RANKS: usize = 4;
 
