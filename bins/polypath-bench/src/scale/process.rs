@@ -2,7 +2,7 @@
 //! standard input does.
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use serde::de::DeserializeOwned;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -61,6 +61,8 @@ impl Process {
     /// # Errors
     /// It did not end well.
     pub(super) fn end(&mut self) -> anyhow::Result<()> {
+        // Whoever is stopped does not see that its input has ended.
+        self.signal(Signal::CONT)?;
         drop(self.input.take());
         let status = self.child.wait().with_context(|| format!("waiting for {}", self.what))?;
         anyhow::ensure!(status.success(), "{} ended with {status}", self.what);
@@ -78,8 +80,9 @@ impl Drop for Process {
     }
 }
 
-/// The other side: answers the lines of standard input until it ends.
+/// The other side: answers the lines of standard input until it ends. Ends with whoever started it, even if it is stopped then.
 pub(super) fn answer_all(mut answer: impl FnMut(&str) -> anyhow::Result<String>) -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("asking to end with who started this")?;
     for line in std::io::stdin().lines() {
         crate::output::line(answer(line.context("reading standard input")?.trim())?)?;
     }
