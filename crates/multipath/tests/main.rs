@@ -21,6 +21,7 @@ mod room;
 mod rounds;
 mod scenarios;
 mod sequences;
+mod shares;
 mod sleep;
 mod storm;
 mod straight;
