@@ -44,3 +44,16 @@ fn requests_that_are_not_for_the_line_take_turns_as_well() {
         b.finish();
     }
 }
+
+#[test]
+fn a_batch_that_is_not_for_the_line_goes_to_each_path_in_turn() {
+    for selector in [SelectorKind::RoundRobin, SelectorKind::Weight] {
+        for count in [6, 12, 24, 48, 60] {
+            let mut b = calm(selector, 3);
+            b.submit_all(&(0..count).map(discard).collect::<Vec<_>>()).unwrap();
+            assert_eq!(counts(&b), [count as usize / 3; 3], "{selector}, {count}");
+            succeed(&mut b);
+            b.finish();
+        }
+    }
+}
