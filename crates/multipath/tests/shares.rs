@@ -1,8 +1,9 @@
 //! What each path gets of requests that come together or one by one, the usual ones among others.
 
-use crate::common::scripted::{Bench, info};
+use crate::common::scripted::{Bench, Scripted, info};
 use polypath_block::{Code, Io, Op, SegSpan};
 use polypath_multipath::{GroupConfig, SelectorKind};
+use std::sync::Arc;
 
 const fn read(tag: u64, lba: u64) -> Io {
     Io::read(tag, lba, 1, SegSpan::EMPTY)
@@ -55,5 +56,32 @@ fn a_batch_that_is_not_for_the_line_goes_to_each_path_in_turn() {
             succeed(&mut b);
             b.finish();
         }
+    }
+}
+
+/// One read after each of `other`, in one batch, over two paths: how many of the reads each path has.
+fn reads_among(selector: SelectorKind, other: impl Fn(u64) -> Io) -> Vec<usize> {
+    let mut b = calm(selector, 2);
+    // Nothing is left to flush.
+    b.submit_all(&[Io::flush(0)]).unwrap();
+    succeed(&mut b);
+    b.take_done();
+    let batch: Vec<_> = (0..48).map(|tag| if tag % 2 == 0 { read(tag, tag) } else { other(tag) }).collect();
+    b.submit_all(&batch).unwrap();
+    let reads = |d: &Arc<Scripted>| d.in_flight().iter().filter(|io| io.op == Op::Read).count();
+    let reads = b.devices.iter().map(reads).collect();
+    succeed(&mut b);
+    b.take_done();
+    b.finish();
+    reads
+}
+
+#[test]
+fn what_no_path_gets_takes_nobodys_turn() {
+    let rules = [SelectorKind::RoundRobin, SelectorKind::Weight, SelectorKind::QueueLength, SelectorKind::ServiceTime];
+    for selector in rules {
+        // Behind the end of the disk, and a flush of what is clean.
+        assert_eq!(reads_among(selector, |tag| read(tag, 1000)), [12, 12], "{selector}, among those that are refused");
+        assert_eq!(reads_among(selector, Io::flush), [12, 12], "{selector}, among flushes");
     }
 }
