@@ -1,7 +1,7 @@
 //! What each path gets of requests that come together or one by one, the usual ones among others.
 
 use crate::common::scripted::{Bench, Scripted, info};
-use polypath_block::{Code, Io, Op, SegSpan};
+use polypath_block::{Io, Op, SegSpan};
 use polypath_multipath::{GroupConfig, SelectorKind};
 use std::sync::Arc;
 
@@ -84,4 +84,26 @@ fn what_no_path_gets_takes_nobodys_turn() {
         assert_eq!(reads_among(selector, |tag| read(tag, 1000)), [12, 12], "{selector}, among those that are refused");
         assert_eq!(reads_among(selector, Io::flush), [12, 12], "{selector}, among flushes");
     }
+}
+
+#[test]
+fn a_path_that_nobody_asked_for_long_is_asked_once_a_second_whatever_else_comes() {
+    let mut b = calm(SelectorKind::HistoricalServiceTime, 2);
+    // Path 1 answers after 40 ms, path 0 at once: with one request at a time, path 1 is asked only because nobody asked it for long.
+    let mut asked = 0;
+    for n in 0..500u64 {
+        b.submit_all(&[Io::flush(1000 + n), read(n % 64, 1)]).unwrap();
+        b.kick();
+        if let [io] = b.devices[1].in_flight()[..] {
+            asked += usize::from(n >= 50);
+            b.pass(40);
+            b.devices[1].succeed(io);
+        }
+        b.devices[0].succeed_all();
+        b.turn();
+        b.take_done();
+        b.pass(10);
+    }
+    assert!((4..=6).contains(&asked), "{asked} times in 4.5 s and more");
+    b.finish();
 }
