@@ -154,6 +154,19 @@ impl Fast {
         }
     }
 
+    /// The rows of `ios`, which were put, are for `slot`. Returns how many blocks they have.
+    #[inline]
+    fn assign(&mut self, ios: &[Io], slot: usize) -> u64 {
+        let mut blocks = 0;
+        for io in ios {
+            if let Some(row) = self.rows.get_mut(io.tag as usize & self.mask) {
+                row.at = slot as u8;
+            }
+            blocks += u64::from(io.blocks);
+        }
+        blocks
+    }
+
     /// Makes row `index`, which nobody has had yet. There is room for all: nothing moves.
     #[cold]
     fn add_rows(&mut self, index: usize) {
@@ -214,65 +227,68 @@ impl MultipathQueue {
     /// To the path in `slot`.
     fn submit_to_one(&mut self, cx: &mut Cx<'_>, ios: &[Io], slot: usize) -> usize {
         let (count, blocks) = self.fast.put(ios, slot, cx.now);
-        let load = &mut self.loads[slot];
-        load.in_flight += count as u32;
-        load.bytes_in_flight += blocks << self.fast.block_shift;
         // Before any of it may be answered.
         self.open += count;
+        self.load(slot, count, blocks);
         self.hand_over(cx, slot, &ios[..count]);
         count
     }
 
     /// To several paths: each gets its share of the batch in one piece if the rule can tell how many that is, else one request after the
-    /// other is chosen for.
+    /// other is chosen for. The rule is asked for what goes, and for nothing else: who is chosen for what does not go has lost a turn.
     fn submit_to_several(&mut self, cx: &mut Cx<'_>, ios: &[Io], slots: u64) -> usize {
-        let mut shares = [0; MAX_PATHS];
-        let batch = Batch { mask: slots, count: ios.len(), now: cx.now };
-        let (first, block_shift) = (ios[0].blocks, self.fast.block_shift);
-        let bytes = || ios.iter().all(|io| io.blocks == first).then(|| u64::from(first) << block_shift);
+        let (count, _) = self.fast.put(ios, slots.trailing_zeros() as usize, cx.now);
+        let Some(first) = ios[..count].first() else { return 0 };
+        let ios = &ios[..count];
+        self.open += count;
+        let (batch, mut shares) = (Batch { mask: slots, count, now: cx.now }, [0; MAX_PATHS]);
+        let block_shift = self.fast.block_shift;
+        let is_alike = |io: &Io| io.blocks == first.blocks;
+        let bytes = || ios.iter().all(is_alike).then(|| u64::from(first.blocks) << block_shift);
         let Some(last) = self.selector.share(&batch, bytes, &mut self.loads, &mut shares) else {
-            return self.submit_one_by_one(cx, ios, slots);
+            self.submit_one_by_one(cx, ios, slots);
+            return count;
         };
-        let mut at = 0;
+        let mut rest = ios;
         for slot in slots_after(slots, last) {
-            let share = &ios[at..at + shares[slot] as usize];
-            if share.is_empty() {
-                continue;
-            }
-            let taken = self.submit_to_one(cx, share, slot);
-            at += taken;
-            if taken < share.len() {
-                break;
-            }
+            let (share, others) = rest.split_at(shares[slot] as usize);
+            rest = others;
+            let blocks = self.fast.assign(share, slot);
+            self.load(slot, share.len(), blocks);
+            self.hand_over(cx, slot, share);
         }
-        at
+        debug_assert!(rest.is_empty(), "a rule chose a path that was no candidate");
+        count
     }
 
-    fn submit_one_by_one(&mut self, cx: &mut Cx<'_>, ios: &[Io], slots: u64) -> usize {
-        let (mut count, mut used) = (0, 0);
+    /// The path in `slot` is about to have `count` requests more.
+    #[inline(always)]
+    fn load(&mut self, slot: usize, count: usize, blocks: u64) {
+        let load = &mut self.loads[slot];
+        load.in_flight += count as u32;
+        load.bytes_in_flight += blocks << self.fast.block_shift;
+    }
+
+    /// Chooses for each of `ios`, which have their rows.
+    fn submit_one_by_one(&mut self, cx: &mut Cx<'_>, ios: &[Io], slots: u64) {
+        let mut used = 0;
         for io in ios {
             let bytes = u64::from(io.blocks) << self.fast.block_shift;
             let offset = io.lba.wrapping_shl(self.fast.block_shift);
             let choice = Choice { mask: slots, loads: &self.loads, bytes, offset, now: cx.now };
             let slot = self.selector.pick(&choice) % MAX_PATHS;
-            if self.fast.put(core::slice::from_ref(io), slot, cx.now).0 == 0 {
-                break;
-            }
+            let blocks = self.fast.assign(core::slice::from_ref(io), slot);
             self.fast.lanes[slot].batch.push(*io);
-            let load = &mut self.loads[slot];
-            load.in_flight += 1;
-            load.bytes_in_flight += bytes;
+            // For the next choice.
+            self.load(slot, 1, blocks);
             used |= 1 << slot;
-            count += 1;
         }
-        self.open += count;
         for slot in Bits(used) {
             let mut batch = core::mem::take(&mut self.fast.lanes[slot].batch);
             self.hand_over(cx, slot, &batch);
             batch.clear();
             self.fast.lanes[slot].batch = batch;
         }
-        count
     }
 
     /// Notes where the writes among `batch` go.
