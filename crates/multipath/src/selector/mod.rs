@@ -1,6 +1,8 @@
 //! Rules that choose among paths of equal rank. One file each; one instance per queue, so that nothing is shared.
 
 mod average_rate;
+#[cfg(test)]
+mod batches;
 mod hash;
 mod historical_service_time;
 mod queue_length;
