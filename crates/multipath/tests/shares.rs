@@ -1,9 +1,10 @@
 //! What each path gets of requests that come together or one by one, the usual ones among others.
 
 use crate::common::scripted::{Bench, Scripted, info};
-use polypath_block::{Io, Op, SegSpan};
+use polypath_block::{Health, Io, Op, SegSpan};
 use polypath_multipath::{GroupConfig, SelectorKind};
 use std::sync::Arc;
+use std::time::Duration;
 
 const fn read(tag: u64, lba: u64) -> Io {
     Io::read(tag, lba, 1, SegSpan::EMPTY)
@@ -105,5 +106,89 @@ fn a_path_that_nobody_asked_for_long_is_asked_once_a_second_whatever_else_comes(
         b.pass(10);
     }
     assert!((4..=6).contains(&asked), "{asked} times in 4.5 s and more");
+    b.finish();
+}
+
+const fn sized(tag: u64, blocks: u32) -> Io {
+    Io::read(tag, 0, blocks, SegSpan::EMPTY)
+}
+
+/// Where the only request is.
+fn path_of_the_only_one(b: &Bench) -> usize {
+    let counts = counts(b);
+    assert_eq!(counts.iter().sum::<usize>(), 1, "{counts:?}");
+    counts.iter().position(|&n| n == 1).unwrap()
+}
+
+#[test]
+fn a_batch_is_shared_out_by_its_bytes() {
+    let mut b = calm(SelectorKind::ServiceTime, 2);
+    b.submit_all(&[sized(0, 64)]).unwrap();
+    let large = path_of_the_only_one(&b);
+    // 32 KiB are there: the other path gets as much, and then they take turns.
+    b.submit_all(&(1..13).map(|tag| sized(tag, 8)).collect::<Vec<_>>()).unwrap();
+    assert_eq!((counts(&b)[large], counts(&b)[1 - large]), (1 + 2, 10));
+    succeed(&mut b);
+    b.finish();
+}
+
+#[test]
+fn a_path_is_known_by_what_it_took_for_each_size() {
+    let mut b = calm(SelectorKind::HistoricalServiceTime, 2);
+    b.submit_all(&[read(0, 0), read(1, 0)]).unwrap();
+    assert_eq!(counts(&b), [1, 1], "nobody was asked for long");
+    succeed(&mut b);
+    for (path, blocks, took) in [(0, 24, 10), (1, 24, 1), (0, 64, 1), (1, 64, 10)] {
+        b.devices[1 - path].set_health(Health::Down);
+        b.turns(2);
+        b.submit_all(&[sized(2, blocks)]).unwrap();
+        assert_eq!(path_of_the_only_one(&b), path);
+        b.now = b.now.after(Duration::from_millis(took));
+        succeed(&mut b);
+        b.take_done();
+        b.devices[1 - path].set_health(Health::Ready);
+        b.turns(2);
+    }
+    for (blocks, best) in [(24, 1), (64, 0), (24, 1), (64, 0)] {
+        b.submit_all(&[sized(3, blocks)]).unwrap();
+        assert_eq!(path_of_the_only_one(&b), best, "{blocks} blocks");
+        succeed(&mut b);
+        b.take_done();
+        // Several: each of them takes as long as there are others.
+        b.submit_all(&(0..8).map(|tag| sized(tag, blocks)).collect::<Vec<_>>()).unwrap();
+        assert!(counts(&b)[best] >= 5, "{blocks} blocks: {:?}", counts(&b));
+        b.now = b.now.after(Duration::from_millis(1));
+        succeed(&mut b);
+        b.take_done();
+    }
+    b.finish();
+}
+
+#[test]
+fn paths_that_answer_in_one_turn_are_known_by_their_own_answers() {
+    let mut b = calm(SelectorKind::HistoricalServiceTime, 2);
+    b.submit_all(&[sized(0, 64)]).unwrap();
+    let late = path_of_the_only_one(&b);
+    b.now = b.now.after(Duration::from_millis(10));
+    b.submit_all(&[sized(1, 64)]).unwrap();
+    assert_eq!(counts(&b), [1, 1]);
+    succeed(&mut b);
+    b.take_done();
+    for tag in 0..10 {
+        b.submit_all(&[sized(tag, 64)]).unwrap();
+        assert_ne!(path_of_the_only_one(&b), late);
+        succeed(&mut b);
+    }
+    b.finish();
+}
+
+#[test]
+fn a_new_path_that_answers_nothing_draws_no_more_than_its_part_of_one_batch() {
+    let mut b = calm(SelectorKind::HistoricalServiceTime, 1);
+    b.add(info("a"));
+    b.turns(3);
+    b.submit_all(&(0..60).map(|tag| read(tag, tag)).collect::<Vec<_>>()).unwrap();
+    assert_eq!(counts(&b), [30, 30]);
+    succeed(&mut b);
     b.finish();
 }

@@ -141,6 +141,32 @@ fn by_each_rule_a_batch_is_shared_out_as_by_one_choice_after_the_other() {
     }
 }
 
+/// Paths whose histories are equal or a simple multiple of each other's, so that some take turns, and of which some were not asked for long.
+#[test]
+fn by_known_histories_a_batch_is_shared_out_as_by_one_choice_after_the_other() {
+    for seed in 1..=200 {
+        println!("seed {seed}");
+        let mut pair = Pair::new(SelectorKind::HistoricalServiceTime, seed);
+        for slot in 0..MAX_PATHS {
+            let took_ns = pair.dice.of(&[10_000, 10_000, 20_000]);
+            for bytes in [4096, 16_384, 65_536, 262_144, 1 << 20] {
+                pair.batches.finished_all(slot, core::iter::once((bytes, took_ns)));
+                pair.singles.finished(slot, bytes, took_ns);
+            }
+        }
+        for _ in 0..40 {
+            pair.batch();
+            let all = pair.dice.below(3) == 0;
+            for load in pair.loads.iter_mut().filter(|load| all || load.uid % 2 == 0) {
+                (load.in_flight, load.bytes_in_flight) = (0, 0);
+            }
+            let ms = pair.dice.of(&[0, 1, 100, 499, 500, 500, 1000]);
+            pair.now = pair.now.after(core::time::Duration::from_millis(ms));
+        }
+        (0..20).for_each(|_| pair.single());
+    }
+}
+
 #[test]
 fn a_batch_of_sizes_is_for_nobody_to_share_out_but_the_fewest_in_flight_and_takes_no_turn() {
     for kind in SelectorKind::ALL {
