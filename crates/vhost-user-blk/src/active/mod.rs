@@ -1,5 +1,7 @@
 //! The requests of a running ring: from chains to the device's queue (`take.rs`) and back.
 
+#[cfg(test)]
+mod check;
 mod ranges;
 mod room;
 mod take;
@@ -288,6 +290,8 @@ impl Active {
             self.call.set_due();
         }
         self.notify(env);
+        #[cfg(test)]
+        self.check();
     }
 
     /// Gives back what of `completions` comes first and is plain, and has succeeded. Returns how many.

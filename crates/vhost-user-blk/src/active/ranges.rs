@@ -34,4 +34,10 @@ impl Ranges {
     pub(super) fn give_back(&mut self, row: u16) {
         self.free.push(row);
     }
+
+    /// Rows that requests have.
+    #[cfg(test)]
+    pub(super) fn taken(&self) -> usize {
+        self.rows.len() - self.free.len()
+    }
 }

@@ -216,6 +216,36 @@ fn what_is_put_back_or_behind_other_memory_is_looked_at_again() {
     assert_eq!(take(&mut ring, &mut row).unwrap().0, 3, "nor is the one after it taken from what was known");
 }
 
+/// A look begins in the region where the one before it ended.
+#[test]
+fn a_look_that_begins_in_another_region_than_the_last_finds_its_headers() {
+    let metas = [DATA_GPA, 0x100_0000, DATA_GPA + 0x40, 0x18_0000, 0x100_0040, 0x18_0040, DATA_GPA + 0x80];
+    for together in 1..=metas.len() {
+        let mut rig = rig(32);
+        for (n, meta) in (0..).zip(metas) {
+            rig.ram.write(meta, &header(0, 100 + n));
+            let (first, data) = (3 * n as u16, metas[(n as usize + together) % metas.len()] + 0x1000);
+            rig.driver.set_desc(first, meta, 16, NEXT, first + 1);
+            rig.driver.set_desc(first + 1, data, 512, NEXT | WRITE, first + 2);
+            rig.driver.set_desc(first + 2, meta + 16, 1, WRITE, 0);
+            rig.driver.offer(first);
+        }
+        rig.driver.publish();
+        let (mut ring, mut walk, mut row) = (rig.ring(0), rig.ring(0), [Segment::default(); 4]);
+        for n in 0..metas.len() {
+            if n % together == 0 {
+                assert_eq!(ring.look_ahead(together as u16), Ok(together.min(metas.len() - n) as u16));
+            }
+            let (_, chain, is_plain) = take(&mut ring, &mut row).unwrap();
+            assert_eq!((chain.sector, is_plain), (100 + n as u64, true), "{n}, {together} at a time");
+            let mut there = row;
+            assert_eq!(walk.has_chain(), Ok(true));
+            let expected = walk.take().and_then(|head| walk.read_chain(head, &mut there));
+            assert_eq!((Ok(chain), row), (expected, there), "{n}, {together} at a time");
+        }
+    }
+}
+
 #[test]
 fn what_was_not_looked_at_is_read_in_its_turn() {
     let (_rig, mut ring, mut row) = with_two();

@@ -13,6 +13,7 @@ mod lifecycle;
 mod looks;
 mod migration;
 mod parts;
+mod plain;
 #[path = "../../tests/common/ram.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod ram;

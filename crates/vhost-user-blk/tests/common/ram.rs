@@ -50,6 +50,8 @@ pub struct State {
     pub fail: u64,
     /// How flushes fail.
     pub fail_flush: Option<Code>,
+    /// Says of each request twice that it is done.
+    pub twice: bool,
     /// Polls a request may take at most.
     pub delay: u64,
     /// Requests accepted, in order, if `record`.
@@ -91,6 +93,7 @@ impl RamDevice {
                 room: usize::MAX,
                 fail: 0,
                 fail_flush: None,
+                twice: false,
                 delay: 0,
                 log: Vec::new(),
                 record: false,
@@ -195,6 +198,9 @@ impl IoQueue for RamQueue {
             }
             let status = state.carry_out(cx, &io);
             done.complete(io.tag, status);
+            if state.twice {
+                done.complete(io.tag, status);
+            }
         }
     }
 
