@@ -115,6 +115,34 @@ fn what_is_carried_out_again_and_refused_is_offered_again_and_once() {
     }
 }
 
+/// What came last was carried out again; what comes next is the guest's, and goes back to the ring when the queue has no room for it.
+#[test]
+fn what_comes_after_what_was_carried_out_again_can_go_back_to_the_ring() {
+    for (packed, room) in [false, true].into_iter().flat_map(|packed| (0..4).map(move |room| (packed, room))) {
+        let (mut rig, _region) = rig(packed);
+        rig.device.change(|s| (s.hold, s.record) = (true, true));
+        rig.offer(1, true, 1);
+        rig.driver.publish();
+        rig.turn();
+        rig.device.change(|s| s.hold = false);
+        rig.revive();
+        rig.turns(3);
+        assert_eq!((rig.blocks(), rig.driver.pop().is_some()), (vec![1, 1], true), "packed {packed}");
+        rig.device.change(|s| s.room = room);
+        (2..5).for_each(|place| _ = rig.offer(place, true, 1));
+        rig.driver.publish();
+        rig.turns(3);
+        let answer = rig.mailbox.send(Command::Stop { flush: false }).unwrap();
+        rig.turns(3);
+        let base = answer.try_recv().expect("nobody waits for room before a stop").unwrap();
+        rig.device.change(|s| s.room = usize::MAX);
+        rig.start(base);
+        rig.turns(3);
+        assert_eq!(rig.blocks(), [1, 1, 2, 3, 4], "packed {packed}, room {room}");
+        assert_eq!(std::iter::from_fn(|| rig.driver.pop()).count(), 3);
+    }
+}
+
 /// What a queue refuses in a batch that ends with a chain which breaks the ring is left for the next back-end: in its record, or in the ring.
 #[test]
 fn what_a_broken_ring_leaves_is_found_by_the_next_back_end() {

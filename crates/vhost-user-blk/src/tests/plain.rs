@@ -252,6 +252,11 @@ fn of_a_device_that_is_gone_nothing_is_asked() {
 /// Each page that is gone costs the thread a signal and a mapping: a turn that meets one takes no more.
 #[test]
 fn a_turn_meets_no_more_than_the_pages_of_one_chain_that_are_cut_away() {
+    [false, true].into_iter().for_each(cut_away);
+}
+
+/// The headers of writes, or of reads.
+fn cut_away(reads: bool) {
     const PAGES: u64 = 20;
     let device = ram(false);
     let mut rig = Rig::stopped(device.clone(), 64, true, false);
@@ -260,11 +265,13 @@ fn a_turn_meets_no_more_than_the_pages_of_one_chain_that_are_cut_away() {
     rustix::fs::ftruncate(&file, len).unwrap();
     let region = Arc::new(Region::from_fd(file.try_clone().unwrap(), 0, len).unwrap());
     rig.memory = Arc::new(rig.memory.with(gpa, 0x7f10_0000_0000, region).unwrap());
+    let record = Region::allocate(crate::ring::record_len(64, false), false).unwrap();
+    rig.record = record.window(0, record.len());
     rig.start(0);
     rig.run(VIRTIO_BLK_T_OUT, 9, &mut [0; 512], false);
     for n in 0..PAGES {
         let at = gpa + (n << 12);
-        let pieces = [(at, 16, false), (DATA_GPA, 512, false), (at + 16, 1, true)];
+        let pieces = [(at, 16, false), (DATA_GPA, 512, reads), (at + 16, 1, true)];
         rig.driver.add(&pieces.map(|(addr, len, write)| Piece { addr, len, write })).expect("room");
     }
     rustix::fs::ftruncate(&file, 0).unwrap();
@@ -276,6 +283,10 @@ fn a_turn_meets_no_more_than_the_pages_of_one_chain_that_are_cut_away() {
     // Other tests may lose a few meanwhile.
     assert!((1..PAGES / 2).contains(&lost), "{lost} pages");
     assert_eq!((rig.counters.read().ring_errors, device.log().len()), (1, 0));
+    // `inflight` of each descriptor, after 16 bytes of other things.
+    let mut states = vec![0; 16 * 65];
+    rig.record.as_ref().expect("a record").copy_out(0, &mut states).unwrap();
+    assert!(states.chunks(16).skip(1).all(|state| state[0] == 0), "nothing was taken");
 }
 
 /// Regions of memory that touch: the one byte where the next begins is not the one behind the last of the one before.
@@ -289,5 +300,63 @@ fn a_status_where_the_next_region_begins_is_told() {
         let pieces = [(DATA_GPA, 16, false), (DATA_GPA + 0x100, 512, kind == 0), (end, 1, true)];
         let used = rig.run_pieces(&pieces.map(|(addr, len, write)| Piece { addr, len, write }));
         assert_eq!((used, rig.ram.read(end, 1)), (Some(if kind == 0 { 513 } else { 1 }), vec![0]), "{end:#x}");
+    }
+}
+
+/// Indices that go round, in rings of any size, with the chains in tables or in the ring, over a queue that refuses.
+#[test]
+fn rings_of_any_size_go_round() {
+    const BASE: u16 = 65_490;
+    for (size, refuse, recorded) in [(1, 0), (2, 3), (4, 3), (64, 0), (64, 3), (1024, 3)]
+        .into_iter()
+        .flat_map(|(size, refuse)| [false, true].map(|recorded| (size, refuse, recorded)))
+    {
+        let what = format!("{size} descriptors, refuses one in {refuse}, recorded: {recorded}");
+        let device = ram(false);
+        device.change(|s| (s.refuse, s.delay) = (refuse, 2));
+        let mut rig = Rig::stopped(device.clone(), size, true, false);
+        let record = Region::allocate(crate::ring::record_len(size, false), false).unwrap();
+        rig.record = recorded.then(|| record.window(0, record.len()).unwrap());
+        (rig.driver.avail_idx, rig.driver.used_idx) = (BASE, BASE);
+        rig.driver.publish();
+        rig.driver.used.store_u16(2, BASE, Ordering::Relaxed).unwrap();
+        rig.start(BASE.into());
+        let mut rng = Rng(size.into());
+        let (mut places, mut done, mut writes) = ([(None::<u16>, 0u8); PLACES as usize], 0u64, 0);
+        for _ in 0..5000 {
+            let n = rng.below(PLACES);
+            let place = &mut places[n as usize];
+            let is_write = rng.one_in(2);
+            let at = DATA_GPA + n * 0x1000;
+            let piece = |at, len, write| Piece { addr: at, len, write };
+            let pieces = [piece(at, 16, false), piece(at + 0x100, 512, !is_write), piece(at + 0x800, 1, true)];
+            if place.0.is_none() && done < 200 {
+                let byte = if is_write { place.1.wrapping_add(1) } else { place.1 };
+                rig.ram.write(at, &header(u32::from(is_write), n));
+                rig.ram.write(at + 0x100, &[if is_write { byte } else { !byte }; 512]);
+                rig.ram.write(at + 0x800, &[0xee]);
+                let head = match size > 2 && rng.one_in(2) {
+                    true => rig.driver.add(&pieces),
+                    false => rig.driver.add_indirect(&rig.ram, &pieces, 0, at + 0x900),
+                };
+                if head.is_some() {
+                    (*place, writes) = ((head, byte), writes + usize::from(is_write));
+                }
+            }
+            if rng.one_in(3) {
+                rig.driver.publish();
+                rig.turn();
+            }
+            while let Some((head, used)) = rig.driver.pop() {
+                let n = places.iter().position(|place| place.0 == Some(head)).expect("one that is under way");
+                assert!(used == 1 || used == 513, "{what}");
+                rig.check(n as u64, places[n].1);
+                (places[n].0, done) = (None, done + 1);
+            }
+        }
+        assert!(done >= 200 && places.iter().all(|place| place.0.is_none()), "{what}: {done} {places:?}");
+        assert_eq!(device.log().iter().filter(|e| e.0 == Op::Write).count(), writes, "{what}");
+        assert_eq!(rig.command(Command::Stop { flush: false }), Ok(BASE.wrapping_add(done as u16).into()), "{what}");
+        assert_eq!((rig.counters.read().completions, rig.counters.read().errors), (done, 0), "{what}");
     }
 }
