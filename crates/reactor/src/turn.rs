@@ -15,11 +15,17 @@ use std::time::Duration;
 /// The process's monotonic clock.
 pub fn now() -> Time {
     static START: OnceLock<u64> = OnceLock::new();
-    // As `Instant` does, without the detours: reactors ask in each turn.
+    // Before the clock is read: a thread that stands still in between, however long, does not find a start after what it has read.
+    let start = START.get_or_init(monotonic);
+    // One second ahead, so that "a while ago" never underflows to the epoch.
+    Time::from_nanos(monotonic() + 1_000_000_000 - start)
+}
+
+/// As `Instant` reads it, without the detours: reactors ask in each turn.
+#[inline]
+fn monotonic() -> u64 {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
-    let nanos = tv_sec as u64 * 1_000_000_000 + tv_nsec as u64;
-    // One second ahead, so that "a while ago" never underflows to the epoch, nor what was read just before another thread set the start.
-    Time::from_nanos(nanos + 1_000_000_000 - START.get_or_init(|| nanos))
+    tv_sec as u64 * 1_000_000_000 + tv_nsec as u64
 }
 
 /// How a reactor is to run.
