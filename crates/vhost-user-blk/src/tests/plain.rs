@@ -360,3 +360,24 @@ fn rings_of_any_size_go_round() {
         assert_eq!((rig.counters.read().completions, rig.counters.read().errors), (done, 0), "{what}");
     }
 }
+
+/// Data that end where a region ends, or a byte before or behind that.
+#[test]
+fn data_where_regions_touch_are_all_carried() {
+    let mut rig = warm(ram(false), false);
+    for before in [1, 510, 511, 512, 513] {
+        let at = 0x18_0000 - before;
+        for kind in [VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_IN] {
+            let is_read = kind == VIRTIO_BLK_T_IN;
+            rig.ram.write(DATA_GPA, &header(kind, 3));
+            rig.ram.write(DATA_GPA + 16, &[0xee]);
+            let data: Vec<u8> = (0..512).map(|n| if is_read { 0 } else { (n + before) as u8 }).collect();
+            rig.ram.write(at, &data);
+            let pieces = [(DATA_GPA, 16, false), (at, 512, is_read), (DATA_GPA + 16, 1, true)];
+            rig.run_pieces(&pieces.map(|(addr, len, write)| Piece { addr, len, write })).expect("given back");
+            assert_eq!(rig.ram.read(DATA_GPA + 16, 1), [0], "{before} bytes before the end, kind {kind}");
+        }
+        let expected: Vec<u8> = (0..512).map(|n| (n + before) as u8).collect();
+        assert_eq!(rig.ram.read(at, 512), expected, "{before} bytes before the end");
+    }
+}
