@@ -192,3 +192,66 @@ fn a_new_path_that_answers_nothing_draws_no_more_than_its_part_of_one_batch() {
     succeed(&mut b);
     b.finish();
 }
+
+#[test]
+fn requests_of_several_sizes_in_one_batch_are_chosen_for_one_by_one() {
+    let mut b = calm(SelectorKind::ServiceTime, 2);
+    let sizes = [64, 8, 8, 8, 8, 8, 8, 8, 8];
+    b.submit_all(&sizes.iter().zip(0..).map(|(&blocks, tag)| sized(tag, blocks)).collect::<Vec<_>>()).unwrap();
+    let mut counts = counts(&b);
+    counts.sort_unstable();
+    assert_eq!(counts, [1, 8], "as many bytes here as there");
+    succeed(&mut b);
+    b.finish();
+}
+
+#[test]
+fn the_first_of_a_batch_goes_where_the_next_one_alone_would_go() {
+    let mut b = calm(SelectorKind::QueueLength, 2);
+    for round in 0..6 {
+        b.submit_all(&[read(9, 9)]).unwrap();
+        let last = path_of_the_only_one(&b);
+        succeed(&mut b);
+        b.take_done();
+        b.submit_all(&[read(0, 0), read(1, 1)]).unwrap();
+        assert_eq!(b.devices[1 - last].only().tag, 0, "round {round}");
+        succeed(&mut b);
+        // The other one's turn to be the first.
+        if round % 2 == 0 {
+            b.submit_all(&[read(8, 8)]).unwrap();
+            succeed(&mut b);
+        }
+        b.take_done();
+    }
+    b.finish();
+}
+
+#[test]
+fn a_full_path_is_asked_again_when_something_of_its_own_is_over_and_not_before() {
+    let mut b = calm(SelectorKind::QueueLength, 1);
+    b.devices[0].set_room(2);
+    b.submit_all(&(0..4).map(|tag| read(tag, tag)).collect::<Vec<_>>()).unwrap();
+    b.turns(2);
+    assert_eq!(counts(&b), [2]);
+    b.devices[0].set_room(4);
+    b.turns(3);
+    assert_eq!(counts(&b), [2], "it has not said anything");
+    b.devices[0].succeed(b.devices[0].in_flight()[0]);
+    b.turn();
+    assert_eq!(counts(&b), [3]);
+    succeed(&mut b);
+    b.finish();
+}
+
+#[test]
+fn requests_that_find_no_place_on_the_line_take_turns_as_well() {
+    // The place of another one, and a task's.
+    for (shift, bits) in [(32, 0), (0, 1 << 63)] {
+        let mut b = calm(SelectorKind::RoundRobin, 2);
+        b.submit_all(&[read(0, 0)]).unwrap();
+        (1..32).for_each(|n| b.submit_all(&[read(n << shift | bits, 0)]).unwrap());
+        assert_eq!(counts(&b), [16, 16], "{bits:#x}");
+        succeed(&mut b);
+        b.finish();
+    }
+}

@@ -259,4 +259,18 @@ mod tests {
             assert_eq!(h.pick(&choice), 0, "its answer will tell");
         }
     }
+
+    #[test]
+    fn a_path_that_was_not_asked_is_probed_when_its_time_is_over_and_not_before() {
+        for (nanos, probed) in [(STALE_NS - 1, 0), (STALE_NS, 1)] {
+            let mut rule = Historical::default();
+            let loads = [PathLoad::default(); 2];
+            (0..2).for_each(|slot| rule.finished(slot, 4096, [1000, 900_000][slot]));
+            let at = |nanos| Choice { mask: 0b11, loads: &loads, bytes: 4096, offset: 0, now: Time::from_nanos(nanos) };
+            // Both have been asked at that time, and path 0 a moment ago.
+            assert_eq!([rule.pick(&at(7)), rule.pick(&at(7))], [1, 0]);
+            assert_eq!(rule.pick(&at(nanos)), 0);
+            assert_eq!(rule.pick(&at(7 + nanos)), probed);
+        }
+    }
 }
