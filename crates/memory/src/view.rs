@@ -333,21 +333,6 @@ impl Window {
         }
     }
 
-    /// Stores two little-endian `u32` that follow each other at `offset` (a multiple of 4), one after the other, relaxed: an element of a
-    /// used ring in one bounds check.
-    ///
-    /// # Errors
-    /// [`OutOfWindow`] when they do not fit or are not aligned.
-    #[inline]
-    pub fn store_pair_u32(&self, offset: usize, first: u32, second: u32) -> Result<(), OutOfWindow> {
-        let at = self.within(offset, 8, 4)?.cast::<u32>();
-        // SAFETY: 8 bytes from here are in bounds and aligned to 4 (checked); the rest as in load_u16.
-        let places = unsafe { (AtomicU32::from_ptr(at), AtomicU32::from_ptr(at.add(1))) };
-        places.0.store(first.to_le(), Ordering::Relaxed);
-        places.1.store(second.to_le(), Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Asks the processor for the `len` bytes at `offset`, which are going to be read soon: what another core wrote last is on its way
     /// while others are looked at. Nothing happens for what is outside, and where the processor has no such hint.
     #[inline]
@@ -563,21 +548,6 @@ mod tests {
         let mut all = [0; 4096];
         region.window(0, 4096).unwrap().copy_out(0, &mut all).unwrap();
         assert!(all.iter().enumerate().all(|(at, &byte)| byte == if (64..192).contains(&at) { 7 } else { 0 }));
-    }
-
-    #[test]
-    fn a_pair_is_stored_whole_or_not_at_all() {
-        let region = Region::allocate(4096, false).unwrap();
-        let w = region.window(0, 16).unwrap();
-        w.store_pair_u32(4, 0x0102_0304, 0x0506_0708).unwrap();
-        let mut bytes = [0; 16];
-        w.copy_out(0, &mut bytes).unwrap();
-        assert_eq!(bytes, [0, 0, 0, 0, 4, 3, 2, 1, 8, 7, 6, 5, 0, 0, 0, 0]);
-        for outside in [12, 16, usize::MAX, 6] {
-            assert!(w.store_pair_u32(outside, 9, 9).is_err(), "{outside}");
-        }
-        w.copy_out(0, &mut bytes).unwrap();
-        assert_eq!(bytes[12..], [0; 4], "nothing of a pair that does not fit");
     }
 
     #[test]
