@@ -199,6 +199,10 @@ impl AnySelector {
         let bytes = bytes()?;
         let is_shared = match self {
             AnySelector::Historical(rule) => rule.share(batch, bytes, loads, shares),
+            AnySelector::ServiceTime(rule) => {
+                rule.share(batch, bytes, loads, shares);
+                true
+            }
             _ => false,
         };
         if !is_shared {

@@ -1,6 +1,6 @@
 //! Least bytes in flight relative to the configured weight, which stands for the relative throughput of a path.
 
-use super::{Choice, Selector};
+use super::{Batch, Choice, PathLoad, Selector, Slots, slots_after};
 use crate::config::MAX_PATHS;
 
 #[derive(Debug)]
@@ -17,17 +17,45 @@ impl Default for ServiceTime {
     }
 }
 
+impl ServiceTime {
+    /// See [`super::AnySelector::share`].
+    pub(super) fn share(&mut self, batch: &Batch, bytes: u64, loads: &[PathLoad], shares: &mut [u32; MAX_PATHS]) {
+        let mut times = [0.0; MAX_PATHS];
+        for slot in Slots(batch.mask) {
+            times[slot] = self.time(slot, &loads[slot], 0, bytes);
+        }
+        for _ in 0..batch.count {
+            let mut best = (0, f64::INFINITY, u32::MAX);
+            for slot in slots_after(batch.mask, self.last) {
+                let in_flight = loads[slot].in_flight + shares[slot];
+                if times[slot] < best.1 || (times[slot] == best.1 && in_flight < best.2) {
+                    best = (slot, times[slot], in_flight);
+                }
+            }
+            let slot = best.0;
+            shares[slot] += 1;
+            times[slot] = self.time(slot, &loads[slot], u64::from(shares[slot]) * bytes, bytes);
+            self.last = slot;
+        }
+    }
+
+    /// What a request of `bytes` waits for on the path in `slot`, `more` bytes beside what is in flight there.
+    #[inline(always)]
+    fn time(&mut self, slot: usize, load: &PathLoad, more: u64, bytes: u64) -> f64 {
+        if self.weight[slot] != load.weight {
+            (self.weight[slot], self.inverse[slot]) = (load.weight, 1.0 / f64::from(load.weight.max(1)));
+        }
+        // A flush has no bytes; without this it would always see equals.
+        (load.bytes_in_flight + more + bytes.max(512)) as i64 as f64 * self.inverse[slot]
+    }
+}
+
 impl Selector for ServiceTime {
     fn pick(&mut self, choice: &Choice<'_>) -> usize {
-        // A flush has no bytes; without this it would always see equals.
-        let bytes = choice.bytes.max(512);
         let mut best = (0, f64::INFINITY, u32::MAX);
         for slot in choice.slots_after(self.last) {
             let load = &choice.loads[slot];
-            if self.weight[slot] != load.weight {
-                (self.weight[slot], self.inverse[slot]) = (load.weight, 1.0 / f64::from(load.weight.max(1)));
-            }
-            let time = (load.bytes_in_flight + bytes) as i64 as f64 * self.inverse[slot];
+            let time = self.time(slot, load, 0, choice.bytes);
             if time < best.1 || (time == best.1 && load.in_flight < best.2) {
                 best = (slot, time, load.in_flight);
             }
