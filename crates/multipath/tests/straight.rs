@@ -3,6 +3,8 @@
 use crate::common::scripted::{BOUND, Bench, info, limited, read_only, segments};
 use polypath_block::{Code, Fate, Flags, Health, Io, Op, Proof, RefusedWhy, Rest, SegSpan};
 use polypath_multipath::{Fencing, GroupConfig};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const fn read(tag: u64, lba: u64) -> Io {
     Io::read(tag, lba, 1, SegSpan::EMPTY)
@@ -190,6 +192,36 @@ fn a_request_that_is_too_large_for_a_path_is_cut_for_it() {
     succeed(&mut b);
     b.turn();
     assert_eq!(done(&mut b), [0, 1, 2, 3].map(|tag| (tag, Code::Ok)));
+    b.finish();
+}
+
+#[test]
+fn a_path_that_turned_out_to_take_nothing_is_not_asked_again_in_that_turn() {
+    let mut b = calm(2);
+    // Nobody has looked at what it shows now.
+    b.devices[0].touch();
+    b.submit_all(&[write(5, 5), write(6, 6)]).unwrap();
+    let asked = Arc::new(AtomicBool::new(false));
+    let tells = asked.clone();
+    b.devices[0].on_next_version(move || tells.store(true, Ordering::Relaxed));
+    b.submit_all(&[write(7, 7), write(8, 8)]).unwrap();
+    assert!(!asked.load(Ordering::Relaxed), "it is asked for its version again");
+    assert_eq!((b.devices[0].in_flight().len(), b.devices[1].in_flight().len()), (0, 4));
+    succeed(&mut b);
+    b.finish();
+}
+
+/// Whoever becomes suspect is so before it completes, also when both are said at once.
+#[test]
+fn a_request_that_becomes_suspect_and_completes_in_one_poll_was_suspect() {
+    let mut b = calm(1);
+    b.submit_all(&[write(5, 5)]).unwrap();
+    b.kick();
+    let io = b.devices[0].only();
+    b.devices[0].suspect(io, Fate::Unknown);
+    b.devices[0].succeed(io);
+    b.turns(2);
+    assert_eq!((b.take_done(), b.stats(0).suspected), (vec![(5, Code::Ok)], 1));
     b.finish();
 }
 
