@@ -12,16 +12,19 @@ pub(crate) struct TestCounts {
 
 impl TestCounts {
     /// Adds what `line` says, if it is a closing line of libtest or nextest, or libtest's line about a test that failed.
+    ///
+    /// nextest repeats, indented, what libtest said of a test that failed, also of one that passes when it is tried again: that counts
+    /// for nothing beside nextest's own closing line.
     pub(crate) fn read(&mut self, line: &str) {
         let line = strip_colours(line);
-        let line = line.trim();
+        let line = line.trim_end();
         if let Some(name) = line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED")) {
             self.failed_names.push(name.to_owned());
         } else if let Some(counts) = line.strip_prefix("test result: ") {
             // test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s
             let counts = counts.split_once(". ").map_or(counts, |(_, counts)| counts);
             self.add(counts.split(';'));
-        } else if let Some(summary) = line.strip_prefix("Summary [") {
+        } else if let Some(summary) = line.trim_start().strip_prefix("Summary [") {
             // Summary [   0.012s] 5 tests run: 4 passed (1 slow), 1 failed, 2 skipped
             if let Some((_, counts)) = summary.split_once("run: ") {
                 self.add(counts.split(','));
@@ -87,6 +90,21 @@ mod tests {
             .read("\u{1b}[32;1m     Summary\u{1b}[0m [   0.012s] 7 tests run: 6 passed (1 slow), 1 failed, 2 skipped");
         counts.read("the test result: nothing to see");
         assert_eq!(counts, TestCounts { passed: 11, failed: 3, ignored: 3, failed_names: Vec::new() });
+    }
+
+    #[test]
+    fn what_nextest_repeats_of_a_failure_is_not_counted() {
+        let mut counts = TestCounts::default();
+        for line in [
+            "  TRY 1 FAIL [   1.461s] (1371/1507) crate::all strangers::one",
+            "    test strangers::one ... FAILED",
+            "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 52 filtered out; finished in 1.42s",
+            "  TRY 2 PASS [   1.867s] (1372/1507) crate::all strangers::one",
+            "     Summary [ 228.791s] 1507 tests run: 1507 passed (1 flaky), 0 skipped",
+        ] {
+            counts.read(line);
+        }
+        assert_eq!(counts, TestCounts { passed: 1507, ..TestCounts::default() });
     }
 
     #[test]

@@ -343,7 +343,7 @@ fn a_descriptor_out_of_band_does_not_keep_the_server_from_ending() {
     });
     let (lingers, _listener, _reads_nothing) = lingering();
     let mut front_end = UnixStream::connect(served.server.socket_path()).unwrap();
-    send_with(&front_end, b"!", &[lingers.as_fd()], SendFlags::OOB);
+    send_with(&front_end, b"!", &[lingers.as_fd()], SendFlags::OOB).unwrap();
     drop(lingers);
     // GET_FEATURES, twice. Where octets out of band are taken for others, the connection ends.
     let question = [1u32, 1, 0].map(u32::to_ne_bytes).concat();

@@ -9,11 +9,14 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// Sends `bytes` with up to eight descriptors.
-pub fn send_with(to: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlags) {
+///
+/// # Errors
+/// The back-end has hung up.
+pub fn send_with(to: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlags) -> rustix::io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
-    sendmsg(to, &[IoSlice::new(bytes)], &mut control, flags).unwrap();
+    sendmsg(to, &[IoSlice::new(bytes)], &mut control, flags)
 }
 
 /// A connection whose close takes as long as the other two live, or 45 s.
