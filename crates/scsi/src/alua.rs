@@ -168,23 +168,26 @@ const EXTENDED: u8 = 0x10;
 impl TargetPortGroups {
     /// Reads the data, with whichever header the target chose: one of before SPC-4 ignores that the extended one was asked for.
     ///
+    /// Linux's target (LIO) forgets the four octets of the extended header when it counts, and cuts off the last port by that. Ports that
+    /// are not there are left out: a group's state is what matters.
+    ///
     /// # Errors
     /// [`ParseError::Short`] if the list is longer than what is there: it tells the allocation length that would do.
-    /// [`ParseError::Value`] if a descriptor runs over the end of the list.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
         const WHAT: &str = "REPORT TARGET PORT GROUPS data";
         let length = get32(front(bytes, 4, WHAT)?, 0) as usize;
-        let body = front(bytes, length.saturating_add(4), WHAT)?.get(4..).unwrap_or(&[]);
-        let extended = get8(body, 0) & FORMAT == EXTENDED;
+        let extended = length > 0 && get8(bytes, 4) & FORMAT == EXTENDED;
+        let forgotten = if extended { 4 } else { 0 };
+        let need = length.saturating_add(4 + forgotten);
+        if bytes.len() < need - forgotten {
+            return Err(ParseError::Short { what: WHAT, need, have: bytes.len() });
+        }
+        let body = bytes.get(..need).unwrap_or(bytes).get(4..).unwrap_or(&[]);
         let transition_seconds = if extended { get8(body, 1) } else { 0 };
-        let mut rest = if extended { body.get(4..).unwrap_or(&[]) } else { body };
+        let mut rest = body.get(forgotten..).unwrap_or(&[]);
         let mut groups = Vec::new();
         while let Some((d, tail)) = rest.split_at_checked(DESCRIPTOR) {
-            let count = get8(d, 7);
-            let Some((ports, next)) = tail.split_at_checked(PORT * usize::from(count)) else {
-                let (what, expected) = ("TARGET PORT COUNT", "no more than what is left of the list");
-                return Err(ParseError::Value { what, value: count.into(), expected });
-            };
+            let (ports, next) = tail.split_at_checked(PORT * usize::from(get8(d, 7))).unwrap_or((tail, &[]));
             groups.push(TargetPortGroup {
                 group: get16(d, 2),
                 state: AluaState::from_bits(get8(d, 0)),
@@ -230,7 +233,8 @@ impl TargetPortGroups {
     }
 }
 
-/// The parameter list of SET TARGET PORT GROUPS: which groups are to be in which states.
+/// The parameter list of SET TARGET PORT GROUPS: which groups are to be in which states. With [`AluaState::Offline`] the number is that of a
+/// target port instead.
 pub fn set_target_port_groups(states: &[(u16, AluaState)]) -> Vec<u8> {
     let mut b = vec![0; 4];
     for (group, state) in states {
@@ -292,20 +296,48 @@ mod tests {
             assert_eq!(sample().to_bytes(is_extended), b);
             assert_eq!(TargetPortGroups::parse(&b).as_ref(), Ok(&want));
             for len in 0..b.len() {
-                let need = if len < 4 { 4 } else { b.len() };
+                let need = match len {
+                    0..4 => 4,
+                    4 => b.len(),
+                    _ => b.len() + if is_extended { 4 } else { 0 },
+                };
                 let what = "REPORT TARGET PORT GROUPS data";
                 let short = ParseError::Short { what, need, have: len };
                 assert_eq!(TargetPortGroups::parse(&b[..len]), Err(short), "{len}");
             }
+            let more = [&b[..], &[0; 40]].concat();
+            assert_eq!(TargetPortGroups::parse(&more).as_ref(), Ok(&want), "what is behind the list does not count");
             let mut many = b.clone();
             let count = many.len() - 1;
             many[count] = 1;
-            assert!(matches!(TargetPortGroups::parse(&many), Err(ParseError::Value { value: 1, .. })));
+            assert_eq!(TargetPortGroups::parse(&many), Ok(want), "a port that is not there is left out");
         }
         assert_eq!(sample().group(2).map(|g| g.state), Some(AluaState::Transitioning));
         assert_eq!(sample().group_of_port(0x203).map(|g| g.group), Some(0x102));
         assert_eq!((sample().group(7), sample().group_of_port(7)), (None, None));
         assert_eq!(TargetPortGroups::parse(&[0; 4]), Ok(TargetPortGroups::default()));
+    }
+
+    /// As Linux's `target_emulate_report_target_port_groups` puts it together (drivers/target/target_core_alua.c): RETURN DATA LENGTH lacks
+    /// the extended header, and what is returned ends there (`target_complete_cmd_with_length`).
+    #[test]
+    fn what_lio_answers() {
+        let plain = [0, 0, 0, 12, 0x00, 0xdf, 0, 16, 0, 2, 0, 1, 0, 0, 0, 1];
+        let extended = [0, 0, 0, 12, 0x10, 7, 0, 0, 0x81, 0xdf, 0, 16, 0, 2, 0, 1, 0, 0, 0, 1];
+        let group = |bytes: &[u8]| TargetPortGroups::parse(bytes).unwrap().groups.remove(0);
+        assert_eq!(
+            (group(&plain).state, group(&plain).group, group(&plain).ports),
+            (AluaState::Optimized, 16, vec![1])
+        );
+        let cut = group(&extended[..16]);
+        assert_eq!((cut.state, cut.preferred, cut.ports.len()), (AluaState::NonOptimized, true, 0));
+        assert_eq!(group(&extended).ports, [1], "where the octets are there");
+        assert_eq!(TargetPortGroups::parse(&extended).unwrap().transition_seconds, 7);
+        let need = |bytes: &[u8]| match TargetPortGroups::parse(bytes) {
+            Err(ParseError::Short { need, .. }) => need,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(need(&extended[..8]), 20, "with less it leaves the group out");
     }
 
     #[test]
