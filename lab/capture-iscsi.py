@@ -278,7 +278,6 @@ def main():
         os.environ["TGT_IPC_SOCKET"] = os.path.join(work, "ipc")
         port = free_port()
         log = open(os.path.join(work, "log"), "w")
-        # no further word before the control number: tgtd takes the last --iscsi alone
         daemon = subprocess.Popen(["tgtd", "-f", "-C", CONTROL, "--iscsi", f"portal=127.0.0.1:{port}"], stdout=log, stderr=log)
         try:
             for _ in range(100):

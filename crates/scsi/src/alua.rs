@@ -247,19 +247,14 @@ pub fn set_target_port_groups(states: &[(u16, AluaState)]) -> Vec<u8> {
 /// Reads the parameter list of SET TARGET PORT GROUPS.
 ///
 /// # Errors
-/// [`ParseError::Short`] with fewer than the four octets before the first descriptor, [`ParseError::Value`] for a list that does not end
-/// with a descriptor (PARAMETER LIST LENGTH ERROR).
+/// [`ParseError::Short`] with fewer than the four octets before the first descriptor, [`ParseError::Length`] for a list that does not end
+/// with a descriptor.
 pub fn parse_set_target_port_groups(bytes: &[u8]) -> Result<Vec<(u16, AluaState)>, ParseError> {
     const WHAT: &str = "SET TARGET PORT GROUPS parameter list";
     front(bytes, 4, WHAT)?;
     let descriptors = bytes.get(4..).unwrap_or(&[]).chunks_exact(4);
     if !descriptors.remainder().is_empty() {
-        let value = bytes.len() as u64;
-        return Err(ParseError::Value {
-            what: "length of a SET TARGET PORT GROUPS parameter list",
-            value,
-            expected: "a multiple of 4",
-        });
+        return Err(ParseError::Length { what: WHAT, have: bytes.len(), expected: "a multiple of 4" });
     }
     Ok(descriptors.map(|d| (get16(d, 2), AluaState::from_bits(get8(d, 0)))).collect())
 }

@@ -7,6 +7,7 @@
 mod parse;
 
 use crate::cdb::{ByteCheck, PageControl, Reporting, RwFlags, StartStop, WriteSame};
+use crate::mode::Header;
 use crate::opcode;
 use crate::sense::{FieldPointer, Sense, key};
 use std::fmt;
@@ -21,9 +22,6 @@ pub struct Transfer {
     /// Modifiers.
     pub flags: RwFlags,
 }
-
-/// Which MODE SENSE or MODE SELECT, RESERVE or RELEASE.
-pub type Header = crate::mode::Header;
 
 /// A command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -62,6 +62,16 @@ pub enum ParseError {
         /// Octets there were.
         have: usize,
     },
+    /// A parameter list has a length that it cannot have.
+    #[error("{what} has {have} bytes, expected {expected}")]
+    Length {
+        /// The list.
+        what: &'static str,
+        /// Octets there were.
+        have: usize,
+        /// What is legal.
+        expected: &'static str,
+    },
     /// A field holds a value that the standard does not allow.
     #[error("{what} is {value:#x}, expected {expected}")]
     Value {

@@ -314,8 +314,8 @@ impl PrOutData {
     /// Reads the list.
     ///
     /// # Errors
-    /// [`ParseError::Short`] with less than the list says, [`ParseError::Value`] for a list that is longer than 24 octets without
-    /// SPEC_I_PT (PARAMETER LIST LENGTH ERROR), or a TransportID that is none.
+    /// [`ParseError::Short`] with less than the list says, [`ParseError::Length`] for a list that is longer than 24 octets without
+    /// SPEC_I_PT, [`ParseError::Value`] for a TransportID that is none.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
         const WHAT: &str = "PERSISTENT RESERVE OUT parameter list";
         let b = front(bytes, Self::LEN, WHAT)?;
@@ -326,8 +326,7 @@ impl PrOutData {
         } else if bytes.len() == Self::LEN {
             None
         } else {
-            let what = "length of a PERSISTENT RESERVE OUT parameter list";
-            return Err(ParseError::Value { what, value: bytes.len() as u64, expected: "24 without SPEC_I_PT" });
+            return Err(ParseError::Length { what: WHAT, have: bytes.len(), expected: "24 without SPEC_I_PT" });
         };
         let (key, action_key) = (get64(b, 0), get64(b, 8));
         Ok(PrOutData { key, action_key, all_target_ports: bit(b, 20, 2), persist: bit(b, 20, 0), initiators })

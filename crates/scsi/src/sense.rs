@@ -125,6 +125,14 @@ impl Sense {
         Sense { deferred, key, asc, ascq, information: None, command_specific: None, key_specific: None }
     }
 
+    /// What a target answers to a parameter list that it cannot read: PARAMETER LIST LENGTH ERROR or INVALID FIELD IN PARAMETER LIST.
+    pub const fn of_parameter_list(error: &ParseError) -> Self {
+        match error {
+            ParseError::Short { .. } | ParseError::Length { .. } => Sense::new(key::ILLEGAL_REQUEST, 0x1a, 0),
+            ParseError::Value { .. } => Sense::new(key::ILLEGAL_REQUEST, 0x26, 0),
+        }
+    }
+
     /// The same about an earlier command.
     #[must_use]
     pub const fn deferred(mut self) -> Self {

@@ -58,7 +58,7 @@ fn put_range(b: &mut [u8], index: usize, range: Range) {
 /// Reads a parameter list. As the standard has it, a stub of a descriptor at the end is ignored, and a list of none is no error.
 ///
 /// # Errors
-/// [`ParseError::Short`] if it is shorter than its header, or than its header says (PARAMETER LIST LENGTH ERROR).
+/// [`ParseError::Short`] if it is shorter than its header, or than its header says.
 pub fn parse(bytes: &[u8]) -> Result<impl ExactSizeIterator<Item = Range> + Clone + '_, ParseError> {
     const WHAT: &str = "UNMAP parameter list";
     let length = usize::from(get16(front(bytes, HEADER, WHAT)?, 2));

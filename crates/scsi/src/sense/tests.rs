@@ -139,12 +139,30 @@ fn words() {
 }
 
 #[test]
+fn parameter_lists_that_are_refused() {
+    let cases = [
+        (ParseError::Short { what: "list", need: 8, have: 4 }, 0x1a),
+        (ParseError::Length { what: "list", have: 25, expected: "24" }, 0x1a),
+        (ParseError::Value { what: "field", value: 1, expected: "0" }, 0x26),
+    ];
+    for (error, asc) in cases {
+        assert_eq!(Sense::of_parameter_list(&error), Sense::new(key::ILLEGAL_REQUEST, asc, 0), "{error}");
+    }
+}
+
+#[test]
 fn the_table_is_in_order() {
     assert!(TABLE.windows(2).all(|w| w[0].0 < w[1].0));
     for (code, text) in TABLE {
         assert_eq!(asc_text((code >> 8) as u8, code as u8), Some(text));
     }
     assert_eq!(asc_text(0xff, 0xff), None);
+    assert_eq!(asc_text(0x40, 0x85), Some("diagnostic failure"), "the qualifier is the component's number");
+    assert_eq!(
+        (asc_text(0x29, 0x05), asc_text(0x47, 0x02)),
+        (None, None),
+        "their qualifiers speak of different things"
+    );
 }
 
 proptest! {

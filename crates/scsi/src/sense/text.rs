@@ -11,10 +11,10 @@ pub fn asc_text(asc: u8, ascq: u8) -> Option<&'static str> {
 }
 
 /// Codes of which every qualifier is a special case of qualifier 0.
-const ONE_THING: [u8; 9] = [0x0c, 0x11, 0x15, 0x29, 0x3a, 0x3b, 0x47, 0x4b, 0x5d];
+const ONE_THING: [u8; 7] = [0x0c, 0x11, 0x15, 0x3a, 0x40, 0x4b, 0x5d];
 
 /// In order of code.
-pub(super) const TABLE: [(u16, &str); 118] = [
+pub(super) const TABLE: [(u16, &str); 119] = [
     (0x0000, "no additional sense information"),
     (0x0006, "I/O process terminated"),
     (0x0016, "operation in progress"),
@@ -54,7 +54,7 @@ pub(super) const TABLE: [(u16, &str); 118] = [
     (0x1100, "unrecovered read error"),
     (0x1101, "read retries exhausted"),
     (0x1104, "unrecovered read error, auto reallocate failed"),
-    (0x1113, "failed retransmission request"),
+    (0x1113, "read error, failed retransmission request"),
     (0x1114, "read error, LBA marked bad by application client"),
     (0x1500, "random positioning error"),
     (0x1700, "recovered data with no error correction applied"),
@@ -107,7 +107,6 @@ pub(super) const TABLE: [(u16, &str); 118] = [
     (0x3200, "no defect spare location available"),
     (0x3807, "thin provisioning soft threshold reached"),
     (0x3a00, "medium not present"),
-    (0x3b00, "sequential positioning error"),
     (0x3e00, "logical unit has not self-configured yet"),
     (0x3e01, "logical unit failure"),
     (0x3e02, "timeout on logical unit"),
@@ -121,6 +120,8 @@ pub(super) const TABLE: [(u16, &str); 118] = [
     (0x4400, "internal target failure"),
     (0x4500, "select or reselect failure"),
     (0x4700, "SCSI parity error"),
+    (0x4701, "data phase CRC error detected"),
+    (0x4703, "information unit iuCRC error detected"),
     (0x4705, "protocol service CRC error"),
     (0x477f, "some commands cleared by iSCSI protocol event"),
     (0x4800, "initiator detected error message received"),
