@@ -287,7 +287,8 @@ impl InitiatorLogin {
             ));
         }
         self.keys.finish()?;
-        if response.tsih == 0 {
+        // in a discovery session, which nobody joins or reinstates, some targets do without
+        if response.tsih == 0 && self.session() == SessionType::Normal {
             return Err(LoginError::Protocol("the target gave the session no handle (TSIH is 0)"));
         }
         Ok(InitiatorStep::Done(Box::new(self.negotiated(response))))

@@ -203,7 +203,7 @@ pub struct Negotiated {
     pub portal_group_tag: Option<u16>,
     /// The initiator's part of the session's identity.
     pub isid: Isid,
-    /// The target's part, not 0.
+    /// The target's part, not 0 in a normal session.
     pub tsih: u16,
     /// Connection within the session.
     pub cid: u16,

@@ -256,6 +256,21 @@ mod tests {
     }
 
     #[test]
+    fn a_text_that_is_cut_is_noticed_wherever_it_is_cut() {
+        let text = b"InitiatorName=iqn.2026-01.lab:i\0AuthMethod=CHAP,None\0X-=\0\0";
+        let whole = pairs(text).unwrap();
+        for n in 0..text.len() {
+            match pairs(&text[..n]) {
+                Ok(read) => {
+                    assert!(n == 0 || text[n - 1] == 0, "{n}");
+                    assert_eq!(read, whole[..read.len()], "{n}");
+                }
+                Err(error) => assert_eq!((error, text[n - 1] == 0), (TextError::Unterminated, false), "{n}"),
+            }
+        }
+    }
+
+    #[test]
     fn a_collector_has_a_bound() {
         let mut collector = Collector::new(10);
         assert_eq!(collector.add(b"A=12", true), Ok(None));
