@@ -12,6 +12,8 @@
 #![forbid(unsafe_code)]
 
 pub mod chap;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod login;
 pub mod pdu;
 pub mod serial;
