@@ -1,0 +1,6 @@
+//! Tests of the crate against what other implementations said to each other.
+#![forbid(unsafe_code)]
+
+mod captures;
+mod logins;
+mod recorded;
