@@ -30,6 +30,9 @@ pub enum Proof {
         /// The bound in milliseconds.
         bound_ms: u32,
     },
+    /// The target has taken a new login of the same initiator port at the same portal group, which ends the session before it and all of
+    /// its tasks (iSCSI session reinstatement, RFC 7143 section 6.3.5).
+    Reinstated,
     /// The queue was deleted or the controller disabled (PCIe).
     QueueDeleted,
     /// None. Only with fencing switched off, which can lose data.
@@ -61,6 +64,7 @@ impl fmt::Display for Proof {
                 write!(f, "keep-alive-bound({multiple}*{kato_ms}ms+cqt {cqt_ms}ms)")
             }
             Proof::ConfiguredBound { bound_ms } => write!(f, "configured-bound({bound_ms}ms)"),
+            Proof::Reinstated => f.write_str("session-reinstated"),
             Proof::QueueDeleted => f.write_str("queue-deleted"),
             Proof::None => f.write_str("NONE(fencing is off)"),
         }

@@ -24,13 +24,14 @@ pub enum Identifier {
 }
 
 impl Identifier {
-    /// May two disks that share it be taken for one? All-zero identifiers and T10 vendor ones may not.
+    /// May two disks that share it be taken for one? All-zero identifiers, T10 vendor ones and locally assigned NAA ones (SPC-4 section
+    /// 7.8.6.6.5, type 3h: unique within one machine room, if at all; tgt hands the same ones out on every host) may not.
     pub fn is_worldwide(&self) -> bool {
         let nonzero = |b: &[u8]| b.iter().any(|&x| x != 0);
         match self {
             Identifier::Nguid(b) | Identifier::Uuid(b) => nonzero(b),
             Identifier::Eui64(b) => nonzero(b),
-            Identifier::Naa(b) => nonzero(b),
+            Identifier::Naa(b) => nonzero(b) && b.first().is_some_and(|first| first >> 4 != 3),
             Identifier::ScsiName(s) => !s.is_empty(),
             Identifier::T10Vendor(_) | Identifier::Place(_) => false,
         }
@@ -234,6 +235,8 @@ mod tests {
             (one(&n1), id(&[Uuid([1; 16])]), Verdict::Unknown),
             (id(&[Uuid([0; 16])]), id(&[Uuid([0; 16])]), Verdict::Unknown),
             (id(&[T10Vendor(vec![1])]), id(&[T10Vendor(vec![1])]), Verdict::Unknown),
+            (one(&Naa(vec![0x60; 16])), one(&Naa(vec![0x60; 16])), Verdict::Same),
+            (one(&Naa(vec![0x30; 8])), one(&Naa(vec![0x30; 8])), Verdict::Unknown),
             (id(&[]), id(&[]), Verdict::Unknown),
         ];
         for (a, b, want) in cases {

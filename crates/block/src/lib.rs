@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod clock;
 pub mod contract;
 mod controller;
 mod device;
@@ -37,6 +38,7 @@ mod time;
 mod uri;
 
 pub use chain::Chain;
+pub use clock::{SLACK, TurnClock};
 pub use controller::{ControllerQueue, QueueFence, QueueSource, Unit, UnitId};
 pub use device::{Access, Device, DeviceInfo, DeviceState, Geometry, OpenError, QueueConfig};
 pub use fence::{Fence, FenceState, FenceTerms, Proof};
@@ -52,4 +54,4 @@ pub use segment::{RegionId, SegRow, SegSpan, SegTable, SegTableFull, Segment};
 pub use slots::{SlotKey, Slots, SlotsFull};
 pub use status::{Code, Fate, Scope, Status};
 pub use time::Time;
-pub use uri::{DiskUri, Endpoint, Scheme, UriError};
+pub use uri::{DiskUri, Endpoint, Scheme, UriError, parse_host_port};

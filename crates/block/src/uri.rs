@@ -15,7 +15,9 @@
 //! Every scheme takes options after `?`, `key=value` joined by `&`; the driver checks which it knows.
 
 use core::fmt;
+use core::ops::RangeInclusive;
 use core::str::FromStr;
+use core::time::Duration;
 
 /// Kind of disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -157,6 +159,45 @@ impl DiskUri {
         }
     }
 
+    /// The option `key` in milliseconds, at least `least_ms`, or `default` when it is not given.
+    ///
+    /// # Errors
+    /// Names the option when its value is no number, or too small.
+    pub fn option_ms(&self, key: &str, default: Duration, least_ms: u32) -> Result<Duration, UriError> {
+        match self.option_number::<u32>(key, default.as_millis() as u32)? {
+            ms if ms < least_ms => {
+                Err(self.error(&format!("option {key}"), format!("{ms} ms is too short; at least {least_ms}")))
+            }
+            ms => Ok(Duration::from_millis(ms.into())),
+        }
+    }
+
+    /// The option `key` in milliseconds, where -1 means never, or `default` when it is not given.
+    ///
+    /// # Errors
+    /// Names the option when its value is no number, or less than -1.
+    pub fn option_ms_or_never(&self, key: &str, default: Option<Duration>) -> Result<Option<Duration>, UriError> {
+        match self.option_number::<i64>(key, default.map_or(-1, |d| d.as_millis() as i64))? {
+            -1 => Ok(None),
+            ms @ 0.. => Ok(Some(Duration::from_millis(ms as u64))),
+            ms => Err(self.error(&format!("option {key}"), format!("{ms} is negative; expected milliseconds or -1"))),
+        }
+    }
+
+    /// The option `key` as a number in `range`, or `default` when it is not given.
+    ///
+    /// # Errors
+    /// Names the option when its value is no number, or not in the range.
+    pub fn option_count(&self, key: &str, default: u16, range: RangeInclusive<u16>) -> Result<u16, UriError> {
+        match self.option_number(key, default)? {
+            n if range.contains(&n) => Ok(n),
+            n => {
+                let expected = format!("{n}; expected {} to {}", range.start(), range.end());
+                Err(self.error(&format!("option {key}"), expected))
+            }
+        }
+    }
+
     /// Checks that every option is one of `known`.
     ///
     /// # Errors
@@ -222,7 +263,7 @@ fn parse_endpoint(scheme: Scheme, body: &str) -> Result<Endpoint, PartError> {
                 return Err(bad("NQN", format!("{} bytes long; at most 223 are allowed", subnqn.len())));
             }
             let port = if subnqn == "nqn.2014-08.org.nvmexpress.discovery" { 8009 } else { 4420 };
-            let (host, port) = parse_host_port(authority, port)?;
+            let (host, port) = split_host_port(authority, port)?;
             Ok(Endpoint::NvmeTcp { host, port, subnqn })
         }
         Scheme::Iscsi => parse_iscsi(body),
@@ -244,7 +285,15 @@ fn parse_endpoint(scheme: Scheme, body: &str) -> Result<Endpoint, PartError> {
     }
 }
 
-fn parse_host_port(authority: &str, default: u16) -> Result<(String, u16), PartError> {
+/// Reads `host`, `host:port`, `[address]` or `[address]:port`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_host_port(text: &str, default_port: u16) -> Result<(String, u16), String> {
+    split_host_port(text, default_port).map_err(|(part, problem)| format!("{part}: {problem}"))
+}
+
+fn split_host_port(authority: &str, default: u16) -> Result<(String, u16), PartError> {
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, after) = rest.split_once(']').ok_or_else(|| bad("host", "\"[\" without \"]\""))?;
         match after.strip_prefix(':') {
@@ -287,7 +336,7 @@ fn parse_iscsi(body: &str) -> Result<Endpoint, PartError> {
         Some((u, s)) => (Some(u.to_owned()), s.map(str::to_owned)),
         None => (None, None),
     };
-    let (host, port) = parse_host_port(authority, 3260)?;
+    let (host, port) = split_host_port(authority, 3260)?;
     let lun = lun.parse().map_err(|_| bad("LUN", format!("\"{lun}\" is not a number")))?;
     Ok(Endpoint::Iscsi { user, secret, host, port, iqn: percent_decode("IQN", iqn)?, lun })
 }
