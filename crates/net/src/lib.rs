@@ -30,6 +30,7 @@ mod list;
 mod listener;
 mod peer;
 mod plain;
+pub mod plan;
 mod ready;
 mod resolve;
 mod signal;
