@@ -259,7 +259,7 @@ mod tests {
         }
         let mut short = b;
         short[4] = 31;
-        assert_eq!(Inquiry::parse(&short).unwrap().version_descriptors, []);
+        assert!(Inquiry::parse(&short).unwrap().version_descriptors.is_empty());
         short[4] = 0;
         assert_eq!(Inquiry::parse(&short).unwrap().product, "disk", "some say nothing and send all");
     }

@@ -30,6 +30,7 @@ pub mod fuzzing;
 pub mod inquiry;
 pub mod lun;
 pub mod meaning;
+pub mod midlayer;
 pub mod mode;
 pub mod opcode;
 pub mod reservation;

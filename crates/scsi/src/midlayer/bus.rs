@@ -1,0 +1,402 @@
+//! What is known of the logical units behind one driver: the registry in which drivers announce and disks look.
+//!
+//! A driver's control poller writes, devices and queues read. Queues look only when their bell has rung, which costs one relaxed load a
+//! turn otherwise.
+
+use super::probe::LogicalUnit;
+use crate::Lun;
+use polypath_block::{Code, DeviceState, Host, Identity, OpenError, UnitId, Verdict};
+use polypath_net::Bell;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+/// Most logical units of one bus: as many as a single-level LUN can name (SAM-5 section 4.7.5.1).
+const MOST_UNITS: usize = 16_384;
+
+/// A logical unit of a bus.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Address {
+    /// Which target; zero where the bus has one only.
+    pub target: u64,
+    /// Its logical unit.
+    pub lun: Lun,
+}
+
+/// Where a bus stands.
+#[derive(Clone, Debug)]
+pub enum BusState {
+    /// Not up yet.
+    Starting,
+    /// Logical units can be reached.
+    Up,
+    /// They cannot be; it is being tried again.
+    Down {
+        /// What broke.
+        cause: Code,
+        /// For people.
+        reason: String,
+    },
+    /// For good.
+    Gone {
+        /// For people: why.
+        reason: String,
+    },
+}
+
+/// What the probe of a logical unit has brought.
+#[derive(Clone, Debug)]
+pub enum Shown {
+    /// A disk.
+    Disk(Arc<LogicalUnit>),
+    /// Something that cannot be used, or nothing.
+    Trouble {
+        /// What.
+        code: Code,
+        /// For people.
+        reason: String,
+    },
+}
+
+struct Entry {
+    address: Address,
+    /// Devices and queues that use it.
+    users: u32,
+    /// Who it was when its users first saw it. Forgotten with the last of them.
+    first: Option<Identity>,
+    shown: Option<Shown>,
+    /// To be looked at again.
+    stale: bool,
+}
+
+/// See the module.
+pub struct Bus {
+    name: String,
+    host: Arc<dyn Host>,
+    version: AtomicU64,
+    state: Mutex<BusState>,
+    units: Mutex<Vec<Entry>>,
+    bells: Mutex<Vec<Weak<Bell>>>,
+    queues_open: AtomicU32,
+    landing_bound_ms: AtomicU64,
+    closing: AtomicBool,
+    called: AtomicBool,
+}
+
+impl Bus {
+    /// A bus by the name of `name` for people, whose control poller runs on `host`. `landing_bound`: how long after the end of this
+    /// process changes that it had in flight may still land, as far as is known yet.
+    pub fn new(name: &str, host: Arc<dyn Host>, landing_bound: Duration) -> Arc<Bus> {
+        Arc::new(Bus {
+            name: name.to_owned(),
+            host,
+            version: AtomicU64::new(1),
+            state: Mutex::new(BusState::Starting),
+            units: Mutex::default(),
+            bells: Mutex::default(),
+            queues_open: AtomicU32::new(0),
+            landing_bound_ms: AtomicU64::new(landing_bound.as_millis() as u64),
+            closing: AtomicBool::new(false),
+            called: AtomicBool::new(false),
+        })
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Grows whenever anything that devices show has changed.
+    #[inline]
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    /// As [`polypath_block::Device::landing_bound`].
+    pub fn landing_bound(&self) -> Duration {
+        Duration::from_millis(self.landing_bound_ms.load(Ordering::Relaxed))
+    }
+
+    /// The bound is this from now on, if it was less.
+    pub fn raise_landing_bound(&self, bound: Duration) {
+        self.landing_bound_ms.fetch_max(bound.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    // What drivers say.
+
+    /// Where the bus stands.
+    pub fn state(&self) -> BusState {
+        lock(&self.state).clone()
+    }
+
+    /// The bus stands elsewhere now.
+    pub fn set_state(&self, state: BusState) {
+        *lock(&self.state) = state;
+        self.announce();
+    }
+
+    /// Logical units that somebody uses and that have not been looked at since they were first asked for, or since something has
+    /// happened that may have changed them.
+    pub fn take_stale(&self) -> Vec<Address> {
+        let mut units = lock(&self.units);
+        let used = units.iter_mut().filter(|entry| entry.users > 0);
+        used.filter_map(|entry| std::mem::take(&mut entry.stale).then_some(entry.address)).collect()
+    }
+
+    /// Logical units that somebody uses.
+    pub fn in_use(&self) -> Vec<Address> {
+        lock(&self.units).iter().filter(|entry| entry.users > 0).map(|entry| entry.address).collect()
+    }
+
+    /// Logical units of which this holds are to be looked at again.
+    pub fn doubt_all(&self, which: impl Fn(&Shown) -> bool) {
+        for entry in lock(&self.units).iter_mut() {
+            entry.stale |= entry.shown.as_ref().is_some_and(&which);
+        }
+    }
+
+    /// All logical units in use are to be looked at: the way to them was lost in between.
+    pub fn all_stale(&self) {
+        lock(&self.units).iter_mut().for_each(|entry| entry.stale = true);
+    }
+
+    /// A probe of `address` has brought this.
+    pub fn show(&self, address: Address, shown: Shown) {
+        let mut units = lock(&self.units);
+        let Some(entry) = units.iter_mut().find(|entry| entry.address == address) else { return };
+        if let Shown::Disk(unit) = &shown {
+            let identity = &unit.info.identity;
+            if entry.users > 0 {
+                entry.first.get_or_insert_with(|| identity.clone());
+            }
+            if let Some((_, reason)) = entry.first.as_ref().and_then(|first| another(address, first, identity)) {
+                tracing::error!(path = %self.name, "{reason}");
+            }
+        }
+        entry.shown = Some(shown);
+        drop(units);
+        self.announce();
+    }
+
+    /// Has anybody called since the last time?
+    #[inline]
+    pub fn answer_call(&self) -> bool {
+        self.called.load(Ordering::Relaxed) && self.called.swap(false, Ordering::SeqCst)
+    }
+
+    /// Is there a call that was not answered?
+    pub fn is_called(&self) -> bool {
+        self.called.load(Ordering::SeqCst)
+    }
+
+    /// Has it been closed, so that it ends with its last queue?
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    /// Queues that are open.
+    pub fn queues_open(&self) -> u32 {
+        self.queues_open.load(Ordering::SeqCst)
+    }
+
+    // What users say.
+
+    /// Somebody uses the logical unit at `address` from now on.
+    ///
+    /// # Errors
+    /// [`OpenError::System`] when too many were ever asked for.
+    pub fn attach(self: &Arc<Self>, address: Address) -> Result<UnitUse, OpenError> {
+        let mut units = lock(&self.units);
+        let at = match units.iter().position(|entry| entry.address == address) {
+            Some(at) => at,
+            None if units.len() >= MOST_UNITS => {
+                let reason = format!("{MOST_UNITS} logical units were asked for, which is the most there can be");
+                return Err(OpenError::System { name: self.name.clone(), reason });
+            }
+            None => {
+                units.push(Entry { address, users: 0, first: None, shown: None, stale: true });
+                units.len() - 1
+            }
+        };
+        let entry = &mut units[at];
+        entry.users += 1;
+        if entry.first.is_none()
+            && let Some(Shown::Disk(unit)) = &entry.shown
+        {
+            entry.first = Some(unit.info.identity.clone());
+        }
+        drop(units);
+        self.call();
+        Ok(UnitUse { bus: self.clone(), at })
+    }
+
+    /// Ends it once its queues are closed. Idempotent.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.call();
+    }
+
+    /// Wakes the control poller.
+    pub fn call(&self) {
+        self.called.store(true, Ordering::SeqCst);
+        self.host.wake();
+    }
+
+    /// A queue is opened; its bell is rung whenever something changes.
+    ///
+    /// # Errors
+    /// When the bus is gone, or no bell is to be had.
+    pub(super) fn register_queue(&self) -> Result<Arc<Bell>, OpenError> {
+        if let BusState::Gone { reason } = self.state() {
+            return Err(OpenError::Gone { name: self.name.clone(), reason });
+        }
+        let system = |e: std::io::Error| OpenError::System {
+            name: self.name.clone(),
+            reason: format!("no eventfd for a queue: {e}; raise the limit of open files"),
+        };
+        let bell = Arc::new(Bell::new().map_err(system)?);
+        lock(&self.bells).push(Arc::downgrade(&bell));
+        self.queues_open.fetch_add(1, Ordering::SeqCst);
+        Ok(bell)
+    }
+
+    pub(super) fn release_queue(&self) {
+        self.queues_open.fetch_sub(1, Ordering::SeqCst);
+        self.call();
+    }
+
+    fn announce(&self) {
+        self.version.fetch_add(1, Ordering::SeqCst);
+        lock(&self.bells).retain(|bell| match bell.upgrade() {
+            Some(bell) => {
+                bell.ring();
+                true
+            }
+            None => false,
+        });
+        self.host.wake();
+    }
+}
+
+impl std::fmt::Debug for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bus").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Somebody uses a logical unit: who it was when he first saw it is held against what it shows later.
+pub struct UnitUse {
+    bus: Arc<Bus>,
+    at: usize,
+}
+
+impl UnitUse {
+    /// The bus.
+    pub fn bus(&self) -> &Arc<Bus> {
+        &self.bus
+    }
+
+    /// How queues of the bus name it. Never [`UnitId::ONLY`].
+    pub fn id(&self) -> UnitId {
+        UnitId(self.at as u64 + 1)
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> Address {
+        lock(&self.bus.units)[self.at].address
+    }
+
+    /// It may have changed: it is to be looked at again.
+    pub fn doubt(&self) {
+        lock(&self.bus.units)[self.at].stale = true;
+        self.bus.call();
+    }
+
+    /// What it showed last, if that is who it was before. `None`: nothing yet.
+    pub fn shown(&self) -> Option<Shown> {
+        let units = lock(&self.bus.units);
+        let entry = &units[self.at];
+        let shown = entry.shown.clone()?;
+        Some(match (&shown, &entry.first) {
+            (Shown::Disk(unit), Some(first)) => match another(entry.address, first, &unit.info.identity) {
+                Some((code, reason)) => Shown::Trouble { code, reason },
+                None => shown,
+            },
+            _ => shown,
+        })
+    }
+
+    /// Is `found`, seen on a way of its own, who it was for its users?
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self, found: &Identity) -> Result<(), (Code, String)> {
+        let mut units = lock(&self.bus.units);
+        let entry = &mut units[self.at];
+        let first = entry.first.get_or_insert_with(|| found.clone());
+        another(entry.address, first, found).map_or(Ok(()), Err)
+    }
+
+    /// The state of the device that it is.
+    pub fn device_state(&self) -> DeviceState {
+        match self.bus.state() {
+            BusState::Starting => DeviceState::Starting,
+            BusState::Down { cause, reason } => DeviceState::Down { cause, reason },
+            BusState::Gone { reason } => DeviceState::Gone { reason },
+            BusState::Up => match self.shown() {
+                None => DeviceState::Starting,
+                Some(Shown::Disk(unit)) => DeviceState::Live(unit.info.clone()),
+                Some(Shown::Trouble { code, reason }) => {
+                    DeviceState::Down { cause: code, reason: format!("{}: {reason}", self.bus.name) }
+                }
+            },
+        }
+    }
+}
+
+impl Clone for UnitUse {
+    fn clone(&self) -> Self {
+        lock(&self.bus.units)[self.at].users += 1;
+        UnitUse { bus: self.bus.clone(), at: self.at }
+    }
+}
+
+impl Drop for UnitUse {
+    fn drop(&mut self) {
+        let mut units = lock(&self.bus.units);
+        let entry = &mut units[self.at];
+        entry.users -= 1;
+        if entry.users == 0 {
+            (entry.first, entry.stale) = (None, true);
+            drop(units);
+            self.bus.announce();
+        }
+    }
+}
+
+/// Opens units of queues by their number.
+pub(super) fn unit_of(bus: &Arc<Bus>, id: UnitId) -> Option<UnitUse> {
+    let at = usize::try_from(id.0.checked_sub(1)?).ok()?;
+    lock(&bus.units).get_mut(at)?.users += 1;
+    Some(UnitUse { bus: bus.clone(), at })
+}
+
+/// Why what is there now cannot be what was there first.
+fn another(address: Address, first: &Identity, now: &Identity) -> Option<(Code, String)> {
+    let same_place = first.identifiers.iter().any(|i| now.identifiers.contains(i));
+    match first.compare(now) {
+        Verdict::Same => None,
+        Verdict::Unknown if same_place => None,
+        Verdict::Different | Verdict::Unknown => {
+            let reason = format!(
+                "another disk answers at LUN {}: it was {:?} and is {:?}",
+                address.lun, first.identifiers, now.identifiers
+            );
+            Some((Code::PathIdentity, reason))
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

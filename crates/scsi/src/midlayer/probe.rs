@@ -1,0 +1,478 @@
+//! The probe of a logical unit: who is there, and what it takes. A state machine without a queue and without a clock.
+//!
+//! TEST UNIT READY until it has nothing to report any more → INQUIRY → vital product data pages 00h, 83h, 80h, B0h, B2h → READ CAPACITY →
+//! MODE SENSE → REPORT TARGET PORT GROUPS. What a device does not know it is not asked for again, and missed only where a disk cannot
+//! be used without it: its size, and its block length.
+
+use super::task::{Answer, TaskLimits};
+use crate::alua::TargetPortGroups;
+use crate::capacity::{Capacity10, Capacity16};
+use crate::cdb::{Form, PageControl, PowerCondition, StartStop};
+use crate::inquiry::{Inquiry, Qualifier};
+use crate::mode::{self, Caching, Header, ModeData};
+use crate::sense::key;
+use crate::vpd::{self, BlockLimits, DeviceIdentification, Provisioning};
+use crate::{Again, Cdb, Meaning, ParseError, ScsiStatus, meaning};
+use polypath_block::{Access, CacheDomain, Code, DeviceInfo, Geometry, Identifier, Identity, Limits};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a step is tried again at once: a logical unit has several attentions to report, not many.
+const MOST_TRIES: u32 = 32;
+/// How long a logical unit may take to become ready.
+const READY: Duration = Duration::from_secs(60);
+/// Pause between two looks at one that is not ready yet.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Octets of data asked for at a time; no structure that we read has more that matters.
+const ALLOCATION: u16 = 2048;
+/// Transfer of one command to a device that says nothing of a limit.
+const TRANSFER: u32 = 1 << 20;
+
+/// Said of a LUN that has nobody behind it.
+const NOBODY: &str =
+    "the target has no logical unit at this LUN; expected one that it shows to us (discover lists them)";
+
+/// What a disk queue needs of a disk to make its commands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DiskTraits {
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Blocks.
+    pub blocks: u64,
+    /// Limits and abilities.
+    pub limits: Limits,
+    /// Which READ and WRITE it is sent.
+    pub form: Form,
+    /// It has SYNCHRONIZE CACHE(16) and WRITE SAME(16).
+    pub wide: bool,
+    /// What WRITE SAME unmaps reads as zeroes.
+    pub zero_by_unmap: bool,
+}
+
+impl DiskTraits {
+    /// Of no disk.
+    pub const NONE: DiskTraits = DiskTraits {
+        block_size: 512,
+        blocks: 0,
+        limits: Limits::UNLIMITED,
+        form: Form::Ten,
+        wide: false,
+        zero_by_unmap: false,
+    };
+}
+
+/// A disk that was found.
+#[derive(Clone, Debug)]
+pub struct LogicalUnit {
+    /// As its device shows it.
+    pub info: Arc<DeviceInfo>,
+    /// As its queues need it.
+    pub traits: DiskTraits,
+    /// What it says of itself, for people: vendor, product, revision, serial number.
+    pub label: String,
+    /// The target port group of the port that answered, where it has any.
+    pub port_group: Option<u16>,
+}
+
+/// What a probe wants next.
+#[derive(Debug)]
+pub enum ProbeStep {
+    /// This command with room for so many octets of data; then one of [`Probe::good`], [`Probe::answered`], [`Probe::unanswered`].
+    Send {
+        /// The command.
+        cdb: Cdb,
+        /// Octets.
+        data_in: u32,
+    },
+    /// Nothing for so long.
+    Wait(Duration),
+    /// It is a disk that can be used.
+    Done(Box<LogicalUnit>),
+    /// It is not.
+    Failed {
+        /// What it comes to.
+        code: Code,
+        /// For people.
+        reason: String,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    Ready,
+    Start,
+    Inquiry,
+    Pages,
+    Identification,
+    Serial,
+    Limits,
+    Provisioning,
+    Capacity16,
+    Capacity10,
+    Mode,
+    PortGroups,
+    Done,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Probe {
+    step: Step,
+    /// Of the step.
+    tries: u32,
+    waited: Duration,
+    pausing: bool,
+    started: bool,
+    failed: Option<(Code, String)>,
+    task_limits: TaskLimits,
+    queues: u16,
+    place: String,
+    inquiry: Option<Inquiry>,
+    pages: Vec<u8>,
+    ids: DeviceIdentification,
+    serial: Option<String>,
+    limits: Option<BlockLimits>,
+    provisioning: Option<Provisioning>,
+    capacity: Option<Capacity16>,
+    /// It has no READ CAPACITY(16), so that it has none of the long commands either.
+    short: bool,
+    write_protected: bool,
+    fua: bool,
+    caching: Option<Caching>,
+    access: Access,
+}
+
+impl Probe {
+    /// A probe of the logical unit that is known as `place` where it has no name of its own. `queues`: how many can be opened to it.
+    pub fn new(task_limits: TaskLimits, queues: u16, place: String) -> Self {
+        Probe {
+            step: Step::Ready,
+            tries: 0,
+            waited: Duration::ZERO,
+            pausing: false,
+            started: false,
+            failed: None,
+            task_limits,
+            queues,
+            place,
+            inquiry: None,
+            pages: Vec::new(),
+            ids: DeviceIdentification { designators: Vec::new() },
+            serial: None,
+            limits: None,
+            provisioning: None,
+            capacity: None,
+            short: false,
+            write_protected: false,
+            fua: false,
+            caching: None,
+            access: Access::Optimized,
+        }
+    }
+
+    /// What it wants next.
+    pub fn step(&mut self) -> ProbeStep {
+        if let Some((code, reason)) = self.failed.clone() {
+            return ProbeStep::Failed { code, reason };
+        }
+        if std::mem::take(&mut self.pausing) {
+            self.waited += PAUSE;
+            return ProbeStep::Wait(PAUSE);
+        }
+        let (cdb, data_in) = match self.step {
+            Step::Ready => (Cdb::test_unit_ready(), 0),
+            Step::Start => (Cdb::start_stop_unit(start()), 0),
+            Step::Inquiry => (Cdb::inquiry(Inquiry::LEN as u16), Inquiry::LEN as u32),
+            Step::Pages => page(vpd::code::SUPPORTED_PAGES),
+            Step::Identification => page(vpd::code::DEVICE_IDENTIFICATION),
+            Step::Serial => page(vpd::code::UNIT_SERIAL_NUMBER),
+            Step::Limits => page(vpd::code::BLOCK_LIMITS),
+            Step::Provisioning => page(vpd::code::LOGICAL_BLOCK_PROVISIONING),
+            Step::Capacity16 => (Cdb::read_capacity_16(Capacity16::LEN as u32), Capacity16::LEN as u32),
+            Step::Capacity10 => (Cdb::read_capacity_10(), Capacity10::LEN as u32),
+            Step::Mode => {
+                (Cdb::mode_sense_10(PageControl::Current, mode::page::CACHING, 0, ALLOCATION), ALLOCATION.into())
+            }
+            Step::PortGroups => (Cdb::report_target_port_groups(false, ALLOCATION.into()), ALLOCATION.into()),
+            Step::Done => return self.found(),
+        };
+        ProbeStep::Send { cdb, data_in }
+    }
+
+    /// The command ended GOOD with all the data that were asked for.
+    pub fn good(&mut self, data: &[u8]) {
+        self.take(data);
+    }
+
+    /// The command was answered otherwise; `data` are what it moved all the same.
+    pub fn answered(&mut self, answer: &Answer, data: &[u8]) {
+        match meaning(answer.status, answer.sense.as_ref()) {
+            Meaning::Done => self.take(data),
+            Meaning::UnitAttention(_) | Meaning::Deferred(_) => self.again(false),
+            Meaning::Again(again) => {
+                let now = matches!(again, Again::Damaged | Again::Aborted | Again::NothingWrong);
+                self.again(!now);
+            }
+            Meaning::Failed(status) => self.refused(status.code, answer),
+        }
+    }
+
+    /// The command was not answered.
+    pub fn unanswered(&mut self, code: Code) {
+        let reason = format!("{:?} was not answered: {}", self.step, polypath_block::Status::new(code));
+        self.failed = Some((code, reason));
+    }
+
+    fn again(&mut self, later: bool) {
+        self.tries += 1;
+        if (later && self.waited >= READY) || (!later && self.tries > MOST_TRIES) {
+            let reason = format!("it is not ready ({:?}, {} ms)", self.step, self.waited.as_millis());
+            self.failed = Some((Code::PathBusy, reason));
+        }
+        self.pausing = later;
+    }
+
+    fn go(&mut self, step: Step) {
+        (self.step, self.tries) = (step, 0);
+    }
+
+    /// The next of `steps` that it has a page for.
+    fn go_to_page(&mut self, steps: &[(Step, u8)], otherwise: Step) {
+        let known = steps.iter().find(|(_, code)| self.pages.contains(code));
+        self.go(known.map_or(otherwise, |(step, _)| *step));
+    }
+
+    fn after(&mut self, step: Step) {
+        use vpd::code::{BLOCK_LIMITS, DEVICE_IDENTIFICATION, LOGICAL_BLOCK_PROVISIONING, UNIT_SERIAL_NUMBER};
+        let pages = [
+            (Step::Identification, DEVICE_IDENTIFICATION),
+            (Step::Serial, UNIT_SERIAL_NUMBER),
+            (Step::Limits, BLOCK_LIMITS),
+            (Step::Provisioning, LOGICAL_BLOCK_PROVISIONING),
+        ];
+        let rest = match step {
+            Step::Identification => 1,
+            Step::Serial => 2,
+            Step::Limits => 3,
+            Step::Provisioning => 4,
+            _ => 0,
+        };
+        self.go_to_page(&pages[rest..], Step::Capacity16);
+    }
+
+    fn take(&mut self, data: &[u8]) {
+        if let Err(error) = self.take_data(data) {
+            let reason = format!("{:?}: {error}", self.step);
+            match self.step {
+                // What it says of itself beyond its size may be as wrong as it likes.
+                Step::Pages | Step::Identification | Step::Serial | Step::Limits | Step::Provisioning => {
+                    tracing::warn!(place = %self.place, %reason, "a logical unit describes itself badly");
+                    self.after(self.step);
+                }
+                Step::Mode => self.after_mode(),
+                Step::PortGroups => self.go(Step::Done),
+                _ => self.failed = Some((Code::PathProtocol, reason)),
+            }
+        }
+    }
+
+    fn take_data(&mut self, data: &[u8]) -> Result<(), ParseError> {
+        match self.step {
+            Step::Ready => self.go(Step::Inquiry),
+            Step::Start => self.go(Step::Ready),
+            Step::Inquiry => {
+                let inquiry = Inquiry::parse(data)?;
+                let qualifier = inquiry.qualifier;
+                let (is_disk, kind) = (inquiry.is_disk(), inquiry.device_type);
+                self.inquiry = Some(inquiry);
+                if qualifier != Qualifier::Connected {
+                    self.failed = Some((Code::PathNoAccess, NOBODY.into()));
+                } else if !is_disk {
+                    let reason = format!("it is no disk (peripheral device type {kind:02X}h)");
+                    self.failed = Some((Code::PathNoAccess, reason));
+                }
+                self.go(Step::Pages);
+            }
+            Step::Pages => {
+                self.pages = vpd::supported_pages(data)?.to_vec();
+                self.after(Step::Pages);
+            }
+            Step::Identification => {
+                self.ids = DeviceIdentification::parse(data)?;
+                self.after(Step::Identification);
+            }
+            Step::Serial => {
+                self.serial = Some(vpd::unit_serial_number(data)?);
+                self.after(Step::Serial);
+            }
+            Step::Limits => {
+                self.limits = Some(BlockLimits::parse(data)?);
+                self.after(Step::Limits);
+            }
+            Step::Provisioning => {
+                self.provisioning = Some(Provisioning::parse(data)?);
+                self.after(Step::Provisioning);
+            }
+            Step::Capacity16 => self.capacity(Capacity16::parse(data)?),
+            Step::Capacity10 => {
+                let capacity = Capacity10::parse(data)?;
+                match capacity.geometry() {
+                    Some(geometry) => self.capacity(Capacity16::of(geometry)),
+                    None => {
+                        let reason = "it has more blocks than READ CAPACITY(10) can tell, and no READ CAPACITY(16)";
+                        self.failed = Some((Code::PathNoAccess, reason.into()));
+                    }
+                }
+            }
+            Step::Mode => {
+                let mode = ModeData::parse(data, Header::Ten)?;
+                (self.write_protected, self.fua) = (mode.write_protected, mode.dpo_fua);
+                self.caching = mode.caching();
+                self.after_mode();
+            }
+            Step::PortGroups => {
+                let groups = TargetPortGroups::parse(data)?;
+                if let Some(group) = self.ids.target_port_group().and_then(|id| groups.group(id)) {
+                    self.access = group.state.access();
+                }
+                self.go(Step::Done);
+            }
+            Step::Done => {}
+        }
+        Ok(())
+    }
+
+    fn capacity(&mut self, capacity: Capacity16) {
+        match capacity.geometry().check() {
+            Ok(()) => {
+                self.capacity = Some(capacity);
+                self.go(Step::Mode);
+            }
+            Err(error) => self.failed = Some((Code::PathNoAccess, format!("READ CAPACITY: {error}"))),
+        }
+    }
+
+    fn after_mode(&mut self) {
+        let reports = self.inquiry.as_ref().is_some_and(|i| i.tpgs.reports());
+        self.go(if reports { Step::PortGroups } else { Step::Done });
+    }
+
+    /// It does not do this step, or not now.
+    fn refused(&mut self, code: Code, answer: &Answer) {
+        let sense = answer.sense.map_or_else(String::new, |sense| format!(": {sense}"));
+        let start = answer.sense.is_some_and(|s| s.is(key::NOT_READY, 0x04, 0x02));
+        match self.step {
+            // Initializing command required.
+            Step::Ready if start && !self.started => {
+                self.started = true;
+                self.go(Step::Start);
+            }
+            Step::Ready | Step::Inquiry if answer.sense.is_some_and(|s| s.is(key::ILLEGAL_REQUEST, 0x25, 0)) => {
+                self.failed = Some((Code::PathNoAccess, NOBODY.into()));
+            }
+            // Standby and unavailable ports answer these, and say what they are.
+            Step::Ready if answer.sense.is_some_and(|s| s.key == key::NOT_READY) => {
+                self.go(Step::Inquiry);
+            }
+            Step::Pages | Step::Identification | Step::Serial | Step::Limits | Step::Provisioning => {
+                self.after(self.step);
+            }
+            Step::Capacity16 if code == Code::Unsupported || code == Code::Invalid => {
+                self.short = true;
+                self.go(Step::Capacity10);
+            }
+            Step::Mode => self.after_mode(),
+            Step::PortGroups => self.go(Step::Done),
+            _ => {
+                let what = answer.status;
+                let code = if answer.status == ScsiStatus::RESERVATION_CONFLICT { code } else { path_code(code) };
+                self.failed = Some((code, format!("{:?} was refused with {what}{sense}", self.step)));
+            }
+        }
+    }
+
+    fn found(&mut self) -> ProbeStep {
+        let (Some(inquiry), Some(capacity)) = (&self.inquiry, &self.capacity) else {
+            return ProbeStep::Failed { code: Code::PathProtocol, reason: "the probe has found nothing".into() };
+        };
+        let geometry = capacity.geometry();
+        let traits = self.traits(geometry, inquiry);
+        let serial = self.serial.as_deref().map(str::trim).filter(|s| !s.is_empty());
+        let mut identifiers = self.ids.identifiers();
+        let place = format!("{}/{}", self.place, serial.unwrap_or_default());
+        if !identifiers.iter().any(Identifier::is_worldwide) {
+            identifiers.push(Identifier::Place(place.clone()));
+        }
+        let named = identifiers.iter().find(|i| i.is_worldwide());
+        let cache = named.map_or_else(|| format!("scsi:{place}"), |name| format!("scsi:{name}"));
+        let info = DeviceInfo {
+            geometry,
+            limits: traits.limits,
+            identity: Identity { identifiers, cache_domain: CacheDomain(cache) },
+            access: self.access,
+            max_queues: self.queues,
+            max_depth: self.task_limits.depth,
+        };
+        let label = [&inquiry.vendor, &inquiry.product, &inquiry.revision].map(|s| s.trim()).join(" ");
+        let label = serial.map_or(label.clone(), |serial| format!("{label} {serial}"));
+        let port_group = self.ids.target_port_group();
+        ProbeStep::Done(Box::new(LogicalUnit { info: Arc::new(info), traits, label, port_group }))
+    }
+
+    fn traits(&self, geometry: Geometry, inquiry: &Inquiry) -> DiskTraits {
+        let Geometry { block_size, blocks } = geometry;
+        let wide = !self.short;
+        let limits = self.limits.unwrap_or_default();
+        let provisioning = self.provisioning.as_ref();
+        let bytes = |count: u32| count.saturating_mul(block_size);
+        let least = [bytes(limits.max_transfer_blocks), self.task_limits.max_transfer_bytes, TRANSFER];
+        let mut transfer = least.into_iter().filter(|&n| n > 0).min().unwrap_or(TRANSFER);
+        if !wide {
+            transfer = transfer.min(bytes(u16::MAX.into()));
+        }
+        let same = provisioning.is_some_and(|p| p.write_same_16);
+        let zeroes = match limits.max_write_same_blocks {
+            0 if same && wide => bytes_to_blocks(TRANSFER, block_size),
+            n if wide => u32::try_from(n).unwrap_or(u32::MAX),
+            _ => 0,
+        };
+        let unmap = provisioning.is_some_and(|p| p.unmap) && limits.max_unmap_descriptors > 0;
+        DiskTraits {
+            block_size,
+            blocks,
+            limits: Limits {
+                max_transfer_bytes: transfer - transfer % block_size,
+                max_segments: self.task_limits.max_segments,
+                max_write_zeroes_blocks: zeroes,
+                max_discard_blocks: if unmap { limits.max_unmap_blocks } else { 0 },
+                discard_granularity_blocks: limits.unmap_granularity_blocks.max(1),
+                optimal_blocks: limits.optimal_transfer_blocks,
+                // One that does not tell may have one: a flush that is not needed costs little.
+                write_cache: self.caching.as_ref().is_none_or(|c| c.write_cache),
+                fua: self.fua,
+                compare: false,
+                read_only: self.write_protected,
+            },
+            form: if wide && (blocks > u64::from(u32::MAX) || inquiry.protect) { Form::Sixteen } else { Form::Ten },
+            wide,
+            zero_by_unmap: same && provisioning.is_some_and(|p| p.reads_zeroes),
+        }
+    }
+}
+
+fn bytes_to_blocks(bytes: u32, block_size: u32) -> u32 {
+    (bytes / block_size.max(1)).max(1)
+}
+
+fn page(code: u8) -> (Cdb, u32) {
+    (Cdb::inquiry_vpd(code, ALLOCATION), ALLOCATION.into())
+}
+
+fn start() -> StartStop {
+    StartStop { immed: false, start: true, load_eject: false, no_flush: false, condition: PowerCondition(0) }
+}
+
+/// What keeps a logical unit from being used concerns this path: another one may do.
+fn path_code(code: Code) -> Code {
+    if polypath_block::Status::new(code).scope() == polypath_block::Scope::Path { code } else { Code::PathNoAccess }
+}

@@ -1,0 +1,407 @@
+//! A disk queue: requests to the logical units of one bus, over a driver's queue of tasks.
+//!
+//! It knows blocks and disks and nothing of how a task is carried. What a request becomes, when a task is sent again (unit attentions,
+//! BUSY, TASK SET FULL) and when not (whatever was carried out, or may have been), what an answer means, and how a task is ended
+//! that takes too long: all of it is here, once for all drivers.
+
+mod command;
+mod ladder;
+mod requests;
+mod single;
+mod units;
+
+pub use single::LogicalUnitQueue;
+
+use super::bus::Bus;
+use super::task::{Answer, Outcome, TaskDone, TaskEnd, TaskQueue};
+use super::{DiskConfig, Recovery};
+use crate::{Again, Meaning, meaning};
+pub(super) use command::Memory;
+use ladder::Ladder;
+use polypath_block::{
+    Armed, Code, ControllerQueue, Cx, Done, Health, Io, Op, OpenError, Proof, QueueConfig, QueueFence, Refused,
+    RefusedWhy, Rest, SlotKey, Splitter, Status, Time, Unit, UnitId, Waits,
+};
+use polypath_net::Bell;
+use requests::{Requests, Stage};
+use std::sync::Arc;
+use std::time::Duration;
+use units::{Change, PROBE_TAG, Units};
+
+/// How often a task is sent again at once after a unit attention: a logical unit has several to report, not many.
+const MOST_TRIES: u8 = 32;
+/// ILLEGAL REQUEST, LOGICAL UNIT NOT SUPPORTED, as a status carries it.
+const NO_UNIT: u32 = 0x05_25_00;
+/// Pause before a task is sent again that was refused for now.
+const AGAIN: Duration = Duration::from_millis(5);
+
+/// See the module.
+pub struct DiskQueue<Q> {
+    tasks: Q,
+    bus: Arc<Bus>,
+    bell: Arc<Bell>,
+    config: DiskConfig,
+    units: Units,
+    requests: Requests,
+    memory: Memory,
+    taken: TaskDone,
+    ladder: Ladder,
+    nexus: u64,
+    closing: bool,
+}
+
+impl<Q: TaskQueue> DiskQueue<Q> {
+    /// A queue over `tasks`, which belong to `bus`.
+    ///
+    /// # Errors
+    /// [`OpenError`]: no memory, no descriptor, or the bus is gone.
+    pub fn new(tasks: Q, bus: Arc<Bus>, disk: DiskConfig, config: QueueConfig) -> Result<Self, OpenError> {
+        let slots = config.depth.max(tasks.limits().depth).clamp(1, 8192);
+        let system = |reason: String| OpenError::System { name: bus.name().to_owned(), reason };
+        let memory = Memory::new(slots).map_err(|e| system(e.to_string()))?;
+        let bell = bus.register_queue()?;
+        bell.ring();
+        Ok(DiskQueue {
+            ladder: Ladder::new(&disk),
+            tasks,
+            bus,
+            bell,
+            config: disk,
+            units: Units::new(),
+            requests: Requests::new(slots),
+            memory,
+            taken: TaskDone::with_capacity(usize::from(slots) + 8),
+            nexus: 0,
+            closing: false,
+        })
+    }
+
+    #[inline]
+    fn takes(&self, unit: Unit) -> bool {
+        !self.closing
+            && self.tasks.health() != Health::Down
+            && self.tasks.nexus() == self.nexus
+            && self.units.takes(unit)
+    }
+
+    #[inline]
+    fn take(&mut self, cx: &mut Cx<'_>, unit: Unit, io: &Io) -> Result<(), RefusedWhy> {
+        if !self.takes(unit) {
+            return Err(RefusedWhy::Gone);
+        }
+        if self.requests.is_full() {
+            return Err(RefusedWhy::Full);
+        }
+        let Some(state) = self.units.get(unit) else { return Err(RefusedWhy::Gone) };
+        let traits = &state.traits;
+        let checked = traits.limits.check(io, traits.blocks, traits.block_size, cx.segs);
+        if let Err(status) = checked.and_then(|()| command::check_memory(io, traits.block_size, cx.segs)) {
+            self.requests.refuse(io.tag, status);
+            return Ok(());
+        }
+        if !traits.limits.fits(io, traits.block_size, cx.segs) {
+            let splitter = Splitter::new(*io, &traits.limits, traits.block_size);
+            if !self.requests.insert_cut(unit, io.tag, splitter) {
+                return Err(RefusedWhy::Full);
+            }
+            self.feed(cx);
+            return Ok(());
+        }
+        let Some(key) = self.requests.insert(unit, io, cx.now) else { return Err(RefusedWhy::Full) };
+        if self.requests.has_backlog() || !self.room_at_unit(key) || !self.send(cx, key) {
+            self.requests.wait(key, cx.now);
+        }
+        Ok(())
+    }
+
+    /// Sends a part; `false` when it cannot be now.
+    #[inline]
+    fn send(&mut self, cx: &mut Cx<'_>, key: SlotKey) -> bool {
+        let Some(part) = self.requests.get_mut(key) else { return true };
+        let Some(state) = self.units.get(part.unit).filter(|_| self.units.is_usable(part.unit)) else { return false };
+        let Some((cdb, data)) = command::build(&part.io, &state.traits, &self.memory, cx.segs, key.index()) else {
+            return false;
+        };
+        let task = state.task(key.as_u32().into(), cdb, data, part.io.op.changes_medium());
+        let sent = self.tasks.submit(cx, &task).is_ok();
+        if sent {
+            part.sent(cx.now);
+            self.ladder.started(cx.now);
+        }
+        sent
+    }
+
+    /// Sends what waits, as far as there is room.
+    #[inline(never)]
+    fn feed(&mut self, cx: &mut Cx<'_>) {
+        loop {
+            let DiskQueue { requests, units, .. } = self;
+            let ready = |unit: Unit| units.is_usable(unit);
+            let Some(key) = requests.next(cx.segs, cx.now, ready) else { return };
+            if !self.room_at_unit(key) || !self.send(cx, key) {
+                self.requests.wait(key, cx.now);
+                return;
+            }
+        }
+    }
+
+    /// A logical unit that has said TASK SET FULL is not given more than it held then.
+    fn room_at_unit(&self, key: SlotKey) -> bool {
+        let Some(part) = self.requests.get(key) else { return true };
+        let allowed = self.units.get(part.unit).map_or(u16::MAX, |u| u.allowed);
+        allowed == u16::MAX || self.requests.in_flight(part.unit) < usize::from(allowed.max(1))
+    }
+
+    /// Takes what the driver has found.
+    #[inline]
+    fn harvest(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
+        let mut taken = std::mem::take(&mut self.taken);
+        self.tasks.poll(cx, &mut taken);
+        for &tag in &taken.good {
+            if tag & PROBE_TAG == 0 {
+                self.requests.good(SlotKey::from_u32(tag as u32), done);
+            } else {
+                self.units.probe_good(tag, &self.memory);
+            }
+        }
+        if !(taken.ends.is_empty() && taken.suspects.is_empty() && taken.recoveries.is_empty()) {
+            self.harvest_rare(cx, &taken, done);
+        }
+        taken.clear();
+        self.taken = taken;
+    }
+
+    #[cold]
+    fn harvest_rare(&mut self, cx: &mut Cx<'_>, taken: &TaskDone, done: &mut Done) {
+        for suspect in &taken.suspects {
+            self.requests.suspect(SlotKey::from_u32(suspect.tag as u32), suspect.cause, suspect.fence, done);
+        }
+        for end in &taken.ends {
+            if end.tag & PROBE_TAG == 0 {
+                self.end(cx, end, done);
+            } else {
+                self.units.probe_ended(end, &self.memory);
+            }
+        }
+        for recovery in &taken.recoveries {
+            let DiskQueue { ladder, requests, .. } = self;
+            ladder.answered(recovery, requests, cx.now);
+        }
+    }
+
+    /// A task of a request has ended otherwise than well.
+    fn end(&mut self, cx: &mut Cx<'_>, end: &TaskEnd, done: &mut Done) {
+        let key = SlotKey::from_u32(end.tag as u32);
+        let Some(part) = self.requests.get(key) else { return };
+        let (unit, stage) = (part.unit, part.stage);
+        match &end.outcome {
+            Outcome::Answered(answer) => self.judge(cx, key, unit, answer, done),
+            Outcome::BadMemory => drop(self.requests.end(key, Code::BadMemory.into(), end.proof, done)),
+            Outcome::Lost(code) => {
+                // Ended because we asked for it: that was because no answer came.
+                let code = if matches!(stage, Stage::Ending(..)) { Code::PathTimeout } else { *code };
+                self.requests.lost(key, code, end.proof, done);
+            }
+        }
+    }
+
+    /// The device server has answered: what does that mean?
+    fn judge(&mut self, cx: &mut Cx<'_>, key: SlotKey, unit: Unit, answer: &Answer, done: &mut Done) {
+        let Some(part) = self.requests.get(key) else { return };
+        let (tries, first, op) = (part.tries, part.first, part.io.op);
+        let fail = |this: &mut Self, status: Status, done: &mut Done| {
+            this.requests.end(key, status, Proof::Answered, done);
+        };
+        match meaning(answer.status, answer.sense.as_ref()) {
+            // Less than was asked for, and called good: the data are not what they should be.
+            Meaning::Done if op.has_data() && !self.is_whole(key, unit, answer) => {
+                fail(self, Code::PathProtocol.into(), done);
+            }
+            Meaning::Done => drop(self.requests.good(key, done)),
+            // tgt answers "logical unit not supported" to an UNMAP that it cannot do: is the unit gone, or the command none?
+            Meaning::Failed(status) if status.detail == NO_UNIT && matches!(op, Op::Discard | Op::WriteZeroes) => {
+                self.units.doubt(unit);
+                fail(self, Status::with_detail(Code::Unsupported, NO_UNIT), done);
+            }
+            Meaning::Failed(status) | Meaning::Deferred(status) => fail(self, status, done),
+            // Another path may have access at once.
+            meant @ Meaning::Again(Again::Transition) => fail(self, meant.give_up(answer.sense.as_ref()), done),
+            meant @ (Meaning::UnitAttention(_) | Meaning::Again(_))
+                if tries >= MOST_TRIES || cx.now.since(first) >= self.config.busy_limit =>
+            {
+                fail(self, meant.give_up(answer.sense.as_ref()), done);
+            }
+            Meaning::UnitAttention(attention) => {
+                self.units.attention(unit, attention);
+                self.requests.wait(key, cx.now);
+            }
+            Meaning::Again(again) => {
+                if again == Again::TaskSetFull {
+                    let held = self.requests.in_flight(unit).saturating_sub(1).max(1);
+                    if let Some(state) = self.units.get_mut(unit) {
+                        state.allowed = u16::try_from(held).unwrap_or(u16::MAX);
+                    }
+                }
+                self.requests.wait(key, cx.now.after(AGAIN));
+            }
+        }
+    }
+
+    fn is_whole(&self, key: SlotKey, unit: Unit, answer: &Answer) -> bool {
+        let (Some(part), Some(state)) = (self.requests.get(key), self.units.get(unit)) else { return true };
+        u64::from(answer.moved) >= part.io.data_len(state.traits.block_size)
+    }
+
+    /// The way has come up, or gone.
+    #[inline]
+    fn follow(&mut self, done: &mut Done) {
+        let (down, nexus) = (self.tasks.health() == Health::Down, self.tasks.nexus());
+        if !down && nexus == self.nexus {
+            return;
+        }
+        if nexus != self.nexus {
+            self.units.forget();
+            self.nexus = nexus;
+        }
+        if self.requests.has_backlog() {
+            let code = self.tasks.trouble().map_or(Code::PathLost, |(code, _)| code);
+            let code = if Status::new(code).scope() == polypath_block::Scope::Path { code } else { Code::PathLost };
+            self.requests.end_all_waiting(code, done);
+        }
+    }
+
+    /// Looks at all time limits.
+    #[cold]
+    fn check_time(&mut self, cx: &mut Cx<'_>) {
+        for (key, rung) in self.requests.late(cx.now, self.config.io_timeout, self.config.grace) {
+            let Some(part) = self.requests.get(key) else { continue };
+            let Some(state) = self.units.get(part.unit) else { continue };
+            let (address, unit) = (state.address, part.unit);
+            let mut rung = self.ladder.next(rung);
+            loop {
+                let step = self.ladder.step(rung, key.as_u32().into(), address);
+                tracing::warn!(
+                    path = %self.bus.name(), lun = %address.lun, ?step, unit = unit.0,
+                    "a task is not answered within {} ms", self.config.io_timeout.as_millis()
+                );
+                if self.tasks.recover(cx, step, key.as_u32().into()) || step == Recovery::ResetHost {
+                    break;
+                }
+                rung += 1;
+            }
+            if let Some(part) = self.requests.get_mut(key)
+                && !matches!(part.stage, Stage::Suspect)
+            {
+                part.stage = Stage::Ending(rung, cx.now);
+            }
+        }
+    }
+
+    fn shut(&mut self, cx: &mut Cx<'_>) {
+        self.memory.release(cx.segs);
+        self.tasks.close(cx);
+    }
+}
+
+impl<Q: TaskQueue> ControllerQueue for DiskQueue<Q> {
+    fn open_unit(&mut self, id: UnitId) -> Result<Unit, OpenError> {
+        let unit = self.units.open(&self.bus, id)?;
+        self.bell.ring();
+        Ok(unit)
+    }
+
+    fn close_unit(&mut self, unit: Unit) {
+        self.units.close(unit);
+    }
+
+    #[inline]
+    fn submit(&mut self, cx: &mut Cx<'_>, unit: Unit, io: Io) -> Result<(), Refused> {
+        self.take(cx, unit, &io).map_err(|why| Refused { io, why })
+    }
+
+    fn submit_all(&mut self, cx: &mut Cx<'_>, unit: Unit, ios: &[Io]) -> Result<(), Rest> {
+        for (taken, io) in ios.iter().enumerate() {
+            self.take(cx, unit, io).map_err(|why| Rest { taken, why })?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn kick(&mut self, cx: &mut Cx<'_>) {
+        self.tasks.kick(cx);
+    }
+
+    fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
+        self.bell.rise();
+        if !self.memory.is_ready() && !self.closing {
+            self.memory.reserve(cx.segs);
+        }
+        let rung = self.bell.answer();
+        self.harvest(cx, done);
+        self.follow(done);
+        if !self.closing && (rung || self.units.next_due().is_some_and(|at| cx.now >= at)) {
+            while let Some(change) = self.units.drive(&mut self.tasks, &self.memory, cx) {
+                if let Change::Revoked(unit, code) = change {
+                    self.requests.revoke(unit, code, done);
+                }
+            }
+        }
+        if self.requests.has_backlog() {
+            self.feed(cx);
+        }
+        if self.ladder.is_due(cx.now) {
+            self.check_time(cx);
+            self.units.allow_more(self.tasks.limits().depth);
+            self.ladder.looked(cx.now, !self.requests.is_empty());
+        }
+        self.tasks.kick(cx);
+        if self.requests.has_early() {
+            self.requests.drain_early(done);
+        }
+        if self.closing && self.requests.is_empty() {
+            self.shut(cx);
+        }
+    }
+
+    fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        if self.requests.has_early() || self.bell.arm(waits) == Armed::Busy {
+            return Armed::Busy;
+        }
+        let up = self.tasks.health() != Health::Down;
+        let due = [self.requests.next_due(), self.units.next_due()].into_iter().flatten().filter(|_| up).min();
+        for at in [due, Some(self.ladder.due())].into_iter().flatten().filter(|at| *at != Time::NEVER) {
+            waits.until(at);
+        }
+        self.tasks.arm(cx, waits)
+    }
+
+    fn health(&self, unit: Unit) -> Health {
+        if self.takes(unit) { self.tasks.health() } else { Health::Down }
+    }
+
+    fn close(&mut self, cx: &mut Cx<'_>) {
+        self.closing = true;
+        if self.requests.is_empty() {
+            self.shut(cx);
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.requests.is_empty() && self.tasks.is_drained()
+    }
+
+    fn is_surplus(&self) -> bool {
+        self.tasks.is_surplus()
+    }
+
+    fn end_fence(&self) -> Option<Arc<dyn QueueFence>> {
+        self.tasks.end_fence()
+    }
+}
+
+impl<Q> Drop for DiskQueue<Q> {
+    fn drop(&mut self) {
+        self.requests.abandon();
+        self.bus.release_queue();
+    }
+}

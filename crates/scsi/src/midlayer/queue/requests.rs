@@ -1,0 +1,371 @@
+//! The requests of one queue and the tasks that they became.
+//!
+//! Most requests are one task: then the part is all there is of them. A request that is larger than the logical unit takes is *cut*: it has
+//! a row of its own, completes once when no part of it is outstanding, and succeeds only when all of it was sent and all parts succeeded.
+
+use polypath_block::{
+    Code, Completion, Done, FenceTerms, Io, Proof, SegTable, SlotKey, Slots, Splitter, Status, Suspect, Time, Unit,
+};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// A task that a request became, or one of several.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// What it does; the tag is the request's.
+    pub(super) io: Io,
+    pub(super) unit: Unit,
+    /// The cut request that it belongs to.
+    cut: Option<SlotKey>,
+    /// When it was first to be sent: how long it may be told to come again is counted from there.
+    pub(super) first: Time,
+    /// When it was sent last.
+    pub(super) since: Time,
+    /// How often it was sent.
+    pub(super) tries: u8,
+    pub(super) stage: Stage,
+    /// The logical unit is not the one that it was sent to: whatever is answered is no success.
+    revoked: Option<Code>,
+}
+
+/// Where a part is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// To be sent, not before this time.
+    Waiting(Time),
+    /// With the driver.
+    Sent,
+    /// With the driver, which was told to end it: by this rung of the ladder, at this time.
+    Ending(u8, Time),
+    /// With the driver, which will say when it is quiet.
+    Suspect,
+}
+
+/// A request of several tasks.
+#[derive(Debug)]
+struct Cut {
+    tag: u64,
+    unit: Unit,
+    /// What was not made into tasks yet.
+    rest: Option<Splitter>,
+    /// Tasks that have not ended.
+    parts: u32,
+    /// The first error, or success.
+    status: Status,
+    /// What is known of all that have ended.
+    proof: Option<Proof>,
+    /// A part was lost: the request is to be sent again as a whole.
+    lost: Option<Code>,
+    /// It was reported as suspect.
+    suspect: bool,
+}
+
+impl Cut {
+    fn fail(&mut self, status: Status) {
+        if self.status.is_ok() {
+            self.status = status;
+        }
+        self.rest = None;
+    }
+}
+
+/// See the module.
+pub(super) struct Requests {
+    parts: Slots<Part>,
+    cuts: Slots<Cut>,
+    /// Cut requests with something that was not made into tasks yet, in the order they came.
+    uncut: VecDeque<SlotKey>,
+    /// Parts that wait to be sent, or sent again.
+    waiting: VecDeque<SlotKey>,
+    /// Finished before they left, to be handed out by the next poll.
+    early: Vec<Completion>,
+}
+
+impl Requests {
+    pub(super) fn new(capacity: u16) -> Self {
+        let depth = usize::from(capacity);
+        Requests {
+            parts: Slots::new(capacity),
+            cuts: Slots::new(capacity),
+            uncut: VecDeque::with_capacity(depth),
+            waiting: VecDeque::with_capacity(depth),
+            early: Vec::with_capacity(depth),
+        }
+    }
+
+    /// Is there no room for another request?
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        self.parts.is_full() || self.cuts.is_full() || self.early.len() == self.early.capacity()
+    }
+
+    /// Is nothing open, and nothing to be handed out?
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty() && self.cuts.is_empty() && self.early.is_empty()
+    }
+
+    /// Does anything wait to be sent?
+    #[inline]
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.waiting.is_empty() || !self.uncut.is_empty()
+    }
+
+    /// A request that ends before anything of it left.
+    pub(super) fn refuse(&mut self, tag: u64, status: Status) {
+        self.early.push(Completion { tag, status, proof: Proof::NeverSent });
+    }
+
+    #[inline]
+    pub(super) fn has_early(&self) -> bool {
+        !self.early.is_empty()
+    }
+
+    pub(super) fn drain_early(&mut self, done: &mut Done) {
+        done.completions.append(&mut self.early);
+    }
+
+    /// A request that is one task, which the caller sends. `None`: no room.
+    #[inline]
+    pub(super) fn insert(&mut self, unit: Unit, io: &Io, now: Time) -> Option<SlotKey> {
+        self.parts.insert(Part::new(unit, io, None, now)).ok()
+    }
+
+    /// A request that must be cut.
+    pub(super) fn insert_cut(&mut self, unit: Unit, tag: u64, splitter: Splitter) -> bool {
+        let cut = Cut {
+            tag,
+            unit,
+            rest: Some(splitter),
+            parts: 0,
+            status: Status::OK,
+            proof: None,
+            lost: None,
+            suspect: false,
+        };
+        let Ok(key) = self.cuts.insert(cut) else { return false };
+        self.uncut.push_back(key);
+        true
+    }
+
+    #[inline]
+    pub(super) fn get(&self, key: SlotKey) -> Option<&Part> {
+        self.parts.get(key)
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, key: SlotKey) -> Option<&mut Part> {
+        self.parts.get_mut(key)
+    }
+
+    /// The part waits, and is sent not before `at`.
+    pub(super) fn wait(&mut self, key: SlotKey, at: Time) {
+        if let Some(part) = self.parts.get_mut(key) {
+            part.stage = Stage::Waiting(at);
+            self.waiting.push_back(key);
+        }
+    }
+
+    /// A part that is to be sent now: one that waits, or the next of a cut request. `ready` says whether its unit takes any; those that it
+    /// does not take keep their place among the others. It is sent, or [`Requests::wait`] follows.
+    pub(super) fn next(&mut self, segs: &SegTable, now: Time, ready: impl Fn(Unit) -> bool) -> Option<SlotKey> {
+        for _ in 0..self.waiting.len() {
+            let key = self.waiting.pop_front()?;
+            let Some(part) = self.parts.get(key) else { continue };
+            match part.stage {
+                Stage::Waiting(at) if now >= at && ready(part.unit) => return Some(key),
+                Stage::Waiting(_) => self.waiting.push_back(key),
+                _ => {}
+            }
+        }
+        for _ in 0..self.uncut.len() {
+            let key = self.uncut.pop_front()?;
+            let Some(cut) = self.cuts.get_mut(key) else { continue };
+            let Some(splitter) = cut.rest.as_mut() else {
+                self.end_cut_if_over(key);
+                continue;
+            };
+            if !ready(cut.unit) || self.parts.is_full() {
+                self.uncut.push_back(key);
+                continue;
+            }
+            match splitter.next_part(segs) {
+                None => cut.rest = None,
+                Some(Err(status)) => cut.fail(status),
+                Some(Ok(io)) => {
+                    if splitter.rest().is_none() {
+                        cut.rest = None;
+                    } else {
+                        self.uncut.push_front(key);
+                    }
+                    cut.parts += 1;
+                    return self.parts.insert(Part::new(cut.unit, &io, Some(key), now)).ok();
+                }
+            }
+            self.end_cut_if_over(key);
+        }
+        None
+    }
+
+    /// A task has ended good: the request completes if it was all of it.
+    #[inline]
+    pub(super) fn good(&mut self, key: SlotKey, done: &mut Done) -> bool {
+        let whole = |part: &Part| part.cut.is_none() && part.revoked.is_none();
+        if let Some(part) = self.parts.remove_if(key, whole) {
+            done.complete(part.io.tag, Status::OK);
+            return true;
+        }
+        self.end(key, Status::OK, Proof::Answered, done)
+    }
+
+    /// A part has ended. `false`: there is no such part.
+    pub(super) fn end(&mut self, key: SlotKey, status: Status, proof: Proof, done: &mut Done) -> bool {
+        let Some(part) = self.parts.remove(key) else { return false };
+        let status = match part.revoked {
+            Some(code) if status.is_ok() => code.into(),
+            _ => status,
+        };
+        let Some(cut_key) = part.cut else {
+            done.complete_with(part.io.tag, status, proof);
+            return true;
+        };
+        let Some(cut) = self.cuts.get_mut(cut_key) else { return true };
+        cut.parts -= 1;
+        cut.proof = Some(cut.proof.map_or(proof, |before| before.and(proof)));
+        if !status.is_ok() {
+            cut.fail(status);
+        }
+        self.end_cut(cut_key, done);
+        true
+    }
+
+    /// A part was lost with its way. As [`Requests::end`], and the whole request is to be sent again, whatever became of other parts.
+    pub(super) fn lost(&mut self, key: SlotKey, code: Code, proof: Proof, done: &mut Done) -> bool {
+        let cut = self.parts.get(key).and_then(|part| part.cut);
+        if let Some(cut) = cut.and_then(|cut| self.cuts.get_mut(cut)) {
+            cut.lost.get_or_insert(code);
+        }
+        self.end(key, code.into(), proof, done)
+    }
+
+    /// A part's way broke, and it is not quiet: its request is suspect.
+    pub(super) fn suspect(&mut self, key: SlotKey, cause: Code, fence: FenceTerms, done: &mut Done) {
+        let Some(part) = self.parts.get_mut(key) else { return };
+        part.stage = Stage::Suspect;
+        let report = match part.cut.and_then(|cut| self.cuts.get_mut(cut)) {
+            None => true,
+            Some(cut) => {
+                cut.fail(cause.into());
+                cut.lost.get_or_insert(cause);
+                !std::mem::replace(&mut cut.suspect, true)
+            }
+        };
+        if report {
+            let fate = polypath_block::Fate::Unknown;
+            done.suspects.push(Suspect { tag: part.io.tag, fate, cause, fence });
+        }
+    }
+
+    /// The logical unit cannot be used, for this reason: what waits ends now, what is with the driver does not succeed any more.
+    pub(super) fn revoke(&mut self, unit: Unit, code: Code, done: &mut Done) {
+        for (_, part) in self.parts.iter_mut().filter(|(_, part)| part.unit == unit) {
+            part.revoked.get_or_insert(code);
+        }
+        self.end_waiting(code, done, |of| of == unit);
+    }
+
+    /// The way is down: what waits ends now.
+    pub(super) fn end_all_waiting(&mut self, code: Code, done: &mut Done) {
+        self.end_waiting(code, done, |_| true);
+    }
+
+    fn end_waiting(&mut self, code: Code, done: &mut Done, which: impl Fn(Unit) -> bool) {
+        for _ in 0..self.waiting.len() {
+            let Some(key) = self.waiting.pop_front() else { break };
+            match self.parts.get(key) {
+                Some(part) if matches!(part.stage, Stage::Waiting(_)) && which(part.unit) => {
+                    let proof = if part.tries > 0 { Proof::Answered } else { Proof::NeverSent };
+                    self.lost(key, code, proof, done);
+                }
+                Some(part) if matches!(part.stage, Stage::Waiting(_)) => self.waiting.push_back(key),
+                _ => {}
+            }
+        }
+        for _ in 0..self.uncut.len() {
+            let Some(key) = self.uncut.pop_front() else { break };
+            match self.cuts.get_mut(key) {
+                Some(cut) if which(cut.unit) => {
+                    cut.fail(code.into());
+                    cut.lost.get_or_insert(code);
+                    self.end_cut(key, done);
+                }
+                Some(_) => self.uncut.push_back(key),
+                None => {}
+            }
+        }
+    }
+
+    /// Parts with the driver for `limit` or longer, and how far each has come on the ladder.
+    pub(super) fn late(&self, now: Time, limit: Duration, grace: Duration) -> Vec<(SlotKey, Option<u8>)> {
+        let late = self.parts.iter().filter_map(|(key, part)| match part.stage {
+            Stage::Sent if now.since(part.since) >= limit => Some((key, None)),
+            Stage::Ending(rung, at) if now.since(at) >= grace => Some((key, Some(rung))),
+            _ => None,
+        });
+        late.collect()
+    }
+
+    /// Parts with the driver of one unit.
+    pub(super) fn in_flight(&self, unit: Unit) -> usize {
+        self.parts.iter().filter(|(_, p)| p.unit == unit && !matches!(p.stage, Stage::Waiting(_))).count()
+    }
+
+    /// When the first part that waits is due.
+    pub(super) fn next_due(&self) -> Option<Time> {
+        let due = self.waiting.iter().filter_map(|&key| match self.parts.get(key)?.stage {
+            Stage::Waiting(at) => Some(at),
+            _ => None,
+        });
+        due.min()
+    }
+
+    /// Forgets everything: the reactor ends under its queue. True when something was open.
+    pub(super) fn abandon(&mut self) -> bool {
+        let any = !self.parts.is_empty() || !self.cuts.is_empty();
+        self.parts.clear();
+        self.cuts.clear();
+        any
+    }
+
+    fn end_cut_if_over(&mut self, key: SlotKey) {
+        let Some(cut) = self.cuts.remove_if(key, |cut| cut.parts == 0 && cut.rest.is_none()) else { return };
+        let (status, proof) = cut.ending();
+        self.early.push(Completion { tag: cut.tag, status, proof });
+    }
+
+    fn end_cut(&mut self, key: SlotKey, done: &mut Done) {
+        let Some(cut) = self.cuts.remove_if(key, |cut| cut.parts == 0 && cut.rest.is_none()) else { return };
+        let (status, proof) = cut.ending();
+        done.complete_with(cut.tag, status, proof);
+    }
+}
+
+impl Cut {
+    fn ending(&self) -> (Status, Proof) {
+        let status = self.lost.map_or(self.status, Status::new);
+        (status, self.proof.unwrap_or(Proof::NeverSent))
+    }
+}
+
+impl Part {
+    fn new(unit: Unit, io: &Io, cut: Option<SlotKey>, now: Time) -> Self {
+        let (first, since) = (now, now);
+        Part { io: *io, unit, cut, first, since, tries: 0, stage: Stage::Waiting(now), revoked: None }
+    }
+
+    #[inline]
+    pub(super) fn sent(&mut self, now: Time) {
+        self.since = now;
+        self.tries = self.tries.saturating_add(1);
+        self.stage = Stage::Sent;
+    }
+}

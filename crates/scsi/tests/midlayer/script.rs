@@ -1,0 +1,467 @@
+//! A host-bus driver whose device does what a test says: a disk in memory behind one queue, with answers that are put in its way.
+
+use polypath_block::{
+    Armed, Code, Cx, Done, FenceTerms, Geometry, Health, Host, IoQueue, MakePoller, OpenError, Proof, QueueConfig,
+    RefusedWhy, SegRow, SegTable, Suspect, Time, Waits,
+};
+use polypath_memory::{Arena, Chunk};
+use polypath_scsi::capacity::Capacity16;
+use polypath_scsi::inquiry::Inquiry;
+use polypath_scsi::midlayer::{
+    Address, Answer, Bus, DiskConfig, HostBus, Outcome, Recovered, Recovery, RecoveryEnd, Scanner, ScsiDisk, Task,
+    TaskData, TaskDone, TaskEnd, TaskLimits, TaskQueue,
+};
+use polypath_scsi::mode::{Caching, Header, ModeData};
+use polypath_scsi::sense::key;
+use polypath_scsi::vpd::{self, BlockLimits, Designator, DeviceIdentification, Provisioning};
+use polypath_scsi::{Command, Lun, ScsiStatus, Sense, unmap};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+pub(crate) const BLOCK: u32 = 512;
+
+/// What is done with a task in place of carrying it out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reply {
+    Status(ScsiStatus),
+    Sense(Sense),
+    /// It is not answered; what becomes of it, recoveries say.
+    Never,
+}
+
+/// Applies to so many tasks with this operation code.
+#[derive(Clone, Debug)]
+pub(crate) struct Rule {
+    pub(crate) opcodes: &'static [u8],
+    pub(crate) times: usize,
+    pub(crate) reply: Reply,
+}
+
+#[derive(Default)]
+pub(crate) struct Script {
+    pub(crate) medium: Vec<u8>,
+    pub(crate) blocks: u64,
+    pub(crate) naa: u8,
+    pub(crate) rules: Vec<Rule>,
+    /// How recoveries are answered, in order; complete when there is nothing.
+    pub(crate) recovered: VecDeque<Recovered>,
+    /// Those that cannot be asked for.
+    pub(crate) refused: Vec<Recovery>,
+    pub(crate) log: Vec<String>,
+    pub(crate) up: bool,
+    pub(crate) nexus: u64,
+    /// Tasks that it takes at a time.
+    pub(crate) depth: u16,
+    pub(crate) most_in_flight: usize,
+    /// What proves lost changes quiet, once it is there.
+    pub(crate) proof: Option<Proof>,
+}
+
+pub(crate) type Shared = Arc<Mutex<Script>>;
+
+pub(crate) struct ScriptBus {
+    pub(crate) script: Shared,
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) config: DiskConfig,
+}
+
+struct Nowhere;
+
+impl Host for Nowhere {
+    fn spawn(&self, _: MakePoller) {}
+    fn wake(&self) {}
+    fn reactor(&self) -> u16 {
+        0
+    }
+    fn now(&self) -> Time {
+        Time::ZERO
+    }
+}
+
+pub(crate) fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// A disk of `blocks` blocks, and its script.
+pub(crate) fn rig(blocks: u64) -> Rig {
+    let script = Script {
+        medium: vec![0; (blocks * u64::from(BLOCK)) as usize],
+        blocks,
+        naa: 7,
+        up: true,
+        nexus: 1,
+        depth: 32,
+        ..Script::default()
+    };
+    let script = Arc::new(Mutex::new(script));
+    let config =
+        DiskConfig { io_timeout: ms(1000), grace: ms(300), busy_limit: ms(500), unit_reset: true, target_reset: true };
+    let bus = Bus::new("script", Arc::new(Nowhere), Duration::ZERO);
+    let host = Arc::new(ScriptBus { script: script.clone(), bus: bus.clone(), config });
+    let unit = bus.attach(Address { target: 0, lun: Lun::ZERO }).unwrap();
+    let disk = ScsiDisk::new(host.clone(), unit, "script:0".into(), true);
+    let queue = host.open_tasks(QueueConfig { depth: 4 }).unwrap();
+    let scanner = Scanner::new(queue, bus, 4, ms(100)).unwrap();
+    let mut rig = Rig { script, host, disk, scanner, now: Time::from_millis(1_000_000) };
+    rig.scan();
+    rig
+}
+
+pub(crate) struct Rig {
+    pub(crate) script: Shared,
+    pub(crate) host: Arc<ScriptBus>,
+    pub(crate) disk: Arc<ScsiDisk<ScriptBus>>,
+    pub(crate) scanner: Scanner<ScriptQueue>,
+    pub(crate) now: Time,
+}
+
+impl Rig {
+    /// The control side gets on for a while.
+    pub(crate) fn scan(&mut self) {
+        for _ in 0..100 {
+            self.now = self.now.after(ms(20));
+            self.scanner.poll(self.now, 0);
+        }
+    }
+
+    pub(crate) fn script<T>(&self, change: impl FnOnce(&mut Script) -> T) -> T {
+        change(&mut self.script.lock().unwrap())
+    }
+}
+
+/// A queue of the disk with what it needs, driven by hand.
+pub(crate) struct Driven {
+    pub(crate) queue: Box<dyn IoQueue>,
+    pub(crate) segs: SegTable,
+    pub(crate) row: SegRow,
+    pub(crate) memory: Chunk,
+    pub(crate) done: Done,
+}
+
+impl Driven {
+    pub(crate) fn open(rig: &mut Rig) -> Driven {
+        use polypath_block::Device;
+        let queue = rig.disk.open_queue(QueueConfig { depth: 32 }).unwrap();
+        let mut segs = SegTable::new(4096);
+        let row = segs.reserve(64, 1).unwrap();
+        let memory = Arena::new(4 << 20, false).unwrap().chunk(4 << 20).unwrap();
+        let mut driven = Driven { queue, segs, row, memory, done: Done::with_capacity(64) };
+        for _ in 0..100 {
+            driven.turn(rig, 1);
+        }
+        driven
+    }
+
+    pub(crate) fn turn(&mut self, rig: &mut Rig, after_ms: u64) {
+        rig.now = rig.now.after(ms(after_ms));
+        let mut cx = Cx { now: rig.now, segs: &mut self.segs, reactor: 0 };
+        self.queue.kick(&mut cx);
+        self.queue.poll(&mut cx, &mut self.done);
+    }
+
+    /// Turns until `enough`, at most `limit_ms`.
+    pub(crate) fn until(&mut self, rig: &mut Rig, limit_ms: u64, enough: impl Fn(&Done) -> bool) -> bool {
+        for _ in 0..limit_ms {
+            if enough(&self.done) {
+                return true;
+            }
+            self.turn(rig, 1);
+        }
+        enough(&self.done)
+    }
+
+    /// Segments of `len` octets for request `index`.
+    pub(crate) fn span(&mut self, index: u32, len: u32) -> polypath_block::SegSpan {
+        let span = self.row.span(index, 1);
+        let whole = self.memory.segment();
+        let at = u64::from(index) * 65_536 % u64::from(whole.len);
+        self.segs.get_mut(span)[0] = polypath_block::Segment { offset: whole.offset + at, len, ..whole };
+        span
+    }
+
+    pub(crate) fn submit(&mut self, rig: &Rig, io: polypath_block::Io) -> Result<(), RefusedWhy> {
+        let mut cx = Cx { now: rig.now, segs: &mut self.segs, reactor: 0 };
+        self.queue.submit(&mut cx, io).map_err(|refused| refused.why)
+    }
+}
+
+impl HostBus for ScriptBus {
+    type Queue = ScriptQueue;
+
+    fn bus(&self) -> &Arc<Bus> {
+        &self.bus
+    }
+
+    fn disk_config(&self) -> DiskConfig {
+        self.config
+    }
+
+    fn open_tasks(&self, _: QueueConfig) -> Result<ScriptQueue, OpenError> {
+        Ok(ScriptQueue {
+            script: self.script.clone(),
+            tasks: Vec::new(),
+            silent: Vec::new(),
+            lost: Vec::new(),
+            early: TaskDone::default(),
+        })
+    }
+}
+
+pub(crate) struct ScriptQueue {
+    script: Shared,
+    tasks: Vec<Task>,
+    /// Not answered.
+    silent: Vec<Task>,
+    /// Changes whose way broke.
+    lost: Vec<Task>,
+    early: TaskDone,
+}
+
+impl ScriptQueue {
+    fn lose(&mut self, done: &mut TaskDone, code: Code) {
+        for task in self.tasks.drain(..).chain(self.silent.drain(..)) {
+            if task.changes {
+                let proof = Proof::ConfiguredBound { bound_ms: 9 };
+                let fence = FenceTerms { proof, within: ms(9) };
+                let fate = polypath_block::Fate::Unknown;
+                done.suspects.push(Suspect { tag: task.tag, fate, cause: code, fence });
+                self.lost.push(task);
+            } else {
+                done.ends.push(TaskEnd { tag: task.tag, outcome: Outcome::Lost(code), proof: Proof::SocketClosed });
+            }
+        }
+    }
+}
+
+impl TaskQueue for ScriptQueue {
+    fn submit(&mut self, _: &mut Cx<'_>, task: &Task) -> Result<(), RefusedWhy> {
+        let mut script = self.script.lock().unwrap();
+        if !script.up {
+            return Err(RefusedWhy::Gone);
+        }
+        let in_flight = self.tasks.len() + self.silent.len();
+        if in_flight >= usize::from(script.depth) {
+            return Err(RefusedWhy::Full);
+        }
+        script.most_in_flight = script.most_in_flight.max(in_flight + 1);
+        self.tasks.push(*task);
+        Ok(())
+    }
+
+    fn kick(&mut self, _: &mut Cx<'_>) {}
+
+    fn poll(&mut self, cx: &mut Cx<'_>, done: &mut TaskDone) {
+        done.ends.append(&mut self.early.ends);
+        done.suspects.append(&mut self.early.suspects);
+        done.recoveries.append(&mut self.early.recoveries);
+        let shared = self.script.clone();
+        let mut script = shared.lock().unwrap();
+        if !script.up {
+            self.lose(done, Code::PathLost);
+        }
+        if let Some(proof) = script.proof {
+            for task in self.lost.drain(..) {
+                done.ends.push(TaskEnd { tag: task.tag, outcome: Outcome::Lost(Code::PathLost), proof });
+            }
+        }
+        for task in std::mem::take(&mut self.tasks) {
+            let opcode = task.cdb.opcode();
+            let rule = script.rules.iter_mut().find(|r| r.times > 0 && r.opcodes.contains(&opcode));
+            let reply = rule.map(|rule| {
+                rule.times -= 1;
+                rule.reply
+            });
+            let answer = match reply {
+                Some(Reply::Never) => {
+                    self.silent.push(task);
+                    continue;
+                }
+                Some(Reply::Status(status)) => Answer { status, sense: None, moved: 0 },
+                Some(Reply::Sense(sense)) => {
+                    Answer { status: ScsiStatus::CHECK_CONDITION, sense: Some(sense), moved: 0 }
+                }
+                None => script.carry_out(&task, cx.segs),
+            };
+            if answer.status == ScsiStatus::GOOD && answer.moved == task.data.len() {
+                done.good.push(task.tag);
+            } else {
+                let outcome = Outcome::Answered(answer);
+                done.ends.push(TaskEnd { tag: task.tag, outcome, proof: Proof::Answered });
+            }
+        }
+    }
+
+    fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        waits.on_call();
+        if self.tasks.is_empty() { Armed::Sleep } else { Armed::Busy }
+    }
+
+    fn health(&self) -> Health {
+        if self.script.lock().unwrap().up { Health::Ready } else { Health::Down }
+    }
+
+    fn trouble(&self) -> Option<(Code, String)> {
+        (self.health() == Health::Down).then(|| (Code::PathLost, "down, as the script says".into()))
+    }
+
+    fn nexus(&self) -> u64 {
+        self.script.lock().unwrap().nexus
+    }
+
+    fn limits(&self) -> TaskLimits {
+        TaskLimits { depth: 32, max_transfer_bytes: 0, max_segments: 0 }
+    }
+
+    fn recover(&mut self, _: &mut Cx<'_>, step: Recovery, token: u64) -> bool {
+        let mut script = self.script.lock().unwrap();
+        script.log.push(format!("{step:?}"));
+        if script.refused.contains(&step) {
+            return false;
+        }
+        let outcome = script.recovered.pop_front().unwrap_or(Recovered::Complete);
+        drop(script);
+        if step == Recovery::ResetHost {
+            let mut done = TaskDone::default();
+            self.lose(&mut done, Code::PathTimeout);
+            self.early.ends.append(&mut done.ends);
+            self.early.suspects.append(&mut done.suspects);
+            return true;
+        }
+        if outcome == Recovered::Complete {
+            for task in self.silent.drain(..) {
+                let outcome = Outcome::Lost(Code::PathTimeout);
+                self.early.ends.push(TaskEnd { tag: task.tag, outcome, proof: Proof::Aborted });
+            }
+        }
+        self.early.recoveries.push(RecoveryEnd { token, outcome });
+        true
+    }
+
+    fn close(&mut self, _: &mut Cx<'_>) {}
+
+    fn is_drained(&self) -> bool {
+        self.tasks.is_empty() && self.silent.is_empty() && self.lost.is_empty()
+    }
+}
+
+impl Script {
+    fn carry_out(&mut self, task: &Task, segs: &SegTable) -> Answer {
+        let mut octets = [0; 16];
+        octets[..task.cdb.bytes().len()].copy_from_slice(task.cdb.bytes());
+        match Command::parse(&octets) {
+            Err(error) => check(error.sense()),
+            Ok(command) => self.command(command, &task.data, segs),
+        }
+    }
+
+    fn command(&mut self, command: Command, data: &TaskData, segs: &SegTable) -> Answer {
+        let geometry = Geometry { block_size: BLOCK, blocks: self.blocks };
+        let end = |lba: u64, blocks: u32| lba.checked_add(blocks.into()).is_some_and(|end| end <= self.blocks);
+        let out_of_range = check(Sense::new(key::ILLEGAL_REQUEST, 0x21, 0));
+        match command {
+            Command::TestUnitReady | Command::SynchronizeCache { .. } => good(0),
+            Command::Inquiry { page: None, .. } => {
+                let inquiry =
+                    Inquiry { vendor: "SCRIPT".into(), product: "DISK".into(), ..polypath_scsi::inquiry::absent() };
+                let inquiry =
+                    Inquiry { qualifier: polypath_scsi::inquiry::Qualifier::Connected, device_type: 0, ..inquiry };
+                put(data, segs, &inquiry.to_bytes())
+            }
+            Command::Inquiry { page: Some(page), .. } => match page {
+                vpd::code::SUPPORTED_PAGES => {
+                    put(data, segs, &vpd::build_supported_pages(&[0, 0x80, 0x83, 0xb0, 0xb2]))
+                }
+                vpd::code::UNIT_SERIAL_NUMBER => put(data, segs, &vpd::build_unit_serial_number("S1")),
+                vpd::code::DEVICE_IDENTIFICATION => {
+                    let naa =
+                        Designator::naa(&[0x60 + (self.naa >> 4), self.naa, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+                    put(data, segs, &DeviceIdentification { designators: vec![naa] }.to_bytes())
+                }
+                vpd::code::BLOCK_LIMITS => {
+                    let limits = BlockLimits {
+                        max_transfer_blocks: 64,
+                        max_unmap_blocks: 1000,
+                        max_unmap_descriptors: 1,
+                        max_write_same_blocks: 1000,
+                        ..BlockLimits::default()
+                    };
+                    put(data, segs, &limits.to_bytes())
+                }
+                _ => {
+                    let thin = Provisioning {
+                        unmap: true,
+                        write_same_16: true,
+                        reads_zeroes: true,
+                        ..Provisioning::default()
+                    };
+                    put(data, segs, &thin.to_bytes())
+                }
+            },
+            Command::ReadCapacity16 { .. } => put(data, segs, &Capacity16::of(geometry).to_bytes()),
+            Command::ModeSense { .. } => {
+                let page = Caching { write_cache: true, ..Caching::default() }.to_page();
+                let mode = ModeData { dpo_fua: true, pages: vec![page], ..ModeData::default() };
+                put(data, segs, &mode.to_bytes(Header::Ten))
+            }
+            Command::Read(t) if end(t.lba, t.blocks) => {
+                let at = (t.lba * u64::from(BLOCK)) as usize;
+                put(data, segs, &self.medium[at..at + data.len() as usize])
+            }
+            Command::Write(t) if end(t.lba, t.blocks) => {
+                let bytes = get(data, segs);
+                let at = (t.lba * u64::from(BLOCK)) as usize;
+                self.medium[at..at + bytes.len()].copy_from_slice(&bytes);
+                good(data.len())
+            }
+            Command::WriteSame { lba, blocks, .. } if end(lba, blocks) => {
+                self.zero(lba, blocks);
+                good(data.len())
+            }
+            Command::Unmap { .. } => {
+                for range in unmap::parse(&get(data, segs)).unwrap() {
+                    self.zero(range.lba, range.blocks);
+                }
+                good(data.len())
+            }
+            Command::Read(_) | Command::Write(_) | Command::WriteSame { .. } => out_of_range,
+            _ => check(Sense::new(key::ILLEGAL_REQUEST, 0x20, 0)),
+        }
+    }
+
+    fn zero(&mut self, lba: u64, blocks: u32) {
+        let at = (lba * u64::from(BLOCK)) as usize;
+        self.medium[at..at + (blocks * BLOCK) as usize].fill(0);
+    }
+}
+
+fn good(moved: u32) -> Answer {
+    Answer { status: ScsiStatus::GOOD, sense: None, moved }
+}
+
+fn check(sense: Sense) -> Answer {
+    Answer { status: ScsiStatus::CHECK_CONDITION, sense: Some(sense), moved: 0 }
+}
+
+fn put(data: &TaskData, segs: &SegTable, bytes: &[u8]) -> Answer {
+    let TaskData::In { span, skip, len } = *data else { return good(0) };
+    let mut rest = &bytes[..bytes.len().min(len as usize)];
+    let moved = rest.len() as u32;
+    polypath_memory::with(|table| {
+        for piece in segs.pieces(span, skip.into(), rest.len() as u64) {
+            rest = &rest[table.view(piece).unwrap().copy_in(rest)..];
+        }
+    });
+    good(moved)
+}
+
+fn get(data: &TaskData, segs: &SegTable) -> Vec<u8> {
+    let TaskData::Out { span, skip, len } = *data else { return Vec::new() };
+    let (mut bytes, mut at) = (vec![0; len as usize], 0);
+    polypath_memory::with(|table| {
+        for piece in segs.pieces(span, skip.into(), len.into()) {
+            at += table.view(piece).unwrap().copy_out(&mut bytes[at..]);
+        }
+    });
+    bytes
+}
