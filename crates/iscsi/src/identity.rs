@@ -1,0 +1,163 @@
+//! Who we are to every target: the initiator's name, and the identity of each session.
+//!
+//! A session's identity (ISID) is stable: the same path of the same process on the same machine has the same one after a restart, so that its
+//! login ends the session before it, and with it whatever that one had in flight. Two processes, or two paths, never have the same one at
+//! a time, or they would end each other's sessions: each path of a process holds a number for as long as it lives, by a name in
+//! the kernel that nobody else can have meanwhile.
+
+use crate::config::TargetConfig;
+use crate::login::Name;
+use crate::pdu::Isid;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// Processes or paths that have the same name at a time; more have an identity that is not stable.
+const INSTANCES: u32 = 64;
+/// The session of the control poller, among those of a path.
+const CONTROL: u16 = 0xffff;
+
+/// The initiator name of this machine: what `/etc/iscsi/initiatorname.iscsi` says, where open-iscsi keeps it; otherwise one that is made of
+/// the machine's id and stays the same.
+pub fn initiator_name() -> Name {
+    static NAME: OnceLock<Name> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let text = std::fs::read_to_string("/etc/iscsi/initiatorname.iscsi").unwrap_or_default();
+        let line = text.lines().map(str::trim).find_map(|line| line.strip_prefix("InitiatorName="));
+        match line.and_then(|name| Name::new(name.trim()).ok()) {
+            Some(name) => name,
+            None => {
+                let seed = ["/etc/machine-id", "/etc/hostname"]
+                    .into_iter()
+                    .find_map(|path| std::fs::read_to_string(path).ok().filter(|text| !text.trim().is_empty()));
+                let seed = seed.unwrap_or_else(|| std::process::id().to_string());
+                // The machine id itself must not leave the machine (machine-id(5)); its digest may.
+                let digest = hash(&[seed.trim(), "initiator"]) & 0xffff_ffff_ffff;
+                let name = Name::new(&format!("iqn.2026-01.org.polypath:{digest:012x}"));
+                name.unwrap_or_else(|bad| unreachable!("{bad}"))
+            }
+        }
+    })
+    .clone()
+}
+
+/// The identities of the sessions of one path.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    base: u32,
+    /// Numbers of sessions that carry I/O: taken or not.
+    taken: Mutex<Vec<bool>>,
+    /// Holds the name.
+    _held: Option<UnixDatagram>,
+}
+
+/// The number of one session among those of its path, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct SessionNumber {
+    sessions: Arc<Sessions>,
+    number: u16,
+}
+
+impl SessionNumber {
+    /// Of the control session.
+    pub(crate) fn control(sessions: &Arc<Sessions>) -> Self {
+        SessionNumber { sessions: sessions.clone(), number: CONTROL }
+    }
+
+    /// The least that is free; `None` when all are taken.
+    pub(crate) fn take(sessions: &Arc<Sessions>) -> Option<Self> {
+        let mut taken = lock(&sessions.taken);
+        let at = taken.iter().position(|taken| !taken)?;
+        taken[at] = true;
+        Some(SessionNumber { sessions: sessions.clone(), number: at as u16 })
+    }
+
+    /// For logs.
+    pub(crate) fn get(&self) -> u16 {
+        self.number
+    }
+
+    /// The identity of its session.
+    pub(crate) fn isid(&self) -> Isid {
+        self.sessions.isid(self.number)
+    }
+}
+
+impl Drop for SessionNumber {
+    fn drop(&mut self) {
+        if let Some(taken) = lock(&self.sessions.taken).get_mut(usize::from(self.number)) {
+            *taken = false;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sessions {
+    /// Of the path that `config` describes.
+    pub(crate) fn of(config: &TargetConfig) -> Sessions {
+        let portal = config.portal.to_string();
+        let made = |base: u64, held| {
+            let taken = Mutex::new(vec![false; usize::from(config.queues)]);
+            Sessions { base: base as u32, taken, _held: held }
+        };
+        let name = hash(&[config.initiator.as_str(), config.target.as_str(), &portal]);
+        for instance in 0..INSTANCES {
+            let number = hash(&[&format!("{name:x}"), &instance.to_string()]);
+            let held = SocketAddr::from_abstract_name(format!("polypath-iscsi-{number:016x}"))
+                .and_then(|address| UnixDatagram::bind_addr(&address));
+            match held {
+                Ok(held) => return made(number, Some(held)),
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+                Err(error) => {
+                    tracing::warn!(path = %config.name, %error, "the identity of the sessions is not kept from others on this machine");
+                    return made(number, None);
+                }
+            }
+        }
+        tracing::warn!(path = %config.name, "more than {INSTANCES} users of one path: the identity of its sessions is not stable");
+        let unstable = hash(&[&format!("{name:x}"), &std::process::id().to_string()]);
+        made(unstable, None)
+    }
+
+    /// The identity of the session with this number.
+    fn isid(&self, session: u16) -> Isid {
+        Isid::random(self.base & 0x00ff_ffff, session)
+    }
+}
+
+fn hash(parts: &[&str]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in parts.iter().flat_map(|part| part.bytes().chain([0])) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        hash ^= hash >> 29;
+    }
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_comes_back_has_the_sessions_it_had_and_one_beside_it_has_others() {
+        let config = TargetConfig::new("identity.test", 3260, Name::new("iqn.2026-01.org.example:identity").unwrap());
+        let first = Sessions::of(&config);
+        let (isid, beside) = (first.isid(3), Sessions::of(&config).isid(3));
+        assert_ne!(isid, beside, "a login of the one would end the session of the other");
+        assert_ne!(isid, first.isid(4));
+        drop(first);
+        assert_eq!(Sessions::of(&config).isid(3), isid, "a restart");
+        let mut other = config.clone();
+        other.portal.port = 3261;
+        assert_ne!(Sessions::of(&other).isid(3), isid, "another path to the same portal group");
+        assert_eq!(isid.0[0] >> 6, 2, "of the random kind");
+    }
+
+    #[test]
+    fn the_name_of_the_machine_is_one() {
+        assert_eq!(initiator_name(), initiator_name());
+    }
+}

@@ -1,0 +1,506 @@
+//! One session: one TCP connection to one portal, owned by one reactor, as a queue of SCSI tasks.
+//!
+//! It connects, logs in, keeps alive and comes back by itself, always with the same ISID. What changes a medium and was on the way when
+//! the connection was lost is suspect, and ends with the first of these proofs: the target takes a new login of the same initiator port
+//! at the same portal group, which ends the session before it and all of its tasks (*reinstatement*, RFC 7143 section 6.3.5); or the
+//! configured bound has passed since our socket was closed. While the session lives, a task that takes too long is ended by ABORT TASK
+//! answered FUNCTION COMPLETE.
+//!
+//! Each fact is owned by a value with its life: what belongs to one task by its slot in the link, to one connection by [`Connection`], what is left of lost
+//! ones by [`lost`]. What is left here belongs to the session.
+
+mod connection;
+mod fence;
+mod lost;
+mod portals;
+
+use crate::config::TargetConfig;
+use crate::identity::SessionNumber;
+use crate::link::{Broken, Ended, Finished, Heard};
+use crate::login::{InitiatorConfig, Negotiated};
+use crate::pdu::{AsyncEvent, Isid, Lun, TaskFunction, TaskResult};
+use connection::Connection;
+use fence::EndFence;
+use lost::LostTasks;
+use polypath_block::{
+    Armed, Code, Cx, Fate, FenceTerms, Health, Host, Proof, QueueFence, RefusedWhy, Suspect, Time, TurnClock, Waits,
+};
+use polypath_net::Bell;
+use polypath_scsi::ScsiStatus;
+use polypath_scsi::midlayer::{
+    Answer, Outcome, Recovered, Recovery, RecoveryEnd, Task, TaskDone, TaskEnd, TaskLimits, TaskQueue,
+};
+use portals::Portals;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Tags of tasks that change a medium: `users` of the link carry this bit beside them.
+const CHANGES: u64 = 1 << 62;
+
+/// What a session is made from.
+pub(crate) struct Shape {
+    pub(crate) config: Arc<TargetConfig>,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) number: SessionNumber,
+    pub(crate) bell: Arc<Bell>,
+}
+
+/// Task management that was asked for and not answered.
+struct Asked {
+    token: u64,
+    step: Recovery,
+    /// Who the task of an ABORT TASK belonged to.
+    user: Option<u64>,
+}
+
+/// See the module.
+pub struct Session {
+    config: Arc<TargetConfig>,
+    host: Arc<dyn Host>,
+    isid: Isid,
+    number: SessionNumber,
+    bell: Arc<Bell>,
+    portals: Portals,
+    connection: Option<Connection>,
+    /// When to connect next, and how often it has failed.
+    redial_at: Time,
+    failures: u32,
+    trouble: Option<(Code, String)>,
+    lasting: bool,
+    nexus: u64,
+    lost: LostTasks,
+    asked: Vec<Asked>,
+    /// To be left by then: the target asked for it.
+    leaving: Option<Time>,
+    clock: TurnClock,
+    depth: u16,
+    closing: bool,
+    looked: Time,
+    slept: bool,
+    end_fence: Arc<EndFence>,
+    /// The lun of the last unsolicited attention, for the control poller.
+    attention: bool,
+}
+
+impl Session {
+    pub(crate) fn new(shape: Shape, depth: u16) -> Self {
+        let Shape { config, host, number, bell } = shape;
+        let depth = depth.clamp(1, crate::proto::MAX_DEPTH);
+        Session {
+            isid: number.isid(),
+            number,
+            portals: Portals::new(&config),
+            connection: None,
+            redial_at: Time::ZERO,
+            failures: 0,
+            trouble: None,
+            lasting: false,
+            nexus: 0,
+            lost: LostTasks::new(depth),
+            asked: Vec::with_capacity(32),
+            leaving: None,
+            clock: TurnClock::new(),
+            depth,
+            closing: false,
+            looked: Time::ZERO,
+            slept: false,
+            end_fence: Arc::new(EndFence::new(&config)),
+            attention: false,
+            bell,
+            host,
+            config,
+        }
+    }
+
+    /// Why it gave up for good: a name or a secret is wrong.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.lasting
+    }
+
+    /// Has the target reported something of a logical unit by itself?
+    pub(crate) fn take_attention(&mut self) -> bool {
+        std::mem::take(&mut self.attention)
+    }
+
+    /// Connects as soon as can be, whatever pause was to be kept: somebody knows that the target is back.
+    pub(crate) fn hurry(&mut self) {
+        if self.connection.is_none() {
+            self.redial_at = Time::ZERO;
+            self.portals.hurry();
+        }
+    }
+
+    fn fence_terms(&self) -> FenceTerms {
+        let bound_ms = u32::try_from(self.config.fence.as_millis()).unwrap_or(u32::MAX);
+        // What it comes to if the target never answers again; it ends earlier with a reinstatement.
+        FenceTerms { proof: Proof::ConfiguredBound { bound_ms }, within: self.config.fence }
+    }
+
+    fn progress(&mut self, now: Time, done: &mut TaskDone) {
+        if let Some(connection) = &self.connection {
+            if connection.is_overdue(now) {
+                let ms = self.config.connect_timeout.as_millis();
+                self.lose(done, Broken::new(Code::PathTimeout, format!("not logged in within {ms} ms")), now);
+            }
+            return;
+        }
+        if self.closing && self.lost.is_empty() || now < self.redial_at {
+            return;
+        }
+        let Some(address) = self.portals.next(&self.config, &self.bell) else { return };
+        match address {
+            Ok(address) => match Connection::dial(&self.config, &self.host, address, self.login(), self.depth, now) {
+                Ok(connection) => self.connection = Some(connection),
+                Err(broken) => self.retry_later(now, &broken),
+            },
+            Err(reason) => self.retry_later(now, &Broken::new(Code::PathLost, reason)),
+        }
+    }
+
+    fn login(&self) -> Result<InitiatorConfig, Broken> {
+        let made = self.config.login(self.isid);
+        made.map_err(|reason| Broken { lasting: true, ..Broken::new(Code::PathNoAccess, reason) })
+    }
+
+    fn retry_later(&mut self, now: Time, broken: &Broken) {
+        self.failures += 1;
+        let delay = self.config.reconnect_delay * self.failures.min(10);
+        if let Some(portal) = &broken.moved_to {
+            self.portals.moved_to(portal.clone());
+        }
+        self.redial_at = if broken.moved_to.is_some() && self.failures < 8 { now } else { now.after(delay) };
+        let first = self.trouble.as_ref().is_none_or(|(_, reason)| *reason != broken.reason);
+        if first {
+            tracing::warn!(
+                path = %self.config.name, session = self.number.get(), reason = %broken.reason,
+                again_ms = delay.as_millis() as u64, "no session"
+            );
+        }
+        self.lasting = broken.lasting;
+        self.trouble = Some((broken.code, broken.reason.clone()));
+    }
+
+    /// The target has taken the login.
+    fn came_up(&mut self, negotiated: &Negotiated, now: Time, done: &mut TaskDone) {
+        let Some(connection) = &mut self.connection else { return };
+        connection.set_ready(now);
+        let tpgt = negotiated.portal_group_tag;
+        (self.failures, self.trouble, self.lasting, self.leaving) = (0, None, false, None);
+        self.nexus += 1;
+        if let Some(commands) = self.lost.reinstated(tpgt, done) {
+            tracing::info!(path = %self.config.name, session = self.number.get(), commands, proof = %Proof::Reinstated, "lost changes are quiet");
+        }
+        self.lost.set_portal_group(tpgt);
+        tracing::debug!(
+            path = %self.config.name, session = self.number.get(), isid = %self.isid, tsih = negotiated.tsih, ?tpgt,
+            header_digest = negotiated.header_digest, data_digest = negotiated.data_digest, "session is up"
+        );
+    }
+
+    fn receive(&mut self, cx: &mut Cx<'_>, done: &mut TaskDone) {
+        let Some(mut connection) = self.connection.take() else { return };
+        let mut rare = Vec::new();
+        let received = connection.receive(cx.segs, cx.now, |heard| match heard {
+            Heard::Ended(finished) if finished.is_good() => done.good.push(finished.user & !CHANGES),
+            other => rare.push(other),
+        });
+        self.connection = Some(connection);
+        for heard in rare {
+            self.take_rare(heard, cx.now, done);
+        }
+        if let Err(broken) = received {
+            self.lose(done, broken, cx.now);
+        }
+    }
+
+    #[cold]
+    fn take_rare(&mut self, heard: Heard, now: Time, done: &mut TaskDone) {
+        match heard {
+            Heard::Up(negotiated) => self.came_up(&negotiated, now, done),
+            Heard::Ended(finished) => done.ends.push(end_of(&finished)),
+            Heard::Managed { token, result } => self.managed(token, result, done),
+            Heard::Pong => {}
+            Heard::Async(event) => self.asked_by_target(event, now, done),
+            Heard::Attention => self.attention = true,
+            Heard::LoggedOut => {
+                let broken = Broken::new(Code::PathLost, "logged out, as the target asked");
+                self.lose(done, broken, now);
+                self.redial_at = now;
+            }
+        }
+    }
+
+    fn asked_by_target(&mut self, event: AsyncEvent, now: Time, done: &mut TaskDone) {
+        tracing::info!(path = %self.config.name, session = self.number.get(), %event, "the target asks");
+        match event {
+            AsyncEvent::LogoutRequested { within_s } | AsyncEvent::NegotiationRequested { within_s } => {
+                // To negotiate anew is to log in anew. A second is left for the logout itself.
+                let span = Duration::from_secs(u64::from(within_s).saturating_sub(1).max(1));
+                self.leaving = Some(now.after(span));
+            }
+            AsyncEvent::ConnectionDropped { time2wait_s, .. } | AsyncEvent::SessionDropped { time2wait_s, .. } => {
+                self.lose(done, Broken::new(Code::PathLost, event.to_string()), now);
+                self.redial_at = now.after(Duration::from_secs(time2wait_s.into()));
+            }
+            AsyncEvent::Scsi | AsyncEvent::TasksTerminated | AsyncEvent::Other { .. } => {}
+        }
+    }
+
+    /// A task management request was answered.
+    fn managed(&mut self, token: u64, result: TaskResult, done: &mut TaskDone) {
+        let Some(at) = self.asked.iter().position(|asked| asked.token == token) else { return };
+        let asked = self.asked.swap_remove(at);
+        let outcome = match result {
+            TaskResult::Complete => Recovered::Complete,
+            TaskResult::NoTask => Recovered::NoSuchTask,
+            _ => Recovered::Failed,
+        };
+        tracing::info!(path = %self.config.name, session = self.number.get(), step = ?asked.step, %result, "task management was answered");
+        if outcome == Recovered::Complete
+            && let Some(connection) = &mut self.connection
+        {
+            let ended = match asked.step {
+                Recovery::AbortTask { .. } => {
+                    let slot = asked.user.and_then(|user| Some((connection.link().slot_of(user)?, user)));
+                    slot.into_iter().collect()
+                }
+                Recovery::ResetLogicalUnit { lun, .. } => connection.link().tasks(Some(Lun(lun.0))),
+                Recovery::ResetTarget { .. } | Recovery::ResetHost => connection.link().tasks(None),
+            };
+            for (slot, user) in ended {
+                if connection.link_mut().end_aborted(slot) {
+                    let outcome = Outcome::Lost(Code::PathTimeout);
+                    done.ends.push(TaskEnd { tag: user & !CHANGES, outcome, proof: Proof::Aborted });
+                }
+            }
+        }
+        done.recoveries.push(RecoveryEnd { token, outcome });
+    }
+
+    /// Closes the socket and accounts for every task.
+    #[cold]
+    fn lose(&mut self, done: &mut TaskDone, broken: Broken, now: Time) {
+        let Some(connection) = self.connection.take() else { return };
+        let was_ready = connection.is_ready();
+        // Memory that is gone has done no harm to the other tasks: for them the way is lost.
+        let code = if broken.code == Code::BadMemory { Code::PathLost } else { broken.code };
+        let terms = self.fence_terms();
+        let lost = &mut self.lost;
+        let closed = connection.abort(|ended| match ended {
+            Ended { finished: Some(finished), .. } => done.ends.push(end_of(&finished)),
+            Ended { user, fate: Fate::NotSent, .. } => {
+                let outcome = Outcome::Lost(code);
+                done.ends.push(TaskEnd { tag: user & !CHANGES, outcome, proof: Proof::NeverSent });
+            }
+            Ended { user, .. } if user & CHANGES == 0 => {
+                let outcome = Outcome::Lost(code);
+                done.ends.push(TaskEnd { tag: user, outcome, proof: Proof::SocketClosed });
+            }
+            Ended { user, .. } => {
+                let tag = user & !CHANGES;
+                done.suspects.push(Suspect { tag, fate: Fate::Unknown, cause: code, fence: terms });
+                lost.add(tag, code);
+            }
+        });
+        self.lost.closed(closed, self.config.fence);
+        for asked in self.asked.drain(..) {
+            done.recoveries.push(RecoveryEnd { token: asked.token, outcome: Recovered::Failed });
+        }
+        self.leaving = None;
+        if was_ready {
+            tracing::warn!(path = %self.config.name, session = self.number.get(), reason = %broken.reason, suspects = self.lost.len(), "session is lost");
+            self.trouble = Some((code, broken.reason));
+            // A target that lives takes us back at once, which is also the proof of what is suspect.
+            (self.redial_at, self.failures) = (now, 0);
+            self.portals.again();
+        } else {
+            self.retry_later(now, &broken);
+        }
+    }
+
+    /// Leaves in order what the target wants to be left, as soon as nothing is on it.
+    fn leave(&mut self, now: Time, done: &mut TaskDone) {
+        let (Some(by), Some(connection)) = (self.leaving, &mut self.connection) else { return };
+        if connection.link().in_flight() == 0 {
+            connection.link_mut().log_out();
+        } else if now >= by {
+            let broken = Broken::new(Code::PathLost, "the target wants to be left, and tasks are not answered");
+            self.lose(done, broken, now);
+        }
+    }
+}
+
+impl TaskQueue for Session {
+    #[inline]
+    fn submit(&mut self, cx: &mut Cx<'_>, task: &Task) -> Result<(), RefusedWhy> {
+        if self.closing || self.leaving.is_some() {
+            return Err(RefusedWhy::Gone);
+        }
+        let Some(connection) = self.connection.as_mut().filter(|c| c.is_ready()) else { return Err(RefusedWhy::Gone) };
+        let user = task.tag | if task.changes { CHANGES } else { 0 };
+        connection.submit(Lun(task.lun.0), *task.cdb.octets(), task.data, user, cx.now).ok_or(RefusedWhy::Full)
+    }
+
+    #[inline]
+    fn kick(&mut self, cx: &mut Cx<'_>) {
+        if let Some(connection) = &mut self.connection {
+            connection.flush(cx.segs);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Cx<'_>, done: &mut TaskDone) {
+        self.bell.rise();
+        if let Some(late) = self.clock.turn(cx.now, connection::tick(&self.config))
+            && let Some(connection) = &mut self.connection
+        {
+            connection.forgive(late, cx.now);
+        }
+        if self.bell.answer() {
+            self.looked = Time::ZERO;
+        }
+        let slept = std::mem::take(&mut self.slept);
+        match &self.connection {
+            Some(connection) if connection.wants_look(cx.now, slept) => self.receive(cx, done),
+            Some(_) => self.slept = slept,
+            None => {}
+        }
+        if !self.connection.as_ref().is_some_and(Connection::is_ready) {
+            self.progress(cx.now, done);
+        }
+        if self.leaving.is_some() {
+            self.leave(cx.now, done);
+        }
+        if let Some(connection) = &mut self.connection {
+            connection.flush(cx.segs);
+            if connection.is_due(cx.now) {
+                connection.check_silence(&self.config, self.number.get(), cx.now);
+            }
+            if let Some(broken) = connection.take_broken() {
+                self.lose(done, broken, cx.now);
+            }
+        }
+        if let Some(commands) = self.lost.expired(cx.now, done) {
+            let proof = self.fence_terms().proof;
+            tracing::warn!(path = %self.config.name, session = self.number.get(), commands, %proof, "the target does not answer; lost changes are taken for quiet");
+        }
+    }
+
+    fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+        let news = self.connection.as_ref().is_some_and(Connection::has_news);
+        if news || self.bell.arm(waits) == Armed::Busy {
+            return Armed::Busy;
+        }
+        let mut wake = match &self.connection {
+            Some(connection) => connection.arm(waits),
+            None if self.portals.is_resolving() => Time::NEVER,
+            None => self.redial_at,
+        };
+        for at in [self.lost.due(), self.leaving].into_iter().flatten() {
+            wake = wake.min(at);
+        }
+        if wake != Time::NEVER {
+            waits.until(wake);
+        }
+        self.clock.sleeps_until(wake);
+        self.slept = true;
+        Armed::Sleep
+    }
+
+    fn health(&self) -> Health {
+        match &self.connection {
+            Some(connection) if connection.is_ready() && !self.closing && self.leaving.is_none() => {
+                if connection.is_stalled() { Health::Stalled } else { Health::Ready }
+            }
+            _ => Health::Down,
+        }
+    }
+
+    fn trouble(&self) -> Option<(Code, String)> {
+        self.trouble.clone()
+    }
+
+    fn nexus(&self) -> u64 {
+        self.nexus
+    }
+
+    fn limits(&self) -> TaskLimits {
+        TaskLimits { depth: self.depth, max_transfer_bytes: 0, max_segments: 0 }
+    }
+
+    fn recover(&mut self, cx: &mut Cx<'_>, step: Recovery, token: u64) -> bool {
+        let Some(connection) = &mut self.connection else { return false };
+        if let Recovery::ResetHost = step {
+            let reason = "a task is not answered, and could not be aborted";
+            connection.set_broken(Broken::new(Code::PathTimeout, reason));
+            return true;
+        }
+        let link = connection.link_mut();
+        let (sent, user) = match step {
+            Recovery::AbortTask { tag } => {
+                let found = [tag, tag | CHANGES].into_iter().find_map(|user| Some((link.slot_of(user)?, user)));
+                let Some((slot, user)) = found else { return false };
+                let lun = link.lun_of(slot);
+                (link.manage(TaskFunction::AbortTask, lun, Some(slot), token), Some(user))
+            }
+            Recovery::ResetLogicalUnit { lun, .. } => {
+                (link.manage(TaskFunction::LogicalUnitReset, Lun(lun.0), None, token), None)
+            }
+            Recovery::ResetTarget { .. } => (link.manage(TaskFunction::TargetWarmReset, Lun::ZERO, None, token), None),
+            Recovery::ResetHost => return true,
+        };
+        if sent {
+            self.asked.push(Asked { token, step, user });
+            connection.flush(cx.segs);
+        }
+        sent
+    }
+
+    fn close(&mut self, _: &mut Cx<'_>) {
+        self.closing = true;
+        if let Some(connection) = self.connection.take_if(|c| !c.is_ready() || c.link().in_flight() == 0) {
+            connection.close();
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.lost.is_empty() && self.connection.as_ref().is_none_or(|c| c.link().in_flight() == 0)
+    }
+
+    fn end_fence(&self) -> Option<Arc<dyn QueueFence>> {
+        Some(self.end_fence.clone())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut open = !self.lost.is_empty();
+        if let Some(connection) = self.connection.take() {
+            if connection.link().in_flight() > 0 {
+                open = true;
+                connection.abort(|_| ());
+            } else {
+                connection.close();
+            }
+        }
+        self.end_fence.end(open.then(|| self.host.now()));
+    }
+}
+
+impl Finished {
+    /// GOOD, with nothing to be said of it.
+    #[inline]
+    fn is_good(&self) -> bool {
+        self.ending.status == Some(ScsiStatus::GOOD.0) && !self.bad_memory && self.ending.whole
+    }
+}
+
+fn end_of(finished: &Finished) -> TaskEnd {
+    let Finished { user, ending, sense, bad_memory } = finished;
+    let outcome = match ending.status {
+        _ if *bad_memory => Outcome::BadMemory,
+        Some(status) => Outcome::Answered(Answer { status: ScsiStatus(status), sense: *sense, moved: ending.moved }),
+        // The target has failed to carry it out, and says so: it is over, and another way may do.
+        None => Outcome::Lost(Code::PathLost),
+    };
+    TaskEnd { tag: user & !CHANGES, outcome, proof: Proof::Answered }
+}
