@@ -22,6 +22,7 @@ pub mod peers;
 pub mod process;
 pub mod products;
 pub mod qmp;
+pub mod tgt;
 
 pub use guest::{Guest, GuestSpec};
 pub use lab::{Lab, Need};

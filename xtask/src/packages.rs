@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// A program that some test or the lab itself calls, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-storage-daemon", "qemu-utils"),
     ("busybox", "busybox-static"),
@@ -19,6 +19,8 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
     ("valgrind", "valgrind"),
+    ("tgtd", "tgt"),
+    ("tgtadm", "tgt"),
 ];
 
 /// Installs the packages of missing programs when this is root, and otherwise says what to install.

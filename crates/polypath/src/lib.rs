@@ -56,6 +56,7 @@ mod poller;
 mod poller_count;
 mod stack;
 mod submission_queue;
+mod targets;
 
 pub use block_on::block_on;
 pub use buffer::Buffer;
@@ -68,6 +69,8 @@ pub use stack::{Stack, StackConfig, wait_live};
 
 /// The contract: I/O, queues, devices, URIs.
 pub use polypath_block as block;
+/// iSCSI: targets, sessions.
+pub use polypath_iscsi as iscsi;
 /// Disks of this machine.
 pub use polypath_local as local;
 /// Regions, arenas, windows.

@@ -174,7 +174,9 @@ impl Builder {
                     return Err(Error::Spec { what: "disk".into(), problem });
                 }
                 // One disk of this machine as it is; what may be lost and come back as a group, which waits and sends again.
-                [uri] if uri.scheme != Scheme::NvmeTcp => (stack.open_device(uri)?, None, true),
+                [uri] if !matches!(uri.scheme, Scheme::NvmeTcp | Scheme::Iscsi) => {
+                    (stack.open_device(uri)?, None, true)
+                }
                 uris => with_group(stack.open_group(GroupSpec::new("", uris.iter().cloned()))?),
             },
         };

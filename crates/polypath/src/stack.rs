@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::nvme::Controllers;
 use crate::poller_count::PollerCount;
+use crate::targets::Targets;
 use polypath_block::{Device, DeviceInfo, DeviceState, DiskUri, Host, Scheme};
 use polypath_memory::Arena;
 use polypath_reactor::{CpuList, IdlePolicy, Pool, PoolConfig, ReactorHandle, ReactorStatistics};
@@ -48,6 +49,7 @@ struct Inner {
     config: StackConfig,
     arena: Mutex<Option<Arena>>,
     controllers: Controllers,
+    targets: Targets,
     /// Reactors take turns at being given an admin queue.
     turn: AtomicUsize,
 }
@@ -78,6 +80,7 @@ impl Stack {
             config,
             arena: Mutex::new(None),
             controllers: Controllers::default(),
+            targets: Targets::default(),
             turn: AtomicUsize::new(0),
         })))
     }
@@ -131,9 +134,10 @@ impl Stack {
         Ok(arena.insert(made).clone())
     }
 
-    /// Opens one path: `nvme-tcp`, `file`, `ram`, `null` or `vhost-user-blk`. Blocks for as long as the operating system takes to open
+    /// Opens one path: `nvme-tcp`, `iscsi`, `file`, `ram`, `null` or `vhost-user-blk`. Blocks for as long as the operating system takes to open
     /// a file, or a back-end to answer, so call it on a control thread. Network devices come back at once in [`DeviceState::Starting`]; [`wait_live`] waits for them. URIs
-    /// that differ in nothing but the namespace share one controller, whose admin queue is on one of the reactors.
+    /// that differ in nothing but the namespace share one controller, whose admin queue is on one of the reactors; so do those that differ in
+    /// nothing but the LUN share one target, and its sessions.
     ///
     /// # Errors
     /// [`Error::Uri`] and [`Error::Local`] say which part does not do; [`Error::Unsupported`] names a scheme without a driver.
@@ -142,6 +146,7 @@ impl Stack {
             Scheme::Null | Scheme::Ram | Scheme::File => Ok(polypath_local::open(uri)?),
             // A controller may grant fewer queues than there are reactors, vrings and jobs.
             Scheme::NvmeTcp => Ok(self.0.controllers.open(uri, self.next_host(), self.hosts())?),
+            Scheme::Iscsi => Ok(self.0.targets.open(uri, self.next_host(), self.hosts())?),
             Scheme::VhostUserBlk => Ok(VhostUserDisk::connect(&ClientConfig::from_uri(uri)?)?),
             scheme => Err(Error::Unsupported { uri: uri.to_string(), scheme: scheme.as_str() }),
         }
