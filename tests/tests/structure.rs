@@ -40,7 +40,7 @@ const FLOORS: [(&str, u32); 27] = [
 ];
 
 /// Imports within one floor that the picture needs: importer, imported.
-const SAME_FLOOR: [(&str, &str); 10] = [
+const SAME_FLOOR: [(&str, &str); 11] = [
     // memory carries the contract's segments
     ("polypath-memory", "polypath-block"),
     // the facade puts the others of its floor together
@@ -49,6 +49,8 @@ const SAME_FLOOR: [(&str, &str); 10] = [
     ("polypath", "polypath-vhost-user-client"),
     // pollers of the reactor
     ("polypath-vhost-user-blk", "polypath-reactor"),
+    // clients of its exports share the facade's disk
+    ("polypath-nbd", "polypath"),
     // the demo runs a target and measures as the bench does
     ("polypath-cli", "polypath-target"),
     ("polypath-cli", "polypath-bench"),

@@ -84,8 +84,8 @@ impl Owed {
         self.0.owed.load(Ordering::Relaxed)
     }
 
-    /// The guest is told, if it has not been.
-    pub(crate) fn tell(&self) -> bool {
+    /// The guest is told now, if it has not been: whether it was to be. For servers of other kinds, which fail a flush then.
+    pub fn tell(&self) -> bool {
         self.is_owed() && self.0.owed.swap(false, Ordering::Relaxed)
     }
 
