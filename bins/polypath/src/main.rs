@@ -1,8 +1,9 @@
-//! The Polypath command line: the demo, what to tell QEMU, and a JSON-RPC client for `polypathd`.
+//! The Polypath command line: the demo, what to tell QEMU, a disk served over NBD, and a JSON-RPC client for `polypathd`.
 #![forbid(unsafe_code)]
 
 mod demo;
 mod discover;
+mod nbd;
 mod qemu;
 mod rpc;
 
@@ -24,6 +25,8 @@ enum Command {
     Demo(demo::Args),
     /// Print the QEMU command line and the libvirt XML for a vhost-user-blk socket.
     Qemu(qemu::Args),
+    /// Serve a disk to whoever speaks NBD: image tools, the kernel's client, other hosts.
+    Nbd(nbd::Args),
     /// List the subsystems that a discovery service knows, as URIs.
     Discover(discover::Args),
     /// Call a method of polypathd.
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let result = match args.command {
         Command::Demo(args) => demo::run(&args),
         Command::Qemu(args) => qemu::run(&args),
+        Command::Nbd(args) => nbd::run(&args),
         Command::Discover(args) => discover::run(&args),
         Command::Rpc(args) => rpc::run(&args),
     };
