@@ -126,8 +126,8 @@ impl Export {
         Ok(disk)
     }
 
-    /// What `disk` can do for a client that agreed on structured replies, or has chosen contexts.
-    pub(crate) fn terms(&self, disk: &Disk, structured: bool, allocation: bool) -> Terms {
+    /// What a client that asks now is told of `disk`. On replies and contexts nobody has agreed yet.
+    pub(crate) fn terms(&self, disk: &Disk) -> Terms {
         let (geometry, limits) = (disk.geometry(), disk.limits());
         Terms {
             size: geometry.bytes(),
@@ -136,8 +136,8 @@ impl Export {
             trim: limits.max_discard_blocks > 0,
             zeroes: limits.max_write_zeroes_blocks > 0,
             fua: limits.fua,
-            structured,
-            allocation,
+            structured: false,
+            allocation: false,
         }
     }
 

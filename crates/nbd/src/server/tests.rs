@@ -120,6 +120,8 @@ async fn who_holds_a_handshake_open_makes_room_for_others() {
     for _ in 0..3 {
         let mut peer = connect(&path).await;
         peer.go("disk", false).await;
+        // An answer: its handshake is over on the other side, too.
+        assert_eq!(peer.ask(Command::Flush, 0, 0).await, 0);
         served.push(peer);
     }
     // Those at work stay.

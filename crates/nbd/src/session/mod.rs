@@ -142,16 +142,19 @@ where
                 handshake.answer(answer)?
             }
             Next::Go(agreed) => {
-                let Some((export, disk)) = found else { return Err(HandshakeError::Misused.into()) };
-                return Ok(Shaken::Go(begin(export, disk, agreed, inbound.limits())?));
+                let Some(found) = found else { return Err(HandshakeError::Misused.into()) };
+                return Ok(Shaken::Go(begin(found, agreed, inbound.limits())?));
             }
             Next::End => return Ok(Shaken::Over(End::Left)),
         };
     }
 }
 
-/// The export that a client calls `name`, with its disk.
-async fn find(exports: &Exports, name: &str) -> (Answer, Option<(Arc<Export>, Disk)>) {
+/// An export that a client has asked for, its disk, and what the client was told of it.
+type Found = (Arc<Export>, Disk, Terms);
+
+/// The export that a client calls `name`.
+async fn find(exports: &Exports, name: &str) -> (Answer, Option<Found>) {
     if exports.is_ending() {
         return (Answer::Shutdown, None);
     }
@@ -161,16 +164,16 @@ async fn find(exports: &Exports, name: &str) -> (Answer, Option<(Arc<Export>, Di
     };
     match export.disk().await {
         Ok(disk) => {
-            let (disk, terms) = (disk.clone(), export.terms(disk, false, false));
-            (Answer::Export(export.offer(&terms)), Some((export, disk)))
+            let (disk, terms) = (disk.clone(), export.terms(disk));
+            (Answer::Export(export.offer(&terms)), Some((export, disk, terms)))
         }
         Err(error) => (Answer::Unknown(format!("it cannot be used now: {error}")), None),
     }
 }
 
-fn begin(export: Arc<Export>, disk: Disk, agreed: Agreed, limits: Limits) -> Result<Session, SessionError> {
+fn begin((export, disk, terms): Found, agreed: Agreed, limits: Limits) -> Result<Session, SessionError> {
     let entered = export.enter();
-    let terms = export.terms(&disk, agreed.structured, agreed.allocation);
+    let terms = Terms { structured: agreed.structured, allocation: agreed.allocation, ..terms };
     let heard = Heard::new(&export.losses, disk.device().losses());
     let pool = Pool::new(limits.buffer_bytes)?;
     Ok(Session { export, disk, terms, pool, heard, limits, _entered: entered })

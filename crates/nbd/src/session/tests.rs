@@ -385,7 +385,7 @@ async fn a_client_that_goes_leaves_nothing_behind() {
 #[tokio::test]
 async fn changes_wait_for_what_may_still_land_and_reads_do_not() {
     let script = Scripted::new(DiskLimits::UNLIMITED);
-    let hold = polypath::vhost_user_blk::Hold::for_time(Duration::from_millis(200));
+    let hold = polypath::vhost_user_blk::Hold::for_time(Duration::from_millis(1500));
     let config = ExportConfig { hold_changes: hold.clone(), ..ExportConfig::new("disk", script.disk().await) };
     let exports = exports([config]);
     let (mut peer, _served) = connect(&exports, ROOM, limits());

@@ -55,7 +55,7 @@ fn options_and_commands_keep_their_numbers() {
     }
 }
 
-/// GO as libnbd 1.14 sends it for the default export: it asks for name, description and block sizes.
+/// GO for the default export. It asks for name, description and block sizes.
 const GO: [u8; 16 + 12] = [
     b'I', b'H', b'A', b'V', b'E', b'O', b'P', b'T', 0, 0, 0, 7, 0, 0, 0, 12, // header
     0, 0, 0, 0, 0, 3, 0, 1, 0, 2, 0, 3,
@@ -215,6 +215,82 @@ fn heads_of_replies() {
     let odd = Head::error(cookie, Errno::Io, &format!("x{}", "ä".repeat(300)));
     assert_eq!(odd.as_bytes().len(), CHUNK_LEN + 6 + TEXT_MAX - 1);
     assert!(std::str::from_utf8(&odd.as_bytes()[CHUNK_LEN + 6..]).is_ok());
+}
+
+/// All that `nbdinfo` of libnbd 1.14.2 said to an export called "disk".
+const NBDINFO: &str = "00000003\
+    49484156454f5054 00000008 00000000\
+    49484156454f5054 00000006 00000010 00000004 6469736b 0003 0003 0001 0002\
+    49484156454f5054 00000009 0000000c 00000004 6469736b 00000000\
+    49484156454f5054 00000007 00000010 00000004 6469736b 0003 0003 0001 0002\
+    25609513 0000 0000 0000000000000001 0000000000000000 00000200\
+    25609513 0000 0002 0000000000000002 0000000000000000 00000000";
+
+/// All that `qemu-io -c 'read 0 4k'` of QEMU 7.2 said to it.
+const QEMU_IO: &str = "00000003\
+    49484156454f5054 00000008 00000000\
+    49484156454f5054 0000000a 0000001f 00000004 6469736b 00000001 0000000f 626173653a616c6c6f636174696f6e\
+    49484156454f5054 00000007 0000000c 00000004 6469736b 0001 0003\
+    25609513 0000 0000 000055dd90983090 0000000000000000 00001000\
+    25609513 0000 0003 000055dd90983090 0000000000000000 00000000\
+    25609513 0000 0002 0000000000000000 0000000000000000 00000000";
+
+/// What clients have said, as it was understood.
+fn heard(capture: &str) -> Vec<String> {
+    let digits: Vec<u8> = capture.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let pairs = digits.chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+    let octets: Vec<u8> = pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
+    let (flags, mut rest) = octets.split_at(CLIENT_FLAGS_LEN);
+    let mut all = vec![format!("{:?}", ClientFlags::parse(flags).unwrap())];
+    loop {
+        let (header, data) = rest.split_at(OPTION_HEADER_LEN);
+        let header = OptionHeader::parse(header).unwrap();
+        let (data, later) = data.split_at(header.length as usize);
+        rest = later;
+        all.push(match header.option {
+            OptionType::Info | OptionType::Go => {
+                format!("{:?} {:?}", header.option, ExportRequest::parse(data).unwrap())
+            }
+            OptionType::ListMetaContext | OptionType::SetMetaContext => {
+                format!("{:?} {:?}", header.option, ContextRequest::parse(data).unwrap())
+            }
+            other => format!("{other:?} {data:?}"),
+        });
+        if header.option == OptionType::Go {
+            break;
+        }
+    }
+    all.extend(rest.chunks(REQUEST_LEN).map(|request| {
+        let Request { command, flags, offset, length, .. } = Request::parse(request).unwrap();
+        format!("{command} {:#x} {offset} {length}", flags.bits())
+    }));
+    all
+}
+
+#[test]
+fn what_other_peoples_clients_say_is_understood() {
+    let flags = "ClientFlags { fixed_newstyle: true, no_zeroes: true }";
+    let wanted = "ExportRequest { name: \"disk\", wanted: [BlockSize, Name, Description] }";
+    let expected = [
+        flags,
+        "StructuredReply []",
+        &format!("Info {wanted}"),
+        "ListMetaContext ContextRequest { name: \"disk\", queries: [] }",
+        &format!("Go {wanted}"),
+        "read 0x0 0 512",
+        "disconnect 0x0 0 0",
+    ];
+    assert_eq!(heard(NBDINFO), expected);
+    let expected = [
+        flags,
+        "StructuredReply []",
+        "SetMetaContext ContextRequest { name: \"disk\", queries: [\"base:allocation\"] }",
+        "Go ExportRequest { name: \"disk\", wanted: [BlockSize] }",
+        "read 0x0 0 4096",
+        "flush 0x0 0 0",
+        "disconnect 0x0 0 0",
+    ];
+    assert_eq!(heard(QEMU_IO), expected);
 }
 
 proptest! {
