@@ -101,7 +101,8 @@ fn errors_say_what_was_wrong_and_give_the_buffer_back() {
     let (result, _) = block_on(disk.read(0, buffer));
     assert!(matches!(result, Err(Error::Closed { .. })), "{result:?}");
     let error = |uri: &str| block_on(Disk::builder().uris(uri).stack(&stack).open()).expect_err(uri).to_string();
-    assert!(error("iscsi://h/iqn/0").contains("no driver for iscsi"));
+    assert!(error("nvme-pcie://0000:01:00.0").contains("no driver for nvme-pcie"));
+    assert!(error("iscsi://h/iqn/0").contains("no iSCSI name"));
     assert!(error("ram:/x").contains("scheme"));
     assert!(block_on(Disk::open(Vec::<polypath::DiskUri>::new())).unwrap_err().to_string().contains("no URI"));
 }
