@@ -12,6 +12,7 @@ use crate::pdu::{
     pad_len,
 };
 use crate::proto::{DataPlan, Ending, Event, InitiatorConnection, Outcome, Parameters, ProtocolError, Want};
+use crate::serial::CmdSn;
 use polypath_block::{Code, Fate, SegTable, Waits};
 use polypath_net::plan::{Chunk, Copies, Holding, Unreachable};
 use polypath_net::{Crc32c, Dialer, IoList, Received, Transport};
@@ -259,13 +260,15 @@ impl Link {
         slots.find_map(|(h, slot)| (h.user == user && connection.is_active(slot)).then_some(slot))
     }
 
-    /// Tasks to this logical unit, or to all, with whose they are.
-    pub(crate) fn tasks(&self, lun: Option<Lun>) -> Vec<(u16, u64)> {
-        let Some(connection) = self.connection() else { return Vec::new() };
-        let slots = self.holdings.iter().zip(0u16..);
-        let ours = slots
-            .filter(|(_, slot)| connection.is_active(*slot) && lun.is_none_or(|lun| connection.lun_of(*slot) == lun));
-        ours.map(|(h, slot)| (slot, h.user)).collect()
+    /// The CmdSN of the next command.
+    pub(crate) fn next_cmd_sn(&self) -> Option<CmdSn> {
+        self.connection().map(InitiatorConnection::next_cmd_sn)
+    }
+
+    /// Tasks that were sent before `before`, to this logical unit or to all, with whose they are.
+    pub(crate) fn tasks_before(&self, before: CmdSn, lun: Option<Lun>) -> Vec<(u16, u64)> {
+        let slots = self.connection().map(|c| c.tasks_before(before, lun)).unwrap_or_default();
+        slots.into_iter().map(|slot| (slot, self.holdings[usize::from(slot)].user)).collect()
     }
 
     /// Asks for a sign of life; `false`: that is under way already, or there is no room.

@@ -19,6 +19,7 @@ use crate::identity::SessionNumber;
 use crate::link::{Broken, Ended, Finished, Heard};
 use crate::login::{InitiatorConfig, Negotiated};
 use crate::pdu::{AsyncEvent, Isid, Lun, TaskFunction, TaskResult};
+use crate::serial::CmdSn;
 use connection::Connection;
 use fence::EndFence;
 use lost::LostTasks;
@@ -51,6 +52,8 @@ struct Asked {
     step: Recovery,
     /// Who the task of an ABORT TASK belonged to.
     user: Option<u64>,
+    /// Commands from this number on were sent after it: it says nothing of them.
+    before: CmdSn,
 }
 
 /// See the module.
@@ -68,6 +71,7 @@ pub struct Session {
     trouble: Option<(Code, String)>,
     lasting: bool,
     nexus: u64,
+    up_since: Time,
     lost: LostTasks,
     asked: Vec<Asked>,
     /// To be left by then: the target asked for it.
@@ -96,6 +100,7 @@ impl Session {
             trouble: None,
             lasting: false,
             nexus: 0,
+            up_since: Time::ZERO,
             lost: LostTasks::new(depth),
             asked: Vec::with_capacity(32),
             leaving: None,
@@ -187,6 +192,7 @@ impl Session {
         let tpgt = negotiated.portal_group_tag;
         (self.failures, self.trouble, self.lasting, self.leaving) = (0, None, false, None);
         self.nexus += 1;
+        self.up_since = now;
         if let Some(commands) = self.lost.reinstated(tpgt, done) {
             tracing::info!(path = %self.config.name, session = self.number.get(), commands, proof = %Proof::Reinstated, "lost changes are quiet");
         }
@@ -264,8 +270,12 @@ impl Session {
                     let slot = asked.user.and_then(|user| Some((connection.link().slot_of(user)?, user)));
                     slot.into_iter().collect()
                 }
-                Recovery::ResetLogicalUnit { lun, .. } => connection.link().tasks(Some(Lun(lun.0))),
-                Recovery::ResetTarget { .. } | Recovery::ResetHost => connection.link().tasks(None),
+                Recovery::ResetLogicalUnit { lun, .. } => {
+                    connection.link().tasks_before(asked.before, Some(Lun(lun.0)))
+                }
+                Recovery::ResetTarget { .. } | Recovery::ResetHost => {
+                    connection.link().tasks_before(asked.before, None)
+                }
             };
             for (slot, user) in ended {
                 if connection.link_mut().end_aborted(slot) {
@@ -308,10 +318,13 @@ impl Session {
         }
         self.leaving = None;
         if was_ready {
+            // One that takes every login and drops every session is not asked without a pause.
+            let lived = now.since(self.up_since);
             tracing::warn!(path = %self.config.name, session = self.number.get(), reason = %broken.reason, suspects = self.lost.len(), "session is lost");
             self.trouble = Some((code, broken.reason));
             // A target that lives takes us back at once, which is also the proof of what is suspect.
-            (self.redial_at, self.failures) = (now, 0);
+            self.redial_at =
+                if lived >= self.config.reconnect_delay { now } else { now.after(self.config.reconnect_delay) };
             self.portals.again();
         } else {
             self.retry_later(now, &broken);
@@ -435,6 +448,7 @@ impl TaskQueue for Session {
             return true;
         }
         let link = connection.link_mut();
+        let Some(before) = link.next_cmd_sn() else { return false };
         let (sent, user) = match step {
             Recovery::AbortTask { tag } => {
                 let found = [tag, tag | CHANGES].into_iter().find_map(|user| Some((link.slot_of(user)?, user)));
@@ -449,7 +463,7 @@ impl TaskQueue for Session {
             Recovery::ResetHost => return true,
         };
         if sent {
-            self.asked.push(Asked { token, step, user });
+            self.asked.push(Asked { token, step, user, before });
             connection.flush(cx.segs);
         }
         sent

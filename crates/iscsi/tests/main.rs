@@ -4,3 +4,5 @@
 mod captures;
 mod logins;
 mod recorded;
+mod script;
+mod sessions;

@@ -526,6 +526,21 @@ impl InitiatorConnection {
         usize::from(slot) < self.slots.depth() && self.slots.get(slot).phase == Phase::Active
     }
 
+    /// The CmdSN of the next command: commands before it are those that a task management request sent now concerns.
+    pub fn next_cmd_sn(&self) -> CmdSn {
+        self.cmd_sn
+    }
+
+    /// Active tasks whose CmdSN is before this one, of one logical unit or of all.
+    pub fn tasks_before(&self, before: CmdSn, lun: Option<Lun>) -> Vec<u16> {
+        let all = 0..self.slots.depth() as u16;
+        let ours = all.filter(|&slot| {
+            let task = self.slots.get(slot);
+            self.is_active(slot) && task.cmd_sn.is_before(before) && lun.is_none_or(|lun| task.lun == lun)
+        });
+        ours.collect()
+    }
+
     /// The logical unit of the task in this slot.
     pub fn lun_of(&self, slot: u16) -> Lun {
         if self.is_active(slot) { self.slots.get(slot).lun } else { Lun::ZERO }

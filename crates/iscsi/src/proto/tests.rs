@@ -383,6 +383,22 @@ fn an_aborted_task_is_over_when_the_target_says_so() {
 }
 
 #[test]
+fn what_was_sent_after_a_reset_is_not_among_its_tasks() {
+    let mut rig = Rig::new(parameters());
+    let other = Lun([0, 9, 0, 0, 0, 0, 0, 0]);
+    let before = [LUN, other].map(|lun| rig.connection.submit(lun, READ, DataPlan::None).unwrap());
+    let mark = rig.connection.next_cmd_sn();
+    assert!(rig.connection.manage(TaskFunction::LogicalUnitReset, LUN, None, 7));
+    let after = rig.connection.submit(LUN, READ, DataPlan::Out(512)).unwrap();
+    assert_eq!(rig.connection.tasks_before(mark, Some(LUN)), [before[0]]);
+    let mut all = rig.connection.tasks_before(mark, None);
+    all.sort_unstable_by_key(|slot| *slot == before[1]);
+    assert!(all == before && !all.contains(&after), "{all:?}");
+    let (header, head, _) = rig.sent().into_iter().find(|(h, ..)| h.opcode == Opcode::TaskRequest).unwrap();
+    assert_eq!(TaskRequest::parse(&header, head.first_chunk().unwrap()).unwrap().sn.cmd_sn, mark);
+}
+
+#[test]
 fn when_it_ends_every_task_is_accounted_for() {
     let mut rig = Rig::new(parameters());
     let (first, itt) = rig.read();

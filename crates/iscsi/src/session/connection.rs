@@ -180,9 +180,10 @@ impl Connection {
             self.stalled = true;
             tracing::debug!(path = %config.name, session, silent_ms = silent.as_millis() as u64, "nothing is heard; asking for a sign of life");
         }
-        if self.link.ping() {
-            self.pinged = Some(now);
-        }
+        // One that is under way already, and was not answered while other things came, serves as well; so does one for which there is
+        // no room, since nothing leaves.
+        self.link.ping();
+        self.pinged = Some(now);
     }
 
     pub(super) fn has_news(&self) -> bool {

@@ -55,7 +55,8 @@ impl LostTasks {
     /// The target has taken a login of the same initiator port at the portal group `tag`, which has ended the session before it: all
     /// that was sent over that one is quiet. Says how many.
     pub(super) fn reinstated(&mut self, tag: Option<u16>, done: &mut TaskDone) -> Option<usize> {
-        let same = |lost: &Lost| lost.portal_group == tag;
+        // A target that does not say which portal group it is may be another one.
+        let same = |lost: &Lost| tag.is_some() && lost.portal_group == tag;
         self.release(Proof::Reinstated, same, done)
     }
 
