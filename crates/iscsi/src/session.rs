@@ -131,7 +131,7 @@ impl Session {
     pub(crate) fn hurry(&mut self) {
         if self.connection.is_none() {
             self.redial_at = Time::ZERO;
-            self.portals.hurry();
+            self.portals.again();
         }
     }
 

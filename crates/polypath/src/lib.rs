@@ -49,6 +49,7 @@ mod buffer;
 mod disk;
 mod error;
 mod group;
+mod in_use;
 mod nvme;
 mod op;
 mod open;

@@ -1,26 +1,23 @@
 //! NVMe/TCP controllers, shared among the URIs that differ in nothing but the namespace: one association, and one I/O queue per
 //! reactor, for all of them.
 
-use polypath_block::{Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, UnitId, UriError};
-use polypath_nvmf_tcp::{Controller, ControllerConfig, NvmeDevice};
+use crate::in_use::{InUse, Unit};
+use polypath_block::{DiskUri, Host, UnitId, UriError};
+use polypath_nvmf_tcp::{Controller, ControllerConfig};
 use polypath_sharing::{SharedController, SharedDevice};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::Duration;
+use std::sync::Arc;
 
 /// The controllers in use.
 #[derive(Default)]
-pub(crate) struct Controllers {
-    shared: Mutex<Vec<(String, Weak<InUse>)>>,
-}
+pub(crate) struct Controllers(InUse<String, Shared>);
 
 /// A controller for as long as one of its namespaces is in use.
-struct InUse {
+struct Shared {
     controller: Arc<Controller>,
     queues: Arc<SharedController>,
 }
 
-impl Drop for InUse {
+impl Drop for Shared {
     fn drop(&mut self) {
         self.controller.close();
     }
@@ -48,31 +45,14 @@ impl Controllers {
         // The controller looks after all namespaces, and is named after none.
         config.ns = None;
         config.name = config.name.split('?').next().unwrap_or_default().to_owned();
-        let key = key(uri);
-        let mut shared = self.lock();
-        shared.retain(|(_, c)| c.strong_count() > 0);
-        let found = shared.iter().find(|(k, _)| *k == key).and_then(|(_, c)| c.upgrade());
-        let in_use = found.unwrap_or_else(|| {
+        let shared = self.0.find_or_make(key(uri), || {
             let controller = Controller::start(config, host);
             let queues = SharedController::new(controller.clone(), hosts);
-            let in_use = Arc::new(InUse { controller, queues });
-            shared.push((key, Arc::downgrade(&in_use)));
-            in_use
-        });
-        drop(shared);
-        let (device, queues) = (in_use.controller.namespace(nsid), in_use.queues.clone());
+            Ok::<_, UriError>(Shared { controller, queues })
+        })?;
+        let (device, queues) = (shared.controller.namespace(nsid), shared.queues.clone());
         let unit = device.unit();
-        let namespace = Namespace {
-            name: uri.to_string(),
-            device,
-            in_use: Mutex::new(Some(in_use)),
-            closed: AtomicBool::new(false),
-        };
-        Ok(queues.device(Arc::new(namespace), unit))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<(String, Weak<InUse>)>> {
-        self.shared.lock().unwrap_or_else(|p| p.into_inner())
+        Ok(queues.device(Unit::new(uri.to_string(), device, shared), unit))
     }
 }
 
@@ -83,45 +63,6 @@ fn key(uri: &DiskUri) -> String {
     let mut options: Vec<_> = uri.options.iter().filter(|(k, _)| k != "ns").collect();
     options.sort_unstable();
     format!("{base} {options:?}")
-}
-
-/// A namespace that lets go of its controller when it is closed.
-struct Namespace {
-    name: String,
-    device: Arc<NvmeDevice>,
-    in_use: Mutex<Option<Arc<InUse>>>,
-    closed: AtomicBool,
-}
-
-impl Device for Namespace {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn state(&self) -> DeviceState {
-        self.device.state()
-    }
-
-    fn version(&self) -> u64 {
-        // The controller does not count the closing of one namespace.
-        self.device.version() + u64::from(self.closed.load(Ordering::Relaxed))
-    }
-
-    fn open_queue(&self, config: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
-        self.device.open_queue(config)
-    }
-
-    fn landing_bound(&self) -> Duration {
-        self.device.landing_bound()
-    }
-
-    fn close(&self) {
-        self.device.close();
-        self.closed.store(true, Ordering::Relaxed);
-        let in_use = self.in_use.lock().unwrap_or_else(|p| p.into_inner()).take();
-        // Outside the lock: the last one closes the controller.
-        drop(in_use);
-    }
 }
 
 #[cfg(test)]

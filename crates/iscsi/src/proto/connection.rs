@@ -72,12 +72,10 @@ pub(super) enum State {
 pub enum Sending {
     /// The command of its slot.
     Command,
-    /// Data-Out of its slot; whether it is the last that one R2T asked for.
+    /// Data-Out of its slot.
     Data {
-        /// The last.
+        /// The last of its grant: of what one R2T asked for, or of the first burst.
         last: bool,
-        /// Asked for by R2T.
-        asked: bool,
     },
     /// A NOP-Out, a task management or a logout request.
     Control,
@@ -348,7 +346,7 @@ impl InitiatorConnection {
                 Sending::Control => return,
                 Sending::Command | Sending::Data { .. } => slots.get_mut(index),
             };
-            if let Sending::Data { last, .. } = kind {
+            if let Sending::Data { last } = kind {
                 slot.tx_data -= 1;
                 slot.r2ts -= u8::from(last);
             }
@@ -376,13 +374,12 @@ impl InitiatorConnection {
                 buffer_offset: grant.next,
                 data_len: length,
             };
-            let asked = grant.ttt.is_some();
             (grant.next, grant.data_sn) = (grant.next + length, grant.data_sn + 1);
             if last {
                 self.grants.pop_front();
             }
             let framing = &self.parameters.tx;
-            let out = Pdu::new(Sending::Data { last, asked }, slot);
+            let out = Pdu::new(Sending::Data { last }, slot);
             let out = out.with_data(pdu.buffer_offset, length, pad_len(length) as u8, framing.data_digest);
             self.ring.push(out, |head| encoded(pdu.encode(framing, head)));
             self.slots.get_mut(slot).tx_data += 1;

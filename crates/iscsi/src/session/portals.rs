@@ -34,11 +34,6 @@ impl Portals {
         self.addresses.clear();
     }
 
-    /// Somebody knows that the target is back.
-    pub(super) fn hurry(&mut self) {
-        self.again();
-    }
-
     /// The target is to be found there for now.
     pub(super) fn moved_to(&mut self, portal: Portal) {
         self.moved = Some(portal);

@@ -1,7 +1,8 @@
 //! A queue of at most so many values in one piece of memory, which never grows: a push is a store, a look an addition.
 
+/// See the module.
 #[derive(Debug)]
-pub(super) struct Fifo<T> {
+pub struct Fifo<T> {
     /// A power of two of them.
     places: Box<[T]>,
     /// Where the first lies, whatever is beyond the mask.
@@ -11,23 +12,25 @@ pub(super) struct Fifo<T> {
 
 impl<T: Copy> Fifo<T> {
     /// Room for `capacity` values or more. `blank` is never seen.
-    pub(super) fn new(capacity: usize, blank: T) -> Self {
+    pub fn new(capacity: usize, blank: T) -> Self {
         Fifo { places: vec![blank; capacity.next_power_of_two()].into(), first: 0, len: 0 }
     }
 
+    /// How many values there are.
     #[inline]
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Is there none?
     #[inline]
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Appends `value`; `false`, and nothing has changed, when there is no room.
     #[inline(always)]
-    pub(super) fn push(&mut self, value: T) -> bool {
+    pub fn push(&mut self, value: T) -> bool {
         let places = &mut self.places[..];
         let mask = places.len() - 1;
         if self.len > mask {
@@ -40,31 +43,34 @@ impl<T: Copy> Fifo<T> {
 
     /// The value with `at` others before it.
     #[inline]
-    pub(super) fn get(&self, at: usize) -> Option<&T> {
+    pub fn get(&self, at: usize) -> Option<&T> {
         let places = &self.places[..];
         let mask = places.len() - 1;
         (at < self.len).then(|| &places[self.first.wrapping_add(at) & mask])
     }
 
+    /// As [`Fifo::get`], to be changed.
     #[inline]
-    pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut T> {
+    pub fn get_mut(&mut self, at: usize) -> Option<&mut T> {
         let places = &mut self.places[..];
         let mask = places.len() - 1;
         if at < self.len { Some(&mut places[self.first.wrapping_add(at) & mask]) } else { None }
     }
 
+    /// The first one.
     #[inline]
-    pub(super) fn front(&self) -> Option<&T> {
+    pub fn front(&self) -> Option<&T> {
         self.get(0)
     }
 
-    pub(super) fn back(&self) -> Option<&T> {
+    /// The last one.
+    pub fn back(&self) -> Option<&T> {
         self.get(self.len.checked_sub(1)?)
     }
 
     /// Takes the first one away.
     #[inline]
-    pub(super) fn pop_front(&mut self) -> Option<T> {
+    pub fn pop_front(&mut self) -> Option<T> {
         let value = *self.get(0)?;
         self.first = self.first.wrapping_add(1);
         self.len -= 1;
@@ -72,7 +78,7 @@ impl<T: Copy> Fifo<T> {
     }
 
     /// Takes the last one away.
-    pub(super) fn pop_back(&mut self) -> Option<T> {
+    pub fn pop_back(&mut self) -> Option<T> {
         let value = *self.back()?;
         self.len -= 1;
         Some(value)
@@ -80,18 +86,20 @@ impl<T: Copy> Fifo<T> {
 
     /// Takes all away. What is pushed next lies where the first of all lay, which is in the cache.
     #[inline]
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         (self.first, self.len) = (0, 0);
     }
 
+    /// All, the first one first.
     #[inline]
-    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
         let places = &self.places[..];
         let (first, mask) = (self.first, places.len() - 1);
         (0..self.len).map(move |at| &places[first.wrapping_add(at) & mask])
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+    /// As [`Fifo::iter`], to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         let len = self.places.len();
         let (start, all) = (self.first & (len - 1), self.len);
         let (wrapped, straight) = self.places.split_at_mut(start);

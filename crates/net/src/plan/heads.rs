@@ -3,8 +3,9 @@
 //! Heads that are pushed one after the other lie one after the other, so that those of a whole batch of commands without data leave
 //! as one entry of a list. As soon as nothing waits the memory is begun anew: what is written next is in the cache.
 
+/// Heads of up to `HEAD` octets. See the module.
 #[derive(Debug)]
-pub(super) struct Heads<const HEAD: usize> {
+pub struct Heads<const HEAD: usize> {
     octets: Box<[u8]>,
     /// Where the next head goes, if there is room for the longest behind it.
     next: usize,
@@ -12,14 +13,14 @@ pub(super) struct Heads<const HEAD: usize> {
 
 impl<const HEAD: usize> Heads<HEAD> {
     /// Room for the heads of `pdus` PDUs at a time.
-    pub(super) fn new(pdus: usize) -> Self {
+    pub fn new(pdus: usize) -> Self {
         // Whatever their lengths: less than one head is left unused at the end of the memory, and one is being written.
         Heads { octets: vec![0; (pdus + 2) * HEAD].into(), next: 0 }
     }
 
     /// Writes a head with `encode`, which returns its length; says where it lies, and that length.
     #[inline]
-    pub(super) fn push(&mut self, encode: impl FnOnce(&mut [u8; HEAD]) -> usize) -> (u32, u8) {
+    pub fn push(&mut self, encode: impl FnOnce(&mut [u8; HEAD]) -> usize) -> (u32, u8) {
         let Some((at, head)) = self.room(0) else { return (0, 0) };
         let len = encode(head);
         debug_assert!(len <= HEAD);
@@ -29,7 +30,7 @@ impl<const HEAD: usize> Heads<HEAD> {
 
     /// Room for a head of `len` octets, and where it lies. There is always some for as many as were asked for.
     #[inline(always)]
-    pub(super) fn room(&mut self, len: u8) -> Option<(u32, &mut [u8; HEAD])> {
+    pub fn room(&mut self, len: u8) -> Option<(u32, &mut [u8; HEAD])> {
         if self.next + HEAD > self.octets.len() {
             self.next = 0;
         }
@@ -39,25 +40,25 @@ impl<const HEAD: usize> Heads<HEAD> {
     }
 
     /// Takes back the head that was pushed last of those that are left; it lies at `at`.
-    pub(super) fn take_back(&mut self, at: u32) {
+    pub fn take_back(&mut self, at: u32) {
         self.next = at as usize;
     }
 
     /// None is left.
     #[inline]
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.next = 0;
     }
 
     /// What was pushed from the head at `start` on, unless the memory has been begun anew since.
     #[inline]
-    pub(super) fn from(&self, start: u32) -> &[u8] {
+    pub fn from(&self, start: u32) -> &[u8] {
         self.octets.get(start as usize..self.next).unwrap_or(&[])
     }
 
     /// The octets from `start` to `end`.
     #[inline]
-    pub(super) fn get(&self, start: usize, end: usize) -> &[u8] {
+    pub fn get(&self, start: usize, end: usize) -> &[u8] {
         &self.octets[start..end]
     }
 }

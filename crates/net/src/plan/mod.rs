@@ -11,4 +11,6 @@ mod heads;
 mod ring;
 
 pub use data::{Copies, Holding, Lookup, Unreachable};
+pub use fifo::Fifo;
+pub use heads::Heads;
 pub use ring::{Chunk, DigestDue, Pdu, PduKind, SendRing, Transmit};

@@ -26,8 +26,6 @@
 
 mod connection;
 mod error;
-mod fifo;
-mod heads;
 mod receive;
 mod slots;
 #[cfg(test)]

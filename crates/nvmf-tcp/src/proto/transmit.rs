@@ -1,9 +1,8 @@
 //! What has to leave: an ordered ring of PDUs, each with its head in memory of its own and a reference to
 //! data.
 
-use super::fifo::Fifo;
-use super::heads::Heads;
 use crate::pdu::{CAPSULE_CMD_LEN, DIGEST_LEN, MAX_ENCODED_HEAD};
+use polypath_net::plan::{Fifo, Heads};
 
 /// H2CData PDUs in the ring at a time; more wait as R2T.
 const H2C_QUOTA: usize = 32;
@@ -114,7 +113,7 @@ impl Pdu {
 #[derive(Debug)]
 pub(super) struct Ring {
     pdus: Fifo<Pdu>,
-    heads: Heads,
+    heads: Heads<MAX_ENCODED_HEAD>,
     capacity: usize,
     /// Number of the PDU at the front.
     base: u64,
