@@ -1,5 +1,6 @@
 //! The configuration file. What is wrong is reported as `FILE:LINE: key: what was found, what was expected`.
 
+use crate::nbd::Place;
 use crate::values::{self, FencingName, MatchValue, check_rings, no_path_timeout, socket_access};
 use polypath::DiskUri;
 use polypath::block::Scheme;
@@ -26,6 +27,7 @@ pub(crate) struct Config {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) vhosts: Vec<VhostConfig>,
+    pub(crate) nbds: Vec<NbdConfig>,
 }
 
 /// One disk and its paths.
@@ -74,6 +76,19 @@ pub(crate) struct VhostConfig {
     pub(crate) cpus: Option<CpuList>,
 }
 
+/// One NBD export.
+#[derive(Debug, Clone)]
+pub(crate) struct NbdConfig {
+    pub(crate) disk: String,
+    /// What clients call it.
+    pub(crate) name: String,
+    /// As it was named: a socket without a path is in the directory of sockets, wherever that turns out to be.
+    pub(crate) place: Place,
+    pub(crate) read_only: bool,
+    /// Of a socket. All exports of one socket have the same.
+    pub(crate) access: SocketAccess,
+}
+
 /// What the command line says over the file.
 pub(crate) struct Overrides {
     pub(crate) cpus: Option<String>,
@@ -111,6 +126,7 @@ impl Default for Config {
             state_dir: state_dir(|name| std::env::var_os(name), rustix::process::geteuid().is_root()),
             disks: Vec::new(),
             vhosts: Vec::new(),
+            nbds: Vec::new(),
         }
     }
 }
@@ -161,9 +177,27 @@ impl Config {
         Ok(())
     }
 
+    /// The name of a disk, if there is one of that name.
+    fn has_disk(&self, name: &Spanned<String>) -> Result<String, String> {
+        let name = name.get_ref();
+        if self.disks.iter().any(|disk| disk.name == *name) {
+            return Ok(name.clone());
+        }
+        let names: Vec<_> = self.disks.iter().map(|disk| disk.name.as_str()).collect();
+        Err(format!("no disk is called \"{name}\"; expected one of: {}", names.join(", ")))
+    }
+
     /// Where the socket of `vhost` is.
     pub(crate) fn socket_of(&self, vhost: &VhostConfig) -> PathBuf {
         self.socket_dir.join(&vhost.socket)
+    }
+
+    /// Where `nbd` is reached.
+    pub(crate) fn place_of(&self, nbd: &NbdConfig) -> Place {
+        match &nbd.place {
+            Place::Socket(path) => Place::Socket(self.socket_dir.join(path)),
+            address => address.clone(),
+        }
     }
 }
 
@@ -242,6 +276,8 @@ struct RawConfig {
     disks: Vec<RawDisk>,
     #[serde(default, rename = "vhost")]
     vhosts: Vec<RawVhost>,
+    #[serde(default, rename = "nbd")]
+    nbds: Vec<RawNbd>,
 }
 
 #[derive(Deserialize, Default)]
@@ -297,6 +333,20 @@ struct RawVhost {
     cpus: Option<Spanned<String>>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNbd {
+    disk: Spanned<String>,
+    name: Option<Spanned<String>>,
+    socket: Option<Spanned<PathBuf>>,
+    address: Option<Spanned<String>>,
+    #[serde(default)]
+    read_only: bool,
+    mode: Option<Spanned<String>>,
+    owner: Option<Spanned<String>>,
+    group: Option<Spanned<String>>,
+}
+
 impl RawConfig {
     fn check(self, at: &Source<'_>) -> Result<Config, ConfigError> {
         let mut config = Config::default();
@@ -322,6 +372,9 @@ impl RawConfig {
         }
         for (i, vhost) in self.vhosts.iter().enumerate() {
             config.vhosts.push(vhost.check(at, i, &config)?);
+        }
+        for (i, nbd) in self.nbds.iter().enumerate() {
+            config.nbds.push(nbd.check(at, i, &config)?);
         }
         Ok(config)
     }
@@ -415,12 +468,7 @@ impl RawVhost {
     fn check(&self, at: &Source<'_>, i: usize, config: &Config) -> Result<VhostConfig, ConfigError> {
         let fail =
             |offset: usize, k: &str, problem: String| at.error(Some(offset), Some(&format!("vhost[{i}].{k}")), problem);
-        let disk = self.disk.get_ref();
-        if !config.disks.iter().any(|d| d.name == *disk) {
-            let names: Vec<_> = config.disks.iter().map(|d| d.name.as_str()).collect();
-            let problem = format!("no disk is called \"{disk}\"; expected one of: {}", names.join(", "));
-            return Err(fail(self.disk.span().start, "disk", problem));
-        }
+        let disk = config.has_disk(&self.disk).map_err(|problem| fail(self.disk.span().start, "disk", problem))?;
         let socket = self.socket.get_ref().clone();
         values::socket_path(&socket).map_err(|e| fail(self.socket.span().start, "socket", e))?;
         let place = config.socket_dir.join(&socket);
@@ -440,131 +488,73 @@ impl RawVhost {
         if let Some(serial) = self.serial.as_ref().filter(|s| s.get_ref().len() > 20) {
             return Err(fail(serial.span().start, "serial", "is longer than 20 bytes; expected at most 20".into()));
         }
-        let text = |given: &Option<Spanned<String>>| given.as_ref().map(|s| s.get_ref().clone());
         let serial = text(&self.serial);
-        let access =
-            socket_access(text(&self.mode), text(&self.owner), text(&self.group)).map_err(|(k, problem)| {
-                let given = match k {
-                    "mode" => &self.mode,
-                    "owner" => &self.owner,
-                    _ => &self.group,
-                };
-                fail(given.as_ref().map_or(0, |s| s.span().start), k, problem)
-            })?;
+        let access = access([&self.mode, &self.owner, &self.group]).map_err(|(at, k, problem)| fail(at, k, problem))?;
         let cpus = self.cpus.as_ref().map(|s| at.parse::<CpuList>(&format!("vhost[{i}].cpus"), s)).transpose()?;
         let read_only = self.read_only;
-        Ok(VhostConfig { disk: disk.clone(), socket, queues, queue_size, read_only, serial, access, cpus })
+        Ok(VhostConfig { disk, socket, queues, queue_size, read_only, serial, access, cpus })
     }
+}
+
+impl RawNbd {
+    fn check(&self, at: &Source<'_>, i: usize, config: &Config) -> Result<NbdConfig, ConfigError> {
+        let fail =
+            |offset: usize, k: &str, problem: String| at.error(Some(offset), Some(&format!("nbd[{i}].{k}")), problem);
+        let disk = config.has_disk(&self.disk).map_err(|problem| fail(self.disk.span().start, "disk", problem))?;
+        let (place, place_at, key) = match (&self.socket, &self.address) {
+            (Some(socket), None) => {
+                values::socket_path(socket.get_ref()).map_err(|e| fail(socket.span().start, "socket", e))?;
+                (Place::Socket(socket.get_ref().clone()), socket.span().start, "socket")
+            }
+            (None, Some(address)) => {
+                let read = values::address(address.get_ref());
+                let read = read.map_err(|e| fail(address.span().start, "address", e))?;
+                (Place::Address(read), address.span().start, "address")
+            }
+            (socket, _) => {
+                let found = if socket.is_some() { "both socket and address" } else { "neither socket nor address" };
+                return Err(fail(self.disk.span().start, "socket", format!("{found} found; expected one of them")));
+            }
+        };
+        let name = self.name.as_ref().map_or_else(|| disk.clone(), |name| name.get_ref().clone());
+        let name_at = self.name.as_ref().map_or(place_at, |name| name.span().start);
+        values::export_name(&name).map_err(|e| fail(name_at, "name", e))?;
+        let access = access([&self.mode, &self.owner, &self.group]).map_err(|(at, k, problem)| fail(at, k, problem))?;
+        let nbd = NbdConfig { disk, name, place, read_only: self.read_only, access };
+        let place = config.place_of(&nbd);
+        let beside = |other: &&NbdConfig| config.place_of(other) == place;
+        if config.nbds.iter().filter(beside).any(|other| other.name == nbd.name) {
+            let problem = format!("\"{}\" is exported twice at {place}; expected a name of its own", nbd.name);
+            return Err(fail(name_at, "name", problem));
+        }
+        if config.nbds.iter().filter(beside).any(|other| other.access != nbd.access) {
+            let problem = format!("{place} has another mode, owner or group above; expected the same");
+            return Err(fail(place_at, key, problem));
+        }
+        let vhosts = config.vhosts.iter().map(|vhost| Place::Socket(config.socket_of(vhost)));
+        if vhosts.into_iter().any(|vhost| vhost == place) {
+            return Err(fail(place_at, key, format!("{place} is a vhost socket; expected one of its own")));
+        }
+        Ok(nbd)
+    }
+}
+
+fn text(given: &Option<Spanned<String>>) -> Option<String> {
+    given.as_ref().map(|s| s.get_ref().clone())
+}
+
+/// Who may reach a socket, from its mode, owner and group; an error has its place, its key, and what was expected.
+fn access(given: [&Option<Spanned<String>>; 3]) -> Result<SocketAccess, (usize, &'static str, String)> {
+    let [mode, owner, group] = given;
+    socket_access(text(mode), text(owner), text(group)).map_err(|(key, problem)| {
+        let given = match key {
+            "mode" => mode,
+            "owner" => owner,
+            _ => group,
+        };
+        (given.as_ref().map_or(0, |s| s.span().start), key, problem)
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"
-[daemon]
-cpus = "0-1"
-idle = "sleep"
-socket_dir = "/run/polypath"
-
-[[disk]]
-name = "vm1"
-selector = "round-robin"
-paths = ["ram://64MiB"]
-
-[[disk.path]]
-uri = "nvme-tcp://10.0.0.1:4420/nqn.2026-01.org.example:a?ns=1"
-weight = 3
-
-[[vhost]]
-disk = "vm1"
-socket = "vm1.sock"
-queues = 2
-"#;
-
-    #[test]
-    fn reads_a_good_file() {
-        let mut config = Config::parse("polypath.toml", GOOD).unwrap();
-        assert_eq!(config.disks[0].paths.len(), 2);
-        assert_eq!(config.disks[0].paths[1].weight, 3);
-        assert_eq!(config.socket_of(&config.vhosts[0]), Path::new("/run/polypath/vm1.sock"));
-        assert_eq!(config.idle, IdlePolicy::Sleep);
-        let over =
-            Overrides { cpus: Some("3".into()), socket_dir: Some("/tmp".into()), rpc_socket: None, state_dir: None };
-        config.overrule(over).unwrap();
-        assert_eq!(config.cpus, Some(CpuList(vec![0, 1])));
-        assert_eq!(config.socket_of(&config.vhosts[0]), Path::new("/tmp/vm1.sock"));
-    }
-
-    #[test]
-    fn a_socket_with_a_path_is_where_that_says() {
-        let named = GOOD.replacen("\"vm1.sock\"", "\"/run/polypath/vm1.sock\"", 1);
-        let mut config = Config::parse("f", &named).unwrap();
-        let over = Overrides { cpus: None, socket_dir: Some("sub".into()), rpc_socket: None, state_dir: None };
-        config.overrule(over).unwrap();
-        assert_eq!(config.socket_of(&config.vhosts[0]), Path::new("/run/polypath/vm1.sock"));
-        config.vhosts[0].socket = "vm1.sock".into();
-        assert_eq!(config.socket_of(&config.vhosts[0]), Path::new("sub/vm1.sock"));
-    }
-
-    #[test]
-    fn state_is_kept_where_such_things_are() {
-        let dir = |set: &[(&str, &str)], root| {
-            let found = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value));
-            state_dir(found, root).map(|path| path.display().to_string())
-        };
-        let home = [("HOME", "/home/u"), ("XDG_STATE_HOME", "")];
-        assert_eq!(dir(&home, true).as_deref(), Some("/var/lib/polypath"));
-        assert_eq!(dir(&home, false).as_deref(), Some("/home/u/.local/state/polypath"));
-        assert_eq!(dir(&[home[0], ("XDG_STATE_HOME", "/x")], false).as_deref(), Some("/x/polypath"));
-        assert_eq!(dir(&[("STATE_DIRECTORY", "/s/a:/s/b")], true).as_deref(), Some("/s/a"));
-        assert_eq!(dir(&[], false), None);
-        let with = GOOD.replacen("idle =", "state_dir = \"/elsewhere\"\nidle =", 1);
-        assert_eq!(Config::parse("f", &with).unwrap().state_dir.as_deref(), Some(Path::new("/elsewhere")));
-    }
-
-    #[test]
-    fn errors_name_file_line_key_and_what_was_expected() {
-        let many: Vec<_> = (1..=65).map(|n| format!("\"ram://{n}MiB\"")).collect();
-        let many = format!("paths = [{}]", many.join(", "));
-        let cases: [(&str, &str, &[&str]); 19] = [
-            ("paths = [\"ram://64MiB\"]", &many, &["polypath.toml:8", "disk[0].paths", "66 paths", "at most 64"]),
-            ("nqn.2026-01.org.example:a", "nqn.2014-08.org.nvmexpress.discovery", &["polypath.toml:13", "discovery"]),
-            ("\"vm1.sock\"", "\"\"", &["polypath.toml:18", "vhost[0].socket", "empty"]),
-            ("queues = 2", "owner = \"4294967295\"", &["polypath.toml:19", "vhost[0].owner", "nobody's"]),
-            (
-                "paths = [\"ram://64MiB\"]\n\n[[disk.path]]\nuri = ",
-                "path = [\"ram://64MiB\"]\nuri = ",
-                &["polypath.toml:10", "disk[0].path[0]", "a table [[disk.path]]", "called \"paths\""],
-            ),
-            ("queues = 2", "queues = \"2\"", &["polypath.toml:19", "key \"vhost[0].queues\"", "u16"]),
-            (
-                "paths = [\"ram://64MiB\"]",
-                "paths = [\"ram://64MiB\", \"ram://64MiB\"]",
-                &["polypath.toml:10", "disk[0].paths[1]", "ram://64MiB", "twice", "each path once"],
-            ),
-            (
-                "weight = 3",
-                "name = \"ram://64MiB\"",
-                &["polypath.toml:13", "disk[0].path[0].uri", "twice", "a name of its own"],
-            ),
-            ("queues = 2", "queue_size = 100", &["polypath.toml:19", "vhost[0].queue_size", "power of two"]),
-            ("\"round-robin\"", "\"fastest\"", &["polypath.toml:9", "disk[0].selector", "queue-length"]),
-            ("idle = \"sleep\"", "idle = \"nap\"", &["polypath.toml:4", "daemon.idle", "adaptive"]),
-            ("ram://64MiB", "rum://64MiB", &["polypath.toml:10", "disk[0].paths[0]", "scheme", "nvme-tcp"]),
-            ("weight = 3", "weight = 0", &["polypath.toml:14", "disk[0].path[0].weight", "1 or more"]),
-            ("weight = 3", "weight = \"x\"", &["polypath.toml:14", "weight", "u32"]),
-            ("weight = 3", "wieght = 3", &["polypath.toml:14", "wieght", "weight"]),
-            ("disk = \"vm1\"", "disk = \"vm2\"", &["polypath.toml:17", "vhost[0].disk", "vm1"]),
-            ("queues = 2", "queues = 0", &["polypath.toml:19", "vhost[0].queues", "1 to 256"]),
-            ("cpus = \"0-1\"", "cpus = \"1-0\"", &["polypath.toml:3", "daemon.cpus", "0x1d"]),
-            ("[daemon]", "[daemon", &["polypath.toml:2"]),
-        ];
-        for (good, bad, wanted) in cases {
-            let error = Config::parse("polypath.toml", &GOOD.replacen(good, bad, 1)).unwrap_err().to_string();
-            for word in wanted {
-                assert!(error.contains(word), "{bad}: {word} not in: {error}");
-            }
-        }
-    }
-}
+mod tests;

@@ -1,14 +1,17 @@
-//! What the daemon holds: a stack, disks by name, vhost sockets by path. Control plane only, behind one lock.
+//! What the daemon holds: a stack, disks by name, vhost sockets by path, NBD exports by place and name. Control plane only, behind one lock.
 //!
-//! `sockets.rs` has the sockets that disks are served on, `end.rs` how it all ends.
+//! `sockets.rs` has the sockets that disks are served on, `exports.rs` the NBD exports, `end.rs` how it all ends.
 
 mod end;
+mod exports;
 mod sockets;
 
 use crate::config::{Config, DiskConfig, PathConfig};
 use crate::ledger::{DiskLedger, Served, Writer};
+use crate::nbd::{Listener, Nbd, Place, Threads};
 use crate::preflight;
 use crate::resources::{Disk, Vhost, lock};
+use crate::service::Service;
 use crate::show;
 use crate::state::StateDir;
 use anyhow::{Context, Result};
@@ -45,6 +48,8 @@ pub(crate) struct Daemon {
     state: Mutex<State>,
     /// Rings that were given a reactor so far: sockets take turns, or the first reactor would have the first ring of each.
     placed: AtomicUsize,
+    /// Threads that serve NBD.
+    threads: Threads,
     shutdown: Notify,
 }
 
@@ -52,22 +57,30 @@ pub(crate) struct Daemon {
 struct State {
     disks: BTreeMap<String, Disk>,
     vhosts: BTreeMap<PathBuf, Arc<Vhost>>,
+    /// By where they are and what they are called there.
+    nbds: BTreeMap<(Place, String), Arc<Nbd>>,
+    listeners: BTreeMap<Place, Arc<Listener>>,
     /// Being deleted, or deleted with requests still in flight: here until they are quiet, and that is written down.
-    late: Vec<(PathBuf, Arc<Vhost>)>,
+    late: Vec<Service>,
     /// Nothing is made any more.
     ending: bool,
 }
 
 impl State {
-    /// Sockets of a disk, those included that were deleted and still have requests in flight.
-    fn vhosts_of<'a>(&'a self, disk: &'a str) -> impl Iterator<Item = &'a Arc<Vhost>> {
-        let all = self.vhosts.values().chain(self.late.iter().map(|(_, vhost)| vhost));
-        all.filter(move |vhost| vhost.config.disk == disk)
+    /// Sockets and exports that serve.
+    fn serving(&self) -> impl Iterator<Item = Service> {
+        let vhosts = self.vhosts.iter().map(|(socket, vhost)| Service::Vhost(socket.clone(), vhost.clone()));
+        vhosts.chain(self.nbds.values().cloned().map(Service::Nbd))
     }
 
-    /// Sockets that were deleted, and whose last requests have completed.
-    fn quiet(&self) -> Vec<Arc<Vhost>> {
-        self.late.iter().filter(|(_, vhost)| vhost.is_quiet()).map(|(_, vhost)| vhost.clone()).collect()
+    /// Sockets and exports of a disk, those included that were deleted and still have requests in flight.
+    fn services_of<'a>(&'a self, disk: &'a str) -> impl Iterator<Item = Service> {
+        self.serving().chain(self.late.iter().cloned()).filter(move |service| service.disk() == disk)
+    }
+
+    /// Those that were deleted, and whose last requests have completed.
+    fn quiet(&self) -> Vec<Service> {
+        self.late.iter().filter(|service| service.is_quiet()).cloned().collect()
     }
 }
 
@@ -99,6 +112,7 @@ impl Daemon {
             changing: Mutex::new(()),
             state: Mutex::new(State::default()),
             placed: AtomicUsize::new(0),
+            threads: Threads::default(),
             shutdown: Notify::new(),
         };
         if let Err(error) = daemon.create_all(config, unwanted) {
@@ -123,6 +137,10 @@ impl Daemon {
         for vhost in &config.vhosts {
             wanted()?;
             self.create_vhost(vhost).map_err(anyhow::Error::msg)?;
+        }
+        for nbd in &config.nbds {
+            wanted()?;
+            self.create_nbd(nbd).map_err(anyhow::Error::msg)?;
         }
         wanted()
     }
@@ -160,19 +178,19 @@ impl Daemon {
         self.insert(|state| state.disks.insert(config.name.clone(), disk).is_none()).inspect_err(|_| group.close())
     }
 
-    /// Closes a disk that no vhost socket serves, and of which nothing is in flight. The next one of its name is another one.
+    /// Closes a disk that neither vhost sockets nor NBD exports serve, and of which nothing is in flight. The next one of its name is another one.
     pub(crate) fn delete_disk(&self, name: &str) -> Result<(), String> {
         let alone = lock(&self.changing);
         self.end_quiet(&alone);
         let mut state = lock(&self.state);
-        if let Some((socket, _)) = state.vhosts.iter().find(|(_, v)| v.config.disk == name) {
-            return Err(format!("disk \"{name}\" is served on {}; delete that first", socket.display()));
+        if let Some(service) = state.serving().find(|service| service.disk() == name) {
+            return Err(format!("disk \"{name}\" is served on {}; delete that first", service.at()));
         }
-        if let Some((socket, late)) = state.late.iter().find(|(_, v)| v.config.disk == name) {
+        if let Some(late) = state.late.iter().find(|service| service.disk() == name) {
             let why = late.unwritten().unwrap_or_else(|| {
                 "it has requests in flight from there, which would fail; try again when its paths have answered".into()
             });
-            return Err(format!("disk \"{name}\" was served on {}: {why}", socket.display()));
+            return Err(format!("disk \"{name}\" was served on {}: {why}", late.at()));
         }
         let disk = state.disks.remove(name).ok_or_else(|| no_disk(name))?;
         drop(state);
@@ -299,7 +317,24 @@ impl Daemon {
             (state.vhosts.clone(), state.late.clone())
         };
         let serving = vhosts.iter().map(|(socket, vhost)| show::vhost(socket, vhost, "serving"));
-        serving.chain(late.iter().map(|(socket, vhost)| show::vhost(socket, vhost, "ending"))).collect()
+        let ending = late.iter().filter_map(|service| match service {
+            Service::Vhost(socket, vhost) => Some(show::vhost(socket, vhost, "ending")),
+            Service::Nbd(_) => None,
+        });
+        serving.chain(ending).collect()
+    }
+
+    /// NBD exports as RPC shows them.
+    pub(crate) fn nbds(&self) -> Value {
+        let (nbds, late) = {
+            let state = lock(&self.state);
+            (state.nbds.clone(), state.late.clone())
+        };
+        let ending = late.iter().filter_map(|service| match service {
+            Service::Nbd(nbd) => Some(show::nbd(nbd, "ending")),
+            Service::Vhost(..) => None,
+        });
+        nbds.values().map(|nbd| show::nbd(nbd, "serving")).chain(ending).collect()
     }
 
     /// Statistics per path of one disk or of all.

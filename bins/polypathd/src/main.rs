@@ -1,10 +1,10 @@
-//! The Polypath daemon: disks with many paths, handed to virtual machines over vhost-user-blk, steered over JSON-RPC.
+//! The Polypath daemon: disks with many paths, handed to virtual machines over vhost-user-blk and to others over NBD, steered over JSON-RPC.
 //!
 //! `polypathd -c FILE.toml`, or quickly: `polypathd -S DIR -m MASK -r SOCKET` and the rest by RPC. SIGTERM, SIGINT and SIGHUP drain:
 //! rings stop taking requests, what is in flight completes, sockets and sessions close, then the process ends. Another one, a second
 //! or more later, ends it at once. SIGUSR1 and SIGUSR2 do nothing. A panic ends the process: whoever starts it again serves its guests.
 //!
-//! Threads: one per reactor for the data; one that writes the log, for which nobody waits; this one (a single-threaded tokio runtime) for
+//! Threads: one per reactor for the data; up to four that serve NBD, if there is any; one that writes the log, for which nobody waits; this one (a single-threaded tokio runtime) for
 //! RPC and signals. Read `daemon.rs` first.
 #![forbid(unsafe_code)]
 
@@ -13,9 +13,11 @@ mod daemon;
 mod flush;
 mod ledger;
 mod log;
+mod nbd;
 mod preflight;
 mod resources;
 mod rpc;
+mod service;
 mod show;
 mod signals;
 mod state;
@@ -115,9 +117,12 @@ fn run(args: Args) -> Result<()> {
     config.overrule(Overrides { cpus, socket_dir, rpc_socket, state_dir })?;
     if args.check {
         preflight::check(&config).map_err(anyhow::Error::msg)?;
-        let (disks, vhosts) = (config.disks.len(), config.vhosts.len());
+        let (disks, vhosts, nbds) = (config.disks.len(), config.vhosts.len(), config.nbds.len());
         // The answer is the status; a reader who has gone takes nothing from it.
-        let _ = writeln!(std::io::stdout(), "configuration is good: {disks} disk(s), {vhosts} vhost socket(s)");
+        let _ = writeln!(
+            std::io::stdout(),
+            "configuration is good: {disks} disk(s), {vhosts} vhost socket(s), {nbds} NBD export(s)"
+        );
         return Ok(());
     }
     raise_descriptors();

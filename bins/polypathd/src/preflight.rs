@@ -2,6 +2,7 @@
 //! that the one refuses what the other refuses. Who listens where, and who has locked what, is asked only by a start.
 
 use crate::config::{Config, SOCKET_DIR, VhostConfig};
+use crate::nbd::Place;
 use crate::state::{self, file_name};
 use crate::values::socket_path;
 use polypath::block::{Endpoint, Scheme};
@@ -43,6 +44,18 @@ pub(crate) fn check(config: &Config) -> Result<(), String> {
         }
         taken.push((place, of));
     }
+    for nbd in &config.nbds {
+        let Place::Socket(socket) = config.place_of(nbd) else { continue };
+        let of = format!("NBD socket {}", socket.display());
+        socket_can_be(&socket).map_err(|e| format!("{of}: {e}"))?;
+        may_give(nbd.access).map_err(|e| format!("{of}: {e}"))?;
+        // Several exports may be at one socket.
+        let place = place(&socket);
+        if let Some((_, other)) = taken.iter().find(|(path, other)| *path == place && *other != of) {
+            return Err(format!("{of}: it is the same file as {other}; expected a socket of its own"));
+        }
+        taken.push((place, of));
+    }
     files_are_apart(config)?;
     marks_can_be(config)
 }
@@ -50,7 +63,7 @@ pub(crate) fn check(config: &Config) -> Result<(), String> {
 /// What is kept of disks that are served.
 fn marks_can_be(config: &Config) -> Result<(), String> {
     let Some(dir) = &config.state_dir else {
-        return match config.vhosts.is_empty() {
+        return match config.vhosts.is_empty() && config.nbds.is_empty() {
             true => Ok(()),
             false => Err("there is no folder to write down which disks are served: neither STATE_DIRECTORY nor HOME is set; name one \
                           with --state-dir or daemon.state_dir"
@@ -58,7 +71,8 @@ fn marks_can_be(config: &Config) -> Result<(), String> {
         };
     };
     let bad = |problem: String| format!("state folder (--state-dir, daemon.state_dir) {}: {problem}", dir.display());
-    let names: Vec<_> = config.vhosts.iter().map(|vhost| file_name(&vhost.disk)).collect();
+    let served = config.vhosts.iter().map(|vhost| &vhost.disk).chain(config.nbds.iter().map(|nbd| &nbd.disk));
+    let names: Vec<_> = served.map(|disk| file_name(disk)).collect();
     can_have(dir).map_err(bad)?;
     state::file::can_keep(dir, &names).map_err(|e| bad(e.to_string()))
 }
@@ -201,7 +215,7 @@ fn can_have(folder: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, PathConfig};
+    use crate::config::{DiskConfig, NbdConfig, PathConfig};
 
     fn config(edit: impl FnOnce(&mut Config)) -> Result<(), String> {
         let folder = tempfile::tempdir().unwrap();
@@ -257,7 +271,27 @@ mod tests {
     fn what_a_start_would_refuse_is_refused() {
         assert_eq!(config(|_| ()), Ok(()));
         type Case<'a> = (&'a dyn Fn(&mut Config), &'a [&'a str]);
-        let wrong: [Case<'_>; 14] = [
+        let nbd = |c: &mut Config, socket: &Path| {
+            c.nbds.push(NbdConfig {
+                disk: "vm2".into(),
+                name: String::new(),
+                place: Place::Socket(socket.into()),
+                read_only: false,
+                access: Default::default(),
+            });
+        };
+        assert_eq!(config(|c| [1, 2].iter().for_each(|_| nbd(c, Path::new("nbd.sock")))), Ok(()), "one place for both");
+        let wrong: [Case<'_>; 17] = [
+            (&|c| nbd(c, Path::new("./vm1.sock")), &["NBD socket", "vm1.sock", "same file", "vhost socket"]),
+            (&|c| nbd(c, Path::new("/dev/null/nbd.sock")), &["NBD socket", "no directory"]),
+            (
+                &|c| {
+                    c.vhosts.clear();
+                    c.state_dir = None;
+                    nbd(c, Path::new("nbd.sock"));
+                },
+                &["--state-dir"],
+            ),
             (&|c| c.rpc_socket = "".into(), &["-r", "empty"]),
             (&|c| c.rpc_socket = c.socket_dir.join("./vm1.sock"), &["vm1.sock", "same file", "RPC socket"]),
             (&|c| c.vhosts.push(c.vhosts[0].clone()), &["vm1.sock", "same file"]),

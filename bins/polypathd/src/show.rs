@@ -1,5 +1,6 @@
 //! What RPC shows of disks, paths and sockets.
 
+use crate::nbd::{Nbd, Place};
 use crate::resources::{Disk, Vhost};
 use polypath::block::{Device, DeviceState};
 use polypath::multipath::{Fencing, MatchPolicy, PathStatistics};
@@ -62,6 +63,22 @@ pub(crate) fn vhost(socket: &Path, vhost: &Vhost, state: &str) -> Value {
         "mode": format!("{:o}", c.access.mode), "owner": c.access.owner, "group": c.access.group,
         "cpus": c.cpus.as_ref().map(ToString::to_string),
         "connected": connected, "rings": rings.iter().map(ring).collect::<Vec<_>>(),
+    })
+}
+
+/// One NBD export and what it has done, and whether it is serving or ending.
+pub(crate) fn nbd(nbd: &Nbd, state: &str) -> Value {
+    let c = &nbd.config;
+    let done = nbd.statistics().unwrap_or_default();
+    let (socket, address) = match &nbd.place {
+        Place::Socket(path) => (Some(path), None),
+        Place::Address(address) => (None, Some(address.to_string())),
+    };
+    json!({
+        "disk": c.disk, "name": c.name, "socket": socket, "address": address, "state": state, "read_only": c.read_only,
+        "mode": socket.map(|_| format!("{:o}", c.access.mode)), "owner": c.access.owner, "group": c.access.group,
+        "clients": done.clients, "connections": done.connections, "requests": done.requests, "errors": done.errors,
+        "bytes_read": done.bytes_read, "bytes_written": done.bytes_written,
     })
 }
 

@@ -5,6 +5,7 @@ use polypath::block::Identifier;
 use polypath::multipath::{Fencing, GroupConfig, MatchPolicy};
 use polypath::vhost_user_blk::SocketAccess;
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::str::FromStr;
@@ -48,6 +49,21 @@ pub(crate) fn socket_path(path: &Path) -> Result<(), String> {
         Some(b"" | b"." | b"..") => Err("names a folder; expected the path of a socket".into()),
         _ => Ok(()),
     }
+}
+
+/// Whether an NBD export can be called `name`, which is in lines of the log. Empty is the default one.
+pub(crate) fn export_name(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Ok(());
+    }
+    path_name(name)
+}
+
+/// An address to listen on: numbers, for names may be several addresses, or others tomorrow.
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!("is \"{text}\"; expected an address and a port, such as 192.0.2.1:10809 or [2001:db8::1]:10809")
+    })
 }
 
 /// Whether `text` has something in it, and nothing that ends lines or names, or steers terminals.
@@ -218,6 +234,16 @@ mod tests {
         assert!(socket(&"a".repeat(108)).unwrap_err().contains("at most 107"));
         for folder in ["new/", "/", ".", "a/..", "a/."] {
             assert!(socket(folder).unwrap_err().contains("folder"), "{folder}");
+        }
+    }
+
+    #[test]
+    fn exports_have_names_and_addresses() {
+        assert_eq!((export_name(""), export_name("größe"), export_name(&"a".repeat(255))), (Ok(()), Ok(()), Ok(())));
+        assert!(export_name("a\nb").is_err() && export_name(&"a".repeat(256)).is_err());
+        assert_eq!(address("[::1]:0"), Ok("[::1]:0".parse().unwrap()));
+        for wrong in ["", "127.0.0.1", "localhost:1", ":1", "::1:10809"] {
+            assert!(address(wrong).unwrap_err().contains("expected an address and a port"), "{wrong}");
         }
     }
 

@@ -2,9 +2,10 @@
 
 use super::{Daemon, State};
 use crate::flush::{self, Flushed};
-use crate::resources::{Disk, Vhost, lock};
+use crate::resources::{Disk, lock};
+use crate::service::Service;
 use polypath::block::Device;
-use std::sync::{Arc, MutexGuard, TryLockError};
+use std::sync::{MutexGuard, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,13 +21,15 @@ impl Daemon {
         lock(&self.state).ending = true;
         // What is being made is finished first, and then ended with the rest.
         let alone = self.alone_within(DRAIN_LIMIT);
-        let State { disks, vhosts, late, .. } = std::mem::replace(&mut *lock(&self.state), State::ended());
-        let vhosts: Vec<_> = vhosts.into_values().chain(late.into_iter().map(|(_, vhost)| vhost)).collect();
-        let mut faults = stop_all(&vhosts);
+        let ended = std::mem::replace(&mut *lock(&self.state), State::ended());
+        let services: Vec<_> = ended.serving().chain(ended.late.iter().cloned()).collect();
+        let State { disks, listeners, .. } = ended;
+        let mut faults = stop_all(&services);
+        listeners.values().for_each(|listener| listener.close());
         if alone.is_none() {
             faults.push("a change by RPC does not end".into());
         }
-        let in_flight = |disk: &str| vhosts.iter().any(|v| v.config.disk == disk && !v.is_quiet());
+        let in_flight = |disk: &str| services.iter().any(|service| service.disk() == disk && !service.is_quiet());
         thread::scope(|scope| {
             for (_, disk) in disks.iter().filter(|(name, _)| !in_flight(name)) {
                 scope.spawn(move || self.leave(disk));
@@ -48,19 +51,19 @@ impl Daemon {
     /// asks is alone in changing something.
     pub(super) fn end_quiet(&self, _alone: &MutexGuard<'_, ()>) {
         let quiet = lock(&self.state).quiet();
-        quiet.iter().for_each(|vhost| self.end_mark(vhost));
+        quiet.iter().for_each(|service| self.end_mark(service));
     }
 
     /// A socket has drained. If it was the last one of its disk, nothing of the disk is in flight.
-    fn end_mark(&self, vhost: &Arc<Vhost>) {
-        if vhost.end_mark().is_err() {
+    fn end_mark(&self, service: &Service) {
+        if service.end_mark().is_err() {
             return;
         }
         let disk = {
             let mut state = lock(&self.state);
-            state.late.retain(|(_, late)| !Arc::ptr_eq(late, vhost));
-            let name = &vhost.config.disk;
-            state.disks.get(name).filter(|_| state.vhosts_of(name).next().is_none()).cloned()
+            state.late.retain(|late| !late.is(service));
+            let name = service.disk();
+            state.disks.get(name).filter(|_| state.services_of(name).next().is_none()).cloned()
         };
         if let Some(disk) = disk {
             self.leave(&disk);
@@ -115,11 +118,13 @@ impl State {
 
 /// Stops all of them at once, and ends the mark of each as soon as it has drained: one that does not is no matter of the others. Answers with
 /// what did not drain, or could not be written down.
-fn stop_all(vhosts: &[Arc<Vhost>]) -> Vec<String> {
+fn stop_all(services: &[Service]) -> Vec<String> {
     thread::scope(|scope| {
-        let stop = |vhost: &Vhost| vhost.stop().and_then(|()| vhost.end_mark());
-        let stops: Vec<_> = vhosts.iter().map(|vhost| scope.spawn(move || stop(vhost))).collect();
-        let ended = stops.into_iter().map(|s| s.join().unwrap_or_else(|_| Err("a vhost socket's end panicked".into())));
+        let stop = |service: &Service| service.stop().and_then(|()| service.end_mark());
+        let stops: Vec<_> = services.iter().map(|service| scope.spawn(move || stop(service))).collect();
+        let ended = stops
+            .into_iter()
+            .map(|s| s.join().unwrap_or_else(|_| Err("the end of a socket or export panicked".into())));
         ended.filter_map(Result::err).collect()
     })
 }

@@ -4,6 +4,7 @@ use super::{Daemon, make_folder};
 use crate::config::VhostConfig;
 use crate::preflight;
 use crate::resources::{Disk, Vhost, lock};
+use crate::service::Service;
 use crate::state::SocketMark;
 use crate::values;
 use polypath::block::Host;
@@ -31,7 +32,7 @@ impl Daemon {
         // All that may fail because of others comes first: a mark tells of a disk that was served. Nobody is served before it is written.
         let bound = Server::bind(server).map_err(|e| e.to_string())?;
         let vhost = self.serve(config, &disk, &socket, bound).inspect_err(|_| {
-            if lock(&self.state).vhosts_of(&config.disk).next().is_none() {
+            if lock(&self.state).services_of(&config.disk).next().is_none() {
                 disk.ledger.let_go();
             }
         })?;
@@ -42,32 +43,40 @@ impl Daemon {
             if let Err(error) = vhost.stop() {
                 tracing::error!(error, "a socket that nobody wants any more");
             }
-            lock(&self.state).late.push((socket.clone(), vhost.clone()));
+            lock(&self.state).late.push(Service::Vhost(socket.clone(), vhost.clone()));
             self.end_quiet(&alone);
         })?;
         Ok(socket)
     }
 
     fn refuse_vhost(&self, config: &VhostConfig, socket: &Path) -> Result<(), String> {
-        let served = {
+        {
             let state = lock(&self.state);
             if state.vhosts.contains_key(socket) {
                 return Err(format!("{} is served already; expected another socket", socket.display()));
             }
-            if let Some((at, late)) = state.late.iter().find(|(at, v)| at == socket || v.config.disk == config.disk) {
-                let why = late.unwritten().unwrap_or_else(|| {
-                    "it has requests in flight from there, which may land on top of new ones; try again when its paths have answered".into()
-                });
-                return Err(format!("disk \"{}\" was served on {}: {why}", late.config.disk, at.display()));
+            let same = |service: &&Service| matches!(service, Service::Vhost(at, _) if at == socket);
+            if let Some(late) = state.late.iter().find(same) {
+                return Err(refused_for(late));
             }
-            let served = state.disks.keys().filter(|disk| state.vhosts_of(disk).next().is_some());
+        }
+        self.refuse_service(&config.disk)
+    }
+
+    /// Why `disk` cannot be served once more, whatever by.
+    pub(super) fn refuse_service(&self, disk: &str) -> Result<(), String> {
+        let served = {
+            let state = lock(&self.state);
+            if let Some(late) = state.late.iter().find(|service| service.disk() == disk) {
+                return Err(refused_for(late));
+            }
+            let served = state.disks.keys().filter(|disk| state.services_of(disk).next().is_some());
             served.cloned().collect::<Vec<_>>()
         };
-        match self.twin(&config.disk, |disk| served.iter().any(|served| served == disk)) {
+        match self.twin(disk, |disk| served.iter().any(|served| served == disk)) {
             None => Ok(()),
             Some(twin) => Err(format!(
-                "disk \"{}\" is the disk \"{twin}\", which is served already: two groups cannot fence each other's writes; add the paths to \"{twin}\" instead",
-                config.disk
+                "disk \"{disk}\" is the disk \"{twin}\", which is served already: two groups cannot fence each other's writes; add the paths to \"{twin}\" instead",
             )),
         }
     }
@@ -98,19 +107,9 @@ impl Daemon {
         socket: &Path,
         mut bound: BoundServer,
     ) -> Result<Arc<Vhost>, String> {
-        let Some(state_dir) = &self.state_dir else {
-            return Err(format!(
-                "disk \"{}\": there is no folder to write down that it is served: neither STATE_DIRECTORY nor HOME is set; name one with --state-dir or daemon.state_dir",
-                config.disk
-            ));
-        };
-        let (mark, shown) = disk.ledger.serve(state_dir, &disk.group)?;
         // The next daemon may run elsewhere.
         let name = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
-        let mark = mark.begin(&name.to_string_lossy(), bound.replaced(), &shown);
-        let mark = Arc::new(
-            mark.map_err(|e| format!("disk \"{}\": that it is served cannot be written down: {e}", config.disk))?,
-        );
+        let mark = self.mark(disk, &name.to_string_lossy(), bound.replaced())?;
         take_over(bound.config_mut(), &mark);
         let server = bound.serve().map_err(|error| {
             let undone = mark.undo();
@@ -119,6 +118,21 @@ impl Daemon {
             format!("{error}{also}")
         })?;
         Ok(Arc::new(Vhost::new(config.clone(), server, mark)))
+    }
+
+    /// Writes down that `disk` is served by what is called `name`. `stale`: somebody has left its socket behind who was killed.
+    pub(super) fn mark(&self, disk: &Disk, name: &str, stale: bool) -> Result<Arc<SocketMark>, String> {
+        let Some(state_dir) = &self.state_dir else {
+            return Err(format!(
+                "disk \"{}\": there is no folder to write down that it is served: neither STATE_DIRECTORY nor HOME is set; name one with --state-dir or daemon.state_dir",
+                disk.config.name
+            ));
+        };
+        let (mark, shown) = disk.ledger.serve(state_dir, &disk.group)?;
+        let mark = mark.begin(name, stale, &shown);
+        let mark =
+            mark.map_err(|e| format!("disk \"{}\": that it is served cannot be written down: {e}", disk.config.name))?;
+        Ok(Arc::new(mark))
     }
 
     /// The reactors that are to serve `vhost`.
@@ -141,7 +155,7 @@ impl Daemon {
             let vhost = state.vhosts.remove(&socket);
             let vhost = vhost
                 .ok_or_else(|| format!("no vhost socket {}; vhost_list shows those there are", socket.display()))?;
-            state.late.push((socket.clone(), vhost.clone()));
+            state.late.push(Service::Vhost(socket.clone(), vhost.clone()));
             vhost
         };
         vhost.stop()?;
@@ -155,6 +169,14 @@ impl Daemon {
         tracing::info!(socket = %socket.display(), "vhost socket deleted");
         Ok(())
     }
+}
+
+/// Why something cannot be served because of what has not ended.
+fn refused_for(late: &Service) -> String {
+    let why = late.unwritten().unwrap_or_else(|| {
+        "it has requests in flight from there, which may land on top of new ones; try again when its paths have answered".into()
+    });
+    format!("disk \"{}\" was served on {}: {why}", late.disk(), late.at())
 }
 
 /// What the server must know of those who served the disk before.

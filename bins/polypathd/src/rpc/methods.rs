@@ -1,8 +1,9 @@
 //! What can be called. Parameters are objects; unknown members are refused by name.
 
 use super::RpcError;
-use crate::config::{DiskConfig, NO_PATH_TIMEOUT_MS, PathConfig, QUEUE_SIZE, VhostConfig, WEIGHT};
+use crate::config::{DiskConfig, NO_PATH_TIMEOUT_MS, NbdConfig, PathConfig, QUEUE_SIZE, VhostConfig, WEIGHT};
 use crate::daemon::Daemon;
+use crate::nbd::Place;
 use crate::values::{self, FencingName, MatchValue, check_rings, no_path_timeout, socket_access};
 use polypath::DiskUri;
 use serde::de::{DeserializeOwned, Error as _};
@@ -40,6 +41,9 @@ const METHODS: &[(&str, &str, Method)] = &[
     ),
     ("vhost_list", "", |d, p| bare(p, || d.vhosts())),
     ("vhost_delete", "socket", vhost_delete),
+    ("nbd_create", "disk, socket | address, name?, read_only?, mode?, owner?, group?", nbd_create),
+    ("nbd_list", "", |d, p| bare(p, || d.nbds())),
+    ("nbd_delete", "socket | address, name?", nbd_delete),
     ("statistics", "disk?", statistics),
     ("reactor_statistics", "", |d, p| bare(p, || d.reactors())),
     ("shutdown", "", |d, p| {
@@ -205,6 +209,38 @@ struct VhostCreate {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct NbdCreate {
+    #[serde(deserialize_with = "text")]
+    disk: String,
+    #[serde(default, deserialize_with = "text_if_any")]
+    socket: Option<String>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    address: Option<String>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    name: Option<String>,
+    #[serde(default)]
+    read_only: bool,
+    #[serde(default, deserialize_with = "text_if_any")]
+    mode: Option<String>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    owner: Option<String>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    group: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NbdDelete {
+    #[serde(default, deserialize_with = "text_if_any")]
+    socket: Option<String>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    address: Option<String>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    name: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Socket {
     #[serde(deserialize_with = "text")]
     socket: std::path::PathBuf,
@@ -310,6 +346,48 @@ fn vhost_create(daemon: &Daemon, params: Value) -> Answer {
 fn vhost_delete(daemon: &Daemon, params: Value) -> Answer {
     let p: Socket = read(params)?;
     daemon.delete_vhost(&p.socket).map_err(RpcError::failed)?;
+    Ok(Value::Bool(true))
+}
+
+/// Where an NBD export is: one of the two.
+fn place(socket: Option<String>, address: Option<String>) -> Result<Place, RpcError> {
+    match (socket, address) {
+        (Some(socket), None) => {
+            let socket = std::path::PathBuf::from(socket);
+            values::socket_path(&socket).map_err(|e| RpcError::parameters(format!("socket {e}")))?;
+            Ok(Place::Socket(socket))
+        }
+        (None, Some(text)) => {
+            let address = values::address(&text).map_err(|e| RpcError::parameters(format!("address {e}")))?;
+            Ok(Place::Address(address))
+        }
+        (Some(_), Some(_)) => Err(RpcError::parameters("socket and address are given; expected one of them")),
+        (None, None) => Err(RpcError::parameters("neither socket nor address is given; expected one of them")),
+    }
+}
+
+fn nbd_create(daemon: &Daemon, params: Value) -> Answer {
+    let p: NbdCreate = read(params)?;
+    let name = p.name.unwrap_or_else(|| p.disk.clone());
+    values::export_name(&name).map_err(|e| RpcError::parameters(format!("name {e}")))?;
+    let bad = |(key, problem): (&str, String)| RpcError::parameters(format!("{key} {problem}"));
+    let config = NbdConfig {
+        disk: p.disk,
+        name,
+        place: place(p.socket, p.address)?,
+        read_only: p.read_only,
+        access: socket_access(p.mode, p.owner, p.group).map_err(bad)?,
+    };
+    let place = daemon.create_nbd(&config).map_err(RpcError::failed)?;
+    Ok(match place {
+        Place::Socket(path) => json!({ "socket": path, "name": config.name }),
+        Place::Address(address) => json!({ "address": address.to_string(), "name": config.name }),
+    })
+}
+
+fn nbd_delete(daemon: &Daemon, params: Value) -> Answer {
+    let p: NbdDelete = read(params)?;
+    daemon.delete_nbd(&place(p.socket, p.address)?, p.name.as_deref()).map_err(RpcError::failed)?;
     Ok(Value::Bool(true))
 }
 
