@@ -1,14 +1,15 @@
-# Sourced by lab/init: a guest that lives on one virtio-blk disk.
+# Sourced by lab/init: a guest that lives on one disk, which is a virtio-blk one unless DISK says otherwise.
+DISK=${DISK:-/dev/vda}
 # fs_make: a fresh file system, mounted on /mnt
-fs_make() { /sbin/mke2fs -F -q -t ext4 /dev/vda && mount -t ext4 /dev/vda /mnt; }
+fs_make() { /sbin/mke2fs -F -q -t ext4 "$DISK" && mount -t ext4 "$DISK" /mnt; }
 # fs_write NAME MIB: a random file, its checksum kept beside the disk
 fs_write() { dd if=/dev/urandom of="/tmp/$1" bs=1M count="$2" 2> /dev/null && md5sum < "/tmp/$1" > "/tmp/$1.md5" && cp "/tmp/$1" "/mnt/$1" && rm "/tmp/$1" && sync; }
 # fs_check NAME: the file on the disk still has that checksum
 fs_check() { have=$(md5sum < "/mnt/$1") && [ "$have" = "$(cat "/tmp/$1.md5")" ] || { echo "$1: wrote $(cat "/tmp/$1.md5"), read $have"; return 1; }; }
 # fs_remount: nothing may be answered from the page cache afterwards
-fs_remount() { sync && umount /mnt && echo 3 > /proc/sys/vm/drop_caches && mount -t ext4 /dev/vda /mnt; }
+fs_remount() { sync && umount /mnt && echo 3 > /proc/sys/vm/drop_caches && mount -t ext4 "$DISK" /mnt; }
 # fs_fsck: unmounts and checks, changing nothing
-fs_fsck() { umount /mnt && /sbin/e2fsck -fn /dev/vda; }
+fs_fsck() { umount /mnt && /sbin/e2fsck -fn "$DISK"; }
 # fs_rounds FIRST LAST MIB: write, remount, check, over and over; says ROUND N as each begins
 fs_rounds() {
   round=$1
@@ -21,4 +22,4 @@ fs_rounds() {
 }
 # io_errors: what the kernel said about the disk; empty when all went well
 io_errors() { dmesg | grep -iE 'I/O error|EXT4-fs error|Buffer I/O|JBD2.*error' ; true; }
-[ -b /dev/vda ]
+[ -b "$DISK" ]

@@ -69,6 +69,13 @@ impl GuestSpec {
         self
     }
 
+    /// Brings a file of the repository's `lab/` folder, for the setup script to source; it lies in `/`.
+    #[must_use]
+    pub fn script(mut self, script: &str) -> Self {
+        self.contents.scripts.push((script.to_owned(), script.to_owned()));
+        self
+    }
+
     /// Adds a network card; each pair forwards 127.0.0.1:first on this host to the second, a port of the guest.
     #[must_use]
     pub fn card(mut self, forwards: &[(u16, u16)]) -> Self {

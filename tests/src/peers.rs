@@ -185,6 +185,24 @@ pub fn vhost_blk_guest(lab: &Lab, socket: &Path, queues: u16) -> Result<Guest> {
     Guest::boot(lab, &spec)
 }
 
+/// A guest with Linux's NBD client, not connected to anything. Exports are reached at ports of this host's loopback.
+///
+/// # Errors
+/// The guest does not come up.
+pub fn nbd_guest(lab: &Lab) -> Result<Guest> {
+    let spec = GuestSpec::new("nbd")
+        .card(&[])
+        .module("nbd", "nbds_max=1 max_part=0")
+        .module("ext4", "")
+        .module("crc32c-intel", "")
+        .program("nbd-client")
+        .program("mke2fs")
+        .program("e2fsck")
+        .script("vhost-blk.sh")
+        .setup("nbd.sh");
+    Guest::boot(lab, &spec)
+}
+
 /// QEMU's own vhost-user-blk back-end over a sparse file.
 #[derive(Debug)]
 pub struct StorageDaemon {

@@ -5,9 +5,15 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// A program that some test or the lab itself calls, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 21] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-storage-daemon", "qemu-utils"),
+    ("qemu-img", "qemu-utils"),
+    ("qemu-io", "qemu-utils"),
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbd-client", "nbd-client"),
+    ("fio", "fio"),
     ("busybox", "busybox-static"),
     ("modprobe", "kmod"),
     ("depmod", "kmod"),

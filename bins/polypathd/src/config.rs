@@ -224,10 +224,11 @@ fn driver_takes(uri: &DiskUri) -> Result<(), String> {
             }
             false => Ok(()),
         },
+        Scheme::Iscsi => polypath::iscsi::TargetConfig::from_uri(uri).map(drop).map_err(|e| e.to_string()),
         Scheme::VhostUserBlk => ClientConfig::from_uri(uri).map(drop).map_err(|e| e.to_string()),
         Scheme::File | Scheme::Ram | Scheme::Null => polypath::local::check(uri).map_err(|e| e.to_string()),
         other => Err(format!(
-            "there is no driver for {}:// in this build; expected nvme-tcp, file, ram, null or vhost-user-blk",
+            "there is no driver for {}:// in this build; expected nvme-tcp, iscsi, file, ram, null or vhost-user-blk",
             other.as_str()
         )),
     }
