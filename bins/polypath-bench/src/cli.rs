@@ -1,5 +1,7 @@
 //! The command line.
 
+use crate::experiment::ExperimentArgs;
+use crate::protocol::Protocol;
 use crate::ring::{MAX_QD, Medium, RingLimitConfig, RingRatioConfig, Style};
 use crate::run::{Mix, RunConfig};
 use crate::scale::{Part, ScaleConfig, ScaleMedium};
@@ -23,17 +25,29 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// What loopback TCP of this machine can do at all with the bytes of NVMe/TCP 4 KiB reads; what a virtio ring can with --ring
+    /// What loopback TCP of this machine can do at all with the bytes of 4 KiB reads over NVMe/TCP or iSCSI; what a virtio ring can with --ring
     Limit(LimitArgs),
     /// Measure a disk, and verify it if asked to. Writes destroy what is on it
     Run(RunArgs),
     /// Drive any vhost-user-blk back-end with the front-end of `limit --ring`: reads of 4 KiB. It should poll on another core
     Drive(DriveArgs),
-    /// Hold the NVMe/TCP initiator against the limit (interleaved pairs against a null target, medians, cost of an I/O), or the
+    /// Hold an initiator against the limit (interleaved pairs against a null target, medians, cost of an I/O), or the
     /// vhost-user-blk back-end against the limit of a ring with --ring
     Ratio(RatioArgs),
     /// What growth costs: a reactor more, disks beside a busy one, paths in a group; and the memory of each
     Scale(ScaleArgs),
+    /// Repeat experiments that others have published, in network namespaces of this machine: tables, CSV files and charts in a folder
+    Experiment(ExperimentArgs),
+    /// Serve a disk over several links until standard input ends (the target of `experiment`)
+    #[command(hide = true)]
+    ServeExperiment {
+        /// What is spoken
+        #[arg(long, value_enum)]
+        protocol: Protocol,
+        /// How many links
+        #[arg(long)]
+        links: usize,
+    },
     /// Serve disks over vhost-user-blk until standard input ends, and say what they cost (a part of `scale`)
     #[command(hide = true)]
     ServeScale {
@@ -74,6 +88,9 @@ pub enum Command {
         /// What it does when there is nothing to do
         #[arg(long, value_enum, default_value = "adaptive")]
         idle: IdleMode,
+        /// What it speaks
+        #[arg(long, value_enum, default_value = "nvme-tcp")]
+        protocol: Protocol,
     },
     /// Continue a process once standard input has ended (for `ratio --ring --peer`, which stops one: it goes on also when this is killed)
     #[command(hide = true)]
@@ -145,9 +162,12 @@ pub struct LimitArgs {
     /// Leave each block where recv put it, instead of copying it to its requester's buffer
     #[arg(long)]
     pub no_copy: bool,
+    /// Whose bytes
+    #[arg(long, value_enum, default_value = "nvme-tcp")]
+    pub protocol: Protocol,
     /// Of a split virtio ring instead: a front-end on the first core, a back-end on the second that touches what any virtio-blk device
     /// must touch for a read of 4 KiB and does nothing else. Both poll
-    #[arg(long, conflicts_with_all = ["idle", "no_copy"])]
+    #[arg(long, conflicts_with_all = ["idle", "no_copy", "protocol"])]
     pub ring: bool,
     /// Of the ring.
     #[command(flatten)]
@@ -298,11 +318,14 @@ pub struct RatioArgs {
     /// Core of the initiator, then core of the target
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuList>,
+    /// What the null target speaks, and whose bytes the limit has
+    #[arg(long, value_enum, default_value = "nvme-tcp")]
+    pub protocol: Protocol,
     /// Measure this disk instead of a null target
     #[arg(long, value_name = "URI")]
     pub path: Option<DiskUri>,
     /// The whole vhost-user-blk back-end against `limit --ring`, both under the front-end of that. Both poll
-    #[arg(long, conflicts_with_all = ["idle", "path"])]
+    #[arg(long, conflicts_with_all = ["idle", "path", "protocol"])]
     pub ring: bool,
     /// Of the ring.
     #[command(flatten)]
@@ -481,6 +504,7 @@ impl RunArgs {
             fencing: self.fencing == Switch::On,
             no_path_timeout: Duration::from_millis(self.no_path_timeout),
             connect_timeout: self.connect_timeout,
+            weights: Vec::new(),
         }
     }
 }

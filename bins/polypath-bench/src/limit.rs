@@ -1,8 +1,9 @@
-//! What loopback TCP of this machine can do at all with the bytes of NVMe/TCP 4 KiB reads.
+//! What loopback TCP of this machine can do at all with the bytes of 4 KiB reads over NVMe/TCP or iSCSI.
 //!
 //! A client thread and a server thread, each pinned to a core of its own, one connection, no protocol but lengths and a
-//! number per request: 72 bytes out (a command capsule), 4,120 bytes back (a data PDU with the SUCCESS flag). Both sides do what
-//! the cheapest imaginable initiator and target do and nothing else:
+//! number per request: of NVMe/TCP 72 bytes out (a command capsule) and 4,120 bytes back (a data PDU with the SUCCESS flag), of iSCSI 48
+//! (a SCSI Command PDU) and 4,144 (a Data-In PDU with status). Both sides do what the cheapest imaginable initiator and target do and
+//! nothing else:
 //!
 //! - non-blocking sockets; everything that one pass has to say leaves in one `send`;
 //! - whatever has arrived is taken with one `recv` into a large buffer;
@@ -11,21 +12,19 @@
 //!
 //! The idle mode is the reactor's own ([`polypath_reactor::Idle`]) on both sides.
 
+mod shape;
 mod sides;
 
 use crate::cpu;
 use crate::latency::{LatencyUs, round3};
+use crate::protocol::Protocol;
 use anyhow::Context as _;
 use polypath_reactor::{CpuList, IdlePolicy};
 use serde::{Deserialize, Serialize};
+use shape::{Iscsi, NvmeTcp, Shape};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-/// Bytes of a request: a command capsule without data.
-pub const REQUEST: usize = 72;
-/// Bytes of a response: the header of a data PDU and 4 KiB.
-pub const RESPONSE: usize = HEADER + BLOCK;
-const HEADER: usize = 24;
 const BLOCK: usize = 4096;
 
 /// What to measure.
@@ -43,6 +42,8 @@ pub struct LimitConfig {
     pub cpus: Option<CpuList>,
     /// Copy each block to the requester's buffer, as an initiator that does not receive in place must.
     pub copy: bool,
+    /// Whose bytes.
+    pub protocol: Protocol,
 }
 
 /// What was measured.
@@ -50,6 +51,8 @@ pub struct LimitConfig {
 pub struct LimitReport {
     /// Always `limit`.
     pub mode: String,
+    /// Whose bytes.
+    pub protocol: Protocol,
     /// Requests outstanding.
     pub qd: usize,
     /// `adaptive`, `poll` or `sleep`.
@@ -88,6 +91,13 @@ pub struct LimitReport {
 /// # Errors
 /// When there are no sockets or cores to be had, or the other side goes silent.
 pub fn run(config: &LimitConfig) -> anyhow::Result<LimitReport> {
+    match config.protocol {
+        Protocol::NvmeTcp => run_as::<NvmeTcp>(config),
+        Protocol::Iscsi => run_as::<Iscsi>(config),
+    }
+}
+
+fn run_as<S: Shape>(config: &LimitConfig) -> anyhow::Result<LimitReport> {
     anyhow::ensure!((1..=4096).contains(&config.qd), "--qd {}: expected 1 to 4096", config.qd);
     anyhow::ensure!(
         !config.time.is_zero(),
@@ -100,14 +110,14 @@ pub fn run(config: &LimitConfig) -> anyhow::Result<LimitReport> {
     let server = std::thread::Builder::new().name("limit-server".into()).spawn(move || {
         cpu::pin(server_cpu)?;
         let (socket, _) = listener.accept().context("accepting")?;
-        sides::serve(&socket, qd, idle)
+        sides::serve::<S>(&socket, qd, idle)
     })?;
     // A thread of its own, so that the caller keeps its affinity.
     let client_config = config.clone();
     let client = std::thread::Builder::new().name("limit-client".into()).spawn(move || {
         cpu::pin(client_cpu)?;
         let socket = TcpStream::connect(address).context("connecting to loopback")?;
-        sides::Client::new(&socket, &client_config)?.run()
+        sides::Client::<S>::new(&socket, &client_config)?.run()
     })?;
     let client = client.join().map_err(|_| anyhow::anyhow!("the client thread panicked"))?;
     let server = server.join().map_err(|_| anyhow::anyhow!("the server thread panicked"))?;
@@ -117,6 +127,7 @@ pub fn run(config: &LimitConfig) -> anyhow::Result<LimitReport> {
     let ios = c.latencies.count();
     Ok(LimitReport {
         mode: "limit".into(),
+        protocol: config.protocol,
         qd: config.qd,
         idle: config.idle.as_str().into(),
         cpus: [client_cpu, server_cpu],
@@ -142,7 +153,13 @@ mod tests {
     #[test]
     fn every_request_is_answered_in_every_mode() {
         for idle in [IdlePolicy::Sleep, IdlePolicy::default(), IdlePolicy::Poll] {
-            for (qd, copy) in [(1, true), (7, false), (300, true)] {
+            for (qd, copy, protocol) in [
+                (1, true, Protocol::NvmeTcp),
+                (7, false, Protocol::NvmeTcp),
+                (300, true, Protocol::NvmeTcp),
+                (1, true, Protocol::Iscsi),
+                (33, true, Protocol::Iscsi),
+            ] {
                 let config = LimitConfig {
                     qd,
                     time: Duration::from_millis(30),
@@ -150,6 +167,7 @@ mod tests {
                     idle,
                     cpus: None,
                     copy,
+                    protocol,
                 };
                 let report = run(&config).unwrap();
                 assert!(report.ios > 0 && report.errors == 0, "{report:?}");
@@ -168,6 +186,7 @@ mod tests {
             idle: IdlePolicy::Poll,
             cpus: None,
             copy: true,
+            protocol: Protocol::NvmeTcp,
         };
         assert!(run(&config).unwrap_err().to_string().contains("--qd 0"));
     }

@@ -7,6 +7,7 @@ mod table;
 use anyhow::Context as _;
 use clap::Parser as _;
 use polypath_bench::cli::{Cli, Command, DriveArgs, LimitArgs, RatioArgs, RunArgs, ScaleArgs};
+use polypath_bench::experiment::{self, ExperimentArgs};
 use polypath_bench::limit::{self, LimitConfig};
 use polypath_bench::output::{self, JsonOutput};
 use polypath_bench::ratio::{self, RatioConfig};
@@ -18,7 +19,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    output::log("warn");
+    // In experiments paths are lost on purpose.
+    output::log(if matches!(command, Command::Experiment(_)) { "error" } else { "warn" });
     let outcome = match command {
         Command::Limit(args) if args.ring => limit_ring(&args),
         Command::Limit(args) => limit(&args),
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
         Command::Ratio(args) if args.ring => ratio_ring(&args),
         Command::Ratio(args) => ratio(&args),
         Command::Scale(args) => scale(&args),
+        Command::Experiment(args) => experiment(&args),
+        Command::ServeExperiment { protocol, links } => experiment::serve(protocol, links).map(|()| ExitCode::SUCCESS),
         Command::ServeScale { folder, disks, rings, paths, cpus } => {
             scale::serve(&SiteConfig { folder, disks, rings, paths, cpus }).map(|()| ExitCode::SUCCESS)
         }
@@ -34,7 +38,9 @@ fn main() -> ExitCode {
             let config = NamespacesConfig { namespaces, portals, cpus: cpus.0 };
             scale::serve_namespaces(&config).map(|()| ExitCode::SUCCESS)
         }
-        Command::ServeNull { cpu, idle } => ratio::serve_null(cpu, idle.policy()).map(|()| ExitCode::SUCCESS),
+        Command::ServeNull { cpu, idle, protocol } => {
+            ratio::serve_null(cpu, idle.policy(), protocol).map(|()| ExitCode::SUCCESS)
+        }
         Command::Continue { process } => ring::let_go_on(process).map(|()| ExitCode::SUCCESS),
         Command::ServeRing { socket, medium, no_group, cpu, idle } => {
             let config = ServeConfig { socket, medium, group: !no_group, cpu, idle: idle.policy() };
@@ -53,6 +59,7 @@ fn limit(args: &LimitArgs) -> anyhow::Result<ExitCode> {
         idle: args.idle.policy(),
         cpus: args.cpus.clone(),
         copy: !args.no_copy,
+        protocol: args.protocol,
     };
     let report = limit::run(&config)?;
     json.emit(&report, table::limit(&report))?;
@@ -107,11 +114,12 @@ fn ratio(args: &RatioArgs) -> anyhow::Result<ExitCode> {
         idle: args.idle.policy(),
         cpus: args.cpus.clone(),
         path: args.path.clone(),
+        protocol: args.protocol,
     };
     let mut report = ratio::run(&config, |line| output::remark(line))?;
     if args.cost {
         for &qd in &config.depths {
-            report.cost.push(ratio::measure_cost(qd, config.idle, report.cpus, config.path.as_ref())?);
+            report.cost.push(ratio::measure_cost(qd, config.idle, report.cpus, config.protocol, config.path.as_ref())?);
         }
     }
     json.emit(&report, table::ratio(&report))?;
@@ -141,6 +149,17 @@ fn scale(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
         std::fs::write(file, scale::draw(&report)?).with_context(|| format!("--svg {}", file.display()))?;
     }
     Ok(verdict(report.errors() == 0))
+}
+
+fn experiment(args: &ExperimentArgs) -> anyhow::Result<ExitCode> {
+    if !args.inside {
+        let arguments: Vec<String> = std::env::args().skip(1).chain(["--inside".to_owned()]).collect();
+        return Err(experiment::enter(&arguments));
+    }
+    let json = JsonOutput::open(args.json.as_deref())?;
+    let report = experiment::run(&args.config(), |line| output::remark(line))?;
+    json.emit(&report, report.to_string())?;
+    Ok(verdict(report.is_good()))
 }
 
 fn verdict(good: bool) -> ExitCode {

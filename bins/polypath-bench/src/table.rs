@@ -23,8 +23,14 @@ pub(crate) fn limit(r: &LimitReport) -> String {
     let [client, server] = r.core_taken_pct;
     lines(&[
         format!(
-            "loopback TCP, 72 B out, 4120 B back, QD {}, idle mode {}, cores {} and {}, blocks {copy}",
-            r.qd, r.idle, r.cpus[0], r.cpus[1]
+            "loopback TCP, {} B out, {} B back ({}), QD {}, idle mode {}, cores {} and {}, blocks {copy}",
+            r.protocol.read_request(),
+            r.protocol.read_header() + 4096,
+            r.protocol.as_str(),
+            r.qd,
+            r.idle,
+            r.cpus[0],
+            r.cpus[1]
         ),
         table.to_string(),
         format!(

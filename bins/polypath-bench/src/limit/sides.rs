@@ -1,6 +1,7 @@
 //! The two threads of `limit`.
 
-use super::{BLOCK, HEADER, LimitConfig, REQUEST, RESPONSE};
+use super::shape::Shape;
+use super::{BLOCK, LimitConfig};
 use crate::cpu::{self, CoreWait};
 use crate::latency::Latencies;
 use crate::slices::Slices;
@@ -9,13 +10,10 @@ use polypath_block::Time;
 use polypath_reactor::{Idle, IdlePolicy, now};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+use std::marker::PhantomData;
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// Where the number of a request lies in it (command identifier of the capsule).
-const REQUEST_ID: usize = 10;
-/// Where it lies in a response (CCCID of the data PDU).
-const RESPONSE_ID: usize = 8;
 /// Most bytes taken from the socket at a time. More would only push what was just received out of the cache.
 const RECV: usize = 256 << 10;
 /// No answer for this long means that the other thread is gone.
@@ -119,17 +117,14 @@ pub(super) struct Served {
 }
 
 /// Answers until the client closes.
-pub(super) fn serve(socket: &TcpStream, qd: usize, idle: IdlePolicy) -> anyhow::Result<Served> {
+pub(super) fn serve<S: Shape>(socket: &TcpStream, qd: usize, idle: IdlePolicy) -> anyhow::Result<Served> {
     let mut side = Side::new(socket, idle)?;
     let core_wait = CoreWait::start();
-    let mut requests = vec![0u8; (qd * REQUEST).max(4096)];
-    let mut responses = vec![0x5a_u8; qd * RESPONSE];
-    for response in responses.chunks_exact_mut(RESPONSE) {
-        response[..HEADER].fill(0);
-        // C2HData, LAST and SUCCESS, header length, data offset, length (NVMe/TCP 1.0 section 3.6.2.10).
-        response[..4].copy_from_slice(&[7, 0b1100, HEADER as u8, HEADER as u8]);
-        response[4..8].copy_from_slice(&(RESPONSE as u32).to_le_bytes());
-        response[16..20].copy_from_slice(&(BLOCK as u32).to_le_bytes());
+    let mut requests = vec![0u8; (qd * S::REQUEST).max(4096)];
+    let mut responses = vec![0x5a_u8; qd * S::RESPONSE];
+    for response in responses.chunks_exact_mut(S::RESPONSE) {
+        response[..S::HEADER].fill(0);
+        S::response(response);
     }
     let (mut have, mut ios) = (0, 0);
     loop {
@@ -138,19 +133,20 @@ pub(super) fn serve(socket: &TcpStream, qd: usize, idle: IdlePolicy) -> anyhow::
             break;
         }
         have += n;
-        let whole = have / REQUEST;
-        for (request, response) in requests.chunks_exact(REQUEST).zip(responses.chunks_exact_mut(RESPONSE)).take(whole)
+        let whole = have / S::REQUEST;
+        for (request, response) in
+            requests.chunks_exact(S::REQUEST).zip(responses.chunks_exact_mut(S::RESPONSE)).take(whole)
         {
-            response[RESPONSE_ID..RESPONSE_ID + 2].copy_from_slice(&request[REQUEST_ID..REQUEST_ID + 2]);
+            response[S::RESPONSE_ID..S::RESPONSE_ID + 2].copy_from_slice(&request[S::REQUEST_ID..S::REQUEST_ID + 2]);
         }
-        match side.send(&responses[..whole * RESPONSE]) {
+        match side.send(&responses[..whole * S::RESPONSE]) {
             Ok(()) => ios += whole as u64,
             // The client had enough.
             Err(Errno::PIPE | Errno::CONNRESET) => break,
             Err(error) => return Err(error).context("sending"),
         }
-        requests.copy_within(whole * REQUEST..have, 0);
-        have -= whole * REQUEST;
+        requests.copy_within(whole * S::REQUEST..have, 0);
+        have -= whole * S::REQUEST;
     }
     Ok(Served { ios, syscalls: side.syscalls, taken_pct: core_wait.taken_pct() })
 }
@@ -167,7 +163,7 @@ pub(super) struct Measured {
 }
 
 /// Asks, and measures.
-pub(super) struct Client<'a> {
+pub(super) struct Client<'a, S> {
     side: Side<'a>,
     config: &'a LimitConfig,
     rx: Vec<u8>,
@@ -178,15 +174,14 @@ pub(super) struct Client<'a> {
     latencies: Latencies,
     slices: Slices,
     errors: u64,
+    shape: PhantomData<S>,
 }
 
-impl<'a> Client<'a> {
+impl<'a, S: Shape> Client<'a, S> {
     pub(super) fn new(socket: &'a TcpStream, config: &'a LimitConfig) -> anyhow::Result<Self> {
-        let mut tx = vec![0; config.qd * REQUEST];
-        for request in tx.chunks_exact_mut(REQUEST) {
-            // CapsuleCmd, no flags, header length, no data, length; then a Read of eight 512-byte blocks.
-            request[..8].copy_from_slice(&[4, 0, REQUEST as u8, 0, REQUEST as u8, 0, 0, 0]);
-            request[8] = 2;
+        let mut tx = vec![0; config.qd * S::REQUEST];
+        for request in tx.chunks_exact_mut(S::REQUEST) {
+            S::request(request);
         }
         Ok(Client {
             side: Side::new(socket, config.idle)?,
@@ -198,16 +193,17 @@ impl<'a> Client<'a> {
             latencies: Latencies::new(),
             slices: Slices::new(),
             errors: 0,
+            shape: PhantomData,
         })
     }
 
     pub(super) fn run(mut self) -> anyhow::Result<Measured> {
         let mut time = now();
         for id in 0..self.config.qd {
-            self.tx[id * REQUEST + REQUEST_ID..][..2].copy_from_slice(&(id as u16).to_le_bytes());
+            self.tx[id * S::REQUEST + S::REQUEST_ID..][..2].copy_from_slice(&(id as u16).to_le_bytes());
             self.asked[id] = time;
         }
-        self.side.send(&self.tx[..self.config.qd * REQUEST])?;
+        self.side.send(&self.tx[..self.config.qd * S::REQUEST])?;
         let mut have = 0;
         let begin = time.after(self.config.ramp);
         while time < begin {
@@ -240,26 +236,26 @@ impl<'a> Client<'a> {
         anyhow::ensure!(n > 0, "the server closed");
         *have += n;
         let time = now();
-        let whole = *have / RESPONSE;
+        let whole = *have / S::RESPONSE;
         let mut asked = 0;
-        for response in self.rx[..whole * RESPONSE].chunks_exact(RESPONSE) {
-            let id = u16::from_le_bytes([response[RESPONSE_ID], response[RESPONSE_ID + 1]]);
-            let Some(slot) = self.asked.get_mut(usize::from(id)).filter(|_| response[0] == 7) else {
+        for response in self.rx[..whole * S::RESPONSE].chunks_exact(S::RESPONSE) {
+            let id = u16::from_le_bytes([response[S::RESPONSE_ID], response[S::RESPONSE_ID + 1]]);
+            let Some(slot) = self.asked.get_mut(usize::from(id)).filter(|_| response[0] == S::ANSWER) else {
                 self.errors += 1;
                 continue;
             };
             self.latencies.record(time.nanos_since(*slot));
             *slot = time;
             if self.config.copy {
-                self.blocks[usize::from(id) * BLOCK..][..BLOCK].copy_from_slice(&response[HEADER..]);
+                self.blocks[usize::from(id) * BLOCK..][..BLOCK].copy_from_slice(&response[S::HEADER..]);
             }
-            self.tx[asked * REQUEST + REQUEST_ID..][..2].copy_from_slice(&id.to_le_bytes());
+            self.tx[asked * S::REQUEST + S::REQUEST_ID..][..2].copy_from_slice(&id.to_le_bytes());
             asked += 1;
         }
         self.slices.completed(time, asked as u64);
-        self.side.send(&self.tx[..asked * REQUEST]).context("sending")?;
-        self.rx.copy_within(whole * RESPONSE..*have, 0);
-        *have -= whole * RESPONSE;
+        self.side.send(&self.tx[..asked * S::REQUEST]).context("sending")?;
+        self.rx.copy_within(whole * S::RESPONSE..*have, 0);
+        *have -= whole * S::RESPONSE;
         Ok(time)
     }
 }

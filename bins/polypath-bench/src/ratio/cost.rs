@@ -7,6 +7,7 @@
 
 use super::NullTarget;
 use crate::latency::round3;
+use crate::protocol::Protocol;
 use anyhow::Context as _;
 use polypath_block::DiskUri;
 use polypath_reactor::IdlePolicy;
@@ -32,20 +33,26 @@ pub struct Cost {
     pub missing: Vec<String>,
 }
 
-/// Counts at depth `qd`, on `cpus`, against `path` or a null target.
+/// Counts at depth `qd`, on `cpus`, against `path` or a null target that speaks `protocol`.
 ///
 /// # Errors
 /// When the target cannot be started. A tool that is not there is told in [`Cost::missing`].
-pub fn measure(qd: u16, idle: IdlePolicy, cpus: [usize; 2], path: Option<&DiskUri>) -> anyhow::Result<Cost> {
+pub fn measure(
+    qd: u16,
+    idle: IdlePolicy,
+    cpus: [usize; 2],
+    protocol: Protocol,
+    path: Option<&DiskUri>,
+) -> anyhow::Result<Cost> {
     let target = match path {
         Some(_) => None,
-        None => Some(NullTarget::start(cpus[1], idle)?),
+        None => Some(NullTarget::start(cpus[1], idle, protocol)?),
     };
     let uri = path.map_or_else(|| target.as_ref().map_or_else(String::new, |t| t.uri.clone()), ToString::to_string);
     let (qd_text, near) = (qd.to_string(), cpus[0].to_string());
     let both = format!("{},{}", cpus[0], cpus[1]);
     let run = ["run", "--path", &uri, "--rw", "randread", "--qd", &qd_text, "--ramp", "0", "--cpus", &near];
-    let limit = ["limit", "--qd", &qd_text, "--ramp", "0", "--cpus", &both];
+    let limit = ["limit", "--protocol", protocol.as_str(), "--qd", &qd_text, "--ramp", "0", "--cpus", &both];
     let mut cost = Cost { qd, ..Cost::default() };
     let mut note = |what: &str, result: anyhow::Result<f64>| match result {
         Ok(value) => Some(round3(value)),

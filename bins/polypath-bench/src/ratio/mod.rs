@@ -13,6 +13,7 @@ use crate::cpu;
 use crate::latency::round3;
 use crate::limit::{self, LimitConfig};
 use crate::output;
+use crate::protocol::Protocol;
 use crate::run::{self, RunConfig};
 use anyhow::Context as _;
 use polypath_block::DiskUri;
@@ -42,6 +43,8 @@ pub struct RatioConfig {
     pub cpus: Option<CpuList>,
     /// A disk to measure instead of the null target; whoever serves it must keep to the second core.
     pub path: Option<DiskUri>,
+    /// What the null target speaks, and whose bytes the limit has.
+    pub protocol: Protocol,
 }
 
 /// What was compared. The names of the fields are the keys of the JSON object.
@@ -49,6 +52,8 @@ pub struct RatioConfig {
 pub struct RatioReport {
     /// Always `ratio`.
     pub mode: &'static str,
+    /// Whose bytes the limit had.
+    pub protocol: Protocol,
     /// `adaptive`, `poll` or `sleep`.
     pub idle: &'static str,
     /// Core of the initiator, core of the target.
@@ -135,7 +140,7 @@ pub fn run(config: &RatioConfig, mut tell: impl FnMut(&str)) -> anyhow::Result<R
     let (near, far) = cpu::two(config.cpus.as_ref());
     let target = match &config.path {
         Some(_) => None,
-        None => Some(NullTarget::start(far, config.idle)?),
+        None => Some(NullTarget::start(far, config.idle, config.protocol)?),
     };
     let uri = match (&config.path, &target) {
         (Some(uri), _) => uri.clone(),
@@ -163,6 +168,7 @@ pub fn run(config: &RatioConfig, mut tell: impl FnMut(&str)) -> anyhow::Result<R
     }
     Ok(RatioReport {
         mode: "ratio",
+        protocol: config.protocol,
         idle: config.idle.as_str(),
         cpus: [near, far],
         disk: uri.to_string(),
@@ -187,6 +193,7 @@ fn pair(
         idle: config.idle,
         cpus: Some(CpuList(vec![near, far])),
         copy: true,
+        protocol: config.protocol,
     };
     let run_config = RunConfig {
         qd,
@@ -264,10 +271,10 @@ pub(crate) struct NullTarget {
 }
 
 impl NullTarget {
-    pub(crate) fn start(cpu: usize, idle: IdlePolicy) -> anyhow::Result<NullTarget> {
+    pub(crate) fn start(cpu: usize, idle: IdlePolicy, protocol: Protocol) -> anyhow::Result<NullTarget> {
         let program = std::env::current_exe().context("asking for the name of this program")?;
         let mut child = Command::new(program)
-            .args(["serve-null", "--cpu", &cpu.to_string(), "--idle", idle.as_str()])
+            .args(["serve-null", "--cpu", &cpu.to_string(), "--idle", idle.as_str(), "--protocol", protocol.as_str()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -297,7 +304,8 @@ impl Drop for NullTarget {
 ///
 /// # Errors
 /// When the target cannot be started.
-pub fn serve_null(cpu: usize, idle: IdlePolicy) -> anyhow::Result<()> {
+pub fn serve_null(cpu: usize, idle: IdlePolicy, protocol: Protocol) -> anyhow::Result<()> {
+    anyhow::ensure!(protocol == Protocol::NvmeTcp, "polypath-target does not speak {} yet", protocol.as_str());
     let target = Target::start(TargetConfig {
         listeners: vec![ListenerConfig::new("127.0.0.1:0")],
         subsystems: vec![SubsystemConfig::new(NQN, vec![NamespaceConfig::new("null://64GiB?bs=4096")])],
@@ -337,6 +345,7 @@ mod tests {
             idle: IdlePolicy::default(),
             cpus: None,
             path: Some("null://1GiB".parse().unwrap()),
+            protocol: Protocol::NvmeTcp,
         };
         let mut lines = 0;
         let report = run(&config, |_| lines += 1).unwrap();

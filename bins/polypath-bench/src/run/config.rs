@@ -56,6 +56,8 @@ pub struct RunConfig {
     pub paths: Vec<DiskUri>,
     /// How to choose among them. Given with one path, it makes a multipath disk of that.
     pub selector: Option<SelectorKind>,
+    /// Share of each path for the rules that know weights, in the order of the paths; the usual one for those that are not there.
+    pub weights: Vec<u32>,
     /// What requests.
     pub mix: Mix,
     /// Bytes a request, a multiple of the disk's block.
@@ -98,6 +100,7 @@ impl RunConfig {
         RunConfig {
             paths,
             selector: None,
+            weights: Vec::new(),
             mix: Mix::RandRead,
             bs: 4096,
             qd: 32,

@@ -47,7 +47,7 @@ pub(super) fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
         group.attach_host(host);
     }
     let (mut path_counters, mut devices) = (Vec::new(), Vec::new());
-    for uri in &config.paths {
+    for (n, uri) in config.paths.iter().enumerate() {
         let device = stack.open_device(uri)?;
         let mut path = device.clone();
         // What can be said of the only path is said of the disk.
@@ -56,7 +56,8 @@ pub(super) fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
             path = Arc::new(CountedDevice::new(path, counters.clone()));
             path_counters.push(counters);
         }
-        group.add_path(PathConfig::new(path))?;
+        let weight = config.weights.get(n).copied().unwrap_or(PathConfig::WEIGHT);
+        group.add_path(PathConfig { weight, ..PathConfig::new(path) })?;
         devices.push(device);
     }
     let deadline = Instant::now() + config.connect_timeout;

@@ -41,6 +41,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 15 }
 /// How long jobs may take to tell what they did: their reactors have nothing to wait for.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
 
+/// How often somebody is told how far a run has come.
+const PROGRESS: Duration = Duration::from_millis(100);
+
 /// How far a run has come.
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -54,7 +57,7 @@ pub struct Progress {
     pub paths: Vec<(String, u64)>,
 }
 
-/// Measures; `progress` is called a few times a second.
+/// Measures; `progress` is called some times a second.
 ///
 /// # Errors
 /// When there is no time to measure, when the disk cannot be opened or does not answer, when the request size does not suit it, or
@@ -289,7 +292,7 @@ fn wait_told(
     let mut results = Vec::new();
     let (mut ios, mut moved, mut given_up) = (0, times.start, None);
     while results.len() < usize::from(config.jobs) {
-        match jobs.told.recv_timeout(Duration::from_millis(250)) {
+        match jobs.told.recv_timeout(PROGRESS) {
             Ok(told) => results.push(told?),
             Err(RecvTimeoutError::Disconnected) => anyhow::bail!("a reactor ended before its job did"),
             Err(RecvTimeoutError::Timeout) => {

@@ -12,7 +12,6 @@ mod chart;
 mod growth;
 mod limits;
 mod memory;
-mod process;
 mod reactors;
 mod report;
 mod serve;

@@ -2,9 +2,9 @@
 
 use super::limits;
 use super::memory::{Load, Memory};
-use super::process::answer_all;
 use super::{RING, ms};
 use crate::output;
+use crate::process::answer_all;
 use anyhow::Context as _;
 use polypath::vhost_user_blk::{Server, ServerConfig};
 use polypath::{GroupSpec, PathSpec, Stack, StackConfig, wait_group_live};

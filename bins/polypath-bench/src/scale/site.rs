@@ -1,9 +1,9 @@
 //! The serving process as its parent sees it, with all of its guests.
 
 use super::memory::{Load, Memory};
-use super::process::Process;
 use super::serve::{self, Ready};
 use super::{Arrangement, RING, ScaleConfig, ScaleMedium};
+use crate::process::Process;
 use crate::ring::{DriveConfig, IdleGuest, IdleMemory, Kick, RingReport, Rings, drive};
 use anyhow::Context as _;
 use polypath_reactor::CpuList;

@@ -1,8 +1,8 @@
 //! The target: one subsystem, a namespace for each disk, a portal for each path.
 
 use super::limits;
-use super::process::{Process, answer_all};
 use crate::output;
+use crate::process::{Process, answer_all};
 use anyhow::Context as _;
 use polypath_target::{ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig};
 

@@ -1,13 +1,14 @@
-//! A part of the arrangement in a process of its own: it says a line when it is ready, answers questions by lines, and ends when its
+//! A part of an arrangement in a process of its own: it says a line when it is ready, answers questions by lines, and ends when its
 //! standard input does.
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use serde::de::DeserializeOwned;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-pub(super) struct Process {
+pub(crate) struct Process {
     what: &'static str,
     child: Child,
     input: Option<ChildStdin>,
@@ -16,17 +17,26 @@ pub(super) struct Process {
 
 impl Process {
     /// This program, with `args`. `what` is its name for people.
-    pub(super) fn start(what: &'static str, args: &[String]) -> anyhow::Result<Process> {
-        let program = std::env::current_exe().context("asking for the name of this program")?;
-        let child = Command::new(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    pub(crate) fn start(what: &'static str, args: &[String]) -> anyhow::Result<Process> {
+        Process::start_as(what, Command::new(this_program()?).args(args))
+    }
+
+    /// What `command` starts, which must come to run this program.
+    pub(crate) fn start_as(what: &'static str, command: &mut Command) -> anyhow::Result<Process> {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = child.with_context(|| format!("starting {what}"))?;
         let input = child.stdin.take();
         let output = BufReader::new(child.stdout.take().with_context(|| format!("{what} has no output"))?);
         Ok(Process { what, child, input, output })
     }
 
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next line that it says.
-    pub(super) fn answer<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
+    pub(crate) fn answer<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
         let mut line = String::new();
         self.output.read_line(&mut line).with_context(|| format!("waiting for {}", self.what))?;
         if line.is_empty() {
@@ -37,14 +47,14 @@ impl Process {
     }
 
     /// What it answers to `question`.
-    pub(super) fn ask<T: DeserializeOwned>(&mut self, question: &str) -> anyhow::Result<T> {
+    pub(crate) fn ask<T: DeserializeOwned>(&mut self, question: &str) -> anyhow::Result<T> {
         let input = self.input.as_mut().with_context(|| format!("{} has ended", self.what))?;
         writeln!(input, "{question}").with_context(|| format!("asking {}", self.what))?;
         self.answer()
     }
 
     /// Does `work` while it is stopped.
-    pub(super) fn stopped<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    pub(crate) fn stopped<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         self.signal(Signal::STOP)?;
         let done = work();
         self.signal(Signal::CONT)?;
@@ -60,7 +70,7 @@ impl Process {
     ///
     /// # Errors
     /// It did not end well.
-    pub(super) fn end(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn end(&mut self) -> anyhow::Result<()> {
         // Whoever is stopped does not see that its input has ended.
         self.signal(Signal::CONT)?;
         drop(self.input.take());
@@ -80,8 +90,13 @@ impl Drop for Process {
     }
 }
 
+/// Where this program is.
+pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("asking for the name of this program")
+}
+
 /// The other side: answers the lines of standard input until it ends. Ends with whoever started it, even if it is stopped then.
-pub(super) fn answer_all(mut answer: impl FnMut(&str) -> anyhow::Result<String>) -> anyhow::Result<()> {
+pub(crate) fn answer_all(mut answer: impl FnMut(&str) -> anyhow::Result<String>) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("asking to end with who started this")?;
     for line in std::io::stdin().lines() {
         crate::output::line(answer(line.context("reading standard input")?.trim())?)?;
