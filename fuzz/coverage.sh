@@ -12,7 +12,8 @@ command -v "$profdata" >/dev/null && command -v "$cov" >/dev/null || {
 }
 rm -rf "$out/profile" && mkdir -p "$out/profile"
 RUSTFLAGS="-C instrument-coverage" LLVM_PROFILE_FILE="$PWD/$out/profile/%p-%m.profraw" \
-    cargo test --quiet --target-dir "$out" -p polypath-nvme -p polypath-nvmf-tcp --test corpus
+    cargo test --quiet --target-dir "$out" \
+    -p polypath-nvme -p polypath-nvmf-tcp -p polypath-scsi -p polypath-iscsi -p polypath-nbd --test corpus
 "$profdata" merge -sparse "$out"/profile/*.profraw -o "$out/corpus.profdata"
 objects=$(find "$out/debug/deps" -maxdepth 1 -name 'corpus-*' -type f -perm -u+x | sed 's/^/--object /')
 # shellcheck disable=SC2086

@@ -6,7 +6,7 @@ use crate::wire::option::{CLIENT_FLAGS_LEN, parse_export_name};
 use crate::wire::{ClientFlags, ContextRequest, ExportRequest, OptionHeader, Request, TransmissionFlags};
 
 /// Every decoder on its own.
-pub fn decoders(data: &[u8]) {
+pub fn nbd_decoders(data: &[u8]) {
     let _ = ClientFlags::parse(data);
     if let Ok(header) = OptionHeader::parse(data) {
         assert_eq!(&header.to_bytes()[..], data);
@@ -24,7 +24,7 @@ pub fn decoders(data: &[u8]) {
 }
 
 /// A request, and whether it may be carried out.
-pub fn transmission(data: &[u8]) {
+fn transmission(data: &[u8]) {
     if let Ok(request) = Request::parse(data) {
         assert_eq!(&request.to_bytes()[..], data);
         fuzz_check(&request);
@@ -32,7 +32,7 @@ pub fn transmission(data: &[u8]) {
 }
 
 /// A whole handshake: what a client says, cut as the server reads it.
-pub fn handshake(data: &[u8]) {
+pub fn nbd_handshake(data: &[u8]) {
     let mut handshake = Handshake::new();
     let offer = Offer {
         name: "disk".into(),

@@ -1,33 +1,7 @@
-//! Replays the committed fuzz corpus, so that what fuzzing once found stays found. The targets are in
-//! `fuzz/fuzz_targets`, their bodies in `src/fuzzing.rs`.
+//! Replays the committed fuzz corpus: `fuzz/replay.rs`.
 #![forbid(unsafe_code)]
 
-use std::path::Path;
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
 
-/// Runs a target over its corpus and over every prefix of each input.
-fn replay(target: &str, body: fn(&[u8])) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-    let files = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-    let mut count = 0;
-    for file in files {
-        let input = std::fs::read(file.unwrap().path()).unwrap();
-        let step = if input.len() > 512 { 61 } else { 1 };
-        for end in (0..input.len()).step_by(step) {
-            body(&input[..end]);
-        }
-        body(&input);
-        count += 1;
-    }
-    assert!(count > 0, "{} is empty", dir.display());
-}
-
-macro_rules! targets {
-    ($($name:ident),* $(,)?) => {$(
-        #[test]
-        fn $name() {
-            replay(stringify!($name), polypath_nvme::fuzzing::$name);
-        }
-    )*};
-}
-
-targets!(identify_controller, identify_namespace, identify_lists, log_ana, log_discovery, entries);
+replay::targets!(polypath_nvme: identify_controller, identify_namespace, identify_lists, log_ana, log_discovery, entries);

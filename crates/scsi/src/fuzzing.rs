@@ -11,7 +11,7 @@ use crate::vpd::{BlockCharacteristics, BlockLimits, DeviceIdentification, Provis
 use crate::{Cdb, Command, ScsiStatus, Sense};
 
 /// Command descriptor blocks, as a target gets them and as a log has them.
-pub fn command(data: &[u8]) {
+pub fn scsi_command(data: &[u8]) {
     if let Some(cdb) = Cdb::from_bytes(data) {
         assert_eq!(Cdb::from_bytes(cdb.octets()), Some(cdb));
         let _ = cdb.to_string();
@@ -21,6 +21,21 @@ pub fn command(data: &[u8]) {
             Ok(command) => drop(command.data(512)),
             Err(error) => assert!(error.sense().field().is_some(), "{error}"),
         }
+    }
+}
+
+/// What a logical unit answers, and parameter lists; the first octet of an input says of what kind.
+pub fn scsi_data(data: &[u8]) {
+    let Some((&kind, data)) = data.split_first() else { return };
+    match kind % 8 {
+        0 => sense(data),
+        1 => inquiry(data),
+        2 => vpd(data),
+        3 => capacity_and_luns(data),
+        4 => mode(data),
+        5 => alua(data),
+        6 => reservation(data),
+        _ => unmap(data),
     }
 }
 

@@ -399,7 +399,7 @@ fn ranges_to_unmap() {
 #[test]
 fn decoders_take_anything() {
     let bodies: [fn(&[u8]); 9] = [
-        fuzzing::command,
+        fuzzing::scsi_command,
         fuzzing::sense,
         fuzzing::inquiry,
         fuzzing::vpd,

@@ -278,7 +278,7 @@ fn octets_and_answers_that_nobody_asked_for() {
 proptest! {
     #[test]
     fn whatever_is_said_is_heard_to_its_end(octets in proptest::collection::vec(any::<u8>(), 0..200)) {
-        crate::fuzzing::handshake(&octets);
+        crate::fuzzing::nbd_handshake(&octets);
     }
 
     #[test]
@@ -289,6 +289,6 @@ proptest! {
             octets.extend(OptionHeader { option, length: data.len() as u32 }.to_bytes());
             octets.extend(data);
         }
-        crate::fuzzing::handshake(&octets);
+        crate::fuzzing::nbd_handshake(&octets);
     }
 }

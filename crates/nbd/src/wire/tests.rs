@@ -296,7 +296,7 @@ fn what_other_peoples_clients_say_is_understood() {
 proptest! {
     #[test]
     fn whatever_comes_is_an_answer_or_an_error(octets in proptest::collection::vec(any::<u8>(), 0..64)) {
-        crate::fuzzing::decoders(&octets);
+        crate::fuzzing::nbd_decoders(&octets);
     }
 
     #[test]
