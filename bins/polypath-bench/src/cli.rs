@@ -7,8 +7,8 @@ use crate::run::{Mix, RunConfig};
 use crate::scale::{Part, ScaleConfig, ScaleMedium};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use polypath_block::DiskUri;
-use polypath_multipath::SelectorKind;
+use polypath_block::{DiskUri, Identifier};
+use polypath_multipath::{Failback, SelectorKind};
 use polypath_reactor::{CpuList, IdlePolicy};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -238,6 +238,19 @@ pub struct RunArgs {
     /// How to choose among paths (queue-length if not given); with a single path, makes a multipath disk of it
     #[arg(long, value_name = "NAME")]
     pub selector: Option<SelectorKind>,
+    /// Requests to a path before it is the next one's turn; with --selector round-robin
+    #[arg(long, value_name = "N", requires = "selector")]
+    pub min_io: Option<u32>,
+    /// When a better path returns: immediate or never; with --selector preferred
+    #[arg(long, value_name = "WHEN", requires = "selector")]
+    pub failback: Option<Failback>,
+    /// The path (as given with --path) to use before others of the same access; with --selector preferred
+    #[arg(long, value_name = "URI")]
+    pub preferred: Option<DiskUri>,
+    /// An identifier that every path must show (naa.6001..., nguid.…, eui.…, uuid.…); several times for one of each kind. Joins
+    /// paths of different transports whose identifiers cannot be compared
+    #[arg(long = "identity", value_name = "IDENTIFIER")]
+    pub identity: Vec<Identifier>,
     /// Which requests to make
     #[arg(long, value_enum, default_value = "randread")]
     pub rw: MixArg,
@@ -487,6 +500,10 @@ impl RunArgs {
         RunConfig {
             paths: self.paths.clone(),
             selector: self.selector,
+            min_io: self.min_io,
+            failback: self.failback,
+            preferred: self.preferred.clone(),
+            identity: self.identity.clone(),
             mix: self.rw.into(),
             bs: self.bs,
             qd: self.qd,
@@ -609,6 +626,34 @@ mod tests {
         assert_eq!((c.time, c.ramp), (Duration::from_millis(500), Duration::ZERO));
         assert_eq!((c.rwmix, c.idle, c.seed, c.size), (60, IdlePolicy::Poll, 7, Some(1 << 30)));
         assert_eq!((c.fencing, c.no_path_timeout, c.sweep), (false, Duration::from_millis(5), true));
+    }
+
+    #[test]
+    fn paths_as_people_choose_among_them() {
+        let parse = |line: &str| {
+            let line = format!("x run --path null://1GiB --path ram://1GiB {line}");
+            match Cli::try_parse_from(line.split_whitespace())?.command {
+                Command::Run(args) => Ok(args.config()),
+                _ => panic!("run was parsed as something else"),
+            }
+        };
+        let c = parse("--selector round-robin --min-io 128").unwrap();
+        assert_eq!((c.min_io, c.failback, c.preferred, c.identity.len()), (Some(128), None, None, 0));
+        let nguid = format!("nguid.{}", "1".repeat(32));
+        let line = format!(
+            "--selector preferred --failback never --preferred ram://1GiB --identity {nguid} --identity eui.0102030405060708"
+        );
+        let c = parse(&line).unwrap();
+        assert_eq!((c.failback, c.preferred), (Some(Failback::Never), Some("ram://1GiB".parse().unwrap())));
+        assert_eq!(c.identity.iter().map(ToString::to_string).collect::<Vec<_>>(), [&nguid, "eui.0102030405060708"]);
+        for (line, word) in [
+            ("--min-io 8", "--selector"),
+            ("--selector preferred --failback soon", "immediate or never"),
+            ("--identity serial.5", "there is no kind"),
+        ] {
+            let error = parse(line).map(|_| ()).map_err(|e: clap::Error| e.to_string()).unwrap_err();
+            assert!(error.contains(word), "{line}: {error}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::nbd::Place;
 use crate::values::{self, FencingName, MatchValue, check_rings, no_path_timeout, socket_access};
 use polypath::DiskUri;
 use polypath::block::Scheme;
-use polypath::multipath::{Fencing, MAX_PATHS, MatchPolicy, PathConfig as GroupPath, SelectorKind};
+use polypath::multipath::{Fencing, MAX_PATHS, MatchPolicy, PathConfig as GroupPath, SelectorError, SelectorKind};
 use polypath::nvmf_tcp::ControllerConfig;
 use polypath::reactor::{CpuList, IdlePolicy};
 use polypath::vhost_user_blk::SocketAccess;
@@ -47,6 +47,7 @@ pub(crate) struct PathConfig {
     pub(crate) uri: DiskUri,
     pub(crate) name: Option<String>,
     pub(crate) weight: u32,
+    pub(crate) preferred: bool,
 }
 
 impl PathConfig {
@@ -297,6 +298,8 @@ struct RawDaemon {
 struct RawDisk {
     name: Spanned<String>,
     selector: Option<Spanned<String>>,
+    min_io: Option<Spanned<u32>>,
+    failback: Option<Spanned<String>>,
     no_path_timeout_ms: Option<Spanned<i64>>,
     fencing: Option<Spanned<String>>,
     #[serde(rename = "match")]
@@ -310,12 +313,14 @@ struct RawDisk {
 #[derive(Deserialize)]
 #[serde(
     deny_unknown_fields,
-    expecting = "a table [[disk.path]] with uri, name and weight; a list of URIs is called \"paths\""
+    expecting = "a table [[disk.path]] with uri, name, weight and preferred; a list of URIs is called \"paths\""
 )]
 struct RawPath {
     uri: Spanned<String>,
     name: Option<Spanned<String>>,
     weight: Option<Spanned<u32>>,
+    #[serde(default)]
+    preferred: bool,
 }
 
 #[derive(Deserialize)]
@@ -406,6 +411,7 @@ impl RawDisk {
             Some(s) => at.parse(&key("selector"), s)?,
             None => SelectorKind::default(),
         };
+        let selector = self.selector_options(at, &key, selector)?;
         let fencing = match &self.fencing {
             Some(s) => at.parse::<FencingName>(&key("fencing"), s)?.0,
             None => Fencing::On,
@@ -424,7 +430,7 @@ impl RawDisk {
         };
         for (n, uri) in self.paths.iter().enumerate() {
             let at_key = key(&format!("paths[{n}]"));
-            let path = PathConfig { uri: at.uri(&at_key, uri)?, name: None, weight: WEIGHT };
+            let path = PathConfig { uri: at.uri(&at_key, uri)?, name: None, weight: WEIGHT, preferred: false };
             add(at_key, uri.span().start, path)?;
         }
         for (n, path) in self.path_tables.iter().enumerate() {
@@ -440,7 +446,7 @@ impl RawDisk {
             }
             let at_key = key(&format!("path[{n}].uri"));
             let uri = at.uri(&at_key, &path.uri)?;
-            add(at_key, path.uri.span().start, PathConfig { uri, name, weight })?;
+            add(at_key, path.uri.span().start, PathConfig { uri, name, weight, preferred: path.preferred })?;
         }
         if paths.len() > MAX_PATHS {
             let problem = format!("has {} paths; expected at most {MAX_PATHS}", paths.len());
@@ -462,6 +468,29 @@ impl RawDisk {
             }
         };
         Ok(DiskConfig { name: self.name.get_ref().clone(), selector, no_path_timeout_ms, fencing, matching, paths })
+    }
+}
+
+impl RawDisk {
+    /// `selector` with `min_io` and `failback`.
+    fn selector_options(
+        &self,
+        at: &Source<'_>,
+        key: &impl Fn(&str) -> String,
+        selector: SelectorKind,
+    ) -> Result<SelectorKind, ConfigError> {
+        let failback = self.failback.as_ref().map(|s| at.parse(&key("failback"), s)).transpose()?;
+        let fail = |k: &str, offset: usize, e: SelectorError| at.error(Some(offset), Some(&key(k)), e.to_string());
+        let mut selector = selector;
+        if let Some(min_io) = &self.min_io {
+            let options = selector.with_options(Some(*min_io.get_ref()), None);
+            selector = options.map_err(|e| fail("min_io", min_io.span().start, e))?;
+        }
+        if let Some(given) = &self.failback {
+            let options = selector.with_options(None, failback);
+            selector = options.map_err(|e| fail("failback", given.span().start, e))?;
+        }
+        Ok(selector)
     }
 }
 

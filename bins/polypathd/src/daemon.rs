@@ -275,6 +275,15 @@ impl Daemon {
         Ok(())
     }
 
+    /// Marks a path as preferred, or not any more.
+    pub(crate) fn set_preferred(&self, disk: &str, path: &str, preferred: bool) -> Result<(), String> {
+        let group = self.disk(disk)?.group;
+        let id = path_id(&group, path)?;
+        group.set_preferred(id, preferred).map_err(|e| e.to_string())?;
+        tracing::info!(disk, path, preferred, "preference set");
+        Ok(())
+    }
+
     /// Chooses how paths are chosen.
     pub(crate) fn set_selector(&self, disk: &str, selector: SelectorKind) -> Result<(), String> {
         self.disk(disk)?.group.set_selector(selector);
@@ -388,7 +397,7 @@ fn no_disk(name: &str) -> String {
 }
 
 fn path_spec(path: &PathConfig) -> PathSpec {
-    PathSpec { uri: path.uri.clone(), name: path.name.clone(), weight: path.weight }
+    PathSpec { uri: path.uri.clone(), name: path.name.clone(), weight: path.weight, preferred: path.preferred }
 }
 
 fn path_id(group: &Group, name: &str) -> Result<polypath::multipath::PathId, String> {

@@ -250,7 +250,7 @@ mod tests {
             no_path_timeout_ms: 0,
             fencing: Default::default(),
             matching: Default::default(),
-            paths: vec![PathConfig { uri, name: None, weight: 100 }],
+            paths: vec![PathConfig { uri, name: None, weight: 100, preferred: false }],
         }
     }
 

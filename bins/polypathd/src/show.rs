@@ -19,9 +19,11 @@ pub(crate) fn disk(name: &str, disk: &Disk, same_as: Option<String>) -> Value {
         DeviceState::Down { reason, .. } => ("down", Some(reason), None),
         DeviceState::Gone { reason } => ("gone", Some(reason), None),
     };
+    let selector = disk.group.selector();
     let geometry = info.as_ref().map(|i| i.geometry);
     json!({
-        "name": name, "state": state, "why": why, "selector": disk.group.selector().to_string(),
+        "name": name, "state": state, "why": why, "selector": selector.to_string(),
+        "min_io": selector.min_io(), "failback": selector.failback().map(|f| f.to_string()),
         "usable_paths": can.usable_paths, "no_path_for_ms": can.no_path_since.map(|at| now().since(at).as_millis() as u64),
         "waiting": can.waiting, "failed_no_path": can.failed,
         "no_path_timeout_ms": i64::try_from(disk.config.no_path_timeout_ms).unwrap_or(-1),
@@ -85,7 +87,7 @@ pub(crate) fn nbd(nbd: &Nbd, state: &str) -> Value {
 fn path(p: &PathStatistics, uri: Option<String>) -> Value {
     json!({
         "name": p.name, "uri": uri, "state": p.state.to_string(), "why": p.why, "state_for_ms": now().since(p.since).as_millis() as u64,
-        "access": p.access.map(|a| format!("{a:?}").to_lowercase()), "weight": p.weight,
+        "access": p.access.map(|a| format!("{a:?}").to_lowercase()), "weight": p.weight, "preferred": p.preferred,
         "ios": p.ios, "bytes": p.bytes, "errors": p.errors, "in_flight": p.in_flight, "redriven": p.redriven,
         "suspects": p.suspects, "failures": p.failures, "recoveries": p.recoveries,
         "cause": p.cause.map(|c| format!("{c:?}")), "mean_latency_us": p.latency.as_secs_f64() * 1e6,

@@ -178,6 +178,15 @@ pub trait Device: Send + Sync {
         Duration::ZERO
     }
 
+    /// Does the target want this way to be used before others of the same access (ALUA's PREF bit)? The version grows when that changes.
+    fn is_preferred(&self) -> bool {
+        false
+    }
+
+    /// No way to the disk gives access: makes this one active if the disk lets its users choose (ALUA, explicit transitions) and the
+    /// configuration allows it. Does not wait; what comes of it is in [`Device::state`]. Where there is nothing to ask, nothing happens.
+    fn ask_for_access(&self) {}
+
     /// How often something was lost that had been written and not flushed. Each queue tells its user of it with a flush that fails
     /// ([`Code::CacheLost`]); whoever opens a queue for a user that had one before knows by this what happened in between.
     fn losses(&self) -> u64 {

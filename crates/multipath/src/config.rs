@@ -16,7 +16,10 @@ pub const MAX_DEPTH: u16 = 8192;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub enum SelectorKind {
     /// One after the other.
-    RoundRobin,
+    RoundRobin {
+        /// Requests to one path before it is the next one's turn; zero means the default of 1.
+        min_io: u32,
+    },
     /// Any, by a seeded generator.
     Random,
     /// By range of blocks, so that a stream stays on its path; the loss of a path moves only that path's ranges.
@@ -35,12 +38,79 @@ pub enum SelectorKind {
     QueueLength,
     /// Least expected service time, from the history of each size class times what is in flight; stale paths are probed.
     HistoricalServiceTime,
+    /// One path takes everything, the others wait: of the paths of the best access one that is marked as preferred
+    /// ([`PathConfig::preferred`]), then one that its target prefers ([`Device::is_preferred`]), then the one that was added first. One that
+    /// is full is waited for.
+    Preferred {
+        /// When a better path returns.
+        failback: Failback,
+    },
+}
+
+/// What [`SelectorKind::Preferred`] does when a path returns that is as good by its access as the one in use, and preferred to it. A path of
+/// better access is used at once in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub enum Failback {
+    /// Use it at once.
+    #[default]
+    Immediate,
+    /// Stay with the one in use until that is lost, or fails a request. Each reactor stays by itself.
+    Never,
+}
+
+impl Failback {
+    /// Its name in configuration files and on command lines.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Failback::Immediate => "immediate",
+            Failback::Never => "never",
+        }
+    }
+}
+
+impl fmt::Display for Failback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Failback {
+    type Err = SelectorError;
+
+    fn from_str(text: &str) -> Result<Self, SelectorError> {
+        let found = [Failback::Immediate, Failback::Never].into_iter().find(|way| way.as_str() == text);
+        found.ok_or_else(|| SelectorError::Failback { given: text.to_owned() })
+    }
+}
+
+/// An option of a selector that makes no sense.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SelectorError {
+    /// Not of this selector.
+    #[error("{option} is an option of selector {of}, and not of {selector}; leave it out, or choose that selector")]
+    NotOf {
+        /// The option.
+        option: &'static str,
+        /// The selector that knows it.
+        of: &'static str,
+        /// The selector that it was given for.
+        selector: &'static str,
+    },
+    /// No turn is that short.
+    #[error("min_io is 0; expected 1 or more requests to a path in its turn")]
+    NoTurn,
+    /// No way to fail back.
+    #[error("failback \"{given}\" is unknown; expected immediate or never")]
+    Failback {
+        /// What was given.
+        given: String,
+    },
 }
 
 impl SelectorKind {
-    /// Every rule, with the hash rule at its default range.
-    pub const ALL: [SelectorKind; 8] = [
-        SelectorKind::RoundRobin,
+    /// Every rule, with its options at their defaults.
+    pub const ALL: [SelectorKind; 9] = [
+        SelectorKind::RoundRobin { min_io: 0 },
         SelectorKind::Random,
         SelectorKind::Hash { range_bytes: 0 },
         SelectorKind::Weight,
@@ -48,12 +118,13 @@ impl SelectorKind {
         SelectorKind::AverageRate,
         SelectorKind::QueueLength,
         SelectorKind::HistoricalServiceTime,
+        SelectorKind::Preferred { failback: Failback::Immediate },
     ];
 
     /// Its name in configuration files and on command lines.
     pub const fn as_str(self) -> &'static str {
         match self {
-            SelectorKind::RoundRobin => "round-robin",
+            SelectorKind::RoundRobin { .. } => "round-robin",
             SelectorKind::Random => "random",
             SelectorKind::Hash { .. } => "hash",
             SelectorKind::Weight => "weight",
@@ -61,6 +132,44 @@ impl SelectorKind {
             SelectorKind::AverageRate => "average-rate",
             SelectorKind::QueueLength => "queue-length",
             SelectorKind::HistoricalServiceTime => "historical-service-time",
+            SelectorKind::Preferred { .. } => "preferred",
+        }
+    }
+
+    /// The same rule with these options, as configuration files and command lines give them; `None` leaves one as it is.
+    ///
+    /// # Errors
+    /// [`SelectorError`]: an option of another rule, or a turn of no request.
+    pub fn with_options(mut self, min_io: Option<u32>, failback: Option<Failback>) -> Result<Self, SelectorError> {
+        let selector = self.as_str();
+        match (&mut self, min_io) {
+            (_, None) => {}
+            (SelectorKind::RoundRobin { .. }, Some(0)) => return Err(SelectorError::NoTurn),
+            (SelectorKind::RoundRobin { min_io }, Some(given)) => *min_io = given,
+            _ => return Err(SelectorError::NotOf { option: "min_io", of: "round-robin", selector }),
+        }
+        match (&mut self, failback) {
+            (_, None) => {}
+            (SelectorKind::Preferred { failback }, Some(given)) => *failback = given,
+            _ => return Err(SelectorError::NotOf { option: "failback", of: "preferred", selector }),
+        }
+        Ok(self)
+    }
+
+    /// Requests to a path in its turn, of the rule that takes turns.
+    pub const fn min_io(self) -> Option<u32> {
+        match self {
+            SelectorKind::RoundRobin { min_io: 0 } => Some(1),
+            SelectorKind::RoundRobin { min_io } => Some(min_io),
+            _ => None,
+        }
+    }
+
+    /// How it fails back, of the rule that does.
+    pub const fn failback(self) -> Option<Failback> {
+        match self {
+            SelectorKind::Preferred { failback } => Some(failback),
+            _ => None,
         }
     }
 }
@@ -74,7 +183,7 @@ impl fmt::Display for SelectorKind {
 /// A name that is no selector.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "selector \"{given}\" is unknown; expected round-robin, random, hash, weight, service-time, average-rate, queue-length or historical-service-time"
+    "selector \"{given}\" is unknown; expected round-robin, random, hash, weight, service-time, average-rate, queue-length, historical-service-time or preferred"
 )]
 pub struct UnknownSelector {
     /// What was given.
@@ -185,12 +294,14 @@ pub struct PathConfig {
     pub device: Arc<dyn Device>,
     /// Share of the work for the rules that know weights; at least 1, 100 is ordinary.
     pub weight: u32,
+    /// [`SelectorKind::Preferred`] uses it before others of the same access.
+    pub preferred: bool,
 }
 
 impl PathConfig {
     /// A path of ordinary weight, named after its device.
     pub fn new(device: Arc<dyn Device>) -> Self {
-        PathConfig { name: device.name().to_owned(), device, weight: PathConfig::WEIGHT }
+        PathConfig { name: device.name().to_owned(), device, weight: PathConfig::WEIGHT, preferred: false }
     }
 
     /// The ordinary weight.
@@ -199,7 +310,11 @@ impl PathConfig {
 
 impl fmt::Debug for PathConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PathConfig").field("name", &self.name).field("weight", &self.weight).finish_non_exhaustive()
+        f.debug_struct("PathConfig")
+            .field("name", &self.name)
+            .field("weight", &self.weight)
+            .field("preferred", &self.preferred)
+            .finish_non_exhaustive()
     }
 }
 
@@ -271,5 +386,31 @@ mod tests {
         }
         let err = "fastest".parse::<SelectorKind>().unwrap_err().to_string();
         assert!(err.contains("fastest") && SelectorKind::ALL.iter().all(|k| err.contains(k.as_str())), "{err}");
+    }
+
+    #[test]
+    fn options_are_of_the_rules_that_know_them() {
+        let turns = SelectorKind::RoundRobin { min_io: 0 };
+        let one = SelectorKind::Preferred { failback: Failback::Immediate };
+        assert_eq!(turns.with_options(Some(128), None), Ok(SelectorKind::RoundRobin { min_io: 128 }));
+        assert_eq!(turns.with_options(Some(0), None), Err(SelectorError::NoTurn));
+        let stays = SelectorKind::Preferred { failback: Failback::Never };
+        assert_eq!(one.with_options(None, Some(Failback::Never)), Ok(stays));
+        assert_eq!(
+            (turns.min_io(), stays.failback(), one.min_io(), turns.failback()),
+            (Some(1), Some(Failback::Never), None, None)
+        );
+        for kind in SelectorKind::ALL {
+            assert_eq!(kind.with_options(None, None), Ok(kind));
+            assert_eq!(kind.with_options(Some(8), None).is_ok(), kind == turns, "{kind}");
+            assert_eq!(kind.with_options(None, Some(Failback::Immediate)).is_ok(), kind == one, "{kind}");
+        }
+        let error = one.with_options(Some(8), None).unwrap_err().to_string();
+        assert!(error.contains("min_io") && error.contains("round-robin") && error.contains("preferred"), "{error}");
+        for way in [Failback::Immediate, Failback::Never] {
+            assert_eq!(way.to_string().parse(), Ok(way));
+        }
+        let error = "later".parse::<Failback>().unwrap_err().to_string();
+        assert!(error.contains("later") && error.contains("immediate") && error.contains("never"), "{error}");
     }
 }

@@ -104,6 +104,18 @@ impl Group {
         Ok(())
     }
 
+    /// Marks a path as preferred, or not any more.
+    ///
+    /// # Errors
+    /// [`GroupError::NoSuchPath`].
+    pub fn set_preferred(&self, id: PathId, preferred: bool) -> Result<(), GroupError> {
+        let mut control = self.shared.lock();
+        let at = self.find(&control, id)?;
+        control.paths[at].shared.preferred.store(preferred, Ordering::Relaxed);
+        self.shared.changed(&mut control);
+        Ok(())
+    }
+
     /// The paths in the order they were added, those being removed included.
     pub fn paths(&self) -> Vec<PathId> {
         self.shared.lock().paths.iter().map(|p| p.shared.id).collect()

@@ -38,8 +38,8 @@ mod state;
 mod stats;
 
 pub use config::{
-    Entry, Fencing, GroupConfig, GroupError, Ledger, MAX_DEPTH, MAX_PATHS, MatchPolicy, PathConfig, PathId,
-    SelectorKind, UnknownSelector,
+    Entry, Failback, Fencing, GroupConfig, GroupError, Ledger, MAX_DEPTH, MAX_PATHS, MatchPolicy, PathConfig, PathId,
+    SelectorError, SelectorKind, UnknownSelector,
 };
 pub use event::{Event, EventKind, Events};
 pub use group::Group;

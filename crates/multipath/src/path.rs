@@ -2,11 +2,12 @@
 
 use crate::config::{PathConfig, PathId};
 use crate::event::EventKind;
+use crate::selector::preference;
 use crate::state::PathState;
 use crate::stats::{Counters, PathStatistics, Totals};
 use polypath_block::{Code, Device, DeviceInfo, Identity, Time};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// No version of the device is admitted.
 pub(crate) const NO_VERSION: u64 = u64::MAX;
@@ -17,6 +18,8 @@ pub(crate) struct PathShared {
     pub(crate) name: Arc<str>,
     pub(crate) device: Arc<dyn Device>,
     pub(crate) weight: AtomicU32,
+    /// Marked as preferred by the operator.
+    pub(crate) preferred: AtomicBool,
     /// The version of the device that was verified and may carry I/O. A queue compares it before each submission, so that
     /// nothing goes to a device that changed and was not looked at again.
     admitted: AtomicU64,
@@ -29,8 +32,14 @@ impl PathShared {
             name: path.name.into(),
             device: path.device,
             weight: AtomicU32::new(path.weight),
+            preferred: AtomicBool::new(path.preferred),
             admitted: AtomicU64::new(NO_VERSION),
         }
+    }
+
+    /// How much it is preferred to others, by whomever.
+    pub(crate) fn preference(&self) -> u8 {
+        preference(self.preferred.load(Ordering::Relaxed), self.device.is_preferred())
     }
 
     pub(crate) fn admit(&self, version: Option<u64>) {
@@ -255,6 +264,7 @@ impl PathRecord {
             state: self.state,
             access: self.info.as_ref().map(|i| i.access),
             weight: self.shared.weight.load(Ordering::Relaxed),
+            preferred: self.shared.preferred.load(Ordering::Relaxed),
             ios: totals.ios,
             bytes: totals.bytes,
             errors: totals.errors,

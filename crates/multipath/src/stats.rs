@@ -19,6 +19,8 @@ pub struct PathStatistics {
     pub access: Option<Access>,
     /// Its weight.
     pub weight: u32,
+    /// Is it marked as preferred?
+    pub preferred: bool,
     /// Requests that succeeded on it.
     pub ios: u64,
     /// Bytes of data moved by these.

@@ -14,6 +14,7 @@ mod losses;
 mod numbers;
 mod paths;
 mod pieces;
+mod preferred;
 mod random;
 mod refusals;
 mod reports;

@@ -363,7 +363,7 @@ fn a_path_is_released_when_its_queue_says_that_it_is_drained() {
 #[test]
 fn failures_at_the_same_time_are_one_failure() {
     let mut config = GroupConfig::new("disk");
-    config.selector = SelectorKind::RoundRobin;
+    config.selector = SelectorKind::RoundRobin { min_io: 0 };
     let mut b = Bench::new(config, vec![info("a"), info("a")]);
     (0..8).for_each(|lba| assert!(b.try_submit(READ(lba)).is_ok()));
     b.devices[0].in_flight().into_iter().for_each(|io| b.devices[0].complete(io, Code::PathLost, Proof::Answered));

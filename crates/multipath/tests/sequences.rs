@@ -331,7 +331,7 @@ fn a_queue_takes_as_many_requests_as_it_was_opened_for() {
 #[test]
 fn a_failing_path_is_avoided_longer_each_time_and_forgiven_after_a_success() {
     let mut config = GroupConfig::new("disk");
-    config.selector = SelectorKind::RoundRobin;
+    config.selector = SelectorKind::RoundRobin { min_io: 0 };
     let mut b = Bench::new(config, vec![info("a"), info("a")]);
     // How many milliseconds until it is chosen again.
     let avoided = |b: &mut Bench, code: Code| {

@@ -38,7 +38,7 @@ fn counts(b: &Bench) -> Vec<usize> {
 
 #[test]
 fn requests_that_are_not_for_the_line_take_turns_as_well() {
-    for selector in [SelectorKind::RoundRobin, SelectorKind::Weight] {
+    for selector in [SelectorKind::RoundRobin { min_io: 0 }, SelectorKind::Weight] {
         let mut b = calm(selector, 2);
         (0..32).for_each(|tag| b.submit_all(&[discard(tag)]).unwrap());
         assert_eq!(counts(&b), [16, 16], "{selector}");
@@ -49,7 +49,7 @@ fn requests_that_are_not_for_the_line_take_turns_as_well() {
 
 #[test]
 fn a_batch_that_is_not_for_the_line_goes_to_each_path_in_turn() {
-    for selector in [SelectorKind::RoundRobin, SelectorKind::Weight] {
+    for selector in [SelectorKind::RoundRobin { min_io: 0 }, SelectorKind::Weight] {
         for count in [6, 12, 24, 48, 60] {
             let mut b = calm(selector, 3);
             b.submit_all(&(0..count).map(discard).collect::<Vec<_>>()).unwrap();
@@ -79,7 +79,12 @@ fn reads_among(selector: SelectorKind, other: impl Fn(u64) -> Io) -> Vec<usize> 
 
 #[test]
 fn what_no_path_gets_takes_nobodys_turn() {
-    let rules = [SelectorKind::RoundRobin, SelectorKind::Weight, SelectorKind::QueueLength, SelectorKind::ServiceTime];
+    let rules = [
+        SelectorKind::RoundRobin { min_io: 0 },
+        SelectorKind::Weight,
+        SelectorKind::QueueLength,
+        SelectorKind::ServiceTime,
+    ];
     for selector in rules {
         // Behind the end of the disk, and a flush of what is clean.
         assert_eq!(reads_among(selector, |tag| read(tag, 1000)), [12, 12], "{selector}, among those that are refused");
@@ -247,7 +252,7 @@ fn a_full_path_is_asked_again_when_something_of_its_own_is_over_and_not_before()
 fn requests_that_find_no_place_on_the_line_take_turns_as_well() {
     // The place of another one, and a task's.
     for (shift, bits) in [(32, 0), (0, 1 << 63)] {
-        let mut b = calm(SelectorKind::RoundRobin, 2);
+        let mut b = calm(SelectorKind::RoundRobin { min_io: 0 }, 2);
         b.submit_all(&[read(0, 0)]).unwrap();
         (1..32).for_each(|n| b.submit_all(&[read(n << shift | bits, 0)]).unwrap());
         assert_eq!(counts(&b), [16, 16], "{bits:#x}");

@@ -14,6 +14,8 @@ pub struct PathSpec {
     pub uri: DiskUri,
     /// Share of the work for the selectors that know weights; 100 is ordinary, 0 is refused.
     pub weight: u32,
+    /// The selector that uses one path ([`SelectorKind::Preferred`]) uses it before others of the same access.
+    pub preferred: bool,
     /// Name for people and statistics, unique in the group; the URI if there is none.
     pub name: Option<String>,
 }
@@ -21,7 +23,7 @@ pub struct PathSpec {
 impl PathSpec {
     /// A path of ordinary weight, named after its URI.
     pub fn new(uri: DiskUri) -> Self {
-        PathSpec { uri, weight: PathConfig::WEIGHT, name: None }
+        PathSpec { uri, weight: PathConfig::WEIGHT, preferred: false, name: None }
     }
 }
 
@@ -109,7 +111,8 @@ impl Stack {
     pub fn add_path(&self, group: &Group, path: PathSpec) -> Result<PathId, Error> {
         let device = self.open_device(&path.uri)?;
         let name = path.name.unwrap_or_else(|| path.uri.to_string());
-        let added = group.add_path(PathConfig { name, weight: path.weight, device: device.clone() });
+        let PathSpec { weight, preferred, .. } = path;
+        let added = group.add_path(PathConfig { name, weight, preferred, device: device.clone() });
         added.map_err(|error| {
             device.close();
             error.into()

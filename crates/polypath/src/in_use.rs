@@ -68,6 +68,14 @@ impl<D: Device, U: Send + Sync> Device for Unit<D, U> {
         self.device.landing_bound()
     }
 
+    fn is_preferred(&self) -> bool {
+        self.device.is_preferred()
+    }
+
+    fn ask_for_access(&self) {
+        self.device.ask_for_access();
+    }
+
     fn close(&self) {
         self.device.close();
         self.closed.store(true, Ordering::Relaxed);

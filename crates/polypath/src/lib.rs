@@ -89,5 +89,5 @@ pub use polypath_vhost_user_client as vhost_user_client;
 
 pub use polypath_block::{Code, Device, DeviceInfo, DeviceState, DiskUri, Geometry, Host, Limits, Poller, Status};
 pub use polypath_memory::{Arena, Chunk};
-pub use polypath_multipath::{Fencing, Group, MatchPolicy, PathId, PathStatistics, SelectorKind};
+pub use polypath_multipath::{Failback, Fencing, Group, MatchPolicy, PathId, PathStatistics, SelectorKind};
 pub use polypath_reactor::{CpuList, IdlePolicy};

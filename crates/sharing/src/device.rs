@@ -84,6 +84,14 @@ impl Device for SharedDevice {
         self.device.landing_bound()
     }
 
+    fn is_preferred(&self) -> bool {
+        self.device.is_preferred()
+    }
+
+    fn ask_for_access(&self) {
+        self.device.ask_for_access();
+    }
+
     fn close(&self) {
         self.device.close();
     }

@@ -18,7 +18,7 @@ pub(super) fn measure(bench: &mut Bench, tell: &mut impl FnMut(&str)) -> anyhow:
         let sum = (limits.iter().sum::<u64>() / MB) as f64;
         let mut points = Vec::new();
         for min_io in (0..).map(|n| 1 << n).take_while(|&n| n <= MOST) {
-            let config = RunConfig { ..bench.reads(LINKS, SelectorKind::RoundRobin) };
+            let config = RunConfig { min_io: Some(min_io), ..bench.reads(LINKS, SelectorKind::RoundRobin) };
             let report = bench.run(&config, |_, _| {})?;
             let rate = mb_s(report.iops, 1.0);
             failed += report.errors + report.unanswered;

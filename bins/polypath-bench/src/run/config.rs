@@ -1,8 +1,8 @@
 //! What to measure, and with which requests.
 
 use polypath::{CpuList, IdlePolicy};
-use polypath_block::DiskUri;
-use polypath_multipath::SelectorKind;
+use polypath_block::{DiskUri, Identifier};
+use polypath_multipath::{Failback, SelectorKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -58,6 +58,14 @@ pub struct RunConfig {
     pub selector: Option<SelectorKind>,
     /// Share of each path for the rules that know weights, in the order of the paths; the usual one for those that are not there.
     pub weights: Vec<u32>,
+    /// Requests to a path in its turn; of round-robin alone.
+    pub min_io: Option<u32>,
+    /// When a better path returns; of preferred alone.
+    pub failback: Option<Failback>,
+    /// The one of `paths` that is marked as preferred.
+    pub preferred: Option<DiskUri>,
+    /// Identifiers that every path must show, one of each kind that it has. Given with one path, they make a multipath disk of that.
+    pub identity: Vec<Identifier>,
     /// What requests.
     pub mix: Mix,
     /// Bytes a request, a multiple of the disk's block.
@@ -101,6 +109,10 @@ impl RunConfig {
             paths,
             selector: None,
             weights: Vec::new(),
+            min_io: None,
+            failback: None,
+            preferred: None,
+            identity: Vec::new(),
             mix: Mix::RandRead,
             bs: 4096,
             qd: 32,

@@ -104,6 +104,14 @@ impl Device for CountedDevice {
         }))
     }
 
+    fn is_preferred(&self) -> bool {
+        self.inner.is_preferred()
+    }
+
+    fn ask_for_access(&self) {
+        self.inner.ask_for_access();
+    }
+
     fn close(&self) {
         self.inner.close();
     }

@@ -6,7 +6,7 @@ use crate::conformance::{self, Verdict};
 use crate::verify::VerifyError;
 use polypath::{Stack, wait_live};
 use polypath_block::{Device, DeviceInfo};
-use polypath_multipath::{Events, Fencing, Group, GroupConfig, PathConfig};
+use polypath_multipath::{Events, Fencing, Group, GroupConfig, MatchPolicy, PathConfig};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,14 +30,19 @@ impl Disk {
 /// Opens the disk and waits for it; several paths, or one with a selector, become a multipath disk.
 pub(super) fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
     anyhow::ensure!(!config.paths.is_empty(), "no disk: give --path URI (several times for several paths to one disk)");
-    if let ([uri], None) = (&config.paths[..], config.selector) {
+    if let ([uri], None, []) = (&config.paths[..], config.selector, &config.identity[..]) {
         let device = stack.open_device(uri)?;
         let info = wait_live(&*device, config.connect_timeout)?;
         return Ok(Disk { device, info, path_counters: Vec::new(), group: None, events: None });
     }
     let name = config.paths[0].to_string();
+    if let Some(preferred) = config.preferred.as_ref().filter(|uri| !config.paths.contains(uri)) {
+        anyhow::bail!("--preferred {preferred} is none of the paths; expected one as it is given with --path");
+    }
+    let pinned = || MatchPolicy::Pinned(config.identity.clone());
     let group = Group::new(GroupConfig {
-        selector: config.selector.unwrap_or_default(),
+        selector: config.selector.unwrap_or_default().with_options(config.min_io, config.failback)?,
+        matching: if config.identity.is_empty() { MatchPolicy::default() } else { pinned() },
         no_path_timeout_ms: config.no_path_timeout.as_millis() as u64,
         fencing: if config.fencing { Fencing::On } else { Fencing::Off },
         ..GroupConfig::new(name)
@@ -57,7 +62,8 @@ pub(super) fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
             path_counters.push(counters);
         }
         let weight = config.weights.get(n).copied().unwrap_or(PathConfig::WEIGHT);
-        group.add_path(PathConfig { weight, ..PathConfig::new(path) })?;
+        let preferred = config.preferred.as_ref() == Some(uri);
+        group.add_path(PathConfig { weight, preferred, ..PathConfig::new(path) })?;
         devices.push(device);
     }
     let deadline = Instant::now() + config.connect_timeout;

@@ -143,8 +143,11 @@ fn several_paths_share_the_work() {
         format!("file://{}{at}/disk?lock=off&uuid=00000000-0000-4000-8000-000000000001", dir.path().display())
     };
     let names = [name(""), name("/.")];
-    let config =
-        RunConfig { mix: Mix::Verify, selector: Some(SelectorKind::RoundRobin), ..quick(&[&names[0], &names[1]]) };
+    let config = RunConfig {
+        mix: Mix::Verify,
+        selector: Some(SelectorKind::RoundRobin { min_io: 0 }),
+        ..quick(&[&names[0], &names[1]])
+    };
     let report = run(&config, |_| ()).unwrap();
     assert!(report.is_good() && report.selector == Some("round-robin"), "{report:?}");
     let [a, b] = &report.paths[..] else { panic!("two paths: {report:?}") };

@@ -50,6 +50,26 @@ fn reads_a_good_file() {
 }
 
 #[test]
+fn selectors_have_options_and_a_path_may_be_preferred() {
+    use polypath::multipath::Failback;
+    let read = |text: &str| Config::parse("f", &GOOD.replacen("\"round-robin\"", text, 1)).unwrap().disks.remove(0);
+    assert_eq!(read("\"round-robin\"").selector, SelectorKind::RoundRobin { min_io: 0 });
+    let turns = read("\"round-robin\"\nmin_io = 1024");
+    assert_eq!(turns.selector, SelectorKind::RoundRobin { min_io: 1024 });
+    for (text, failback) in [
+        ("\"preferred\"", Failback::Immediate),
+        ("\"preferred\"\nfailback = \"immediate\"", Failback::Immediate),
+        ("\"preferred\"\nfailback = \"never\"", Failback::Never),
+    ] {
+        assert_eq!(read(text).selector, SelectorKind::Preferred { failback }, "{text}");
+    }
+    assert!(turns.paths.iter().all(|path| !path.preferred));
+    let marked = Config::parse("f", &GOOD.replacen("weight = 3", "weight = 3\npreferred = true", 1)).unwrap();
+    let marks: Vec<_> = marked.disks[0].paths.iter().map(|path| path.preferred).collect();
+    assert_eq!(marks, [false, true]);
+}
+
+#[test]
 fn a_socket_with_a_path_is_where_that_says() {
     let named = GOOD.replacen("\"vm1.sock\"", "\"/run/polypath/vm1.sock\"", 1);
     let mut config = Config::parse("f", &named).unwrap();
@@ -80,7 +100,7 @@ fn state_is_kept_where_such_things_are() {
 fn errors_name_file_line_key_and_what_was_expected() {
     let many: Vec<_> = (1..=65).map(|n| format!("\"ram://{n}MiB\"")).collect();
     let many = format!("paths = [{}]", many.join(", "));
-    let cases: [(&str, &str, &[&str]); 28] = [
+    let cases: [(&str, &str, &[&str]); 33] = [
         ("socket = \"nbd.sock\"", "", &["polypath.toml:22", "nbd[0].socket", "neither", "one of them"]),
         ("mode = \"660\"", "address = \"[::1]:1\"", &["polypath.toml:22", "nbd[0].socket", "both"]),
         ("mode = \"660\"", "mode = \"999\"", &["polypath.toml:24", "nbd[0].mode", "octal"]),
@@ -116,6 +136,19 @@ fn errors_name_file_line_key_and_what_was_expected() {
         ),
         ("queues = 2", "queue_size = 100", &["polypath.toml:19", "vhost[0].queue_size", "power of two"]),
         ("\"round-robin\"", "\"fastest\"", &["polypath.toml:9", "disk[0].selector", "queue-length"]),
+        ("\"round-robin\"", "\"round-robin\"\nmin_io = 0", &["polypath.toml:10", "disk[0].min_io", "1 or more"]),
+        (
+            "\"round-robin\"",
+            "\"round-robin\"\nfailback = \"never\"",
+            &["polypath.toml:10", "disk[0].failback", "selector preferred", "not of round-robin"],
+        ),
+        ("\"round-robin\"", "\"hash\"\nmin_io = 8", &["polypath.toml:10", "disk[0].min_io", "round-robin", "hash"]),
+        (
+            "\"round-robin\"",
+            "\"preferred\"\nfailback = \"later\"",
+            &["polypath.toml:10", "disk[0].failback", "later", "immediate or never"],
+        ),
+        ("weight = 3", "preferred = 3", &["polypath.toml:14", "preferred", "boolean"]),
         ("idle = \"sleep\"", "idle = \"nap\"", &["polypath.toml:4", "daemon.idle", "adaptive"]),
         ("ram://64MiB", "rum://64MiB", &["polypath.toml:10", "disk[0].paths[0]", "scheme", "nvme-tcp"]),
         ("weight = 3", "weight = 0", &["polypath.toml:14", "disk[0].path[0].weight", "1 or more"]),

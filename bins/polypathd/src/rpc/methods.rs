@@ -5,7 +5,7 @@ use crate::config::{DiskConfig, NO_PATH_TIMEOUT_MS, NbdConfig, PathConfig, QUEUE
 use crate::daemon::Daemon;
 use crate::nbd::Place;
 use crate::values::{self, FencingName, MatchValue, check_rings, no_path_timeout, socket_access};
-use polypath::DiskUri;
+use polypath::{DiskUri, SelectorKind};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
@@ -25,15 +25,16 @@ const METHODS: &[(&str, &str, Method)] = &[
     ("rpc_methods", "", |_, p| bare(p, || METHODS.iter().map(|m| json!({ "method": m.0, "params": m.1 })).collect())),
     (
         "disk_create",
-        "name, paths: [URI | {uri, name?, weight?}], selector?, no_path_timeout_ms?, fencing?, match?",
+        "name, paths: [URI | {uri, name?, weight?, preferred?}], selector?, min_io?, failback?, no_path_timeout_ms?, fencing?, match?",
         disk_create,
     ),
     ("disk_list", "", |d, p| bare(p, || d.disks())),
     ("disk_delete", "name", disk_delete),
-    ("path_add", "disk, uri, name?, weight?, wait_ms?", path_add),
+    ("path_add", "disk, uri, name?, weight?, preferred?, wait_ms?", path_add),
     ("path_remove", "disk, path, force?", path_remove),
     ("path_set_weight", "disk, path, weight", path_set_weight),
-    ("selector_set", "disk, selector", selector_set),
+    ("path_set_preferred", "disk, path, preferred", path_set_preferred),
+    ("selector_set", "disk, selector, min_io?, failback?", selector_set),
     (
         "vhost_create",
         "disk, socket, queues?, queue_size?, read_only?, serial?, mode?, owner?, group?, cpus?",
@@ -116,6 +117,16 @@ struct PathTable {
     #[serde(default, deserialize_with = "text_if_any")]
     name: Option<String>,
     weight: Option<u32>,
+    #[serde(default)]
+    preferred: bool,
+}
+
+/// `min_io` and `failback`, beside a `selector`.
+#[derive(Default)]
+struct SelectorText {
+    selector: Option<String>,
+    min_io: Option<u32>,
+    failback: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -126,6 +137,9 @@ struct DiskCreate {
     paths: Vec<PathParameter>,
     #[serde(default, deserialize_with = "text_if_any")]
     selector: Option<String>,
+    min_io: Option<u32>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    failback: Option<String>,
     no_path_timeout_ms: Option<i64>,
     #[serde(default, deserialize_with = "text_if_any")]
     fencing: Option<String>,
@@ -150,6 +164,8 @@ struct PathAdd {
     #[serde(default, deserialize_with = "text_if_any")]
     name: Option<String>,
     weight: Option<u32>,
+    #[serde(default)]
+    preferred: bool,
     #[serde(default)]
     wait_ms: u64,
 }
@@ -177,11 +193,24 @@ struct PathWeight {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct PathPreferred {
+    #[serde(deserialize_with = "text")]
+    disk: String,
+    #[serde(deserialize_with = "text")]
+    path: String,
+    preferred: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct SelectorSet {
     #[serde(deserialize_with = "text")]
     disk: String,
     #[serde(deserialize_with = "text")]
     selector: String,
+    min_io: Option<u32>,
+    #[serde(default, deserialize_with = "text_if_any")]
+    failback: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -268,14 +297,15 @@ fn disk_create(daemon: &Daemon, params: Value) -> Answer {
     let mut paths = Vec::new();
     for (i, path) in p.paths.into_iter().enumerate() {
         let table = match path {
-            PathParameter::Uri(uri) => PathTable { uri, name: None, weight: None },
+            PathParameter::Uri(uri) => PathTable { uri, name: None, weight: None, preferred: false },
             PathParameter::Full(table) => table,
         };
-        paths.push(path_config(&format!("paths[{i}]"), &table.uri, table.name, table.weight)?);
+        let path = path_config(&format!("paths[{i}]"), &table.uri, table.name, table.weight)?;
+        paths.push(PathConfig { preferred: table.preferred, ..path });
     }
     let config = DiskConfig {
         name: p.name,
-        selector: p.selector.map_or(Ok(Default::default()), |s| parse("selector", &s))?,
+        selector: SelectorText { selector: p.selector, min_io: p.min_io, failback: p.failback }.read()?,
         no_path_timeout_ms: p.no_path_timeout_ms.map_or(Ok(NO_PATH_TIMEOUT_MS), |ms| {
             no_path_timeout(ms).map_err(|e| RpcError::parameters(format!("no_path_timeout_ms {e}")))
         })?,
@@ -297,7 +327,7 @@ fn disk_delete(daemon: &Daemon, params: Value) -> Answer {
 
 fn path_add(daemon: &Daemon, params: Value) -> Answer {
     let p: PathAdd = read(params)?;
-    let path = path_config("uri", &p.uri, p.name, p.weight)?;
+    let path = PathConfig { preferred: p.preferred, ..path_config("uri", &p.uri, p.name, p.weight)? };
     let limit = Duration::from_millis(p.wait_ms.min(LONGEST_WAIT_MS));
     daemon.add_path(&p.disk, &path, limit).map_err(RpcError::failed)
 }
@@ -317,9 +347,24 @@ fn path_set_weight(daemon: &Daemon, params: Value) -> Answer {
     Ok(Value::Bool(true))
 }
 
+fn path_set_preferred(daemon: &Daemon, params: Value) -> Answer {
+    let p: PathPreferred = read(params)?;
+    daemon.set_preferred(&p.disk, &p.path, p.preferred).map_err(RpcError::failed)?;
+    Ok(Value::Bool(true))
+}
+
+impl SelectorText {
+    fn read(self) -> Result<SelectorKind, RpcError> {
+        let kind: SelectorKind = self.selector.map_or(Ok(Default::default()), |s| parse("selector", &s))?;
+        let failback = self.failback.map(|s| parse("failback", &s)).transpose()?;
+        kind.with_options(self.min_io, failback).map_err(|e| RpcError::parameters(e.to_string()))
+    }
+}
+
 fn selector_set(daemon: &Daemon, params: Value) -> Answer {
     let p: SelectorSet = read(params)?;
-    daemon.set_selector(&p.disk, parse("selector", &p.selector)?).map_err(RpcError::failed)?;
+    let text = SelectorText { selector: Some(p.selector), min_io: p.min_io, failback: p.failback };
+    daemon.set_selector(&p.disk, text.read()?).map_err(RpcError::failed)?;
     Ok(Value::Bool(true))
 }
 
@@ -404,7 +449,7 @@ fn path_config(key: &str, uri: &str, name: Option<String>, weight: Option<u32>) 
     }
     match weight.unwrap_or(WEIGHT) {
         0 => Err(RpcError::parameters(format!("{key}: weight is 0; expected 1 or more"))),
-        weight => Ok(PathConfig { uri, name, weight }),
+        weight => Ok(PathConfig { uri, name, weight, preferred: false }),
     }
 }
 

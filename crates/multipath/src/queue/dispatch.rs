@@ -92,10 +92,11 @@ impl MultipathQueue {
                     _ => self.unfit(cx, &io),
                 };
             };
-            let mask = rank & !tried & !self.full;
+            let wanted = self.selector.narrow(rank & !tried, &self.loads);
+            let mask = wanted & !self.full;
             if mask == 0 {
                 // One that could not take it even if it had room is not waited for.
-                let (cannot, uncut) = self.cannot_take(cx, &io, rank & !tried, may_split);
+                let (cannot, uncut) = self.cannot_take(cx, &io, wanted, may_split);
                 if cannot | uncut == 0 {
                     // A full path may be silent for ever: one that is tried again in the next round is not.
                     let again = self.usable() & allowed & tried & !unfit & !later;

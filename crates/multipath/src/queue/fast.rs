@@ -185,7 +185,7 @@ impl MultipathQueue {
     pub(super) fn review_fast(&mut self) {
         self.fast.stop();
         let Some(shown) = self.shown.filter(|_| self.frozen && !self.closing) else { return };
-        let slots = self.ranks.iter().copied().find(|&rank| rank != 0).unwrap_or(0);
+        let slots = self.selector.narrow(self.best_rank(), &self.loads);
         let mut limits = shown.limits;
         for slot in Bits(slots) {
             let Some(path) = self.paths[slot].as_ref() else { continue };

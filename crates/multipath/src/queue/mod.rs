@@ -223,6 +223,11 @@ impl MultipathQueue {
         self.ranks.iter().fold(0, |all, rank| all | rank)
     }
 
+    /// The candidates of the best rank that there is.
+    fn best_rank(&self) -> u64 {
+        self.ranks.iter().copied().find(|&rank| rank != 0).unwrap_or(0)
+    }
+
     fn flush(&mut self, cx: &mut Cx<'_>, io: Io) {
         if self.is_behind() {
             // A path that shows another disk now has something to say about what a flush must reach. This queue follows with its next turn.

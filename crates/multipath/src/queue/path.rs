@@ -305,6 +305,7 @@ impl MultipathQueue {
                 path.update(view);
             }
             self.loads[slot].weight = view.shared.weight.load(Ordering::Relaxed).max(1);
+            self.loads[slot].preference = view.shared.preference();
         }
     }
 
@@ -388,6 +389,7 @@ impl MultipathQueue {
         }
         self.review_due |= self.ranked != ranks || self.ranks != ranks;
         (self.ranks, self.ranked) = (ranks, ranks);
+        self.selector.settle(self.best_rank(), &self.loads);
     }
 
     /// Releases paths: flush if need be, close, drain, drop.

@@ -50,7 +50,13 @@ impl Pair {
         let load = |uid| {
             let in_flight = dice.of(&[0, 0, 1, 2, 9]);
             let bytes_in_flight = u64::from(in_flight) * dice.of(&[512, 4096, 1 << 20]);
-            PathLoad { uid, in_flight, bytes_in_flight, weight: dice.of(&[1, 1, 2, 100, 300, u32::MAX]) }
+            PathLoad {
+                uid,
+                in_flight,
+                bytes_in_flight,
+                weight: dice.of(&[1, 1, 2, 100, 300, u32::MAX]),
+                preference: dice.of(&[0, 0, 1, 2, 3]),
+            }
         };
         let loads = (0..MAX_PATHS as u32).map(load).collect();
         let [batches, singles] = [(); 2].map(|()| AnySelector::new(kind, seed));
@@ -129,7 +135,7 @@ impl Pair {
 
 #[test]
 fn by_each_rule_a_batch_is_shared_out_as_by_one_choice_after_the_other() {
-    for kind in SelectorKind::ALL {
+    for kind in SelectorKind::ALL.into_iter().chain([SelectorKind::RoundRobin { min_io: 24 }]) {
         for seed in 1..=20 {
             println!("{kind}, seed {seed}");
             let mut pair = Pair::new(kind, seed);

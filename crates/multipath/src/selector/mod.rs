@@ -5,6 +5,7 @@ mod average_rate;
 mod batches;
 mod hash;
 mod historical_service_time;
+mod preferred;
 mod queue_length;
 mod random;
 mod round_robin;
@@ -25,6 +26,13 @@ pub(crate) struct PathLoad {
     pub(crate) bytes_in_flight: u64,
     /// Configured weight, at least one.
     pub(crate) weight: u32,
+    /// The more, the rather it is used by the rule that prefers one: see [`preference`].
+    pub(crate) preference: u8,
+}
+
+/// How much a path is preferred: what the operator says comes before what the target says.
+pub(crate) const fn preference(by_operator: bool, by_target: bool) -> u8 {
+    (by_operator as u8) << 1 | by_target as u8
 }
 
 /// One choice to be made.
@@ -121,6 +129,7 @@ impl<S: Selector> Selector for Box<S> {
 /// The rules, dispatched without a virtual call.
 pub(crate) enum AnySelector {
     RoundRobin(round_robin::RoundRobin),
+    Turns(Box<round_robin::Turns>),
     Random(random::Random),
     Hash(hash::Hash),
     Weight(Box<weight::Weight>),
@@ -128,12 +137,14 @@ pub(crate) enum AnySelector {
     AverageRate(Box<average_rate::AverageRate>),
     QueueLength(queue_length::QueueLength),
     Historical(Box<historical_service_time::Historical>),
+    Preferred(Box<preferred::Preferred>),
 }
 
 macro_rules! each {
     ($self:expr, $rule:ident => $call:expr) => {
         match $self {
             AnySelector::RoundRobin($rule) => $call,
+            AnySelector::Turns($rule) => $call,
             AnySelector::Random($rule) => $call,
             AnySelector::Hash($rule) => $call,
             AnySelector::Weight($rule) => $call,
@@ -141,6 +152,7 @@ macro_rules! each {
             AnySelector::AverageRate($rule) => $call,
             AnySelector::QueueLength($rule) => $call,
             AnySelector::Historical($rule) => $call,
+            AnySelector::Preferred($rule) => $call,
         }
     };
 }
@@ -148,7 +160,8 @@ macro_rules! each {
 impl AnySelector {
     pub(crate) fn new(kind: SelectorKind, seed: u64) -> Self {
         match kind {
-            SelectorKind::RoundRobin => AnySelector::RoundRobin(Default::default()),
+            SelectorKind::RoundRobin { min_io: 0 | 1 } => AnySelector::RoundRobin(Default::default()),
+            SelectorKind::RoundRobin { min_io } => AnySelector::Turns(Box::new(round_robin::Turns::new(min_io))),
             SelectorKind::Random => AnySelector::Random(random::Random::new(seed)),
             SelectorKind::Hash { range_bytes } => AnySelector::Hash(hash::Hash::new(range_bytes)),
             SelectorKind::Weight => AnySelector::Weight(Default::default()),
@@ -156,6 +169,26 @@ impl AnySelector {
             SelectorKind::AverageRate => AnySelector::AverageRate(Default::default()),
             SelectorKind::QueueLength => AnySelector::QueueLength(Default::default()),
             SelectorKind::HistoricalServiceTime => AnySelector::Historical(Default::default()),
+            SelectorKind::Preferred { failback } => {
+                AnySelector::Preferred(Box::new(preferred::Preferred::new(failback)))
+            }
+        }
+    }
+
+    /// The candidates are those of `mask` from now on, however few.
+    #[inline]
+    pub(crate) fn settle(&mut self, mask: u64, loads: &[PathLoad]) {
+        if let AnySelector::Preferred(rule) = self {
+            rule.settle(mask, loads);
+        }
+    }
+
+    /// Those of `mask` that are to be used even if others have more room.
+    #[inline]
+    pub(crate) fn narrow(&self, mask: u64, loads: &[PathLoad]) -> u64 {
+        match self {
+            AnySelector::Preferred(rule) => rule.narrow(mask, loads),
+            _ => mask,
         }
     }
 }
@@ -376,7 +409,8 @@ mod tests {
 
     #[test]
     fn every_rule_spreads_equals_and_survives_the_loss_of_a_path() {
-        for kind in SelectorKind::ALL {
+        let spreads = |kind: &SelectorKind| !matches!(kind, SelectorKind::Preferred { .. });
+        for kind in SelectorKind::ALL.into_iter().chain([SelectorKind::RoundRobin { min_io: 100 }]).filter(spreads) {
             let even = run(kind, &[EQUAL; 4], 32, 4096, 40_000, |_| 0b1111);
             for i in 0..4 {
                 let s = share(&even, i);

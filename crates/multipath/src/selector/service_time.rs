@@ -82,7 +82,8 @@ mod tests {
 
     #[test]
     fn bytes_count_not_requests() {
-        let load = |in_flight, bytes_in_flight| PathLoad { uid: 0, in_flight, bytes_in_flight, weight: 100 };
+        let load =
+            |in_flight, bytes_in_flight| PathLoad { uid: 0, in_flight, bytes_in_flight, weight: 100, preference: 0 };
         let loads = [load(1, 1 << 20), load(8, 8 * 4096)];
         let c = Choice { mask: 0b11, loads: &loads, bytes: 4096, offset: 0, now: Time::ZERO };
         assert_eq!(ServiceTime::default().pick(&c), 1);

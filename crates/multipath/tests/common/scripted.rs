@@ -31,6 +31,10 @@ struct Inner {
     asked_for_queues: usize,
     /// Its queues are not drained, whatever they hold.
     undrained: bool,
+    /// Its target wants it to be used.
+    preferred: bool,
+    /// How often somebody asked it for access.
+    asked_for_access: usize,
     on_health: Option<fn(&Scripted)>,
     on_version: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -99,6 +103,8 @@ impl Scripted {
                 refuse_queues: false,
                 asked_for_queues: 0,
                 undrained: false,
+                preferred: false,
+                asked_for_access: 0,
                 on_health: None,
                 on_version: None,
             }),
@@ -162,6 +168,17 @@ impl Scripted {
 
     pub fn set_undrained(&self, undrained: bool) {
         self.lock().undrained = undrained;
+    }
+
+    /// Its target wants it to be used before others, or not any more.
+    pub fn set_preferred(&self, preferred: bool) {
+        self.lock().preferred = preferred;
+        self.touch();
+    }
+
+    /// How often somebody asked it for access.
+    pub fn asked_for_access(&self) -> usize {
+        self.lock().asked_for_access
     }
 
     /// How often its queues were kicked.
@@ -266,6 +283,12 @@ impl Device for Opener {
         }
         inner.queues.push(Seat::default());
         Ok(Box::new(Queue { device: self.0.clone(), at: inner.queues.len() - 1 }))
+    }
+    fn is_preferred(&self) -> bool {
+        self.0.lock().preferred
+    }
+    fn ask_for_access(&self) {
+        self.0.lock().asked_for_access += 1;
     }
     fn close(&self) {
         if !matches!(self.0.lock().state, DeviceState::Gone { .. }) {

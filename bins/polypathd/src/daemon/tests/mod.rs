@@ -14,7 +14,8 @@ mod twins;
 
 /// A configuration with one disk of one path, `vm`, and sockets for it. A request that finds no path waits for ever.
 fn config(folder: &Path, sockets: &[&str]) -> Config {
-    let path = PathConfig { uri: "ram://16M".parse().unwrap(), name: Some("only".into()), weight: 100 };
+    let path =
+        PathConfig { uri: "ram://16M".parse().unwrap(), name: Some("only".into()), weight: 100, preferred: false };
     let disk = DiskConfig {
         name: "vm".into(),
         selector: Default::default(),
@@ -131,7 +132,7 @@ fn a_socket_that_drains_late_is_forgotten_then() {
     daemon.look_after();
     assert_eq!(word(folder.path())["clean"], false);
     let uri = "ram://16M".parse().unwrap();
-    let path = PathConfig { uri, name: Some("another".into()), weight: 100 };
+    let path = PathConfig { uri, name: Some("another".into()), weight: 100, preferred: false };
     daemon.add_path("vm", &path, Duration::from_secs(20)).unwrap();
     let until = Instant::now() + Duration::from_secs(20);
     while daemon.vhosts() != json!([]) {
@@ -243,7 +244,8 @@ fn a_path_carries_nothing_while_what_it_shows_cannot_be_written_down() {
     let daemon = Daemon::start(&config).unwrap();
     let away = folder.path().join("state/vm.new");
     std::fs::create_dir(&away).unwrap();
-    let path = PathConfig { uri: "ram://16M".parse().unwrap(), name: Some("only".into()), weight: 100 };
+    let path =
+        PathConfig { uri: "ram://16M".parse().unwrap(), name: Some("only".into()), weight: 100, preferred: false };
     let error = daemon.add_path("vm", &path, Duration::ZERO).map(|answer| answer["state"].to_string());
     assert_eq!(error.as_deref(), Ok("\"connecting\""));
     let path_is = |state: &str, word: &str| {
@@ -343,7 +345,7 @@ fn how_long_requests_of_a_new_path_may_land_is_written_down_before_it_has_any() 
     let folder = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(&config(folder.path(), &["a.sock"])).unwrap();
     let uri = "nvme-tcp://127.0.0.1:1/nqn.2026-01.org.example:none?ns=1&keep_alive_ms=60000".parse().unwrap();
-    daemon.add_path("vm", &PathConfig { uri, name: None, weight: 100 }, Duration::ZERO).unwrap();
+    daemon.add_path("vm", &PathConfig { uri, name: None, weight: 100, preferred: false }, Duration::ZERO).unwrap();
     let bound = lock(&daemon.state).disks["vm"].group.landing_bound();
     assert!(bound >= Duration::from_secs(120), "{bound:?}");
     let word = std::fs::read_to_string(folder.path().join("state/vm.json")).unwrap();
@@ -370,7 +372,7 @@ fn a_socket_that_was_left_behind_is_as_good_as_a_mark() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(folder.path(), &["a.sock"]);
     let uri = "nvme-tcp://127.0.0.1:1/nqn.2026-01.org.example:none?ns=1&keep_alive_ms=60000".parse().unwrap();
-    config.disks[0].paths.push(PathConfig { uri, name: None, weight: 100 });
+    config.disks[0].paths.push(PathConfig { uri, name: None, weight: 100, preferred: false });
     drop(UnixListener::bind(folder.path().join("a.sock")).unwrap());
     let _daemon = Daemon::start(&config).unwrap();
     let uri = format!("vhost-user-blk://{}?io_timeout_ms=3600000", folder.path().join("a.sock").display());

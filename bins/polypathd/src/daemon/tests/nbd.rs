@@ -157,7 +157,7 @@ fn an_export_that_drains_late_is_known_until_then() {
         assert!(error.contains("in flight") && error.contains("(NBD)"), "{error}");
     }
     let uri = "ram://16M".parse().unwrap();
-    let path = PathConfig { uri, name: Some("another".into()), weight: 100 };
+    let path = PathConfig { uri, name: Some("another".into()), weight: 100, preferred: false };
     daemon.add_path("vm", &path, Duration::from_secs(20)).unwrap();
     assert_eq!((client.hear(), client.hear()), (Some(0), None), "its answer, and the end");
     until(&daemon, || daemon.nbds() == json!([]));
