@@ -21,6 +21,8 @@ pub enum Identifier {
     /// Where it is, for a disk that gives no identifier at all: for NVMe the subsystem NQN, serial number and NSID. It tells that
     /// another disk answers on a path; it never aggregates.
     Place(String),
+    /// Part of a disk: where, and of which one. What shows it is no whole disk, and no other part of one ([`Identity::compare`]).
+    Slice(String),
 }
 
 impl Identifier {
@@ -33,7 +35,7 @@ impl Identifier {
             Identifier::Eui64(b) => nonzero(b),
             Identifier::Naa(b) => nonzero(b) && b.first().is_some_and(|first| first >> 4 != 3),
             Identifier::ScsiName(s) => !s.is_empty(),
-            Identifier::T10Vendor(_) | Identifier::Place(_) => false,
+            Identifier::T10Vendor(_) | Identifier::Place(_) | Identifier::Slice(_) => false,
         }
     }
 
@@ -56,6 +58,7 @@ impl fmt::Display for Identifier {
             Identifier::T10Vendor(b) => hex(f, "t10", b),
             Identifier::ScsiName(s) => write!(f, "name.{s}"),
             Identifier::Place(s) => write!(f, "place.{s}"),
+            Identifier::Slice(s) => write!(f, "slice.{s}"),
         }
     }
 }
@@ -151,8 +154,12 @@ pub enum Verdict {
 }
 
 impl Identity {
-    /// Compares like with like. A difference in any shared kind outweighs agreement in another.
+    /// Compares like with like. A difference in any shared kind outweighs agreement in another. Part of a disk is never the whole one, nor
+    /// another part.
     pub fn compare(&self, other: &Identity) -> Verdict {
+        if self.slice() != other.slice() {
+            return Verdict::Different;
+        }
         let mut same = false;
         for a in self.identifiers.iter().filter(|i| i.is_worldwide()) {
             let mut kind = other.identifiers.iter().filter(|b| b.is_worldwide() && a.same_kind(b)).peekable();
@@ -166,6 +173,11 @@ impl Identity {
             }
         }
         if same { Verdict::Same } else { Verdict::Unknown }
+    }
+
+    /// Which part of a disk it is, if it is one.
+    fn slice(&self) -> Option<&Identifier> {
+        self.identifiers.iter().find(|i| matches!(i, Identifier::Slice(_)))
     }
 }
 
@@ -238,6 +250,10 @@ mod tests {
             (one(&Naa(vec![0x60; 16])), one(&Naa(vec![0x60; 16])), Verdict::Same),
             (one(&Naa(vec![0x30; 8])), one(&Naa(vec![0x30; 8])), Verdict::Unknown),
             (id(&[]), id(&[]), Verdict::Unknown),
+            (one(&Slice("0+1 of a".into())), one(&Slice("0+1 of a".into())), Verdict::Unknown),
+            (one(&Slice("0+1 of a".into())), one(&Slice("1+1 of a".into())), Verdict::Different),
+            (id(&[Slice("0+1 of a".into()), n1.clone()]), one(&n1), Verdict::Different),
+            (id(&[]), one(&Slice("0+1 of ".into())), Verdict::Different),
         ];
         for (a, b, want) in cases {
             assert_eq!(a.compare(&b), want, "{a:?} / {b:?}");

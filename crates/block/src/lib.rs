@@ -54,4 +54,4 @@ pub use segment::{RegionId, SegRow, SegSpan, SegTable, SegTableFull, Segment};
 pub use slots::{SlotKey, Slots, SlotsFull};
 pub use status::{Code, Fate, Scope, Status};
 pub use time::Time;
-pub use uri::{DiskUri, Endpoint, Scheme, UriError, parse_host_port};
+pub use uri::{DiskUri, Endpoint, Scheme, UriError, parse_host_port, parse_size};

@@ -365,8 +365,11 @@ fn parse_path(text: &str) -> Result<String, PartError> {
     }
 }
 
-/// Parses `4096`, `64KiB`, `1GiB`, `2TiB`, `10GB` (decimal), `1G` (binary).
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+/// Parses a size in bytes: `4096`, `64KiB`, `1GiB`, `2TiB`, `10GB` (decimal), `1G` (binary).
+///
+/// # Errors
+/// What is wrong with it: no number, a unit that there is not, zero, or more than 2^63 - 1 bytes.
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| format!("\"{text}\" is not a size; expected such as 1GiB"))?;

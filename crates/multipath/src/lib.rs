@@ -18,7 +18,7 @@
 //! buffers. Completions of an old attempt never finish a new one: each attempt has a number in its tag.
 //!
 //! Read `group.rs` and `control.rs` for the control plane, `queue/mod.rs` for the data path, `disposition.rs` for the decisions,
-//! `cache.rs` for the flush rule.
+//! `cache.rs` for the flush rule; `slice/mod.rs` for parts of a disk that are disks of their own.
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -34,6 +34,7 @@ mod path;
 mod queue;
 mod selector;
 mod shared;
+mod slice;
 mod state;
 mod stats;
 
@@ -45,5 +46,6 @@ pub use event::{Event, EventKind, Events};
 pub use group::Group;
 pub use inventory::{Disk, Inventory, aggregate};
 pub use outage::Availability;
+pub use slice::{Slice, SliceError, SliceRange, Slices};
 pub use state::{Illegal, PathEvent, PathState};
 pub use stats::PathStatistics;

@@ -24,6 +24,7 @@ mod scenarios;
 mod sequences;
 mod shares;
 mod sleep;
+mod slices;
 mod storm;
 mod straight;
 mod unfit;

@@ -261,7 +261,7 @@ struct Queue {
     at: usize,
 }
 
-struct Opener(Arc<Scripted>);
+pub struct Opener(pub Arc<Scripted>);
 
 impl Device for Opener {
     fn name(&self) -> &str {

@@ -168,7 +168,7 @@ impl Designator {
             Identifier::Naa(naa) => Some(Self::naa(naa)),
             Identifier::ScsiName(name) => Some(Self::scsi_name(name)),
             Identifier::T10Vendor(data) => Some(Self::of_unit(kind::T10_VENDOR, CodeSet::Ascii, data.clone())),
-            Identifier::Place(_) => None,
+            Identifier::Place(_) | Identifier::Slice(_) => None,
         }
     }
 
