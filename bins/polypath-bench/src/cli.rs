@@ -8,7 +8,7 @@ use crate::scale::{Part, ScaleConfig, ScaleMedium};
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use polypath_block::{DiskUri, Identifier};
-use polypath_multipath::{Failback, SelectorKind};
+use polypath_multipath::{Failback, SelectorKind, SliceRange};
 use polypath_reactor::{CpuList, IdlePolicy};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -284,6 +284,9 @@ pub struct RunArgs {
     /// Use only so much from the start of the disk (512m, 1g)
     #[arg(long, value_parser = parse_size)]
     pub size: Option<u64>,
+    /// Measure a slice of the disk, which begins there and is so long (1g+512m): requests keep to it
+    #[arg(long, value_name = "OFFSET+LENGTH", value_parser = parse_slice)]
+    pub slice: Option<SliceRange>,
     /// Write one JSON object to FILE, or to standard output with -
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -515,6 +518,7 @@ impl RunArgs {
             idle: self.idle.policy(),
             seed: self.seed.unwrap_or_else(rand::random),
             size: self.size,
+            slice: self.slice,
             verify_record: self.verify_record.clone(),
             sweep: !self.no_sweep,
             tolerate_torn: self.tolerate_torn,
@@ -600,6 +604,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         Some(bytes) if bytes > 0 => Ok(bytes),
         _ => Err(format!("\"{text}\" is no size: expected one byte to 16 EiB")),
     }
+}
+
+/// `0+512m`, `1g+1g`: where a slice begins, and how long it is.
+///
+/// # Errors
+/// What is wrong with it, and what was expected.
+pub fn parse_slice(text: &str) -> Result<SliceRange, String> {
+    let (offset, length) =
+        text.split_once('+').ok_or_else(|| format!("\"{text}\" has no +; expected OFFSET+LENGTH, such as 1g+512m"))?;
+    let offset_bytes = if offset.trim() == "0" { 0 } else { parse_size(offset)? };
+    Ok(SliceRange { offset_bytes, length_bytes: parse_size(length)? })
 }
 
 #[cfg(test)]
@@ -718,6 +733,9 @@ mod tests {
     fn sizes_and_times() {
         assert_eq!((parse_bytes("4k"), parse_bytes("1MiB"), parse_bytes("512")), (Ok(4096), Ok(1 << 20), Ok(512)));
         assert_eq!((parse_size("2t"), parse_size("3G")), (Ok(2 << 40), Ok(3 << 30)));
+        let slice = |offset_bytes, length_bytes| Ok(SliceRange { offset_bytes, length_bytes });
+        assert_eq!((parse_slice("0+1m"), parse_slice("4k+512")), (slice(0, 1 << 20), slice(4096, 512)));
+        assert!(["1m", "+1m", "1m+", "1m+0", "a+1m"].iter().all(|text| parse_slice(text).is_err()));
         assert!(parse_size("0").is_err() && parse_size("99999999t").is_err() && parse_size("k").is_err());
         assert_eq!(
             (parse_time("1.5"), parse_time("20us")),

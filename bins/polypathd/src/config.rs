@@ -1,5 +1,9 @@
 //! The configuration file. What is wrong is reported as `FILE:LINE: key: what was found, what was expected`.
 
+mod slice;
+
+pub(crate) use slice::SliceConfig;
+
 use crate::nbd::Place;
 use crate::values::{self, FencingName, MatchValue, check_rings, no_path_timeout, socket_access};
 use polypath::DiskUri;
@@ -26,6 +30,7 @@ pub(crate) struct Config {
     /// `None`: there is no home to have one in; see [`state_dir`].
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) disks: Vec<DiskConfig>,
+    pub(crate) slices: Vec<SliceConfig>,
     pub(crate) vhosts: Vec<VhostConfig>,
     pub(crate) nbds: Vec<NbdConfig>,
 }
@@ -126,6 +131,7 @@ impl Default for Config {
             rpc_socket: PathBuf::from(RPC_SOCKET),
             state_dir: state_dir(|name| std::env::var_os(name), rustix::process::geteuid().is_root()),
             disks: Vec::new(),
+            slices: Vec::new(),
             vhosts: Vec::new(),
             nbds: Vec::new(),
         }
@@ -176,16 +182,6 @@ impl Config {
             self.socket_dir = dir;
         }
         Ok(())
-    }
-
-    /// The name of a disk, if there is one of that name.
-    fn has_disk(&self, name: &Spanned<String>) -> Result<String, String> {
-        let name = name.get_ref();
-        if self.disks.iter().any(|disk| disk.name == *name) {
-            return Ok(name.clone());
-        }
-        let names: Vec<_> = self.disks.iter().map(|disk| disk.name.as_str()).collect();
-        Err(format!("no disk is called \"{name}\"; expected one of: {}", names.join(", ")))
     }
 
     /// Where the socket of `vhost` is.
@@ -276,6 +272,8 @@ struct RawConfig {
     daemon: RawDaemon,
     #[serde(default, rename = "disk")]
     disks: Vec<RawDisk>,
+    #[serde(default, rename = "slice")]
+    slices: Vec<slice::RawSlice>,
     #[serde(default, rename = "vhost")]
     vhosts: Vec<RawVhost>,
     #[serde(default, rename = "nbd")]
@@ -375,6 +373,9 @@ impl RawConfig {
                 return Err(at.error(Some(disk.name.span().start), Some(&format!("disk[{i}].name")), problem));
             }
             config.disks.push(disk.check(at, i)?);
+        }
+        for (i, slice) in self.slices.iter().enumerate() {
+            config.slices.push(slice.check(at, i, &config)?);
         }
         for (i, vhost) in self.vhosts.iter().enumerate() {
             config.vhosts.push(vhost.check(at, i, &config)?);
@@ -498,7 +499,7 @@ impl RawVhost {
     fn check(&self, at: &Source<'_>, i: usize, config: &Config) -> Result<VhostConfig, ConfigError> {
         let fail =
             |offset: usize, k: &str, problem: String| at.error(Some(offset), Some(&format!("vhost[{i}].{k}")), problem);
-        let disk = config.has_disk(&self.disk).map_err(|problem| fail(self.disk.span().start, "disk", problem))?;
+        let disk = config.can_serve(&self.disk).map_err(|problem| fail(self.disk.span().start, "disk", problem))?;
         let socket = self.socket.get_ref().clone();
         values::socket_path(&socket).map_err(|e| fail(self.socket.span().start, "socket", e))?;
         let place = config.socket_dir.join(&socket);
@@ -530,7 +531,7 @@ impl RawNbd {
     fn check(&self, at: &Source<'_>, i: usize, config: &Config) -> Result<NbdConfig, ConfigError> {
         let fail =
             |offset: usize, k: &str, problem: String| at.error(Some(offset), Some(&format!("nbd[{i}].{k}")), problem);
-        let disk = config.has_disk(&self.disk).map_err(|problem| fail(self.disk.span().start, "disk", problem))?;
+        let disk = config.can_serve(&self.disk).map_err(|problem| fail(self.disk.span().start, "disk", problem))?;
         let (place, place_at, key) = match (&self.socket, &self.address) {
             (Some(socket), None) => {
                 values::socket_path(socket.get_ref()).map_err(|e| fail(socket.span().start, "socket", e))?;

@@ -1,16 +1,17 @@
 //! What the daemon holds: a stack, disks by name, vhost sockets by path, NBD exports by place and name. Control plane only, behind one lock.
 //!
-//! `sockets.rs` has the sockets that disks are served on, `exports.rs` the NBD exports, `end.rs` how it all ends.
+//! `sockets.rs` has the sockets that disks are served on, `exports.rs` the NBD exports, `slices.rs` parts of disks, `end.rs` how it all ends.
 
 mod end;
 mod exports;
+mod slices;
 mod sockets;
 
 use crate::config::{Config, DiskConfig, PathConfig};
 use crate::ledger::{DiskLedger, Served, Writer};
 use crate::nbd::{Listener, Nbd, Place, Threads};
 use crate::preflight;
-use crate::resources::{Disk, Vhost, lock};
+use crate::resources::{Disk, Slice, Vhost, lock};
 use crate::service::Service;
 use crate::show;
 use crate::state::StateDir;
@@ -56,6 +57,8 @@ pub(crate) struct Daemon {
 #[derive(Default)]
 struct State {
     disks: BTreeMap<String, Disk>,
+    /// None has the name of a disk.
+    slices: BTreeMap<String, Slice>,
     vhosts: BTreeMap<PathBuf, Arc<Vhost>>,
     /// By where they are and what they are called there.
     nbds: BTreeMap<(Place, String), Arc<Nbd>>,
@@ -134,6 +137,10 @@ impl Daemon {
             wanted()?;
             self.create_disk(disk).map_err(anyhow::Error::msg)?;
         }
+        for slice in &config.slices {
+            wanted()?;
+            self.create_slice(slice).map_err(anyhow::Error::msg)?;
+        }
         for vhost in &config.vhosts {
             wanted()?;
             self.create_vhost(vhost).map_err(anyhow::Error::msg)?;
@@ -148,9 +155,7 @@ impl Daemon {
     /// Opens a disk. Its paths come up on their own; a path that is down now is not an error.
     pub(crate) fn create_disk(&self, config: &DiskConfig) -> Result<(), String> {
         let _alone = lock(&self.changing);
-        if lock(&self.state).disks.contains_key(&config.name) {
-            return Err(format!("there is a disk \"{}\" already; expected a new name", config.name));
-        }
+        lock(&self.state).refuse_name(&config.name)?;
         for (n, path) in config.paths.iter().enumerate() {
             refuse_clash(&config.name, &config.paths[..n], path)?;
         }
@@ -192,6 +197,7 @@ impl Daemon {
             });
             return Err(format!("disk \"{name}\" was served on {}: {why}", late.at()));
         }
+        state.refuse_whole(name).map_err(|e| e.replace("expected one of them", "delete those first"))?;
         let disk = state.disks.remove(name).ok_or_else(|| no_disk(name))?;
         drop(state);
         disk.group.close();

@@ -104,6 +104,8 @@ impl Listener {
 #[derive(Debug)]
 pub(crate) struct Nbd {
     pub(crate) config: NbdConfig,
+    /// The disk that it serves all or a slice of.
+    pub(crate) disk: String,
     pub(crate) place: Place,
     listener: Arc<Listener>,
     serving: Mutex<Serving>,
@@ -122,8 +124,10 @@ enum Serving {
 }
 
 impl Nbd {
-    pub(crate) fn new(config: NbdConfig, place: Place, listener: Arc<Listener>, mark: Arc<SocketMark>) -> Nbd {
-        Nbd { config, place, listener, serving: Mutex::new(Serving::Yes), unwritten: Mutex::default(), mark }
+    /// `disk`: that which it serves all or a slice of.
+    pub(crate) fn new(config: NbdConfig, disk: String, listener: Arc<Listener>, mark: Arc<SocketMark>) -> Nbd {
+        let (place, serving, unwritten) = (listener.place(), Mutex::new(Serving::Yes), Mutex::default());
+        Nbd { config, disk, place, listener, serving, unwritten, mark }
     }
 
     /// What it has done, while it serves.
@@ -184,7 +188,7 @@ impl Nbd {
             return Ok(());
         }
         let ended = self.mark.end(Vec::new()).map_err(|error| {
-            let disk = &self.config.disk;
+            let disk = &self.disk;
             format!("that disk \"{disk}\" was left in order could not be written down in the state folder: {error}; changes wait until it is")
         });
         let news = ended.clone().err();

@@ -72,7 +72,7 @@ fn marks_can_be(config: &Config) -> Result<(), String> {
     };
     let bad = |problem: String| format!("state folder (--state-dir, daemon.state_dir) {}: {problem}", dir.display());
     let served = config.vhosts.iter().map(|vhost| &vhost.disk).chain(config.nbds.iter().map(|nbd| &nbd.disk));
-    let names: Vec<_> = served.map(|disk| file_name(disk)).collect();
+    let names: Vec<_> = served.map(|name| file_name(config.disk_of(name))).collect();
     can_have(dir).map_err(bad)?;
     state::file::can_keep(dir, &names).map_err(|e| bad(e.to_string()))
 }

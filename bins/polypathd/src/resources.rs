@@ -1,6 +1,6 @@
 //! What the daemon serves: disks and vhost sockets, each with the configuration that it was made from.
 
-use crate::config::{DiskConfig, VhostConfig};
+use crate::config::{DiskConfig, SliceConfig, VhostConfig};
 use crate::ledger::DiskLedger;
 use crate::state::SocketMark;
 use polypath::multipath::Group;
@@ -20,9 +20,18 @@ pub(crate) struct Disk {
     pub(crate) ledger: Arc<DiskLedger>,
 }
 
+/// Part of a disk as it was asked for.
+#[derive(Clone)]
+pub(crate) struct Slice {
+    pub(crate) slice: Arc<polypath::Slice>,
+    pub(crate) config: SliceConfig,
+}
+
 /// A vhost-user-blk socket as it was asked for, and who serves it.
 pub(crate) struct Vhost {
     pub(crate) config: VhostConfig,
+    /// The disk that it serves all or a slice of.
+    pub(crate) disk: String,
     serving: Mutex<Serving>,
     stopped: Condvar,
     /// Why it could not be written down that it has ended.
@@ -44,9 +53,9 @@ enum Serving {
 }
 
 impl Vhost {
-    pub(crate) fn new(config: VhostConfig, server: Server, mark: Arc<SocketMark>) -> Vhost {
+    pub(crate) fn new(config: VhostConfig, disk: String, server: Server, mark: Arc<SocketMark>) -> Vhost {
         let (serving, unwritten) = (Mutex::new(Serving::Yes(server)), Mutex::default());
-        Vhost { config, serving, stopped: Condvar::new(), unwritten, mark }
+        Vhost { config, disk, serving, stopped: Condvar::new(), unwritten, mark }
     }
 
     /// What `ask` wants to know of the server, if it is still there.
@@ -112,7 +121,7 @@ impl Vhost {
             Serving::Yes(_) | Serving::Stopping | Serving::Late(_) => return Ok(()),
         };
         let ended = self.mark.end(orphans).map_err(|error| {
-            let disk = &self.config.disk;
+            let disk = &self.disk;
             format!("that disk \"{disk}\" was left in order could not be written down in the state folder: {error}; changes wait until it is")
         });
         let news = ended.clone().err();

@@ -13,12 +13,25 @@ pub(crate) enum Service {
 }
 
 impl Service {
-    /// The disk that it serves.
+    /// The disk that it serves all or a slice of.
     pub(crate) fn disk(&self) -> &str {
+        match self {
+            Service::Vhost(_, vhost) => &vhost.disk,
+            Service::Nbd(nbd) => &nbd.disk,
+        }
+    }
+
+    /// The disk or slice that it serves.
+    pub(crate) fn serves(&self) -> &str {
         match self {
             Service::Vhost(_, vhost) => &vhost.config.disk,
             Service::Nbd(nbd) => &nbd.config.disk,
         }
+    }
+
+    /// May what it has in flight land on blocks of `name`, a disk or slice? Slices do not overlap.
+    pub(crate) fn concerns(&self, name: &str, disk: &str) -> bool {
+        self.disk() == disk && (self.serves() == name || self.serves() == disk || name == disk)
     }
 
     /// Where it is, for people.

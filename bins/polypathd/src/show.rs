@@ -1,7 +1,7 @@
 //! What RPC shows of disks, paths and sockets.
 
 use crate::nbd::{Nbd, Place};
-use crate::resources::{Disk, Vhost};
+use crate::resources::{Disk, Slice, Vhost};
 use polypath::block::{Device, DeviceState};
 use polypath::multipath::{Fencing, MatchPolicy, PathStatistics};
 use polypath::reactor::now;
@@ -54,6 +54,21 @@ fn matching(policy: &MatchPolicy) -> Value {
 pub(crate) fn paths(disk: &Disk) -> Value {
     let uri = |name: &str| disk.config.paths.iter().find(|p| p.label() == name).map(|p| p.uri.to_string());
     disk.group.statistics().into_iter().map(|p| path(&p, uri(&p.name))).collect()
+}
+
+/// One slice: where it lies, what it is now, and where it is served.
+pub(crate) fn slice(slice: &Slice, served: Vec<String>) -> Value {
+    let (state, why, info) = match slice.slice.state() {
+        DeviceState::Live(info) => ("live", None, Some(info)),
+        DeviceState::Starting => ("starting", None, None),
+        DeviceState::Down { reason, .. } => ("down", Some(reason), None),
+        DeviceState::Gone { reason } => ("gone", Some(reason), None),
+    };
+    let (c, geometry) = (&slice.config, info.map(|i| i.geometry));
+    json!({
+        "name": c.name, "disk": c.disk, "offset": c.range.offset_bytes, "length": c.range.length_bytes, "state": state, "why": why,
+        "block_size": geometry.map(|g| g.block_size), "blocks": geometry.map(|g| g.blocks), "served": served,
+    })
 }
 
 /// One socket and its rings, and whether it is serving or ending.

@@ -1,7 +1,8 @@
 //! Values that the configuration file and RPC share: what they may be, and what is said when they are not.
 
 use crate::state::file_name;
-use polypath::block::Identifier;
+use polypath::SliceRange;
+use polypath::block::{Identifier, parse_size};
 use polypath::multipath::{Fencing, GroupConfig, MatchPolicy};
 use polypath::vhost_user_blk::SocketAccess;
 use serde::Deserialize;
@@ -86,6 +87,42 @@ pub(crate) fn check_rings(queues: u16, queue_size: u16) -> Result<(), (&'static 
         return Err(("queue_size", format!("is {queue_size}; expected a power of two from 2 to 1024")));
     }
     Ok(())
+}
+
+/// A size as it is written: bytes, or a text with a unit, as disk URIs have them.
+#[derive(Deserialize, Debug, Clone)]
+#[serde(untagged, expecting = "a number of bytes, or a size such as 64GiB")]
+pub(crate) enum SizeValue {
+    Bytes(u64),
+    Text(String),
+}
+
+impl SizeValue {
+    /// What it means.
+    pub(crate) fn bytes(&self) -> Result<u64, String> {
+        match self {
+            SizeValue::Bytes(bytes) => Ok(*bytes),
+            SizeValue::Text(text) => text.parse().or_else(|_| parse_size(text)),
+        }
+    }
+}
+
+/// Whether a slice may be there, as far as that can be told without its disk; an error names the key and what was expected.
+pub(crate) fn slice_range(range: SliceRange) -> Result<(), (&'static str, String)> {
+    const BLOCK: u64 = 512;
+    let aligned = |bytes: u64| match bytes.is_multiple_of(BLOCK) {
+        true => Ok(()),
+        false => Err(format!("is {bytes} bytes; expected a multiple of the disk's blocks, {BLOCK} at least")),
+    };
+    aligned(range.offset_bytes).map_err(|e| ("offset", e))?;
+    aligned(range.length_bytes).map_err(|e| ("length", e))?;
+    if range.length_bytes == 0 {
+        return Err(("length", "is 0; expected at least one block".into()));
+    }
+    match range.end_bytes().filter(|end| *end <= i64::MAX as u64) {
+        Some(_) => Ok(()),
+        None => Err(("length", format!("is {} bytes, which ends beyond any disk", range.length_bytes))),
+    }
 }
 
 /// `no_path_timeout_ms` as it is written: -1 is for ever.

@@ -3,7 +3,7 @@
 use polypath_block::{Code, OpenError, Status, UriError};
 use polypath_local::LocalError;
 use polypath_memory::MemoryError;
-use polypath_multipath::GroupError;
+use polypath_multipath::{GroupError, SliceError};
 use polypath_reactor::ReactorError;
 use polypath_vhost_user_client::ClientError;
 use std::io;
@@ -37,6 +37,9 @@ pub enum Error {
     /// A group does not take a path.
     #[error(transparent)]
     Group(#[from] GroupError),
+    /// There can be no such slice.
+    #[error(transparent)]
+    Slice(#[from] SliceError),
     /// A device opens no queue.
     #[error(transparent)]
     Queue(#[from] OpenError),

@@ -55,6 +55,7 @@ mod op;
 mod open;
 mod poller;
 mod poller_count;
+mod slice;
 mod stack;
 mod submission_queue;
 mod targets;
@@ -89,5 +90,7 @@ pub use polypath_vhost_user_client as vhost_user_client;
 
 pub use polypath_block::{Code, Device, DeviceInfo, DeviceState, DiskUri, Geometry, Host, Limits, Poller, Status};
 pub use polypath_memory::{Arena, Chunk};
-pub use polypath_multipath::{Failback, Fencing, Group, MatchPolicy, PathId, PathStatistics, SelectorKind};
+pub use polypath_multipath::{
+    Failback, Fencing, Group, MatchPolicy, PathId, PathStatistics, SelectorKind, Slice, SliceError, SliceRange,
+};
 pub use polypath_reactor::{CpuList, IdlePolicy};

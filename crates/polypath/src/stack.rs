@@ -6,6 +6,7 @@ use crate::poller_count::PollerCount;
 use crate::targets::Targets;
 use polypath_block::{Device, DeviceInfo, DeviceState, DiskUri, Host, Scheme};
 use polypath_memory::Arena;
+use polypath_multipath::Slices;
 use polypath_reactor::{CpuList, IdlePolicy, Pool, PoolConfig, ReactorHandle, ReactorStatistics};
 use polypath_vhost_user_client::{ClientConfig, VhostUserDisk};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -50,6 +51,7 @@ struct Inner {
     arena: Mutex<Option<Arena>>,
     controllers: Controllers,
     targets: Targets,
+    slices: Arc<Slices>,
     /// Reactors take turns at being given an admin queue.
     turn: AtomicUsize,
 }
@@ -81,6 +83,7 @@ impl Stack {
             arena: Mutex::new(None),
             controllers: Controllers::default(),
             targets: Targets::default(),
+            slices: Slices::new(),
             turn: AtomicUsize::new(0),
         })))
     }
@@ -170,6 +173,11 @@ impl Stack {
     fn next_host(&self) -> Arc<dyn Host> {
         let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
         self.0.hosts[turn % self.0.hosts.len()].clone()
+    }
+
+    /// Which parts of its devices are taken by slices.
+    pub(crate) fn slices(&self) -> &Arc<Slices> {
+        &self.0.slices
     }
 
     pub(crate) fn pollers(&self) -> &Arc<PollerCount> {

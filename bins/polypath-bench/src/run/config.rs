@@ -2,7 +2,7 @@
 
 use polypath::{CpuList, IdlePolicy};
 use polypath_block::{DiskUri, Identifier};
-use polypath_multipath::{Failback, SelectorKind};
+use polypath_multipath::{Failback, SelectorKind, SliceRange};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -88,6 +88,8 @@ pub struct RunConfig {
     pub seed: u64,
     /// Use only so many bytes from the start of the disk.
     pub size: Option<u64>,
+    /// Measure this part of the disk, as a slice of it.
+    pub slice: Option<SliceRange>,
     /// File in which the verification record survives. Several jobs add `.0`, `.1`, ... to it.
     pub verify_record: Option<PathBuf>,
     /// After verified I/O, read everything that is known once more.
@@ -124,6 +126,7 @@ impl RunConfig {
             idle: IdlePolicy::default(),
             seed: 1,
             size: None,
+            slice: None,
             verify_record: None,
             sweep: true,
             tolerate_torn: false,

@@ -5,7 +5,7 @@ use super::counted::{CountedDevice, PathCounters};
 use crate::conformance::{self, Verdict};
 use crate::verify::VerifyError;
 use polypath::{Stack, wait_live};
-use polypath_block::{Device, DeviceInfo};
+use polypath_block::{Device, DeviceInfo, DeviceState};
 use polypath_multipath::{Events, Fencing, Group, GroupConfig, MatchPolicy, PathConfig};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 /// The disk, and what is counted of its paths.
 pub(super) struct Disk {
     pub(super) device: Arc<dyn Device>,
+    /// What `device` is a slice of, or `device` itself.
+    whole: Arc<dyn Device>,
     pub(super) info: Arc<DeviceInfo>,
     pub(super) path_counters: Vec<Arc<PathCounters>>,
     pub(super) group: Option<Arc<Group>>,
@@ -20,6 +22,25 @@ pub(super) struct Disk {
 }
 
 impl Disk {
+    /// Ends it, and what it is a slice of.
+    pub(super) fn close(&self) {
+        self.device.close();
+        self.whole.close();
+    }
+
+    /// Has it ended?
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.whole.state(), DeviceState::Gone { .. })
+    }
+
+    /// The slice of it that is measured, if that is wanted.
+    fn sliced(self, stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
+        let Some(range) = config.slice else { return Ok(self) };
+        let device = stack.open_slice(format!("{}#{range}", self.whole.name()), self.whole.clone(), range)?;
+        let info = wait_live(&*device, config.connect_timeout)?;
+        Ok(Disk { device, info, ..self })
+    }
+
     /// What wrong blocks mean, given what was sent again meanwhile.
     pub(super) fn verdict(&self, errors: &[VerifyError]) -> Verdict {
         let redriven = self.events.as_ref().map(conformance::redriven).unwrap_or_default();
@@ -27,13 +48,18 @@ impl Disk {
     }
 }
 
-/// Opens the disk and waits for it; several paths, or one with a selector, become a multipath disk.
+/// Opens the disk, or the slice of it that is wanted, and waits for it.
 pub(super) fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
+    open_whole(stack, config)?.sliced(stack, config)
+}
+
+/// Several paths, or one with a selector, become a multipath disk.
+fn open_whole(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
     anyhow::ensure!(!config.paths.is_empty(), "no disk: give --path URI (several times for several paths to one disk)");
     if let ([uri], None, []) = (&config.paths[..], config.selector, &config.identity[..]) {
         let device = stack.open_device(uri)?;
         let info = wait_live(&*device, config.connect_timeout)?;
-        return Ok(Disk { device, info, path_counters: Vec::new(), group: None, events: None });
+        return Ok(Disk { whole: device.clone(), device, info, path_counters: Vec::new(), group: None, events: None });
     }
     let name = config.paths[0].to_string();
     if let Some(preferred) = config.preferred.as_ref().filter(|uri| !config.paths.contains(uri)) {
@@ -79,5 +105,5 @@ pub(super) fn open(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
     for path in group.statistics().into_iter().filter(|p| !p.access.is_some_and(polypath_block::Access::usable)) {
         tracing::warn!(path = path.name, state = ?path.state, why = path.why, "path is not usable");
     }
-    Ok(Disk { device: group.clone(), info, path_counters, group: Some(group), events })
+    Ok(Disk { device: group.clone(), whole: group.clone(), info, path_counters, group: Some(group), events })
 }

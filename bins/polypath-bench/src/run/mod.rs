@@ -23,7 +23,7 @@ use disk::Disk;
 use job::{Control, Job, JobResult, JobSpec};
 use polypath::reactor::now;
 use polypath::{Arena, Stack, StackConfig};
-use polypath_block::{Armed, Cx, DeviceInfo, DeviceState, Host, OpenError, Poller, Turn, Waits};
+use polypath_block::{Armed, Cx, DeviceInfo, Host, OpenError, Poller, Turn, Waits};
 use report::Times;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,10 +88,10 @@ pub fn run_until(config: &RunConfig, stop: &Stop, mut progress: impl FnMut(&Prog
     let outcome = started.and_then(|jobs| collect(&jobs, &disk, config, stop, &mut progress));
     // As they are at the end of the run; later all are closed.
     let paths = disk.group.as_ref().map(|group| group.statistics()).unwrap_or_default();
-    disk.device.close();
+    disk.close();
     let ended = Instant::now();
     // Connections say goodbye; a target that does not answer is not waited for.
-    while !matches!(disk.device.state(), DeviceState::Gone { .. }) && ended.elapsed() < Duration::from_secs(2) {
+    while !disk.is_gone() && ended.elapsed() < Duration::from_secs(2) {
         std::thread::sleep(Duration::from_millis(1));
     }
     // Somebody who asks for an end before the report is made gets the report, too.

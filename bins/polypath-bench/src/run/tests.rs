@@ -135,6 +135,21 @@ fn a_disk_that_forgets_is_caught() {
 }
 
 #[test]
+fn a_slice_is_measured_alone() {
+    let uri = format!("ram://4MiB?bs=4096&uuid={:032x}", 0x511ce);
+    let slice = polypath_multipath::SliceRange { offset_bytes: 1 << 20, length_bytes: 64 << 10 };
+    for paths in [vec![uri.as_str()], vec![uri.as_str(), uri.as_str()]] {
+        let selector = Some(SelectorKind::default());
+        let config = RunConfig { mix: Mix::Verify, rwmix: 50, slice: Some(slice), selector, ..quick(&paths[..1]) };
+        let report = run(&config, |_| ()).unwrap();
+        assert!(report.is_good() && report.disk.ends_with("#1048576+65536"), "{report:?}");
+        let too_far = polypath_multipath::SliceRange { offset_bytes: 4 << 20, ..slice };
+        let error = run(&RunConfig { slice: Some(too_far), ..config }, |_| ()).unwrap_err().to_string();
+        assert!(error.contains("beyond"), "{error}");
+    }
+}
+
+#[test]
 fn several_paths_share_the_work() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::File::create_new(dir.path().join("disk")).unwrap().set_len(8 << 20).unwrap();

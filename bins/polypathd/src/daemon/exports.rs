@@ -1,5 +1,6 @@
 //! NBD exports of disks.
 
+use super::slices::Served;
 use super::{Daemon, State, make_folder};
 use crate::config::NbdConfig;
 use crate::nbd::{Listener, Nbd, Place};
@@ -15,7 +16,7 @@ impl Daemon {
     pub(crate) fn create_nbd(&self, config: &NbdConfig) -> Result<Place, String> {
         let alone = lock(&self.changing);
         self.end_quiet(&alone);
-        let disk = self.disk(&config.disk)?;
+        let disk = self.served(&config.disk)?.disk;
         let place = self.place_of(&config.place);
         if let Place::Socket(path) = &place {
             values::socket_path(path).map_err(|e| format!("NBD socket {}: its path {e}", path.display()))?;
@@ -26,7 +27,7 @@ impl Daemon {
         let place = listener.place();
         let served = self.export(config, &place, &listener);
         if served.is_err() {
-            if lock(&self.state).services_of(&config.disk).next().is_none() {
+            if lock(&self.state).services_of(&disk.config.name).next().is_none() {
                 disk.ledger.let_go();
             }
             self.close_unused();
@@ -95,7 +96,7 @@ impl Daemon {
 
     /// Writes down that the disk is served there, then serves it.
     fn export(&self, config: &NbdConfig, place: &Place, listener: &Arc<Listener>) -> Result<Arc<Nbd>, String> {
-        let disk = self.disk(&config.disk)?;
+        let Served { disk, device } = self.served(&config.disk)?;
         let replaced = listener.server.replaced();
         let mark = match place {
             Place::Socket(path) => {
@@ -105,7 +106,6 @@ impl Daemon {
             }
             Place::Address(address) => self.mark(&disk, &format!("nbd:{address}#{}", config.name), replaced),
         }?;
-        let device: Arc<dyn polypath::Device> = disk.group.clone();
         let mut export = ExportConfig::of_device(&config.name, device, &self.stack);
         export.read_only = config.read_only;
         export.hold_changes = mark.hold();
@@ -116,7 +116,7 @@ impl Daemon {
                 undone.err().map_or(String::new(), |e| format!("; its mark stays, and the next daemon waits: {e}"));
             format!("{error}{also}")
         })?;
-        Ok(Arc::new(Nbd::new(config.clone(), place.clone(), listener.clone(), mark)))
+        Ok(Arc::new(Nbd::new(config.clone(), disk.config.name, listener.clone(), mark)))
     }
 
     /// Ends an export. Its clients hear the answers to what they had asked for. It is known until it is quiet, which may be after this

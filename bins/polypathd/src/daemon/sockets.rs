@@ -7,7 +7,7 @@ use crate::resources::{Disk, Vhost, lock};
 use crate::service::Service;
 use crate::state::SocketMark;
 use crate::values;
-use polypath::block::Host;
+use polypath::block::{Device, Host};
 use polypath::reactor::CpuList;
 use polypath::vhost_user_blk::{BoundServer, Server, ServerConfig};
 use std::path::{Path, PathBuf};
@@ -23,16 +23,17 @@ impl Daemon {
     pub(crate) fn create_vhost(&self, config: &VhostConfig) -> Result<PathBuf, String> {
         let alone = lock(&self.changing);
         self.end_quiet(&alone);
-        let disk = self.disk(&config.disk)?;
+        let served = self.served(&config.disk)?;
         let socket = self.socket_dir.join(&config.socket);
         values::socket_path(&socket).map_err(|e| format!("vhost socket {}: its path {e}", socket.display()))?;
         self.refuse_vhost(config, &socket)?;
-        let server = self.server_config(config, &socket, &disk)?;
+        let server = self.server_config(config, &socket, served.device)?;
         make_folder(&socket)?;
         // All that may fail because of others comes first: a mark tells of a disk that was served. Nobody is served before it is written.
         let bound = Server::bind(server).map_err(|e| e.to_string())?;
+        let disk = served.disk;
         let vhost = self.serve(config, &disk, &socket, bound).inspect_err(|_| {
-            if lock(&self.state).services_of(&config.disk).next().is_none() {
+            if lock(&self.state).services_of(&disk.config.name).next().is_none() {
                 disk.ledger.let_go();
             }
         })?;
@@ -63,12 +64,16 @@ impl Daemon {
         self.refuse_service(&config.disk)
     }
 
-    /// Why `disk` cannot be served once more, whatever by.
-    pub(super) fn refuse_service(&self, disk: &str) -> Result<(), String> {
+    /// Why `name`, a disk or slice, cannot be served once more, whatever by.
+    pub(super) fn refuse_service(&self, name: &str) -> Result<(), String> {
+        let disk = &self.served(name)?.disk.config.name;
         let served = {
             let state = lock(&self.state);
-            if let Some(late) = state.late.iter().find(|service| service.disk() == disk) {
+            if let Some(late) = state.late.iter().find(|service| service.concerns(name, disk)) {
                 return Err(refused_for(late));
+            }
+            if name == disk {
+                state.refuse_whole(disk)?;
             }
             let served = state.disks.keys().filter(|disk| state.services_of(disk).next().is_some());
             served.cloned().collect::<Vec<_>>()
@@ -81,7 +86,12 @@ impl Daemon {
         }
     }
 
-    fn server_config(&self, config: &VhostConfig, socket: &Path, disk: &Disk) -> Result<ServerConfig, String> {
+    fn server_config(
+        &self,
+        config: &VhostConfig,
+        socket: &Path,
+        device: Arc<dyn Device>,
+    ) -> Result<ServerConfig, String> {
         let mut hosts = self.hosts_of(config)?;
         let turn = self.placed.fetch_add(usize::from(config.queues), Ordering::Relaxed) % hosts.len();
         hosts.rotate_left(turn);
@@ -91,7 +101,7 @@ impl Daemon {
             read_only: config.read_only,
             access: config.access,
             drain_timeout: DRAIN_TIMEOUT,
-            ..ServerConfig::new(&config.disk, socket, disk.group.clone(), hosts)
+            ..ServerConfig::new(&config.disk, socket, device, hosts)
         };
         if let Some(serial) = &config.serial {
             server.serial.clone_from(serial);
@@ -117,7 +127,7 @@ impl Daemon {
                 undone.err().map_or(String::new(), |e| format!("; its mark stays, and the next daemon waits: {e}"));
             format!("{error}{also}")
         })?;
-        Ok(Arc::new(Vhost::new(config.clone(), server, mark)))
+        Ok(Arc::new(Vhost::new(config.clone(), disk.config.name.clone(), server, mark)))
     }
 
     /// Writes down that `disk` is served by what is called `name`. `stale`: somebody has left its socket behind who was killed.

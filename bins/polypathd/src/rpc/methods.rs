@@ -1,11 +1,13 @@
 //! What can be called. Parameters are objects; unknown members are refused by name.
 
 use super::RpcError;
-use crate::config::{DiskConfig, NO_PATH_TIMEOUT_MS, NbdConfig, PathConfig, QUEUE_SIZE, VhostConfig, WEIGHT};
+use crate::config::{
+    DiskConfig, NO_PATH_TIMEOUT_MS, NbdConfig, PathConfig, QUEUE_SIZE, SliceConfig, VhostConfig, WEIGHT,
+};
 use crate::daemon::Daemon;
 use crate::nbd::Place;
-use crate::values::{self, FencingName, MatchValue, check_rings, no_path_timeout, socket_access};
-use polypath::{DiskUri, SelectorKind};
+use crate::values::{self, FencingName, MatchValue, SizeValue, check_rings, no_path_timeout, socket_access};
+use polypath::{DiskUri, SelectorKind, SliceRange};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
@@ -30,6 +32,9 @@ const METHODS: &[(&str, &str, Method)] = &[
     ),
     ("disk_list", "", |d, p| bare(p, || d.disks())),
     ("disk_delete", "name", disk_delete),
+    ("slice_create", "name, disk, offset, length", slice_create),
+    ("slice_list", "", |d, p| bare(p, || d.slices())),
+    ("slice_delete", "name", slice_delete),
     ("path_add", "disk, uri, name?, weight?, preferred?, wait_ms?", path_add),
     ("path_remove", "disk, path, force?", path_remove),
     ("path_set_weight", "disk, path, weight", path_set_weight),
@@ -152,6 +157,17 @@ struct DiskCreate {
 struct Name {
     #[serde(deserialize_with = "text")]
     name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SliceCreate {
+    #[serde(deserialize_with = "text")]
+    name: String,
+    #[serde(deserialize_with = "text")]
+    disk: String,
+    offset: SizeValue,
+    length: SizeValue,
 }
 
 #[derive(Deserialize)]
@@ -322,6 +338,23 @@ fn disk_create(daemon: &Daemon, params: Value) -> Answer {
 fn disk_delete(daemon: &Daemon, params: Value) -> Answer {
     let p: Name = read(params)?;
     daemon.delete_disk(&p.name).map_err(RpcError::failed)?;
+    Ok(Value::Bool(true))
+}
+
+fn slice_create(daemon: &Daemon, params: Value) -> Answer {
+    let p: SliceCreate = read(params)?;
+    values::disk_name(&p.name).map_err(|e| RpcError::parameters(format!("name {e}")))?;
+    let bytes = |key, value: &SizeValue| value.bytes().map_err(|e| RpcError::parameters(format!("{key}: {e}")));
+    let range = SliceRange { offset_bytes: bytes("offset", &p.offset)?, length_bytes: bytes("length", &p.length)? };
+    values::slice_range(range).map_err(|(key, e)| RpcError::parameters(format!("{key} {e}")))?;
+    let config = SliceConfig { name: p.name, disk: p.disk, range };
+    daemon.create_slice(&config).map_err(RpcError::failed)?;
+    Ok(json!({ "name": config.name }))
+}
+
+fn slice_delete(daemon: &Daemon, params: Value) -> Answer {
+    let p: Name = read(params)?;
+    daemon.delete_slice(&p.name).map_err(RpcError::failed)?;
     Ok(Value::Bool(true))
 }
 

@@ -10,6 +10,7 @@ use std::thread;
 
 mod nbd;
 mod owed;
+mod slices;
 mod twins;
 
 /// A configuration with one disk of one path, `vm`, and sockets for it. A request that finds no path waits for ever.
