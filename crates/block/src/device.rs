@@ -3,6 +3,7 @@
 use crate::identity::Identity;
 use crate::limits::{Limits, LimitsError};
 use crate::queue::IoQueue;
+use crate::reservation::Reservations;
 use crate::status::Code;
 use std::fmt;
 use std::sync::Arc;
@@ -191,6 +192,11 @@ pub trait Device: Send + Sync {
     /// ([`Code::CacheLost`]); whoever opens a queue for a user that had one before knows by this what happened in between.
     fn losses(&self) -> u64 {
         0
+    }
+
+    /// Its power over reservations, if it has one. A part of a disk has none: they concern the whole.
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        None
     }
 
     /// Ends it: no reconnects, keep-alives or admin commands once its queues are closed. Idempotent, does not wait;

@@ -2,7 +2,7 @@
 //!
 //! **Knows:** requests ([`Io`]), memory references ([`Segment`], [`SegTable`]), outcomes ([`Status`], [`Scope`], [`Suspect`]),
 //! the data-plane traits ([`IoQueue`], and [`ControllerQueue`] for controllers with several units), the control-plane trait
-//! ([`Device`]), proofs of quiet ([`Fence`]), limits and splitting, identities, and the URI that names any disk.
+//! ([`Device`]) and its optional power over [`Reservations`], proofs of quiet ([`Fence`]), limits and splitting, identities, and the URI that names any disk.
 //!
 //! **Refuses to know:** sockets, clocks, threads, allocators of DMA memory, any protocol. It imports no other crate of the workspace.
 //!
@@ -31,6 +31,7 @@ mod io;
 mod limits;
 mod parked;
 mod queue;
+mod reservation;
 mod segment;
 mod slots;
 mod status;
@@ -49,6 +50,10 @@ pub use parked::Parked;
 pub use queue::{
     Armed, Completion, Cx, Done, Health, Host, Interest, IoQueue, MakePoller, Poller, Refused, RefusedWhy, Rest,
     Suspect, Turn, Waits,
+};
+pub use reservation::{
+    Registrant, ReservationError, ReservationOp, ReservationReply, ReservationReport, ReservationResult,
+    ReservationType, Reservations, UnknownReservationType,
 };
 pub use segment::{RegionId, SegRow, SegSpan, SegTable, SegTableFull, Segment};
 pub use slots::{SlotKey, Slots, SlotsFull};

@@ -1,6 +1,6 @@
 //! What several URIs share: a controller or a target, for as long as one of its units is in use.
 
-use polypath_block::{Device, DeviceState, IoQueue, OpenError, QueueConfig};
+use polypath_block::{Device, DeviceState, IoQueue, OpenError, QueueConfig, Reservations};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -74,6 +74,10 @@ impl<D: Device, U: Send + Sync> Device for Unit<D, U> {
 
     fn ask_for_access(&self) {
         self.device.ask_for_access();
+    }
+
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        self.device.reservations()
     }
 
     fn close(&self) {

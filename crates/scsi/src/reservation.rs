@@ -2,45 +2,11 @@
 
 mod transport_id;
 
+pub use polypath_block::ReservationType;
 pub use transport_id::TransportId;
 
 use crate::ParseError;
 use crate::wire::{bit, flag, front, get8, get16, get32, get64, len16, len32, put, put16, put32, put64};
-
-/// How a reservation forbids others what (SPC-4 6.15.3.4, TYPE).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[repr(u8)]
-pub enum ReservationType {
-    /// Others may not write.
-    WriteExclusive = 1,
-    /// Others may neither read nor write.
-    ExclusiveAccess = 3,
-    /// Who is not registered may not write.
-    WriteExclusiveRegistrantsOnly = 5,
-    /// Who is not registered may neither read nor write.
-    ExclusiveAccessRegistrantsOnly = 6,
-    /// Who is not registered may not write; every registrant holds it.
-    WriteExclusiveAllRegistrants = 7,
-    /// Who is not registered may neither read nor write; every registrant holds it.
-    ExclusiveAccessAllRegistrants = 8,
-}
-
-impl ReservationType {
-    /// Every type.
-    pub const ALL: [ReservationType; 6] = [
-        ReservationType::WriteExclusive,
-        ReservationType::ExclusiveAccess,
-        ReservationType::WriteExclusiveRegistrantsOnly,
-        ReservationType::ExclusiveAccessRegistrantsOnly,
-        ReservationType::WriteExclusiveAllRegistrants,
-        ReservationType::ExclusiveAccessAllRegistrants,
-    ];
-
-    /// The type of four bits; `None` for reserved and obsolete ones.
-    pub fn from_bits(bits: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|&kind| kind as u8 == bits)
-    }
-}
 
 /// SCOPE and TYPE in one octet, as PERSISTENT RESERVE OUT has it. The scope is that of the logical unit (zero); there is no other.
 pub const fn scope_type(kind: ReservationType) -> u8 {

@@ -6,7 +6,9 @@ use crate::owner::{Share, ShareOwner};
 use crate::proxy;
 use crate::queue::SharedQueue;
 use crate::single::SingleUnit;
-use polypath_block::{Cx, Device, DeviceState, Health, Host, IoQueue, OpenError, QueueConfig, QueueSource, UnitId};
+use polypath_block::{
+    Cx, Device, DeviceState, Health, Host, IoQueue, OpenError, QueueConfig, QueueSource, Reservations, UnitId,
+};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -90,6 +92,10 @@ impl Device for SharedDevice {
 
     fn ask_for_access(&self) {
         self.device.ask_for_access();
+    }
+
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        self.device.reservations()
     }
 
     fn close(&self) {
