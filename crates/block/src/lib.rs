@@ -59,4 +59,4 @@ pub use segment::{RegionId, SegRow, SegSpan, SegTable, SegTableFull, Segment};
 pub use slots::{SlotKey, Slots, SlotsFull};
 pub use status::{Code, Fate, Scope, Status};
 pub use time::Time;
-pub use uri::{DiskUri, Endpoint, Scheme, UriError, parse_host_port, parse_size};
+pub use uri::{DiskUri, Endpoint, Scheme, UriError, hide_secret, parse_host_port, parse_size};

@@ -19,6 +19,8 @@ use core::ops::RangeInclusive;
 use core::str::FromStr;
 use core::time::Duration;
 
+mod build;
+
 /// Kind of disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[allow(missing_docs, reason = "each is described in the table of the module")]
@@ -425,7 +427,8 @@ fn percent_decode(part: &str, text: &str) -> Result<String, PartError> {
     String::from_utf8(out).map_err(|_| bad(part, "is not UTF-8 after percent decoding"))
 }
 
-fn hide_secret(text: &str) -> String {
+/// `text`, which may be a URI or wants to be one, without the secret in it: for messages about what cannot be read.
+pub fn hide_secret(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let authority = rest.split('/').next().unwrap_or("");
     match authority.rsplit_once('@').and_then(|(login, host)| login.split_once('%').map(|(u, _)| (u, host))) {

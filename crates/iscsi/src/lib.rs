@@ -3,7 +3,7 @@
 //! Rooms: [`pdu`] knows the octets of every PDU (for initiator and target alike), [`login`] and [`chap`] the login phase of either side,
 //! [`proto`] the initiator's side of a connection in its full-feature phase; none of them has a socket or a clock. The shell over
 //! `polypath-net` moves octets between them: [`Session`], a queue of SCSI tasks, and [`Target`], the host-bus driver whose disks the mid-layer
-//! of `polypath-scsi` makes.
+//! of `polypath-scsi` makes. [`discover`] asks a portal which targets there are.
 //!
 //! **Knows** RFC 7143 at error recovery level 0 with one connection per session, several sessions per target (one per reactor), how to come
 //! back, and how to prove that the tasks of a lost session are quiet. **Refuses to know** what the commands mean, disks (the mid-layer
@@ -17,6 +17,7 @@
 
 pub mod chap;
 mod config;
+pub mod discover;
 #[doc(hidden)]
 pub mod fuzzing;
 mod identity;

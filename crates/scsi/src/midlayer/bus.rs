@@ -3,6 +3,7 @@
 //! A driver's control poller writes, devices and queues read. Queues look only when their bell has rung, which costs one relaxed load a
 //! turn otherwise.
 
+use super::listing::Listing;
 use super::probe::LogicalUnit;
 use crate::Lun;
 use polypath_block::{Code, DeviceState, Host, Identity, OpenError, UnitId, Verdict};
@@ -76,6 +77,7 @@ pub struct Bus {
     version: AtomicU64,
     state: Mutex<BusState>,
     units: Mutex<Vec<Entry>>,
+    pub(super) listing: Mutex<Listing>,
     bells: Mutex<Vec<Weak<Bell>>>,
     queues_open: AtomicU32,
     landing_bound_ms: AtomicU64,
@@ -93,6 +95,7 @@ impl Bus {
             version: AtomicU64::new(1),
             state: Mutex::new(BusState::Starting),
             units: Mutex::default(),
+            listing: Mutex::default(),
             bells: Mutex::default(),
             queues_open: AtomicU32::new(0),
             landing_bound_ms: AtomicU64::new(landing_bound.as_millis() as u64),
@@ -265,7 +268,7 @@ impl Bus {
         self.call();
     }
 
-    fn announce(&self) {
+    pub(super) fn announce(&self) {
         self.version.fetch_add(1, Ordering::SeqCst);
         lock(&self.bells).retain(|bell| match bell.upgrade() {
             Some(bell) => {
@@ -397,6 +400,6 @@ fn another(address: Address, first: &Identity, now: &Identity) -> Option<(Code, 
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,6 +12,7 @@
 
 mod bus;
 mod disk;
+mod listing;
 mod probe;
 mod queue;
 mod scanner;
@@ -19,6 +20,7 @@ mod task;
 
 pub use bus::{Address, Bus, BusState, Shown, UnitUse};
 pub use disk::{DiskConfig, DiskSource, HostBus, ScsiDisk};
+pub use listing::{Listed, ListingUse};
 pub use probe::{DiskTraits, LogicalUnit, Probe, ProbeStep};
 pub use queue::{DiskQueue, LogicalUnitQueue};
 pub use scanner::Scanner;

@@ -7,7 +7,8 @@ use super::bus::{Address, Bus, BusState, Shown};
 use super::probe::{Probe, ProbeStep};
 use super::queue::Memory;
 use super::task::{Outcome, Task, TaskData, TaskDone, TaskEnd, TaskQueue};
-use crate::{Cdb, Meaning, meaning};
+use crate::lun::LunList;
+use crate::{Attention, Cdb, Lun, Meaning, meaning};
 use polypath_block::{Access, Armed, Code, Cx, Health, SegTable, Time, Waits};
 use polypath_memory::MemoryError;
 use std::collections::VecDeque;
@@ -17,11 +18,27 @@ use std::time::Duration;
 /// Pause before a logical unit in trouble, or one that is changing its access, is looked at again.
 const TROUBLE: Duration = Duration::from_secs(1);
 
+/// Octets of a list of logical units that are asked for: 511 of them.
+const LISTED: u32 = 4096;
+
+/// How often it is asked for between two watches: a target has unit attentions to report first, not many.
+const MOST_LISTS: u32 = 4;
+
+/// What is asked.
+enum Asking {
+    /// Who is there.
+    Probe(Box<Probe>),
+    /// Is there something to report?
+    Watch,
+    /// Which logical units are there? Of the target of `address`, which has this list at any of them, and at LUN 0 for sure (SPC-4
+    /// section 6.33.1).
+    List,
+}
+
 /// What is under way: one thing at a time.
 struct Busy {
     address: Address,
-    /// A probe; without one it is a look whether there is something to report.
-    probe: Option<Box<Probe>>,
+    asking: Asking,
     task: Option<(u64, u32)>,
     until: Time,
 }
@@ -38,6 +55,8 @@ pub struct Scanner<Q> {
     busy: Option<Busy>,
     to_probe: VecDeque<Address>,
     to_watch: VecDeque<Address>,
+    /// How often the list was asked for since `watched`.
+    lists: u32,
     watched: Time,
     retried: Time,
     nexus: u64,
@@ -66,6 +85,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             busy: None,
             to_probe: VecDeque::new(),
             to_watch: VecDeque::new(),
+            lists: 0,
             watched: Time::ZERO,
             retried: Time::ZERO,
             nexus: 0,
@@ -142,6 +162,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             self.nexus = self.tasks.nexus();
             self.busy = None;
             self.bus.all_stale();
+            self.bus.doubt_listing();
             self.watched = now;
         }
         if up == self.up {
@@ -173,23 +194,31 @@ impl<Q: TaskQueue> Scanner<Q> {
         if let Some(address) = self.to_probe.pop_front() {
             let place = format!("{}/{}", self.bus.name(), address.lun);
             let probe = Probe::new(self.tasks.limits(), self.queues, place);
-            self.busy = Some(Busy { address, probe: Some(Box::new(probe)), task: None, until: Time::ZERO });
+            self.busy = Some(Busy::new(address, Asking::Probe(Box::new(probe))));
             return;
         }
         if now >= self.watched.after(self.watch) {
             self.watched = now;
             self.to_watch = self.bus.in_use().into();
+            self.lists = 0;
+            self.bus.doubt_listing();
+        }
+        if self.lists < MOST_LISTS && self.bus.take_stale_listing() {
+            self.lists += 1;
+            self.busy = Some(Busy::new(Address { target: 0, lun: Lun::ZERO }, Asking::List));
+            return;
         }
         if let Some(address) = self.to_watch.pop_front() {
-            self.busy = Some(Busy { address, probe: None, task: None, until: Time::ZERO });
+            self.busy = Some(Busy::new(address, Asking::Watch));
         }
     }
 
     fn step(&mut self, cx: &mut Cx<'_>) {
         let Some(busy) = self.busy.as_mut().filter(|b| b.task.is_none() && cx.now >= b.until) else { return };
-        let step = match &mut busy.probe {
-            Some(probe) => probe.step(),
-            None => ProbeStep::Send { cdb: Cdb::test_unit_ready(), data_in: 0 },
+        let step = match &mut busy.asking {
+            Asking::Probe(probe) => probe.step(),
+            Asking::Watch => ProbeStep::Send { cdb: Cdb::test_unit_ready(), data_in: 0 },
+            Asking::List => ProbeStep::Send { cdb: Cdb::report_luns(0, LISTED), data_in: LISTED },
         };
         let address = busy.address;
         match step {
@@ -219,29 +248,60 @@ impl<Q: TaskQueue> Scanner<Q> {
     fn good(&mut self, tag: u64) {
         let Some(busy) = &mut self.busy else { return };
         let Some((_, len)) = busy.task.take_if(|(of, _)| *of == tag) else { return };
-        match &mut busy.probe {
-            Some(probe) => probe.good(&self.memory.probe_octets(len)),
-            None => self.busy = None,
+        match &mut busy.asking {
+            Asking::Probe(probe) => probe.good(&self.memory.probe_octets(len)),
+            Asking::Watch => self.busy = None,
+            Asking::List => self.listed(len),
         }
     }
 
     fn ended(&mut self, end: &TaskEnd) {
         let Some(busy) = self.busy.as_mut().filter(|b| b.task.is_some_and(|(tag, _)| tag == end.tag)) else { return };
         busy.task = None;
-        match (&mut busy.probe, &end.outcome) {
-            (Some(probe), Outcome::Answered(answer)) => {
+        let meant = match &end.outcome {
+            Outcome::Answered(answer) => Some(meaning(answer.status, answer.sense.as_ref())),
+            Outcome::Lost(_) | Outcome::BadMemory => None,
+        };
+        if matches!(meant, Some(Meaning::UnitAttention(Attention::LunsChanged))) {
+            self.bus.doubt_listing();
+        }
+        match (&mut busy.asking, &end.outcome) {
+            (Asking::Probe(probe), Outcome::Answered(answer)) => {
                 probe.answered(answer, &self.memory.probe_octets(answer.moved));
             }
-            (Some(probe), Outcome::Lost(code)) => probe.unanswered(*code),
-            (Some(probe), Outcome::BadMemory) => probe.unanswered(Code::BadMemory),
-            (None, outcome) => {
-                if let Outcome::Answered(answer) = outcome
-                    && !matches!(meaning(answer.status, answer.sense.as_ref()), Meaning::Done)
-                {
+            (Asking::Probe(probe), Outcome::Lost(code)) => probe.unanswered(*code),
+            (Asking::Probe(probe), Outcome::BadMemory) => probe.unanswered(Code::BadMemory),
+            (Asking::List, Outcome::Answered(answer)) if matches!(meant, Some(Meaning::Done)) => {
+                self.listed(answer.moved);
+            }
+            (Asking::List, _) => {
+                // Unit attentions come once. Whatever else it is, it is asked for again with the next watch.
+                if matches!(meant, Some(Meaning::UnitAttention(_))) {
+                    self.bus.doubt_listing();
+                }
+                self.busy = None;
+            }
+            (Asking::Watch, _) => {
+                if meant.is_some_and(|meant| !matches!(meant, Meaning::Done)) {
                     self.to_probe.push_back(busy.address);
                 }
                 self.busy = None;
             }
         }
+    }
+
+    /// A list of logical units has come, of so many octets.
+    fn listed(&mut self, len: u32) {
+        self.busy = None;
+        match LunList::parse(&self.memory.probe_octets(len)) {
+            Ok(list) => self.bus.show_listing(&list),
+            Err(error) => tracing::warn!(path = %self.bus.name(), %error, "the list of logical units cannot be read"),
+        }
+    }
+}
+
+impl Busy {
+    fn new(address: Address, asking: Asking) -> Self {
+        Busy { address, asking, task: None, until: Time::ZERO }
     }
 }

@@ -306,3 +306,29 @@ fn bad_memory_costs_its_request() {
     let bad = [(1, Code::BadMemory, Proof::NeverSent), (2, Code::Invalid, Proof::NeverSent)];
     assert!(d.done.completions.iter().map(|c| (c.tag, c.status.code, c.proof)).eq(bad));
 }
+
+#[test]
+fn logical_units_are_listed_while_somebody_wants_to_know() {
+    const LISTS: &[u8] = &[opcode::REPORT_LUNS];
+    let mut rig = rig(100);
+    rig.script(|s| s.luns = vec![0, 300]);
+    let left = |rig: &script::Rig| rig.script(|s| s.rules.first().map(|rule| rule.times));
+    rig.script(|s| s.rules = vec![rule(LISTS, 5, attention(0x29, 0))]);
+    rig.scan();
+    assert_eq!(left(&rig), Some(5), "nobody wants to know");
+    let list = rig.host.bus().list_units();
+    // Of a new nexus, and not for ever.
+    rig.script(|s| s.rules = vec![rule(LISTS, 2, attention(0x29, 0))]);
+    rig.scan();
+    assert_eq!(list.listed().map(|l| l.luns.to_vec()), Some(vec![0, 300]));
+    rig.script(|s| {
+        (s.luns, s.rules) = (vec![0, 1, 300], vec![rule(&[opcode::TEST_UNIT_READY], 1, attention(0x3f, 0x0e))])
+    });
+    rig.scan();
+    assert_eq!(list.listed().map(|l| l.luns.to_vec()), Some(vec![0, 1, 300]));
+    rig.script(|s| s.rules = vec![rule(LISTS, 1000, attention(0x29, 0))]);
+    let round = list.listed().map(|l| l.round);
+    rig.scan();
+    assert!(left(&rig).is_some_and(|left| (900..999).contains(&left)), "{:?} left after 20 watches", left(&rig));
+    assert_eq!(list.listed().map(|l| l.round), round, "what was known stays");
+}

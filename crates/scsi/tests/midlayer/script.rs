@@ -43,6 +43,8 @@ pub(crate) struct Script {
     pub(crate) medium: Vec<u8>,
     pub(crate) blocks: u64,
     pub(crate) naa: u8,
+    /// Which logical units it reports.
+    pub(crate) luns: Vec<u32>,
     pub(crate) rules: Vec<Rule>,
     /// How recoveries are answered, in order; complete when there is nothing.
     pub(crate) recovered: VecDeque<Recovered>,
@@ -361,6 +363,10 @@ impl Script {
         let out_of_range = check(Sense::new(key::ILLEGAL_REQUEST, 0x21, 0));
         match command {
             Command::TestUnitReady | Command::SynchronizeCache { .. } => good(0),
+            Command::ReportLuns { .. } => {
+                let luns: Vec<Lun> = self.luns.iter().filter_map(|&lun| Lun::new(lun)).collect();
+                put(data, segs, &polypath_scsi::lun::LunList::build(&luns))
+            }
             Command::Inquiry { page: None, .. } => {
                 let inquiry =
                     Inquiry { vendor: "SCRIPT".into(), product: "DISK".into(), ..polypath_scsi::inquiry::absent() };
