@@ -49,4 +49,4 @@ pub use controller::{Controller, ControllerStatistics};
 pub use device::{NvmeDevice, open};
 pub use discovery::{DiscoverError, discover};
 pub use fence::KeepAliveFence;
-pub use polypath_nvme::log::DiscoveryEntry;
+pub use polypath_nvme::log::{AddressFamily, DiscoveryEntry, SubsystemType, TransportType};

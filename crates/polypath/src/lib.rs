@@ -56,6 +56,7 @@ mod open;
 mod poller;
 mod poller_count;
 mod slice;
+pub mod sources;
 mod stack;
 mod submission_queue;
 mod targets;
@@ -67,6 +68,7 @@ pub use error::Error;
 pub use group::{GroupSpec, PathSpec, wait_group_live};
 pub use op::{Command, Transfer};
 pub use open::{Builder, IntoUris, Opening};
+pub use sources::Sources;
 pub use stack::{Stack, StackConfig, wait_live};
 
 /// The contract: I/O, queues, devices, URIs.

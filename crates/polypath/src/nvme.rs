@@ -2,7 +2,8 @@
 //! reactor, for all of them.
 
 use crate::in_use::{InUse, Unit};
-use polypath_block::{DiskUri, Host, UnitId, UriError};
+use crate::sources::Units;
+use polypath_block::{Device, DeviceState, DiskUri, Host, UnitId, UriError};
 use polypath_nvmf_tcp::{Controller, ControllerConfig};
 use polypath_sharing::{SharedController, SharedDevice};
 use std::sync::Arc;
@@ -42,17 +43,59 @@ impl Controllers {
             let controller = Controller::start(config, host);
             return Ok(SharedController::new(controller.clone(), hosts).device(controller.device(), UnitId::ONLY));
         };
-        // The controller looks after all namespaces, and is named after none.
         config.ns = None;
-        config.name = config.name.split('?').next().unwrap_or_default().to_owned();
-        let shared = self.0.find_or_make(key(uri), || {
-            let controller = Controller::start(config, host);
-            let queues = SharedController::new(controller.clone(), hosts);
-            Ok::<_, UriError>(Shared { controller, queues })
-        })?;
+        let shared = self.shared(uri, config, host, hosts)?;
         let (device, queues) = (shared.controller.namespace(nsid), shared.queues.clone());
         let unit = device.unit();
         Ok(queues.device(Unit::new(uri.to_string(), device, shared), unit))
+    }
+
+    /// All namespaces of the subsystem that `uri` names, behind the same controller as those that are opened.
+    pub(crate) fn units(
+        &self,
+        uri: &DiskUri,
+        host: Arc<dyn Host>,
+        hosts: Vec<Arc<dyn Host>>,
+    ) -> Result<Arc<dyn Units>, UriError> {
+        let config = ControllerConfig { ns: None, ..ControllerConfig::from_uri(uri)? };
+        Ok(self.shared(uri, config, host, hosts)?)
+    }
+
+    fn shared(
+        &self,
+        uri: &DiskUri,
+        mut config: ControllerConfig,
+        host: Arc<dyn Host>,
+        hosts: Vec<Arc<dyn Host>>,
+    ) -> Result<Arc<Shared>, UriError> {
+        // The controller looks after all namespaces, and is named after none.
+        config.name = config.name.split('?').next().unwrap_or_default().to_owned();
+        self.0.find_or_make(key(uri), || {
+            let controller = Controller::start(config, host);
+            let queues = SharedController::new(controller.clone(), hosts);
+            Ok(Shared { controller, queues })
+        })
+    }
+}
+
+impl Units for Shared {
+    fn listed(&self) -> Option<Vec<u32>> {
+        let live = self.controller.is_live();
+        live.then(|| self.controller.namespaces().iter().filter_map(|namespace| namespace.nsid()).collect())
+    }
+
+    fn gone(&self) -> Option<String> {
+        match self.controller.namespace(1).state() {
+            DeviceState::Gone { reason } => Some(reason),
+            _ => None,
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        match self.controller.namespace(1).state() {
+            DeviceState::Down { reason, .. } if !self.controller.is_live() => Some(reason),
+            _ => None,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::nvme::Controllers;
 use crate::poller_count::PollerCount;
+use crate::sources::Units;
 use crate::targets::Targets;
 use polypath_block::{Device, DeviceInfo, DeviceState, DiskUri, Host, Scheme};
 use polypath_memory::Arena;
@@ -170,7 +171,16 @@ impl Stack {
         empty
     }
 
-    fn next_host(&self) -> Arc<dyn Host> {
+    /// All units behind the controller or target that `uri` names but for the unit, for as long as the answer is held.
+    pub(crate) fn units(&self, uri: &DiskUri) -> Result<Arc<dyn Units>, Error> {
+        match uri.scheme {
+            Scheme::NvmeTcp => Ok(self.0.controllers.units(uri, self.next_host(), self.hosts())?),
+            Scheme::Iscsi => Ok(self.0.targets.units(uri, self.next_host(), self.hosts())?),
+            scheme => Err(Error::Unsupported { uri: uri.to_string(), scheme: scheme.as_str() }),
+        }
+    }
+
+    pub(crate) fn next_host(&self) -> Arc<dyn Host> {
         let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
         self.0.hosts[turn % self.0.hosts.len()].clone()
     }

@@ -1,9 +1,10 @@
 //! iSCSI targets, shared among the URIs that differ in nothing but the logical unit: one session per reactor for all of them.
 
 use crate::in_use::{InUse, Unit};
+use crate::sources::Units;
 use polypath_block::{DiskUri, Endpoint, Host, UriError};
 use polypath_iscsi::{Target, TargetConfig};
-use polypath_scsi::midlayer::DiskSource;
+use polypath_scsi::midlayer::{BusState, DiskSource, HostBus, ListingUse};
 use polypath_sharing::{SharedController, SharedDevice};
 use std::sync::Arc;
 
@@ -35,18 +36,70 @@ impl Targets {
         host: Arc<dyn Host>,
         hosts: Vec<Arc<dyn Host>>,
     ) -> Result<Arc<SharedDevice>, UriError> {
-        let (mut config, lun) = TargetConfig::from_uri(uri)?;
+        let (config, lun) = TargetConfig::from_uri(uri)?;
+        let shared = self.shared(uri, config, host, hosts)?;
+        let disk = shared.target.disk(lun, false).map_err(|e| uri.error("LUN", e.to_string()))?;
+        let (unit, queues) = (disk.unit(), shared.queues.clone());
+        Ok(queues.device(Unit::new(uri.to_string(), disk, shared), unit))
+    }
+
+    /// All logical units of the target that `uri` names, behind the same sessions as those that are opened.
+    pub(crate) fn units(
+        &self,
+        uri: &DiskUri,
+        host: Arc<dyn Host>,
+        hosts: Vec<Arc<dyn Host>>,
+    ) -> Result<Arc<dyn Units>, UriError> {
+        let (config, _) = TargetConfig::from_uri(uri)?;
+        let shared = self.shared(uri, config, host, hosts)?;
+        let list = shared.target.bus().list_units();
+        Ok(Arc::new(LogicalUnits { shared, list }))
+    }
+
+    fn shared(
+        &self,
+        uri: &DiskUri,
+        mut config: TargetConfig,
+        host: Arc<dyn Host>,
+        hosts: Vec<Arc<dyn Host>>,
+    ) -> Result<Arc<Shared>, UriError> {
         // The target looks after all logical units, and is named after none.
         config.name = format!("iscsi://{}/{}", config.portal, config.target);
-        let shared = self.0.find_or_make(key(uri), || {
+        self.0.find_or_make(key(uri), || {
             let no_bell = |e: std::io::Error| uri.error("host", format!("no eventfd for its sessions: {e}"));
             let target = Target::start(config, host).map_err(no_bell)?;
             let queues = SharedController::new(Arc::new(DiskSource(target.clone())), hosts);
             Ok(Shared { target, queues })
-        })?;
-        let disk = shared.target.disk(lun, false).map_err(|e| uri.error("LUN", e.to_string()))?;
-        let (unit, queues) = (disk.unit(), shared.queues.clone());
-        Ok(queues.device(Unit::new(uri.to_string(), disk, shared), unit))
+        })
+    }
+}
+
+/// What a target reports, for as long as somebody wants to know.
+struct LogicalUnits {
+    shared: Arc<Shared>,
+    list: ListingUse,
+}
+
+impl Units for LogicalUnits {
+    fn listed(&self) -> Option<Vec<u32>> {
+        match self.shared.target.bus().state() {
+            BusState::Up => Some(self.list.listed()?.luns.to_vec()),
+            _ => None,
+        }
+    }
+
+    fn gone(&self) -> Option<String> {
+        match self.shared.target.bus().state() {
+            BusState::Gone { reason } => Some(reason),
+            _ => None,
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        match self.shared.target.bus().state() {
+            BusState::Down { reason, .. } => Some(reason),
+            _ => None,
+        }
     }
 }
 
