@@ -135,27 +135,9 @@ impl ControllerConfig {
         let subnqn = if subnqn.is_empty() { DISCOVERY_NQN } else { subnqn };
         let subnqn = Nqn::new(subnqn).map_err(|e| uri.error("NQN", e.to_string()))?;
         let default = ControllerConfig::new(host, *port, subnqn);
-        let ms = |key: &str, default: Duration, least: u32| -> Result<Duration, UriError> {
-            let value = uri.option_number::<u32>(key, default.as_millis() as u32)?;
-            if value < least {
-                return Err(uri.error(&format!("option {key}"), format!("{value} ms is too short; at least {least}")));
-            }
-            Ok(Duration::from_millis(value.into()))
-        };
-        let never = |key: &str, default: Option<Duration>| -> Result<Option<Duration>, UriError> {
-            match uri.option_number::<i64>(key, default.map_or(-1, |d| d.as_millis() as i64))? {
-                -1 => Ok(None),
-                n @ 0.. => Ok(Some(Duration::from_millis(n as u64))),
-                n => Err(uri.error(&format!("option {key}"), format!("{n} is negative; expected milliseconds or -1"))),
-            }
-        };
-        let count = |key: &str, default: u16, most: u16| match uri.option_number(key, default)? {
-            n if (1..=most).contains(&n) => Ok(n),
-            n => Err(uri.error(&format!("option {key}"), format!("{n}; expected 1 to {most}"))),
-        };
         let keep_alive = match uri.option("keep_alive_ms") {
             Some("0") => Duration::ZERO,
-            _ => ms("keep_alive_ms", default.keep_alive, LEAST_KEEP_ALIVE_MS)?,
+            _ => uri.option_ms("keep_alive_ms", default.keep_alive, LEAST_KEEP_ALIVE_MS)?,
         };
         Ok(ControllerConfig {
             name: uri.to_string(),
@@ -164,16 +146,16 @@ impl ControllerConfig {
             header_digest: uri.option_bool("hdgst", default.header_digest)?,
             data_digest: uri.option_bool("ddgst", default.data_digest)?,
             keep_alive,
-            connect_timeout: ms("connect_timeout_ms", default.connect_timeout, 1)?,
-            silence_timeout: ms("silence_timeout_ms", default.silence_timeout, 10)?,
-            io_timeout: ms("io_timeout_ms", default.io_timeout, 10)?,
-            reconnect_delay: ms("reconnect_delay_ms", default.reconnect_delay, 1)?,
-            ctrl_loss_timeout: never("ctrl_loss_timeout_ms", default.ctrl_loss_timeout)?,
-            fast_io_fail_timeout: never("fast_io_fail_timeout_ms", default.fast_io_fail_timeout)?,
-            queue_depth: count("queue_depth", default.queue_depth, 4096)?.max(2),
-            queues: count("queues", default.queues, 1024)?,
-            fence: ms("fence_ms", default.fence, 0)?,
-            quiesce: ms("quiesce_ms", default.quiesce, 0)?,
+            connect_timeout: uri.option_ms("connect_timeout_ms", default.connect_timeout, 1)?,
+            silence_timeout: uri.option_ms("silence_timeout_ms", default.silence_timeout, 10)?,
+            io_timeout: uri.option_ms("io_timeout_ms", default.io_timeout, 10)?,
+            reconnect_delay: uri.option_ms("reconnect_delay_ms", default.reconnect_delay, 1)?,
+            ctrl_loss_timeout: uri.option_ms_or_never("ctrl_loss_timeout_ms", default.ctrl_loss_timeout)?,
+            fast_io_fail_timeout: uri.option_ms_or_never("fast_io_fail_timeout_ms", default.fast_io_fail_timeout)?,
+            queue_depth: uri.option_count("queue_depth", default.queue_depth, 1..=4096)?.max(2),
+            queues: uri.option_count("queues", default.queues, 1..=1024)?,
+            fence: uri.option_ms("fence_ms", default.fence, 0)?,
+            quiesce: uri.option_ms("quiesce_ms", default.quiesce, 0)?,
             ..default
         })
     }

@@ -24,7 +24,6 @@ mod script;
 mod admin;
 mod association;
 mod attach;
-mod clock;
 mod command;
 mod config;
 mod controller;

@@ -1,10 +1,9 @@
 //! The poller of a controller's admin queue: it sets the time, moves bytes, and drives [`life`].
 
 use crate::admin::{Admin, Handle, Task, poll_once};
-use crate::clock::{SLACK, TurnClock};
 use crate::life::life;
 use crate::shared::{Shared, Stage};
-use polypath_block::{Armed, Code, Cx, Poller, Time, Turn, Waits};
+use polypath_block::{Armed, Code, Cx, Poller, SLACK, Time, Turn, TurnClock, Waits};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;

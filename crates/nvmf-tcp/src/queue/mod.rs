@@ -21,7 +21,6 @@ pub(crate) use single::NamespaceQueue;
 use crate::admin::Fault;
 use crate::association::Association;
 use crate::attach;
-use crate::clock::TurnClock;
 use crate::command;
 use crate::link::{Broken, Finished, Transfer};
 use crate::shared::{AbortOrder, QueueMailbox, Shared, Stage};
@@ -29,7 +28,7 @@ use connection::{CONNECT, Connection};
 use fenced::{EndFence, FencedChanges};
 use polypath_block::{
     Armed, Code, ControllerQueue, Cx, Done, FenceTerms, Health, Io, OpenError, Proof, QueueConfig, QueueFence, Refused,
-    Rest, SegRow, SlotKey, Time, Unit, UnitId, Waits,
+    Rest, SegRow, SlotKey, Time, TurnClock, Unit, UnitId, Waits,
 };
 use polypath_memory::{Arena, Chunk};
 use polypath_nvme::fabrics::ConnectData;
