@@ -2,6 +2,7 @@
 
 use crate::pdu::*;
 use crate::proto::{DataPlan, Event, HostConfig, HostConnection, Want};
+use polypath_net::plan::Chunk;
 use polypath_nvme::{Cqe, Sqe, StatusField};
 
 /// The framing that the first octet of an input stands for, and the rest of the input.
@@ -177,14 +178,14 @@ impl<'a> Driver<'a> {
 
     fn send(&mut self) -> Option<()> {
         while let Some(due) = self.conn.next_digest() {
-            self.conn.set_digest(due.token, 0x1234_5678);
+            self.conn.set_digest(due.token, [0x12, 0x34, 0x56, 0x78]);
         }
         let total: usize = self
             .conn
             .transmit()
             .map(|chunk| match chunk {
-                crate::proto::Chunk::Bytes(b) => b.len(),
-                crate::proto::Chunk::Data { offset, len, .. } => {
+                Chunk::Bytes(b) => b.len(),
+                Chunk::Data { offset, len, .. } => {
                     assert!(len > 0 && u64::from(offset) + u64::from(len) <= 65536);
                     len as usize
                 }

@@ -7,15 +7,14 @@
 
 mod inbound;
 
-use crate::pdu::digest;
-use crate::proto::{Chunk, DataPlan, Event, HostConfig, HostConnection, Outcome, ProtocolError, Want};
+use crate::proto::{DataPlan, Event, HostConfig, HostConnection, Outcome, ProtocolError, Want};
 use inbound::Inbound;
-use polypath_block::{Code, SegSpan, SegTable, Segment, Waits};
+use polypath_block::{Code, SegSpan, SegTable, Waits};
 use polypath_memory::Table;
+use polypath_net::plan::{Chunk, Copies, Holding, Unreachable};
 use polypath_net::{Counters, Dialer, Gather, IoList, Received, Transport};
 use polypath_nvme::sqe::BlockCommand;
 use polypath_nvme::{Cqe, Sqe};
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -30,8 +29,6 @@ const DIRECT: u32 = 16 << 10;
 const RX_ROUNDS: usize = 4;
 /// Sends of one turn.
 const TX_ROUNDS: usize = 4;
-/// Bytes that are copied for their digest before any of them leaves.
-const BOUNCE: usize = 1 << 20;
 
 /// A connection is of no use any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +41,12 @@ impl From<ProtocolError> for Broken {
     fn from(error: ProtocolError) -> Self {
         let code = if matches!(error, ProtocolError::Terminated { .. }) { Code::PathLost } else { Code::PathProtocol };
         Broken { code, reason: error.to_string() }
+    }
+}
+
+impl From<Unreachable> for Broken {
+    fn from(why: Unreachable) -> Self {
+        Broken { code: Code::BadMemory, reason: why.to_string() }
     }
 }
 
@@ -62,26 +65,17 @@ pub(crate) enum Transfer {
     Out { span: SegSpan, skip: u32, len: u32 },
 }
 
-/// Where the data of a slot lie, and whose it is.
+/// What belongs to the command of a slot.
 #[derive(Clone, Copy, Debug, Default)]
-struct Holding {
-    user: u64,
-    span: SegSpan,
-    skip: u32,
-    /// Received data could not be placed: the memory is gone.
-    bad: bool,
+struct Command {
+    data: Holding,
     /// The controller has said that it aborted this very command.
     aborted: bool,
 }
 
-impl Holding {
-    /// Where `len` octets from `offset` of the data lie, if that is one segment and the only one, as it is of most.
-    #[inline(always)]
-    fn only_piece(&self, segs: &SegTable, offset: u32, len: u32) -> Option<Segment> {
-        let [segment] = segs.get(self.span) else { return None };
-        let from = u64::from(self.skip) + u64::from(offset);
-        let inside = from + u64::from(len) <= u64::from(segment.len);
-        inside.then(|| Segment { offset: segment.offset.wrapping_add(from), len, ..*segment })
+impl Command {
+    fn new(user: u64, span: SegSpan, skip: u32) -> Self {
+        Command { data: Holding { user, span, skip, bad: false }, aborted: false }
     }
 }
 
@@ -103,28 +97,18 @@ pub(crate) struct Ended {
     pub(crate) aborted: bool,
 }
 
-/// A private copy of data whose digest was taken.
-struct Copied {
-    /// Names the PDU. Slot and offset would not do: a PDU that was taken back leaves its slot to another command.
-    token: u64,
-    offset: u32,
-    bytes: Vec<u8>,
-}
-
 /// See the module.
 pub(crate) struct Link {
     stream: Box<dyn Transport>,
     connection: HostConnection,
-    holdings: Box<[Holding]>,
+    holdings: Box<[Command]>,
     connected: bool,
     started: bool,
     rx: Box<[u8]>,
     rx_list: IoList,
     tx_list: IoList,
     rx_crc: u32,
-    copies: VecDeque<Copied>,
-    copied: usize,
-    spare: Vec<Vec<u8>>,
+    copies: Copies,
 }
 
 impl Link {
@@ -138,7 +122,7 @@ impl Link {
         let broken = |reason: String| Broken { code: Code::PathLost, reason };
         let connection = HostConnection::new(config).map_err(|e| broken(e.to_string()))?;
         let stream = dialer.dial(address).map_err(|e| broken(format!("connecting to {address}: {e}")))?;
-        let holdings = vec![Holding::default(); usize::from(config.depth)].into();
+        let holdings = vec![Command::default(); usize::from(config.depth)].into();
         Ok(Link {
             stream,
             connection,
@@ -149,9 +133,7 @@ impl Link {
             rx_list: IoList::new(),
             tx_list: IoList::new(),
             rx_crc: 0,
-            copies: VecDeque::new(),
-            copied: 0,
-            spare: Vec::new(),
+            copies: Copies::default(),
         })
     }
 
@@ -195,7 +177,7 @@ impl Link {
             Transfer::Out { span, skip, len } => (DataPlan::ToController { len, exact: true }, span, skip),
         };
         let slot = self.connection.submit(sqe, plan).ok()?;
-        self.holdings[usize::from(slot)] = Holding { user, span, skip, bad: false, aborted: false };
+        self.holdings[usize::from(slot)] = Command::new(user, span, skip);
         Some(slot)
     }
 
@@ -210,13 +192,14 @@ impl Link {
         user: u64,
     ) -> Option<u16> {
         let slot = self.connection.submit_block(command, len).ok()?;
-        self.holdings[usize::from(slot)] = Holding { user, span, skip, bad: false, aborted: false };
+        self.holdings[usize::from(slot)] = Command::new(user, span, skip);
         Some(slot)
     }
 
     /// The slots of the commands that belong to `user`. Walks all of them: for rare ways.
     pub(crate) fn slots_of(&self, user: u64) -> Vec<u16> {
-        let slots = self.holdings.iter().zip(0u16..).filter(|(h, slot)| h.user == user && self.cid(*slot).is_some());
+        let slots =
+            self.holdings.iter().zip(0u16..).filter(|(h, slot)| h.data.user == user && self.cid(*slot).is_some());
         slots.map(|(_, slot)| slot).collect()
     }
 
@@ -232,7 +215,7 @@ impl Link {
             self.holdings[usize::from(slot)].aborted |= aborted;
         }
         self.connection.let_go(slot);
-        self.holdings[usize::from(slot)].user
+        self.holdings[usize::from(slot)].data.user
     }
 
     /// Is an Abort under way of a command that is over?
@@ -279,7 +262,7 @@ impl Link {
     fn tell(&mut self, done: &mut impl FnMut(Finished)) {
         while let Some(event) = self.connection.poll_event() {
             if let Event::Completed { slot, cqe, .. } = event {
-                let h = &self.holdings[usize::from(slot)];
+                let h = &self.holdings[usize::from(slot)].data;
                 done(Finished { user: h.user, cqe, bad_memory: h.bad });
             }
         }
@@ -308,16 +291,9 @@ impl Link {
             if let Want::Data { slot, offset, len } = connection.wants()
                 && len >= DIRECT
                 && !checked
-                && !holdings[usize::from(slot)].bad
+                && !holdings[usize::from(slot)].data.bad
             {
-                let h = &holdings[usize::from(slot)];
-                // Whatever cannot be reached comes through the buffer, where it is noticed.
-                for piece in segs.pieces(h.span, u64::from(h.skip) + u64::from(offset), len.into()) {
-                    match table.view(piece) {
-                        Ok(view) if into.view(view) => direct += piece.len,
-                        _ => break,
-                    }
-                }
+                direct = holdings[usize::from(slot)].data.scatter(segs, table, (offset, len), &mut into);
             }
             into.bytes(rx);
             let room = into.len();
@@ -364,8 +340,8 @@ impl Link {
             match connection.bare_capsules() {
                 Some(capsules) => {
                     for (head, slot, len) in capsules {
-                        let data = || Data { held: &holdings[usize::from(slot)], offset: 0, len };
-                        if !list.bytes(head) || (len > 0 && !data().list(segs, table, &mut list)?) {
+                        let data = || &holdings[usize::from(slot)].data;
+                        if !list.bytes(head) || (len > 0 && !data().list(segs, table, (0, len), &mut list)?) {
                             break;
                         }
                     }
@@ -376,8 +352,8 @@ impl Link {
             Ok::<_, Broken>((list.len(), sent))
         })?;
         if sent > 0 {
-            self.release_copies(sent);
-            self.connection.sent(sent);
+            copies.release(sent, connection.transmit());
+            connection.sent(sent);
         }
         Ok((listed, sent))
     }
@@ -385,73 +361,18 @@ impl Link {
     /// Takes the digests that are due, over private copies that then leave in place of the memory.
     #[inline]
     fn copy_for_digests(&mut self, segs: &SegTable) -> Result<(), Broken> {
-        if self.copied >= BOUNCE {
-            self.let_go_of_taken_back();
+        let Link { connection, holdings, copies, .. } = self;
+        if copies.is_full() {
+            copies.keep_only(connection.digested());
         }
-        while self.copied < BOUNCE
-            && let Some(due) = self.connection.next_digest()
+        while !copies.is_full()
+            && let Some(due) = connection.next_digest()
         {
-            let h = self.holdings[usize::from(due.slot)];
-            let mut bytes = self.spare.pop().unwrap_or_default();
-            bytes.clear();
-            bytes.resize(due.len as usize, 0);
-            let mut at = 0;
-            polypath_memory::with(|table| {
-                for piece in segs.pieces(h.span, u64::from(h.skip) + u64::from(due.offset), due.len.into()) {
-                    at += table.view(piece).map_err(|e| unreachable_memory(&e))?.copy_out(&mut bytes[at..]);
-                }
-                Ok::<(), Broken>(())
-            })?;
-            self.connection.set_digest(due.token, digest(0, &bytes));
-            self.copied += bytes.len();
-            self.copies.push_back(Copied { token: due.token, offset: due.offset, bytes });
+            let held = &holdings[usize::from(due.slot)].data;
+            let digest = polypath_memory::with(|table| copies.take(&due, held, segs, table))?;
+            connection.set_digest(due.token, digest);
         }
         Ok(())
-    }
-
-    /// Lets go of copies whose PDUs were taken back: nothing that leaves passes them, and if they were all that may be copied, nothing
-    /// would be copied any more.
-    #[cold]
-    fn let_go_of_taken_back(&mut self) {
-        let Link { connection, copies, copied, spare, .. } = self;
-        let mut waiting = connection.digested().peekable();
-        copies.retain_mut(|copy| {
-            while waiting.next_if(|&token| token < copy.token).is_some() {}
-            let waits = waiting.peek() == Some(&copy.token);
-            if !waits {
-                *copied -= copy.bytes.len();
-                spare.push(std::mem::take(&mut copy.bytes));
-            }
-            waits
-        });
-    }
-
-    /// Lets go of copies that the next `sent` bytes pass.
-    #[inline]
-    fn release_copies(&mut self, sent: usize) {
-        if self.copies.is_empty() {
-            return;
-        }
-        let mut left = sent;
-        for chunk in self.connection.transmit() {
-            let len = match chunk {
-                Chunk::Bytes(bytes) => bytes.len(),
-                Chunk::Data { len, .. } => len as usize,
-            };
-            if left < len {
-                break;
-            }
-            left -= len;
-            if let Chunk::Data { token, .. } = chunk {
-                // Those before it belong to PDUs that were taken back.
-                while self.copies.front().is_some_and(|copy| copy.token <= token)
-                    && let Some(copy) = self.copies.pop_front()
-                {
-                    self.copied -= copy.bytes.len();
-                    self.spare.push(copy.bytes);
-                }
-            }
-        }
     }
 
     /// Is there something to be heard by [`Link::receive`] although nothing has come? A command that was answered before its last octets
@@ -480,27 +401,27 @@ impl Link {
     /// After [`Link::abort`]: what became of each command that was not reported finished.
     pub(crate) fn next_outcome(&mut self) -> Option<Ended> {
         let (slot, outcome) = self.connection.poll_outcome()?;
-        let Holding { user, bad, aborted, .. } = self.holdings[usize::from(slot)];
-        Some(Ended { user, outcome, bad_memory: bad, aborted })
+        let Command { data, aborted } = self.holdings[usize::from(slot)];
+        Some(Ended { user: data.user, outcome, bad_memory: data.bad, aborted })
     }
 }
 
 /// Lists what has to leave, whatever it is.
 fn list_chunks<'a>(
     connection: &'a HostConnection,
-    holdings: &[Holding],
-    copies: &'a VecDeque<Copied>,
+    holdings: &[Command],
+    copies: &'a Copies,
     segs: &SegTable,
     table: &'a Table,
     list: &mut Gather<'a>,
 ) -> Result<(), Broken> {
-    let mut copied = copies.iter();
+    let mut copied = copies.lookup();
     for chunk in connection.transmit() {
         let listed = match chunk {
             Chunk::Bytes(bytes) => list.bytes(bytes),
-            Chunk::Data { token, slot, offset, len } => match copied.find(|c| c.token == token) {
-                Some(copy) => list.bytes(&copy.bytes[(offset - copy.offset) as usize..]),
-                None => Data { held: &holdings[usize::from(slot)], offset, len }.list(segs, table, list)?,
+            Chunk::Data { token, slot, offset, len } => match copied.find(token, offset) {
+                Some(copy) => list.bytes(copy),
+                None => holdings[usize::from(slot)].data.list(segs, table, (offset, len), list)?,
             },
         };
         if !listed {
@@ -508,41 +429,6 @@ fn list_chunks<'a>(
         }
     }
     Ok(())
-}
-
-/// A range of the data of a command.
-struct Data<'a> {
-    held: &'a Holding,
-    offset: u32,
-    len: u32,
-}
-
-impl Data<'_> {
-    /// Lists it; `false` when not all of it had room.
-    #[inline(always)]
-    fn list<'a>(&self, segs: &SegTable, table: &'a Table, list: &mut Gather<'a>) -> Result<bool, Broken> {
-        match self.held.only_piece(segs, self.offset, self.len) {
-            Some(piece) => Ok(list.view(table.view(piece).map_err(|e| unreachable_memory(&e))?)),
-            None => self.list_pieces(segs, table, list),
-        }
-    }
-
-    fn list_pieces<'a>(&self, segs: &SegTable, table: &'a Table, list: &mut Gather<'a>) -> Result<bool, Broken> {
-        let Data { held: h, offset, len } = *self;
-        let mut left = len;
-        for piece in segs.pieces(h.span, u64::from(h.skip) + u64::from(offset), len.into()) {
-            let view = table.view(piece).map_err(|e| unreachable_memory(&e))?;
-            if !list.view(view) {
-                return Ok(false);
-            }
-            left -= piece.len;
-        }
-        if left > 0 { Err(unreachable_memory(&"segments are shorter than the data")) } else { Ok(true) }
-    }
-}
-
-fn unreachable_memory(why: &dyn std::fmt::Display) -> Broken {
-    Broken { code: Code::BadMemory, reason: format!("memory of a command in flight is gone: {why}") }
 }
 
 #[cfg(test)]

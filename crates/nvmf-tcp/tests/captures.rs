@@ -5,11 +5,12 @@
 //! What the commands mean is the matter of `golden.rs` in `polypath-nvme`; here it is PDUs, digests and the host's state machine.
 #![forbid(unsafe_code)]
 
+use polypath_net::plan::Chunk;
 use polypath_nvme::fabrics::cattr;
 use polypath_nvme::sqe::{DataDirection, admin};
 use polypath_nvme::{SglDescriptor, Sqe};
 use polypath_nvmf_tcp::pdu::*;
-use polypath_nvmf_tcp::proto::{Chunk, DataPlan, Event, HostConfig, HostConnection, Outcome, Want};
+use polypath_nvmf_tcp::proto::{DataPlan, Event, HostConfig, HostConnection, Outcome, Want};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
@@ -388,7 +389,8 @@ impl<'a> Replay<'a> {
     fn sent(&mut self) -> Vec<u8> {
         let data_of = |slot, offset: u32, len: u32| &self.out[&slot][offset as usize..(offset + len) as usize];
         while let Some(due) = self.conn.next_digest() {
-            self.conn.set_digest(due.token, digest(0, data_of(due.slot, due.offset, due.len)));
+            let crc = digest(0, data_of(due.slot, due.offset, due.len));
+            self.conn.set_digest(due.token, crc.to_le_bytes());
         }
         let mut octets = Vec::new();
         for chunk in self.conn.transmit() {

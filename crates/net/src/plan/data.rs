@@ -143,7 +143,13 @@ pub struct Copies {
 }
 
 impl Copies {
+    /// Octets that are copied and have not left.
+    pub fn octets(&self) -> usize {
+        self.copied
+    }
+
     /// Are there as many as may be?
+    #[inline]
     pub fn is_full(&self) -> bool {
         self.copied >= BOUNCE
     }

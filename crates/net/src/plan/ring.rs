@@ -385,6 +385,7 @@ impl<K: PduKind, const HEAD: usize> SendRing<K, HEAD> {
             && let heads = self.heads.from(front.head_at)
             && heads.len() as u64 == self.octets
         {
+            // Heads and nothing else, and no gap between them.
             return Transmit { ring: None, at: 0, stage: 0, skip, heads };
         }
         Transmit { ring: Some(self), at: 0, stage: 0, skip, heads: &[] }
@@ -444,6 +445,7 @@ impl<'a, K: PduKind, const HEAD: usize> Iterator for Transmit<'a, K, HEAD> {
                     let from = self.rest(pdu.head_len.into());
                     let (start, mut end) = pdu.head();
                     let mut last = pdu;
+                    // Heads without data between them leave as one piece, but for one of which a part has left before.
                     while last.data_len == 0 {
                         self.at += 1;
                         match ring.pdus.get(self.at) {

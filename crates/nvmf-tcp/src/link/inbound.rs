@@ -1,6 +1,6 @@
 //! What has come, from octets to commands that are over and data where they belong.
 
-use super::{Broken, Finished, Holding};
+use super::{Broken, Command, Finished};
 use crate::pdu::digest;
 use crate::proto::{Event, HostConnection, ProtocolError, Want};
 use polypath_block::SegTable;
@@ -10,7 +10,7 @@ use polypath_nvme::Cqe;
 /// Received bytes on their way to the protocol and to memory.
 pub(super) struct Inbound<'a> {
     pub(super) connection: &'a mut HostConnection,
-    pub(super) holdings: &'a mut [Holding],
+    pub(super) holdings: &'a mut [Command],
     pub(super) segs: &'a SegTable,
     pub(super) table: &'a Table,
     pub(super) crc: &'a mut u32,
@@ -29,7 +29,7 @@ impl Inbound<'_> {
                     input = rest;
                     let data = &pdu[whole.head..];
                     if !data.is_empty() {
-                        self.place_all(whole.slot, data);
+                        self.holdings[usize::from(whole.slot)].data.place(self.segs, self.table, 0, data);
                     }
                     self.tell(whole.slot, whole.cqe, done);
                 }
@@ -45,7 +45,7 @@ impl Inbound<'_> {
 
     #[inline(always)]
     fn tell(&self, slot: u16, cqe: Cqe, done: &mut impl FnMut(Finished)) {
-        let h = &self.holdings[usize::from(slot)];
+        let h = &self.holdings[usize::from(slot)].data;
         done(Finished { user: h.user, cqe, bad_memory: h.bad });
     }
 
@@ -56,7 +56,10 @@ impl Inbound<'_> {
             Want::Header(_) => self.connection.handle_bytes(input)?,
             Want::Data { slot, offset, len } => {
                 let n = input.len().min(len as usize);
-                self.place(slot, offset, &input[..n]);
+                if self.checked {
+                    *self.crc = digest(*self.crc, &input[..n]);
+                }
+                self.holdings[usize::from(slot)].data.place(self.segs, self.table, offset, &input[..n]);
                 self.connection.data_moved(n as u32);
                 n
             }
@@ -69,34 +72,5 @@ impl Inbound<'_> {
             }
             Want::Nothing => return Err(ProtocolError::NotWanted.into()),
         })
-    }
-
-    /// Copies all data of a command to where they belong; as ever when that is not one segment.
-    #[inline(always)]
-    fn place_all(&mut self, slot: u16, data: &[u8]) {
-        let h = &self.holdings[usize::from(slot)];
-        if let Some(piece) = h.only_piece(self.segs, 0, data.len() as u32)
-            && let Ok(view) = self.table.view(piece)
-        {
-            view.copy_in(data);
-        } else {
-            self.place(slot, 0, data);
-        }
-    }
-
-    /// Copies data to where they belong. Memory that is gone costs its command, not the connection.
-    fn place(&mut self, slot: u16, offset: u32, data: &[u8]) {
-        if self.checked {
-            *self.crc = digest(*self.crc, data);
-        }
-        let h = &mut self.holdings[usize::from(slot)];
-        let mut rest = data;
-        for piece in self.segs.pieces(h.span, u64::from(h.skip) + u64::from(offset), data.len() as u64) {
-            match self.table.view(piece) {
-                Ok(view) => rest = &rest[view.copy_in(rest)..],
-                Err(_) => break,
-            }
-        }
-        h.bad |= !rest.is_empty();
     }
 }

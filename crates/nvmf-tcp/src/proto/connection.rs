@@ -2,12 +2,12 @@
 
 use super::receive::{Receiver, Stage};
 use super::slots::{MAX_DEPTH, Phase, SlotTable, Way};
-use super::transmit::{DigestDue, Kind, Pdu, Ring, Transmit};
 use super::{DataPlan, Event, Outcome, ProtocolError};
 use crate::pdu::{
-    ADMIN_IN_CAPSULE, CAPSULE_CMD_LEN, CH_LEN, CapsuleCmd, Direction, Framing, H2cData, IcReq, PduType, TERM_MAX_LEN,
-    TermReq, common,
+    ADMIN_IN_CAPSULE, CAPSULE_CMD_LEN, CH_LEN, CapsuleCmd, DIGEST_LEN, Direction, Framing, H2cData, IcReq,
+    MAX_ENCODED_HEAD, PduType, TERM_MAX_LEN, TermReq, common,
 };
+use polypath_net::plan::{DigestDue, Pdu, PduKind, SendRing, Transmit};
 use polypath_nvme::sqe::{BlockCommand, admin};
 use polypath_nvme::{Cqe, SglDescriptor, Sqe, StatusField};
 use std::collections::VecDeque;
@@ -88,6 +88,27 @@ pub(super) enum State {
     Closed,
 }
 
+/// What a PDU in the ring is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// ICReq.
+    Initialize,
+    /// The command capsule of its slot.
+    Capsule,
+    /// H2CData of its slot.
+    Data {
+        /// The last of its R2T.
+        last: bool,
+    },
+}
+
+impl PduKind for Sending {
+    #[inline]
+    fn is_asked(self) -> bool {
+        matches!(self, Sending::Data { .. })
+    }
+}
+
 /// An R2T that is not answered completely.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grant {
@@ -106,7 +127,7 @@ pub struct HostConnection {
     /// No digests: where the data of a capsule begin. Zero otherwise.
     pub(super) bare_capsule: u8,
     pub(super) slots: SlotTable,
-    pub(super) ring: Ring,
+    pub(super) ring: SendRing<Sending, MAX_ENCODED_HEAD>,
     pub(super) grants: VecDeque<Grant>,
     /// Commands that were answered while octets of them are still on their way out.
     draining: usize,
@@ -137,7 +158,8 @@ impl HostConnection {
             negotiated: Negotiated { tx: Framing::NONE, rx: Framing::NONE, max_h2c_data: 0 },
             bare_capsule: 0,
             slots: SlotTable::new(config.depth),
-            ring: Ring::new(config.depth),
+            // Beside the capsules ICReq; what was taken back has the place of the capsule or the data that it was.
+            ring: SendRing::new(usize::from(config.depth) + 1, Sending::Initialize),
             grants: VecDeque::with_capacity(r2ts),
             draining: 0,
             events: VecDeque::with_capacity(usize::from(config.depth) + 1),
@@ -154,7 +176,7 @@ impl HostConnection {
             return;
         }
         let request = self.config.request;
-        self.ring.push(Pdu::new(Kind::Initialize, 0), |head| {
+        self.ring.push(Pdu::new(Sending::Initialize, 0), |head| {
             let encoded = request.encode(head);
             debug_assert_eq!(encoded, Ok(head.len()));
             encoded.unwrap_or(0)
@@ -172,7 +194,7 @@ impl HostConnection {
         if self.state != State::Ready {
             return Err(SubmitError::NotReady);
         }
-        if !self.slots.has_free() || !self.ring.has_room_for_capsule() {
+        if !self.slots.has_free() || self.ring.room() == 0 {
             return Err(SubmitError::Full);
         }
         let (way, len, exact) = self.route(sqe, data);
@@ -183,7 +205,7 @@ impl HostConnection {
             _ => (0, SglDescriptor::Transport { length: len }),
         };
         let framing = &self.negotiated.tx;
-        let pdu = Pdu::new(Kind::Capsule, slot).with_data(0, in_capsule, framing.data_digest);
+        let pdu = Pdu::new(Sending::Capsule, slot).with_data(0, in_capsule, 0, framing.data_digest);
         self.ring.push(pdu, |head| {
             let encoded = CapsuleCmd { sqe: sqe.addressed(cid, sgl), data_len: in_capsule }.encode(framing, head);
             debug_assert!(encoded.is_ok(), "in-capsule data are bounded, the head always fits");
@@ -208,7 +230,7 @@ impl HostConnection {
             true if fits => Way::InCapsule,
             true => Way::ToController,
         };
-        if !self.slots.has_free() || !self.ring.has_room_for_capsule() {
+        if !self.slots.has_free() || self.ring.room() == 0 {
             return Err(SubmitError::Full);
         }
         let slot = self.slots.take(way, len, true, self.ring.next_token()).ok_or(SubmitError::Full)?;
@@ -221,10 +243,13 @@ impl HostConnection {
             _ => (0, 0, CAPSULE_CMD_LEN as u8, SglDescriptor::Transport { length: len }),
         };
         let ch = common(PduType::CapsuleCmd, 0, pdo, data_len + u32::from(head_len));
-        let Some(header) = self.ring.push_capsule(slot, head_len, data_len) else {
+        let Some(header) = self.ring.push_bare(Sending::Capsule, slot, head_len, data_len) else {
             self.slots.release(slot);
             return Err(SubmitError::Full);
         };
+        if let Some(padding) = header.get_mut(CAPSULE_CMD_LEN..head_len.into()) {
+            padding.fill(0);
+        }
         if let Some((first, entry)) = header.split_first_chunk_mut::<CH_LEN>()
             && let Some(entry) = entry.first_chunk_mut()
         {
@@ -279,9 +304,9 @@ impl HostConnection {
         if self.state == State::Ready && self.negotiated.tx.data_digest { self.ring.next_digest() } else { None }
     }
 
-    /// The digest of the data that [`HostConnection::next_digest`] named.
-    pub fn set_digest(&mut self, token: u64, crc: u32) {
-        self.ring.set_digest(token, crc);
+    /// The digest of the data that [`HostConnection::next_digest`] named, in the order of its octets on the wire.
+    pub fn set_digest(&mut self, token: u64, digest: [u8; DIGEST_LEN]) {
+        self.ring.set_digest(token, digest);
     }
 
     /// The token of each PDU that waits to leave with a digest that was set, in order.
@@ -291,7 +316,7 @@ impl HostConnection {
 
     /// What has to leave, in order. Nothing once the connection is closed.
     #[inline]
-    pub fn transmit(&self) -> Transmit<'_> {
+    pub fn transmit(&self) -> Transmit<'_, Sending, MAX_ENCODED_HEAD> {
         if self.state == State::Closed { Transmit::nothing() } else { self.ring.transmit() }
     }
 
@@ -299,7 +324,7 @@ impl HostConnection {
     /// them has left: the same as [`HostConnection::transmit`] for less. `None` says nothing.
     #[inline]
     pub fn bare_capsules(&self) -> Option<impl Iterator<Item = (&[u8], u16, u32)>> {
-        if self.state == State::Closed { None } else { self.ring.bare_capsules() }
+        if self.state == State::Closed { None } else { self.ring.bare() }
     }
 
     /// Whether there is anything to send.
@@ -308,15 +333,14 @@ impl HostConnection {
         self.state != State::Closed && !self.ring.is_empty()
     }
 
-    /// The socket has taken the next `n` octets. With an asynchronous send: they were sent; call it before
-    /// handing in what was received since.
+    /// The socket has taken the next `n` octets.
     #[inline]
     pub fn sent(&mut self, n: usize) {
         if self.state == State::Closed {
             return;
         }
         // Most often capsules leave all together, and none of them is answered yet.
-        if self.draining > 0 || !self.ring.sent_all_capsules(n as u64) {
+        if self.draining > 0 || !self.ring.sent_all(n as u64) {
             self.sent_some(n as u64);
         }
         if !self.grants.is_empty() {
@@ -327,11 +351,11 @@ impl HostConnection {
     fn sent_some(&mut self, n: u64) {
         let HostConnection { ring, slots, events, draining, .. } = self;
         ring.sent(n, |kind, index| {
-            if kind == Kind::Initialize {
+            if kind == Sending::Initialize {
                 return;
             }
             let slot = slots.get_mut(index);
-            if let Kind::Data { last } = kind {
+            if let Sending::Data { last } = kind {
                 slot.tx_data -= 1;
                 slot.r2ts -= u8::from(last);
             }
@@ -343,15 +367,9 @@ impl HostConnection {
         });
     }
 
-    /// An asynchronous send holds the next `n` octets: they must not be listed again, their memory stays, and
-    /// commands among them count as sent. [`HostConnection::sent`] follows when it is done.
-    pub fn handed_over(&mut self, n: usize) {
-        self.ring.hand_over(n as u64);
-    }
-
     /// Turns R2T into H2CData PDUs as far as there is room.
     pub(super) fn pump(&mut self) {
-        while self.ring.has_room_for_data() {
+        while self.ring.has_room_for_asked() {
             let Some(grant) = self.grants.front_mut() else { return };
             let length = (grant.end - grant.next).min(self.negotiated.max_h2c_data);
             let last = grant.next + length == grant.end;
@@ -362,7 +380,7 @@ impl HostConnection {
                 self.grants.pop_front();
             }
             let framing = &self.negotiated.tx;
-            let out = Pdu::new(Kind::Data { last }, slot).with_data(pdu.offset, length, framing.data_digest);
+            let out = Pdu::new(Sending::Data { last }, slot).with_data(pdu.offset, length, 0, framing.data_digest);
             self.ring.push(out, |head| {
                 let encoded = pdu.encode(framing, head);
                 debug_assert!(encoded.is_ok(), "MAXH2CDATA and the command bound the length");
@@ -376,10 +394,10 @@ impl HostConnection {
     /// socket was stuck. Its slot is free at once and no event follows. `false` when it is too late.
     pub fn withdraw(&mut self, slot: u16) -> bool {
         let known = usize::from(slot) < self.slots.depth() && self.slots.get(slot).phase == Phase::Active;
-        if self.state != State::Ready || !known || !self.ring.capsule_is_untouched(slot) {
+        if self.state != State::Ready || !known || !self.ring.is_untouched(Sending::Capsule, slot) {
             return false;
         }
-        self.ring.untouched(|kind, s| kind == Kind::Capsule && s == slot);
+        self.ring.untouched(|kind, s| kind == Sending::Capsule && s == slot);
         self.slots.release(slot);
         true
     }
@@ -419,7 +437,7 @@ impl HostConnection {
         self.receiver.stage = Stage::Closed;
         let HostConnection { ring, slots, .. } = self;
         ring.untouched(|kind, slot| {
-            if kind == Kind::Capsule {
+            if kind == Sending::Capsule {
                 slots.get_mut(slot).untouched = true;
             }
             false
@@ -496,7 +514,7 @@ impl HostConnection {
     /// Commands that can be submitted now.
     #[inline]
     pub fn room(&self) -> usize {
-        self.slots.free().min(self.ring.room_for_capsules())
+        self.slots.free().min(self.ring.room())
     }
 
     /// Whether there is an event to be fetched. Sending may bring one about, too: that of a command which was answered before the last of

@@ -30,13 +30,11 @@ mod receive;
 mod slots;
 #[cfg(test)]
 mod tests;
-mod transmit;
 mod whole;
 
-pub use connection::{ConfigError, HostConfig, HostConnection, Negotiated, SubmitError};
+pub use connection::{ConfigError, HostConfig, HostConnection, Negotiated, Sending, SubmitError};
 pub use error::ProtocolError;
 pub use slots::MAX_DEPTH;
-pub use transmit::{Chunk, DigestDue, Transmit};
 pub use whole::Whole;
 
 use polypath_nvme::Cqe;

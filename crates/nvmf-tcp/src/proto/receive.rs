@@ -1,8 +1,7 @@
 //! Reception: from octets to events, every PDU held against the command it names.
 
-use super::connection::{Grant, HostConnection, Negotiated, State};
+use super::connection::{Grant, HostConnection, Negotiated, Sending, State};
 use super::slots::{Slot, Way};
-use super::transmit::Kind;
 use super::{ProtocolError, Want};
 use crate::pdu::{
     C2hData, CH_LEN, CapsuleResp, CommonHeader, DIGEST_LEN, Direction, Framing, IcResp, MAX_HEAD, PduType, R2t,
@@ -182,7 +181,7 @@ impl HostConnection {
     fn command(&self, kind: PduType, cid: u16) -> Result<(u16, &Slot), ProtocolError> {
         let index = self.slots.find(cid).ok_or(ProtocolError::UnknownCommand { kind, cid })?;
         let slot = self.slots.get(index);
-        if !self.ring.has_left(slot.capsule) && self.ring.capsule_is_untouched(index) {
+        if !self.ring.has_left(slot.capsule) && self.ring.is_untouched(Sending::Capsule, index) {
             return Err(ProtocolError::Premature { kind, cid });
         }
         Ok((index, slot))
@@ -304,7 +303,7 @@ impl HostConnection {
         let waiting = self.grants.iter().any(|g| g.slot == index);
         let mut dropped = 0;
         self.ring.untouched(|kind, slot| {
-            let ours = slot == index && matches!(kind, Kind::Data { .. });
+            let ours = slot == index && matches!(kind, Sending::Data { .. });
             dropped += u16::from(ours);
             ours && really
         });
