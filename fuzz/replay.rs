@@ -24,7 +24,7 @@ macro_rules! targets {
     ($crate_name:ident: $($name:ident),* $(,)?) => {$(
         #[test]
         fn $name() {
-            crate::replay::replay(stringify!($name), $crate_name::fuzzing::$name);
+            replay::replay(stringify!($name), $crate_name::fuzzing::$name);
         }
     )*};
 }

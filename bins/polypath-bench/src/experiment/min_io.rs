@@ -3,7 +3,6 @@
 use super::Part;
 use super::load::{ALIKE, Bench, LINKS, MB, UNLIKE, mb_s};
 use super::outcome::{Grid, Line, Outcome, Picture};
-use crate::run::RunConfig;
 use polypath_multipath::SelectorKind;
 
 /// The greatest number of requests that is tried; powers of two up to it are.
@@ -18,7 +17,7 @@ pub(super) fn measure(bench: &mut Bench, tell: &mut impl FnMut(&str)) -> anyhow:
         let sum = (limits.iter().sum::<u64>() / MB) as f64;
         let mut points = Vec::new();
         for min_io in (0..).map(|n| 1 << n).take_while(|&n| n <= MOST) {
-            let config = RunConfig { min_io: Some(min_io), ..bench.reads(LINKS, SelectorKind::RoundRobin) };
+            let config = bench.reads(LINKS, SelectorKind::RoundRobin { min_io });
             let report = bench.run(&config, |_, _| {})?;
             let rate = mb_s(report.iops, 1.0);
             failed += report.errors + report.unanswered;

@@ -1,7 +1,7 @@
 //! The connection: parameters, submission, transmission, closing. Reception is in `receive`.
 
 use super::receive::{Receiver, Stage};
-use super::slots::{MAX_DEPTH, Phase, SlotTable, Way};
+use super::slots::{LateSense, MAX_DEPTH, Phase, SlotTable, Way};
 use super::{DataPlan, Ending, Event, Outcome, ProtocolError};
 use crate::pdu::{
     DataOut, Framing, InitiatorSn, Itt, LogoutReason, LogoutRequest, Lun, MAX_PLAIN_HEAD, NopOut, ScsiCommand,
@@ -114,6 +114,8 @@ pub struct InitiatorConnection {
     pub(super) grants: VecDeque<Grant>,
     /// Tasks that were answered while octets of them are still on their way out.
     draining: usize,
+    /// What the target said of these.
+    pub(super) late_sense: LateSense,
     pub(super) events: VecDeque<Event>,
     pub(super) receiver: Receiver,
     pub(super) managing: Vec<Managing>,
@@ -138,6 +140,7 @@ impl InitiatorConnection {
             ring: SendRing::new(usize::from(depth) + CONTROLS, Sending::Control),
             grants: VecDeque::with_capacity(r2ts),
             draining: 0,
+            late_sense: LateSense::default(),
             events: VecDeque::with_capacity(usize::from(depth) + 1),
             receiver: Receiver::new(),
             managing: Vec::with_capacity(CONTROLS),
@@ -391,6 +394,7 @@ impl InitiatorConnection {
     pub fn poll_event(&mut self) -> Option<Event> {
         let event = self.events.pop_front()?;
         if let Event::Ended { slot, .. } = event {
+            self.late_sense.fetch(slot);
             self.slots.release(slot);
         }
         Some(event)
@@ -409,6 +413,9 @@ impl InitiatorConnection {
         if slot.tx_data > 0 || !self.ring.has_left(slot.command) {
             slot.phase = Phase::Draining;
             self.draining += 1;
+            if ending.has_sense {
+                self.late_sense.keep(index, self.receiver.sense());
+            }
             return;
         }
         slot.phase = Phase::Done;

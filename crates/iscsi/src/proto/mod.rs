@@ -76,7 +76,7 @@ pub struct Ending {
     pub moved: u32,
     /// All octets that the task has were moved.
     pub whole: bool,
-    /// Sense data are in [`InitiatorConnection::sense`] until the next octets are handed in.
+    /// Sense data are in [`InitiatorConnection::sense`] until the next event is fetched or the next octets are handed in.
     pub has_sense: bool,
 }
 

@@ -71,6 +71,12 @@ impl Receiver {
         }
     }
 
+    /// The sense data of the answer that was received last.
+    pub(super) fn sense(&self) -> &[u8] {
+        let (start, end) = self.sense;
+        self.body.get(start..end).unwrap_or(&[])
+    }
+
     fn head_need(&self) -> usize {
         self.header.map_or(BHS_LEN, |header| header.head_len())
     }
@@ -117,8 +123,7 @@ impl InitiatorConnection {
 
     /// The sense data of the answer that was fetched last.
     pub fn sense(&self) -> &[u8] {
-        let (start, end) = self.receiver.sense;
-        self.receiver.body.get(start..end).unwrap_or(&[])
+        self.late_sense.fetched().unwrap_or_else(|| self.receiver.sense())
     }
 
     #[inline]

@@ -156,3 +156,31 @@ impl SlotTable {
         ours.then_some(index)
     }
 }
+
+/// Sense data of tasks that were answered while octets of them were on their way out: other answers come before their events are fetched.
+/// A target does that only when something is wrong, so that nothing is set aside for it.
+#[derive(Debug, Default)]
+pub(super) struct LateSense {
+    kept: Vec<(u16, Box<[u8]>)>,
+    fetched: Option<Box<[u8]>>,
+}
+
+impl LateSense {
+    #[cold]
+    pub(super) fn keep(&mut self, slot: u16, sense: &[u8]) {
+        self.kept.push((slot, sense.into()));
+    }
+
+    /// The event of `slot` is fetched.
+    #[inline]
+    pub(super) fn fetch(&mut self, slot: u16) {
+        if !self.kept.is_empty() || self.fetched.is_some() {
+            let at = self.kept.iter().position(|kept| kept.0 == slot);
+            self.fetched = at.map(|at| self.kept.swap_remove(at).1);
+        }
+    }
+
+    pub(super) fn fetched(&self) -> Option<&[u8]> {
+        self.fetched.as_deref()
+    }
+}

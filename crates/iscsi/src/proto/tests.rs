@@ -338,6 +338,30 @@ fn sense_and_residuals_come_with_the_answer() {
     });
 }
 
+/// A task that is answered while its data are on their way out ends when these have left. By then others were answered.
+#[test]
+fn sense_stays_with_its_task() {
+    let mut rig = Rig::new(parameters());
+    let (read, read_itt) = rig.read();
+    let write = rig.connection.submit(LUN, READ, DataPlan::Out(1024)).unwrap();
+    let head = match rig.connection.transmit().next() {
+        Some(Chunk::Bytes(head)) => head.to_vec(),
+        other => panic!("{other:?}"),
+    };
+    let write_itt = Itt::new(u32::from_be_bytes(*head[16..].first_chunk().unwrap())).unwrap();
+    rig.connection.sent(BHS_LEN + 12);
+    let sense = |key: u8| [&[0, 18, 0x70, 0, key][..], &[0; 4], &[10, 0, 0, 0, 0, 0x27, 0, 0, 0, 0, 0]].concat();
+    let refused = rig.response(write_itt, 2, Residual::None, &sense(7));
+    assert_eq!(refused, Ok(vec![]), "its data are still leaving");
+    let wrong = rig.response(read_itt, 2, Residual::Underflow(4096), &sense(3)).unwrap();
+    assert!(matches!(wrong[..], [Event::Ended { slot, ending }] if slot == read && ending.has_sense), "{wrong:?}");
+    assert_eq!(rig.connection.sense(), &sense(3)[2..]);
+    rig.connection.sent(1024 - 12);
+    let event = rig.connection.poll_event();
+    assert!(matches!(event, Some(Event::Ended { slot, ending }) if slot == write && ending.has_sense), "{event:?}");
+    assert_eq!(rig.connection.sense(), &sense(7)[2..]);
+}
+
 #[test]
 fn pings_go_both_ways() {
     everywhere(|rig| {

@@ -369,7 +369,7 @@ impl Engine {
             Err(why) => return self.aside(device, why),
         };
         let Some(record) = self.homes.get_mut(&home) else { return self.aside(device, "its device has gone".into()) };
-        let config = PathConfig { name: path.to_owned(), weight: PathConfig::WEIGHT, device: device.clone() };
+        let config = PathConfig { name: path.to_owned(), ..PathConfig::new(device.clone()) };
         match record.group.add_path(config) {
             Ok(id) => {
                 tracing::info!(device = home, path, "path joins");

@@ -26,7 +26,7 @@ fn rank(identifier: &Identifier) -> u8 {
         Identifier::Nguid(_) => 2,
         Identifier::Naa(_) => 3,
         Identifier::ScsiName(_) => 4,
-        Identifier::T10Vendor(_) | Identifier::Place(_) => 5,
+        Identifier::T10Vendor(_) | Identifier::Place(_) | Identifier::Slice(_) => 5,
     }
 }
 
