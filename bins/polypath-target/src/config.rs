@@ -4,6 +4,8 @@ use polypath_block::{DiskUri, Endpoint, Scheme};
 use serde::Deserialize;
 use std::path::PathBuf;
 
+/// The target name used over iSCSI for namespaces that are given without a subsystem.
+pub const DEFAULT_IQN: &str = "iqn.2024-01.org.polypath:target";
 /// The subsystem name used when a namespace is given without one.
 pub const DEFAULT_NQN: &str = "nqn.2024-01.org.polypath:target";
 
@@ -57,6 +59,8 @@ pub struct TargetConfig {
     pub max_connections: usize,
     /// Whether namespaces report a volatile write cache; `None` (default) only those on files do.
     pub volatile_write_cache: Option<bool>,
+    /// What concerns iSCSI only.
+    pub iscsi: IscsiConfig,
 }
 
 impl Default for TargetConfig {
@@ -85,7 +89,103 @@ impl Default for TargetConfig {
             allow_no_flow_control: true,
             max_connections: 1024,
             volatile_write_cache: None,
+            iscsi: IscsiConfig::default(),
         }
+    }
+}
+
+/// What a listener speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// NVMe/TCP.
+    #[default]
+    NvmeTcp,
+    /// iSCSI (RFC 7143).
+    Iscsi,
+}
+
+/// What concerns iSCSI only: what is negotiated at login, and who may log in.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IscsiConfig {
+    /// Who may log in, and how the target proves itself; everybody may when not given.
+    pub chap: Option<ChapConfig>,
+    /// Most bytes of a data segment that we take (MaxRecvDataSegmentLength), 512 to 1 MiB (default 262144).
+    pub max_recv_data: u32,
+    /// InitialR2T: is unsolicited data in PDUs of its own ruled out? (default no)
+    pub initial_r2t: bool,
+    /// ImmediateData: may data come with a command? (default yes)
+    pub immediate_data: bool,
+    /// FirstBurstLength in bytes (default 65536).
+    pub first_burst: u32,
+    /// MaxBurstLength in bytes (default 262144).
+    pub max_burst: u32,
+    /// MaxOutstandingR2T (1 to 16; default 4).
+    pub max_outstanding_r2t: u16,
+    /// Commands that a session may have under way (1 to 512; default 128).
+    pub command_window: u16,
+    /// Largest transfer of one command in bytes (MAXIMUM TRANSFER LENGTH), 8192 to 16 MiB (default 1 MiB).
+    pub max_transfer: u32,
+    /// How long an initiator may be silent before it is asked with a NOP-In whether it is there, and again as long before its connection is
+    /// given up, in milliseconds; 0 for ever (default 0).
+    pub nop_interval_ms: u32,
+}
+
+impl Default for IscsiConfig {
+    fn default() -> Self {
+        IscsiConfig {
+            chap: None,
+            max_recv_data: 262_144,
+            initial_r2t: false,
+            immediate_data: true,
+            first_burst: 65_536,
+            max_burst: 262_144,
+            max_outstanding_r2t: 4,
+            command_window: 128,
+            max_transfer: 1 << 20,
+            nop_interval_ms: 0,
+        }
+    }
+}
+
+/// CHAP: whom the target lets in, and how it proves itself where an initiator wants that.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChapConfig {
+    /// Name of the initiator's user.
+    pub user: String,
+    /// Its secret.
+    pub secret: Option<SecretText>,
+    /// A file with its secret; a line's end at its end does not count.
+    pub secret_file: Option<PathBuf>,
+    /// The target's own name; it cannot prove itself without one.
+    pub own_user: Option<String>,
+    /// The target's own secret.
+    pub own_secret: Option<SecretText>,
+    /// A file with it.
+    pub own_secret_file: Option<PathBuf>,
+}
+
+/// A secret in a configuration. It does not show itself.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct SecretText(String);
+
+impl SecretText {
+    /// This secret.
+    pub fn new(text: impl Into<String>) -> Self {
+        SecretText(text.into())
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretText")
     }
 }
 
@@ -95,15 +195,51 @@ impl Default for TargetConfig {
 pub struct ListenerConfig {
     /// `address:port`; port 0 takes a free one.
     pub address: String,
+    /// What it speaks (default NVMe/TCP).
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Portal group tag over iSCSI, which is also the number of its target port group and of its target port; its place among the
+    /// listeners, from 1, when not given. Listeners with the same tag are one target port.
+    #[serde(default)]
+    pub portal_group: Option<u16>,
     /// ANA state of every group on this listener at the start (default optimized).
     #[serde(default)]
     pub ana: AnaState,
 }
 
 impl ListenerConfig {
-    /// A listener at `address`, optimized.
+    /// An NVMe/TCP listener at `address`, optimized.
     pub fn new(address: impl Into<String>) -> Self {
-        ListenerConfig { address: address.into(), ana: AnaState::Optimized }
+        ListenerConfig {
+            address: address.into(),
+            protocol: Protocol::NvmeTcp,
+            portal_group: None,
+            ana: AnaState::Optimized,
+        }
+    }
+
+    /// An iSCSI listener at `address`, optimized.
+    pub fn iscsi(address: impl Into<String>) -> Self {
+        ListenerConfig { protocol: Protocol::Iscsi, ..ListenerConfig::new(address) }
+    }
+
+    /// Reads `[nvme-tcp://|iscsi://]ADDRESS:PORT[,PORTAL-GROUP-TAG]`.
+    ///
+    /// # Errors
+    /// For people: what of it is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (mut listener, rest) = match text.split_once("://") {
+            None => (ListenerConfig::new(""), text),
+            Some(("nvme-tcp", rest)) => (ListenerConfig::new(""), rest),
+            Some(("iscsi", rest)) => (ListenerConfig::iscsi(""), rest),
+            Some((other, _)) => return Err(format!("listener \"{text}\": {other} is neither nvme-tcp nor iscsi")),
+        };
+        let (address, tag) = rest.rsplit_once(',').map_or((rest, None), |(address, tag)| (address, Some(tag)));
+        if let Some(tag) = tag {
+            let tag = tag.parse().map_err(|_| format!("listener \"{text}\": {tag} is no portal group tag"))?;
+            listener.portal_group = Some(tag);
+        }
+        Ok(ListenerConfig { address: address.into(), ..listener })
     }
 }
 
@@ -113,6 +249,9 @@ impl ListenerConfig {
 pub struct SubsystemConfig {
     /// Its name.
     pub nqn: String,
+    /// Its name as a target over iSCSI; it is not served there when not given.
+    #[serde(default)]
+    pub iqn: Option<String>,
     /// Serial number, up to 20 characters; derived from the name when not given.
     #[serde(default)]
     pub serial: Option<String>,
@@ -125,13 +264,16 @@ pub struct SubsystemConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamespaceConfig {
-    /// `ram://SIZE`, `null://SIZE` or `file:///PATH`, with options `bs`, `nsid`, `uuid`, `nguid`, `eui64`, `anagrp`, which
+    /// `ram://SIZE`, `null://SIZE` or `file:///PATH`, with options `bs`, `nsid`, `lun`, `uuid`, `nguid`, `eui64`, `anagrp`, which
     /// the fields below override; memory also with `cache=volatile` (`power_loss` loses what was not flushed) or
     /// `cache=through` (it loses nothing).
     pub uri: String,
     /// Namespace identifier; the next free one when not given.
     #[serde(default)]
     pub nsid: Option<u32>,
+    /// Logical unit number over iSCSI; one less than the namespace identifier when not given.
+    #[serde(default)]
+    pub lun: Option<u32>,
     /// Logical block size: 512 or 4096 (default 512).
     #[serde(default)]
     pub bs: Option<u32>,
@@ -152,7 +294,16 @@ pub struct NamespaceConfig {
 impl NamespaceConfig {
     /// A namespace over the medium that `uri` names, everything else by default.
     pub fn new(uri: impl Into<String>) -> Self {
-        NamespaceConfig { uri: uri.into(), nsid: None, bs: None, uuid: None, nguid: None, eui64: None, ana_group: None }
+        NamespaceConfig {
+            uri: uri.into(),
+            nsid: None,
+            lun: None,
+            bs: None,
+            uuid: None,
+            nguid: None,
+            eui64: None,
+            ana_group: None,
+        }
     }
 }
 
@@ -171,10 +322,15 @@ pub enum AnaState {
     PersistentLoss,
     /// Between two states.
     Change,
+    /// Does not work for now, and answers more than an inaccessible one; only SCSI has it, over NVMe it is inaccessible.
+    Standby,
 }
 
+/// The code of [`AnaState::Standby`], which NVMe has none for.
+pub(crate) const STANDBY: u8 = 5;
+
 impl AnaState {
-    /// The value on the wire (Base 2.1 section 8.1.1).
+    /// The value on the wire (Base 2.1 section 8.1.1); 5 for standby, which NVMe does not have.
     pub fn code(self) -> u8 {
         match self {
             AnaState::Optimized => 1,
@@ -182,6 +338,19 @@ impl AnaState {
             AnaState::Inaccessible => 3,
             AnaState::PersistentLoss => 4,
             AnaState::Change => 0xf,
+            AnaState::Standby => STANDBY,
+        }
+    }
+
+    /// The state with this code.
+    pub(crate) fn from_code(code: u8) -> AnaState {
+        match code {
+            1 => AnaState::Optimized,
+            2 => AnaState::NonOptimized,
+            3 => AnaState::Inaccessible,
+            4 => AnaState::PersistentLoss,
+            STANDBY => AnaState::Standby,
+            _ => AnaState::Change,
         }
     }
 
@@ -193,11 +362,12 @@ impl AnaState {
         match text.replace('-', "_").as_str() {
             "optimized" => Ok(AnaState::Optimized),
             "non_optimized" | "nonoptimized" => Ok(AnaState::NonOptimized),
-            "inaccessible" => Ok(AnaState::Inaccessible),
-            "persistent_loss" => Ok(AnaState::PersistentLoss),
-            "change" => Ok(AnaState::Change),
+            "inaccessible" | "unavailable" => Ok(AnaState::Inaccessible),
+            "persistent_loss" | "offline" => Ok(AnaState::PersistentLoss),
+            "change" | "transitioning" => Ok(AnaState::Change),
+            "standby" => Ok(AnaState::Standby),
             _ => Err(format!(
-                "\"{text}\" is no ANA state; expected optimized, non_optimized, inaccessible, persistent_loss or change"
+                "\"{text}\" is no access state; expected optimized, non_optimized, standby, inaccessible (unavailable), persistent_loss (offline) or change (transitioning)"
             )),
         }
     }
@@ -232,10 +402,11 @@ pub(crate) enum Backing {
     },
 }
 
-/// A namespace with everything resolved but its medium.
+/// A disk with everything resolved but its medium.
 #[derive(Clone, Debug)]
-pub(crate) struct NamespacePlan {
+pub(crate) struct DiskPlan {
     pub(crate) nsid: u32,
+    pub(crate) lun: u32,
     pub(crate) backing: Backing,
     pub(crate) bs: u32,
     pub(crate) uuid: [u8; 16],
@@ -277,6 +448,13 @@ impl TargetConfig {
         range("mdts_bytes", self.mdts_bytes.into(), 8192, 1 << 20)?;
         range("cpda", self.cpda.into(), 0, 31)?;
         range("kas_ms", self.kas_ms.into(), 0, 6_553_500)?;
+        let iscsi = &self.iscsi;
+        range("iscsi.max_recv_data", iscsi.max_recv_data.into(), 512, 1 << 20)?;
+        range("iscsi.first_burst", iscsi.first_burst.into(), 512, iscsi.max_burst.into())?;
+        range("iscsi.max_burst", iscsi.max_burst.into(), 512, (1 << 24) - 1)?;
+        range("iscsi.max_outstanding_r2t", iscsi.max_outstanding_r2t.into(), 1, 16)?;
+        range("iscsi.command_window", iscsi.command_window.into(), 1, 512)?;
+        range("iscsi.max_transfer", iscsi.max_transfer.into(), 8192, 16 << 20)?;
         range("max_connections", self.max_connections as u64, 1, 65_536)?;
         range("listeners", self.listeners.len() as u64, 1, 64)?;
         range("subsystems", self.subsystems.len() as u64, 0, 256)?;
@@ -300,19 +478,22 @@ impl TargetConfig {
 impl SubsystemConfig {
     /// A subsystem with these namespaces.
     pub fn new(nqn: impl Into<String>, namespaces: Vec<NamespaceConfig>) -> Self {
-        SubsystemConfig { nqn: nqn.into(), serial: None, namespaces }
+        SubsystemConfig { nqn: nqn.into(), iqn: None, serial: None, namespaces }
     }
 
-    pub(crate) fn plan(&self) -> Result<Vec<NamespacePlan>, ConfigError> {
+    pub(crate) fn plan(&self) -> Result<Vec<DiskPlan>, ConfigError> {
         polypath_nvme::nqn::Nqn::new(&self.nqn)
             .map_err(|e| ConfigError::new(format!("subsystem \"{}\"", self.nqn), e.to_string()))?;
-        let mut plans: Vec<NamespacePlan> = Vec::new();
+        let mut plans: Vec<DiskPlan> = Vec::new();
         for ns in &self.namespaces {
             let part = || format!("subsystem {}, namespace {}", self.nqn, ns.uri);
             let next = plans.iter().map(|p| p.nsid).max().unwrap_or(0) + 1;
             let plan = ns.plan(&self.nqn, next).map_err(|e| ConfigError::new(part(), e))?;
             if plans.iter().any(|p| p.nsid == plan.nsid) {
                 return Err(ConfigError::new(part(), format!("NSID {} is taken", plan.nsid)));
+            }
+            if plans.iter().any(|p| p.lun == plan.lun) {
+                return Err(ConfigError::new(part(), format!("LUN {} is taken", plan.lun)));
             }
             plans.push(plan);
         }
@@ -322,9 +503,10 @@ impl SubsystemConfig {
 }
 
 impl NamespaceConfig {
-    fn plan(&self, nqn: &str, next_nsid: u32) -> Result<NamespacePlan, String> {
+    fn plan(&self, nqn: &str, next_nsid: u32) -> Result<DiskPlan, String> {
         let uri: DiskUri = self.uri.parse().map_err(|e: polypath_block::UriError| e.to_string())?;
-        uri.check_options(&["bs", "nsid", "uuid", "nguid", "eui64", "anagrp", "cache"]).map_err(|e| e.to_string())?;
+        uri.check_options(&["bs", "nsid", "lun", "uuid", "nguid", "eui64", "anagrp", "cache"])
+            .map_err(|e| e.to_string())?;
         let backing = match (uri.scheme, &uri.endpoint) {
             (Scheme::Ram, Endpoint::Size { bytes }) => match uri.option("cache") {
                 None => Backing::Ram(*bytes),
@@ -343,10 +525,14 @@ impl NamespaceConfig {
             }
         };
         let nsid = number("nsid", self.nsid, next_nsid)?;
+        let lun = number("lun", self.lun, nsid.saturating_sub(1))?;
         let bs = number("bs", self.bs, 512)?;
         let group = number("anagrp", self.ana_group, nsid)?;
         if !(1..=1024).contains(&nsid) || !(1..=1024).contains(&group) {
             return Err(format!("NSID {nsid} and ANA group {group} must be from 1 to 1024"));
+        }
+        if lun > 16_383 {
+            return Err(format!("LUN {lun} is above 16383"));
         }
         if bs != 512 && bs != 4096 {
             return Err(format!("block size {bs} is neither 512 nor 4096"));
@@ -364,7 +550,7 @@ impl NamespaceConfig {
             Some(t) => parse_hex::<8>("eui64", &t)?,
             None => [0; 8],
         };
-        Ok(NamespacePlan { nsid, backing, bs, uuid, nguid, eui64, group })
+        Ok(DiskPlan { nsid, lun, backing, bs, uuid, nguid, eui64, group })
     }
 }
 

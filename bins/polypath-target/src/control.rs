@@ -2,9 +2,11 @@
 
 use crate::config::{AnaState, parse_hex};
 use crate::faults::{Answer, Kind, Ops, Rule, Scope};
+use crate::mail::{Announcement, ListenerAction, Msg};
 use crate::media::Medium;
-use crate::shared::{EVENT_ANA, EVENT_DISCOVERY, EVENT_NAMESPACE, Namespace, Shared, Subsystem, lock};
-use crate::shell::{ListenerAction, Msg};
+use crate::rooms::Rooms;
+use crate::shared::Shared;
+use crate::store::{Change, Disk, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
@@ -58,9 +60,12 @@ pub enum ListenerName {
 /// | `detach`, `attach` | `nsid`, `nqn` | hides a namespace, shows it again, with its event |
 /// | `move_group` | `nsid`, `nqn`, `group` | puts a namespace into another ANA group, with its event |
 /// | `queues` | `count` | I/O queues that the next associations are granted at most |
+/// | `logout_request` | scope, `ms` (1000) | iSCSI sessions are asked to log out within that time |
+/// | `drop_connection` | scope | iSCSI connections are dropped after a message that says so |
+/// | `nop_in` | scope | iSCSI initiators are asked whether they are there |
 /// | `power_loss` | | connections are reset; media with `cache=volatile` lose what was not flushed |
 ///
-/// Scope is any of `listener`, `cntlid`, `qid`, `conn`; what is given must all match.
+/// Scope is any of `listener`, `cntlid` (or `tsih`: an iSCSI session), `qid` (or `cid`), `conn`; what is given must all match.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs, reason = "each field is described in the table above")]
@@ -68,9 +73,9 @@ pub struct Command {
     pub cmd: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listener: Option<ListenerName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", alias = "tsih")]
     pub cntlid: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", alias = "cid")]
     pub qid: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conn: Option<u64>,
@@ -100,7 +105,7 @@ pub struct Command {
     pub bytes_per_s: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", alias = "iqn")]
     pub nqn: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nsid: Option<u32>,
@@ -131,14 +136,15 @@ impl Command {
 }
 
 /// Does what `command` says.
-pub(crate) fn execute(shared: &Shared, command: &Command) -> Result<Value, String> {
+pub(crate) fn execute(rooms: &Rooms, command: &Command) -> Result<Value, String> {
+    let shared = &*rooms.shared;
     let scope = scope(shared, command)?;
     let now_us = shared.now_us();
     let interval_us = command.us.or(command.ms.map(|ms| ms * 1000));
     let ops = Ops::parse(command.op.as_deref())?;
     match command.cmd.as_str() {
         "ping" => Ok(json!({})),
-        "status" => Ok(crate::status::status(shared)),
+        "status" => Ok(crate::status::status(rooms)),
         "stall" => fault(shared, command, Kind::Stall, scope, ops),
         "delay" => {
             let us = interval_us.ok_or("delay needs ms or us")?;
@@ -184,10 +190,10 @@ pub(crate) fn execute(shared: &Shared, command: &Command) -> Result<Value, Strin
         }
         "reset" => broken(shared, scope, true),
         "fin" => broken(shared, scope, false),
-        "drop_silently" => listener_action(shared, command, ListenerAction::Drop),
-        "restore" => listener_action(shared, command, ListenerAction::Restore),
-        "close_listener" => listener_action(shared, command, ListenerAction::Close),
-        "open_listener" => listener_action(shared, command, ListenerAction::Open),
+        "drop_silently" => listener_action(rooms, command, ListenerAction::Drop),
+        "restore" => listener_action(rooms, command, ListenerAction::Restore),
+        "close_listener" => listener_action(rooms, command, ListenerAction::Close),
+        "open_listener" => listener_action(rooms, command, ListenerAction::Open),
         "latency" => {
             let index = need_listener(shared, command)?;
             let us = interval_us.ok_or("latency needs ms or us")?;
@@ -209,23 +215,28 @@ pub(crate) fn execute(shared: &Shared, command: &Command) -> Result<Value, Strin
             shared.wake_all();
             Ok(json!({}))
         }
-        "set_ana" => set_ana(shared, command, scope.listener),
-        "swap_identity" => swap_identity(shared, command),
-        "resize" => resize(shared, command),
+        "set_ana" => set_ana(rooms, command, scope.listener),
+        "swap_identity" => swap_identity(rooms, command),
+        "resize" => resize(rooms, command),
         "attach" | "detach" => {
-            let (subsystem, nsid) = (subsystem(shared, command)?, need_nsid(command)?);
-            subsystem.attach(nsid, command.cmd == "attach")?;
-            raise(shared, subsystem, EVENT_NAMESPACE, Some(nsid), None);
+            let ((index, store), nsid) = (store(shared, command)?, need_nsid(command)?);
+            store.attach(nsid, command.cmd == "attach")?;
+            rooms.changed(index, Change::List(nsid));
             Ok(json!({}))
         }
-        "move_group" => move_group(shared, command),
+        "move_group" => move_group(rooms, command),
         "queues" => {
             let count = command.count.ok_or("queues needs a count")?.clamp(1, 128) as u16;
-            shared.max_io_queues.store(count, Ordering::Relaxed);
+            rooms.nvme.max_io_queues.store(count, Ordering::Relaxed);
             Ok(json!({}))
         }
+        "logout_request" | "drop_connection" | "nop_in" => {
+            let (scope, what) = announcement(shared, command)?;
+            let counts = tell_all(shared, |reply| Msg::Announce { scope, what, reply })?;
+            Ok(json!({ "connections": counts.iter().sum::<usize>() }))
+        }
         "power_loss" => {
-            lose_power(shared);
+            rooms.lose_power();
             broken(shared, Scope::default(), true)
         }
         other => Err(format!("command \"{other}\" is not known; see polypath-target ctl --help")),
@@ -260,7 +271,7 @@ fn scope(shared: &Shared, command: &Command) -> Result<Scope, String> {
             Some(found.ok_or_else(|| format!("no listener at \"{text}\""))?)
         }
     };
-    Ok(Scope { listener, cntlid: command.cntlid, qid: command.qid, conn: command.conn })
+    Ok(Scope { listener, session: command.cntlid, queue: command.qid, conn: command.conn })
 }
 
 fn need_listener(shared: &Shared, command: &Command) -> Result<usize, String> {
@@ -285,67 +296,68 @@ fn broken(shared: &Shared, scope: Scope, reset: bool) -> Result<Value, String> {
     Ok(json!({ "connections": counts.iter().sum::<usize>() }))
 }
 
-fn listener_action(shared: &Shared, command: &Command, action: ListenerAction) -> Result<Value, String> {
-    let index = need_listener(shared, command)?;
-    let listener = &shared.listeners[index];
+fn listener_action(rooms: &Rooms, command: &Command, action: ListenerAction) -> Result<Value, String> {
+    let index = need_listener(rooms, command)?;
+    let listener = &rooms.listeners[index];
     match action {
         ListenerAction::Drop => listener.dropped.store(true, Ordering::Release),
         ListenerAction::Restore => listener.dropped.store(false, Ordering::Release),
         ListenerAction::Close => listener.closed.store(true, Ordering::Release),
         ListenerAction::Open => listener.closed.store(false, Ordering::Release),
     }
-    let results = tell_all(shared, |reply| Msg::Listener { index, action, reply })?;
+    let results = tell_all(rooms, |reply| Msg::Listener { index, action, reply })?;
     let mut n = 0;
     for result in results {
         n += result?;
     }
     if matches!(action, ListenerAction::Close | ListenerAction::Open) {
-        shared.discovery_generation.fetch_add(1, Ordering::AcqRel);
-        raise(shared, &shared.subsystems[0], EVENT_DISCOVERY, None, None);
+        rooms.ports_changed();
     }
     tracing::info!(listener = %listener.address, ?action, connections = n, "listener changed");
     Ok(json!({ "connections": n }))
 }
 
-/// The subsystem a command means: by name, or the only one.
-fn subsystem<'a>(shared: &'a Shared, command: &Command) -> Result<&'a Subsystem, String> {
-    let mut candidates =
-        shared.subsystems.iter().filter(|s| !s.discovery && command.nqn.as_ref().is_none_or(|n| *n == s.nqn));
+/// The store a command means, and its index: by the name of its subsystem or target, or the only one.
+fn store<'a>(shared: &'a Shared, command: &Command) -> Result<(usize, &'a Store), String> {
+    let named = |s: &Store| command.nqn.as_ref().is_none_or(|n| *n == s.nqn || s.iqn.as_ref() == Some(n));
+    let mut candidates = shared.stores.iter().enumerate().filter(|(_, s)| named(s));
     match (candidates.next(), candidates.next()) {
-        (Some(only), None) => Ok(only),
+        (Some((index, only)), None) => Ok((index, only)),
         (None, _) => Err(format!("no subsystem {}", command.nqn.as_deref().unwrap_or("at all"))),
         (Some(_), Some(_)) => Err("there are several subsystems: say which by nqn".into()),
     }
 }
 
-fn raise(shared: &Shared, subsystem: &Subsystem, event: u32, nsid: Option<u32>, listener: Option<usize>) {
-    for controller in lock(&subsystem.controllers).values() {
-        if listener.is_none_or(|l| l == controller.listener) {
-            controller.raise(event, nsid);
-        }
-    }
-    shared.wake_all();
+/// To whom a command has the target say what.
+pub(crate) fn announcement(shared: &Shared, command: &Command) -> Result<(Scope, Announcement), String> {
+    let within_s = command.ms.unwrap_or(1000).div_ceil(1000).min(3600) as u16;
+    let what = match command.cmd.as_str() {
+        "logout_request" => Announcement::Logout { within_s },
+        "drop_connection" => Announcement::Drop,
+        _ => Announcement::Ping,
+    };
+    Ok((scope(shared, command)?, what))
 }
 
-fn set_ana(shared: &Shared, command: &Command, listener: Option<usize>) -> Result<Value, String> {
-    let subsystem = subsystem(shared, command)?;
+fn set_ana(rooms: &Rooms, command: &Command, listener: Option<usize>) -> Result<Value, String> {
+    let (index, store) = store(rooms, command)?;
     let state = AnaState::parse(command.state.as_deref().ok_or("set_ana needs a state")?)?;
     let group = match (command.group, command.nsid) {
         (Some(group), _) => Some(group),
         (None, Some(nsid)) => Some(
-            subsystem
-                .namespaces()
+            store
+                .disks()
                 .iter()
                 .find(|n| n.nsid == nsid)
                 .map(|n| n.group)
-                .ok_or_else(|| format!("subsystem {} has no namespace {nsid}", subsystem.nqn))?,
+                .ok_or_else(|| format!("subsystem {} has no namespace {nsid}", store.nqn))?,
         ),
         (None, None) => None,
     };
-    if !subsystem.set_ana(listener, group, state.code()) {
-        return Err(format!("subsystem {} has no ANA group {}", subsystem.nqn, group.unwrap_or(0)));
+    if !store.set_access(listener, group, state.code()) {
+        return Err(format!("subsystem {} has no ANA group {}", store.nqn, group.unwrap_or(0)));
     }
-    raise(shared, subsystem, EVENT_ANA, None, listener);
+    rooms.changed(index, Change::Access(listener));
     Ok(json!({}))
 }
 
@@ -353,14 +365,14 @@ fn need_nsid(command: &Command) -> Result<u32, String> {
     command.nsid.ok_or_else(|| format!("{} needs an nsid", command.cmd))
 }
 
-fn swap_identity(shared: &Shared, command: &Command) -> Result<Value, String> {
-    let subsystem = subsystem(shared, command)?;
+fn swap_identity(rooms: &Rooms, command: &Command) -> Result<Value, String> {
+    let (index, store) = store(rooms, command)?;
     let nsid = need_nsid(command)?;
-    let salt = shared.now_us().to_le_bytes();
-    let new = subsystem.replace(nsid, |old| {
-        let fresh = crate::config::derived(&subsystem.nqn, nsid, &salt);
+    let salt = rooms.now_us().to_le_bytes();
+    let new = store.replace(nsid, |old| {
+        let fresh = crate::config::derived(&store.nqn, nsid, &salt);
         let nguid = command.nguid.as_deref().map_or(Ok(fresh), |t| parse_hex("nguid", t))?;
-        let mut uuid = crate::config::derived(&subsystem.nqn, nsid + (1 << 16), &salt);
+        let mut uuid = crate::config::derived(&store.nqn, nsid + (1 << 16), &salt);
         if let Some(text) = &command.uuid {
             uuid = parse_hex("uuid", text)?;
         }
@@ -371,80 +383,56 @@ fn swap_identity(shared: &Shared, command: &Command) -> Result<Value, String> {
                 Medium::Cached(cached) => crate::config::Backing::Cached { bytes, through: cached.is_through() },
                 _ => crate::config::Backing::Ram(bytes),
             };
-            Arc::new(Medium::open(&backing, shared.config.threads).map_err(|e| e.to_string())?.0)
+            Arc::new(Medium::open(&backing, rooms.config.threads).map_err(|e| e.to_string())?.0)
         } else {
             old.medium.clone()
         };
         let eui64 = if old.eui64 == [0; 8] { [0; 8] } else { fresh[..8].try_into().unwrap_or([1; 8]) };
-        Ok(Namespace { nguid, uuid, eui64, medium, ..copy(old) })
+        Ok(Disk { nguid, uuid, eui64, medium, ..old.copy() })
     })?;
-    raise(shared, subsystem, EVENT_NAMESPACE, Some(nsid), None);
+    rooms.changed(index, Change::Identity(nsid));
     let hex = |id: &[u8]| id.iter().map(|b| format!("{b:02x}")).collect::<String>();
     Ok(json!({ "nguid": hex(&new.nguid), "uuid": hex(&new.uuid) }))
 }
 
-fn resize(shared: &Shared, command: &Command) -> Result<Value, String> {
-    let subsystem = subsystem(shared, command)?;
+fn resize(rooms: &Rooms, command: &Command) -> Result<Value, String> {
+    let (index, store) = store(rooms, command)?;
     let nsid = need_nsid(command)?;
     let bytes = command.bytes.ok_or("resize needs bytes")?;
-    let new = subsystem.replace(nsid, |old| {
+    let new = store.replace(nsid, |old| {
         let blocks = bytes >> old.shift;
         if blocks == 0 {
             return Err("a namespace has at least one block".into());
         }
         let medium = old.medium.resized(bytes)?;
-        Ok(Namespace { blocks, medium: medium.map_or_else(|| old.medium.clone(), Arc::new), ..copy(old) })
+        Ok(Disk { blocks, medium: medium.map_or_else(|| old.medium.clone(), Arc::new), ..old.copy() })
     })?;
-    raise(shared, subsystem, EVENT_NAMESPACE, Some(nsid), None);
+    rooms.changed(index, Change::Size(nsid));
     Ok(json!({ "blocks": new.blocks }))
 }
 
-fn move_group(shared: &Shared, command: &Command) -> Result<Value, String> {
-    let subsystem = subsystem(shared, command)?;
+fn move_group(rooms: &Rooms, command: &Command) -> Result<Value, String> {
+    let (index, store) = store(rooms, command)?;
     let (nsid, group) = (need_nsid(command)?, command.group.ok_or("move_group needs a group")?);
-    if !(1..=subsystem.groups()).contains(&group) {
-        return Err(format!("subsystem {} has ANA groups 1 to {}; {group} is none", subsystem.nqn, subsystem.groups()));
+    if !(1..=store.groups()).contains(&group) {
+        return Err(format!("subsystem {} has ANA groups 1 to {}; {group} is none", store.nqn, store.groups()));
     }
-    subsystem.replace(nsid, |old| Ok(Namespace { group, ..copy(old) }))?;
-    subsystem.ana_changes.fetch_add(1, Ordering::AcqRel);
-    raise(shared, subsystem, EVENT_ANA, None, None);
+    store.replace(nsid, |old| Ok(Disk { group, ..old.copy() }))?;
+    store.access_changes.fetch_add(1, Ordering::AcqRel);
+    rooms.changed(index, Change::Access(None));
     Ok(json!({}))
 }
 
-/// Puts `original` in the place of the namespace that has its identifier now, with the event.
-pub(crate) fn put_back(shared: &Shared, nqn: &str, original: &Namespace) {
-    let Some(subsystem) = shared.subsystems.iter().find(|s| s.nqn == nqn) else { return };
-    // One that is detached meanwhile has no place to be put.
-    if subsystem.replace(original.nsid, |now| Ok(Namespace { group: now.group, ..copy(original) })).is_ok() {
-        raise(shared, subsystem, EVENT_NAMESPACE, Some(original.nsid), None);
-    }
-}
-
-/// Ends every association and takes away what only caches and controllers had. The connections are still there.
-pub(crate) fn lose_power(shared: &Shared) {
-    for subsystem in &shared.subsystems {
-        let controllers: Vec<_> = lock(&subsystem.controllers).values().cloned().collect();
-        controllers.iter().for_each(|controller| shared.kill(controller, "the power failed"));
-        shared.held.forget();
-        subsystem.all_namespaces().iter().for_each(|n| n.medium.lose_power());
-    }
-    shared.power_cycles.fetch_add(1, Ordering::Relaxed);
-}
-
-fn copy(n: &Namespace) -> Namespace {
-    Namespace { medium: n.medium.clone(), previous: Some(n.medium.clone()), ..*n }
-}
-
 /// Serves the control socket until the target stops.
-pub(crate) fn serve(shared: &Arc<Shared>, listener: &UnixListener) {
+pub(crate) fn serve(rooms: &Arc<Rooms>, listener: &UnixListener) {
     let mut clients: Vec<std::thread::JoinHandle<()>> = Vec::new();
-    while !shared.stopping.load(Ordering::Acquire) {
+    while !rooms.stopping.load(Ordering::Acquire) {
         clients.retain(|c| !c.is_finished());
         match listener.accept() {
             Ok((stream, _)) if clients.len() < CLIENTS => {
-                let shared = shared.clone();
+                let rooms = rooms.clone();
                 let spawned =
-                    std::thread::Builder::new().name("target-ctl".into()).spawn(move || serve_client(&shared, stream));
+                    std::thread::Builder::new().name("target-ctl".into()).spawn(move || serve_client(&rooms, stream));
                 match spawned {
                     Ok(handle) => clients.push(handle),
                     Err(error) => tracing::warn!(%error, "control client"),
@@ -469,19 +457,19 @@ pub(crate) fn serve(shared: &Arc<Shared>, listener: &UnixListener) {
     }
 }
 
-fn serve_client(shared: &Arc<Shared>, stream: UnixStream) {
+fn serve_client(rooms: &Arc<Rooms>, stream: UnixStream) {
     let run = || -> std::io::Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(Duration::from_millis(100)))?;
         let mut writer = stream.try_clone()?;
         let mut reader = BufReader::new(&stream);
         let mut line = Vec::new();
-        while !shared.stopping.load(Ordering::Acquire) {
+        while !rooms.stopping.load(Ordering::Acquire) {
             let room = LINE.saturating_sub(line.len() as u64);
             match std::io::Read::take(&mut reader, room).read_until(b'\n', &mut line) {
                 Ok(0) => return Ok(()),
                 Ok(_) if line.ends_with(b"\n") => {
-                    let answer = answer(shared, &line);
+                    let answer = answer(rooms, &line);
                     line.clear();
                     writer.write_all(format!("{answer}\n").as_bytes())?;
                 }
@@ -498,10 +486,10 @@ fn serve_client(shared: &Arc<Shared>, stream: UnixStream) {
     }
 }
 
-fn answer(shared: &Shared, line: &[u8]) -> Value {
+fn answer(rooms: &Rooms, line: &[u8]) -> Value {
     let result = serde_json::from_slice::<Command>(line)
         .map_err(|e| format!("not a command: {e}"))
-        .and_then(|command| execute(shared, &command));
+        .and_then(|command| execute(rooms, &command));
     match result {
         Ok(Value::Object(mut fields)) => {
             fields.insert("ok".into(), true.into());

@@ -1,10 +1,14 @@
-//! A small NVMe/TCP target in software, for demonstrations, tests and measurements.
+//! A small NVMe/TCP and iSCSI target in software, for demonstrations, tests and measurements.
 //!
-//! **Knows:** NVMe/TCP as a controller speaks it (digests, R2T, in-capsule data, SUCCESS), subsystems over memory, nothing or a
-//! file, several listeners and controllers, ANA per listener, discovery, keep alive with a bound after which nothing of an
-//! association is executed, and faults on command.
+//! **Knows:** NVMe/TCP as a controller speaks it (digests, R2T, in-capsule data, SUCCESS) and iSCSI as a target speaks it (digests, R2T,
+//! immediate and unsolicited data, CHAP, task management, persistent reservations), disks over memory, nothing or a file that both
+//! export at once under identifiers that prove them the same, several listeners, ANA and ALUA per listener, discovery, bounds and
+//! proofs after which nothing of an association or a session is executed, and faults on command.
 //!
-//! **Refuses to know:** reservations, authentication, TLS, persistence of its configuration.
+//! **Refuses to know:** TLS, in-band authentication of NVMe, persistence of its configuration and of reservations.
+//!
+//! **House:** `media` and `faults` know no protocol, `store`, `mail` and `shared` hold what all connections share, the rooms `nvme` and
+//! `iscsi` use them, `rooms` and `conn` put both together for the shells. No import runs back.
 //!
 //! **Threading:** `threads` epoll loops; a connection belongs to one of them. Changes reach them by message or by a version
 //! number. A hostile host costs its own connection only.
@@ -12,26 +16,33 @@
 //! **Unsafe:** forbidden.
 //!
 //! A program starts one with [`Target::start`] and changes it with [`TargetHandle::control`]; the binary `polypath-target` does
-//! the same from a command line. Read `proto/mod.rs` for the state machine, `shell.rs` for the loop around it.
+//! the same from a command line. Read `nvme/mod.rs` and `iscsi/mod.rs` for the state machines, `shell.rs` for the loop around them.
 #![forbid(unsafe_code)]
 
-mod cache;
 pub mod cli;
 mod config;
+mod conn;
 mod control;
 mod faults;
+mod iscsi;
+mod mail;
 mod media;
-mod proto;
-mod service;
+mod nvme;
+mod out;
+mod rooms;
 mod shared;
 mod shell;
 #[doc(hidden)]
 pub mod sim_shell;
 mod sock;
 mod status;
+mod store;
 mod target;
 
-pub use config::{AnaState, ConfigError, DEFAULT_NQN, ListenerConfig, NamespaceConfig, SubsystemConfig, TargetConfig};
+pub use config::{
+    AnaState, ChapConfig, ConfigError, DEFAULT_IQN, DEFAULT_NQN, IscsiConfig, ListenerConfig, NamespaceConfig,
+    Protocol, SecretText, SubsystemConfig, TargetConfig,
+};
 pub use control::{Command, ListenerName, call};
 pub use faults::HeldRecord;
 pub use target::{StartError, Target, TargetHandle};

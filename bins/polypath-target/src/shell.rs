@@ -4,20 +4,19 @@
 //! what has come is read into one large buffer. Connections on which something moved lately are polled directly, the others
 //! through epoll.
 
-use crate::faults::{Kind, Rules, Scope};
-use crate::proto::{Conn, Ending, Env};
-use crate::service;
-use crate::shared::{ConnInfo, Shared, lock};
+use crate::conn::{self, Conn, Ending, Env};
+use crate::faults::{Kind, Rules};
+use crate::mail::{ListenerAction, Msg};
+use crate::rooms::Rooms;
+use crate::shared::{ConnInfo, lock};
 use crate::sock::Sock;
-use polypath_nvme::StatusField;
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown, sockopt};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const WAKE: u64 = u64::MAX;
@@ -31,63 +30,10 @@ const NAP_US: u64 = 50_000;
 /// How long a connection that was given up may stay to let the host read why.
 const LINGER_US: u64 = 1_000_000;
 
-/// What one thread tells another.
-pub(crate) enum Msg {
-    Adopt { socket: OwnedFd, info: Arc<ConnInfo> },
-    Respond { conn: u64, cid: u16, status: StatusField, result: u64 },
-    Abort { conn: u64, victim: u16, reply: (usize, u64, u16) },
-    Break { scope: Scope, reset: bool, reply: Sender<usize> },
-    Listener { index: usize, action: ListenerAction, reply: Sender<Result<usize, String>> },
-    Stop,
-}
-
-/// What is to become of a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ListenerAction {
-    Drop,
-    Restore,
-    Close,
-    Open,
-}
-
-/// How to reach a thread.
-pub(crate) struct ThreadHandle {
-    mail: Mutex<Vec<Msg>>,
-    has_mail: AtomicBool,
-    event: OwnedFd,
-}
-
-impl ThreadHandle {
-    pub(crate) fn new() -> std::io::Result<ThreadHandle> {
-        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(ThreadHandle { mail: Mutex::default(), has_mail: AtomicBool::new(false), event })
-    }
-
-    pub(crate) fn send(&self, msg: Msg) {
-        lock(&self.mail).push(msg);
-        self.has_mail.store(true, Ordering::Release);
-        self.wake();
-    }
-
-    /// Takes what has come, if anything has.
-    pub(crate) fn take(&self) -> Vec<Msg> {
-        if !self.has_mail.swap(false, Ordering::AcqRel) {
-            return Vec::new();
-        }
-        std::mem::take(&mut *lock(&self.mail))
-    }
-
-    /// Ends the thread's sleep.
-    pub(crate) fn wake(&self) {
-        // A full counter means that it is being woken already.
-        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-    }
-}
-
 /// One thread's loop.
 pub(crate) struct Shell {
     index: usize,
-    shared: Arc<Shared>,
+    rooms: Arc<Rooms>,
     epoll: OwnedFd,
     listeners: Vec<Option<TcpListener>>,
     socks: Vec<Option<Box<Sock>>>,
@@ -102,14 +48,14 @@ pub(crate) struct Shell {
 
 impl Shell {
     /// `listeners` are for the first thread; the others have none.
-    pub(crate) fn new(index: usize, shared: Arc<Shared>, listeners: Vec<TcpListener>) -> std::io::Result<Shell> {
+    pub(crate) fn new(index: usize, rooms: Arc<Rooms>, listeners: Vec<TcpListener>) -> std::io::Result<Shell> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (i, listener) in listeners.iter().enumerate() {
             epoll::add(&epoll, listener, epoll::EventData::new_u64(LISTENER + i as u64), epoll::EventFlags::IN)?;
         }
         Ok(Shell {
             index,
-            shared,
+            rooms,
             epoll,
             listeners: listeners.into_iter().map(Some).collect(),
             socks: Vec::new(),
@@ -130,9 +76,9 @@ impl Shell {
             return;
         }
         let mut turns = 0u32;
-        let mut busy_us = self.shared.now_us();
+        let mut busy_us = self.rooms.now_us();
         while !self.stop {
-            let now_us = self.shared.now_us();
+            let now_us = self.rooms.now_us();
             self.look_around(now_us);
             let mut moved = self.poll_hot(now_us);
             turns = turns.wrapping_add(1);
@@ -146,39 +92,39 @@ impl Shell {
             }
             if moved {
                 busy_us = now_us;
-            } else if now_us.saturating_sub(busy_us) >= self.shared.config.spin_us {
+            } else if now_us.saturating_sub(busy_us) >= self.rooms.config.spin_us {
                 let nap_us = self.next_timer_us.saturating_sub(now_us).min(NAP_US);
                 self.calm_down();
                 if self.wait(nap_us, now_us) {
-                    busy_us = self.shared.now_us();
+                    busy_us = self.rooms.now_us();
                 }
             }
         }
         for sock in self.socks.iter_mut().flatten() {
-            sock.conn.close(&self.shared);
+            sock.conn.close(&self.rooms);
         }
     }
 
     fn register_wake(&self) -> std::io::Result<()> {
-        let threads = self.shared.threads.get().ok_or_else(|| std::io::Error::other("threads are not set up"))?;
-        epoll::add(&self.epoll, &threads[self.index].event, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        let threads = self.rooms.threads.get().ok_or_else(|| std::io::Error::other("threads are not set up"))?;
+        epoll::add(&self.epoll, &threads[self.index].event(), epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
         Ok(())
     }
 
     /// Follows changes that other threads have made.
     #[inline]
     fn look_around(&mut self, now_us: u64) {
-        let Some(me) = self.shared.threads.get().and_then(|t| t.get(self.index)) else { return };
-        if me.has_mail.load(Ordering::Acquire) {
+        let Some(me) = self.rooms.threads.get().and_then(|t| t.get(self.index)) else { return };
+        if me.has_mail() {
             let mail = me.take();
             mail.into_iter().for_each(|msg| self.message(msg, now_us));
         }
         self.follow_rules(now_us);
-        let events = self.shared.events.load(Ordering::Acquire);
+        let events = self.rooms.events.load(Ordering::Acquire);
         if events != self.events_version {
             self.events_version = events;
-            let (shared, rules) = (self.shared.clone(), self.rules.clone());
-            let env = Env { now_us, shared: &shared, rules: &rules };
+            let (rooms, rules) = (self.rooms.clone(), self.rules.clone());
+            let env = Env { now_us, rooms: &rooms, rules: &rules };
             for i in 0..self.socks.len() {
                 if let Some(sock) = &mut self.socks[i] {
                     sock.conn.look_around(&env);
@@ -192,10 +138,10 @@ impl Shell {
     /// fault was made never slips past it.
     #[inline]
     fn follow_rules(&mut self, now_us: u64) {
-        let version = self.shared.faults.version();
+        let version = self.rooms.faults.version();
         if version != self.rules_version {
             self.rules_version = version;
-            self.rules = self.shared.faults.rules();
+            self.rules = self.rooms.faults.rules();
             for i in 0..self.socks.len() {
                 self.apply_rules(i, now_us);
             }
@@ -203,25 +149,40 @@ impl Shell {
     }
 
     fn message(&mut self, msg: Msg, now_us: u64) {
-        let (shared, rules) = (self.shared.clone(), self.rules.clone());
-        let env = Env { now_us, shared: &shared, rules: &rules };
+        let (rooms, rules) = (self.rooms.clone(), self.rules.clone());
+        let env = Env { now_us, rooms: &rooms, rules: &rules };
         match msg {
             Msg::Adopt { socket, info } => self.adopt(socket, info, now_us),
-            Msg::Respond { conn, cid, status, result } => {
-                if let Some(i) = self.find(conn)
-                    && let Some(sock) = &mut self.socks[i]
-                {
-                    sock.conn.respond(&env, cid, status, result);
-                    self.settle(i, now_us);
-                }
-            }
+            Msg::Landed { to, result } => self.on(to.conn, now_us, |conn| conn.landed(&env, to.tag, result)),
+            Msg::Aborted { to, aborted } => self.on(to.conn, now_us, |conn| conn.aborted(&env, to.tag, aborted)),
+            Msg::Quiet { to } => self.on(to.conn, now_us, |conn| conn.quiet(&env, to.tag)),
             Msg::Abort { conn, victim, reply } => {
                 let i = self.find(conn);
                 let owner = i.and_then(|i| self.socks[i].as_mut()).map(|sock| &mut sock.conn);
-                service::abort(&env, owner, victim, reply);
+                conn::abort(&env, owner, victim, reply);
                 if let Some(i) = i {
                     self.settle(i, now_us);
                 }
+            }
+            Msg::Quiesce { what, reply } => {
+                for i in 0..self.socks.len() {
+                    if let Some(sock) = &mut self.socks[i] {
+                        sock.conn.quiesce(&env, &what);
+                        self.settle(i, now_us);
+                    }
+                }
+                self.rooms.send(reply, Msg::Quiet { to: reply });
+            }
+            Msg::Announce { scope, what, reply } => {
+                let mut n = 0;
+                for i in 0..self.socks.len() {
+                    if let Some(sock) = self.socks[i].as_mut().filter(|s| scope.matches(&s.conn.who())) {
+                        n += usize::from(sock.conn.announce(&env, what));
+                        self.settle(i, now_us);
+                    }
+                }
+                // Whoever asked may have gone; nobody else needs the number.
+                let _ = reply.send(n);
             }
             Msg::Break { scope, reset, reply } => {
                 let n = self.break_off(|s| scope.matches(&s.conn.who()), reset, now_us);
@@ -237,7 +198,17 @@ impl Shell {
     }
 
     fn find(&self, conn: u64) -> Option<usize> {
-        self.socks.iter().position(|s| s.as_ref().is_some_and(|s| s.conn.info.id == conn))
+        self.socks.iter().position(|s| s.as_ref().is_some_and(|s| s.conn.info().id == conn))
+    }
+
+    /// Has connection `conn`, if it is there still, do something.
+    fn on(&mut self, conn: u64, now_us: u64, f: impl FnOnce(&mut Conn)) {
+        if let Some(i) = self.find(conn)
+            && let Some(sock) = &mut self.socks[i]
+        {
+            f(&mut sock.conn);
+            self.settle(i, now_us);
+        }
     }
 
     /// Resets or closes every connection that `which` says; returns how many.
@@ -252,8 +223,8 @@ impl Shell {
                 self.drop_sock(i);
             } else {
                 let _ = shutdown(&sock.fd, Shutdown::Write);
-                sock.conn.close(&self.shared);
-                sock.conn.ending = Some(Ending::AfterFlush);
+                sock.conn.close(&self.rooms);
+                sock.conn.end(Ending::AfterFlush);
                 sock.linger_until_us = Some(now_us + LINGER_US);
             }
         }
@@ -261,7 +232,7 @@ impl Shell {
     }
 
     fn listener(&mut self, index: usize, action: ListenerAction, now_us: u64) -> Result<usize, String> {
-        let mine = move |s: &Sock| s.conn.info.listener == index;
+        let mine = move |s: &Sock| s.conn.info().listener == index;
         let n = match action {
             ListenerAction::Drop => {
                 let mut n = 0;
@@ -269,7 +240,7 @@ impl Shell {
                     // Deleting fails only for one that is not there, which is as good.
                     let _ = epoll::delete(&self.epoll, &sock.fd);
                     sock.frozen = true;
-                    sock.conn.info.frozen.store(true, Ordering::Relaxed);
+                    sock.conn.info().frozen.store(true, Ordering::Relaxed);
                     n += 1;
                 }
                 n
@@ -293,7 +264,7 @@ impl Shell {
             }
             (ListenerAction::Close, Some(_)) => *slot = None,
             (ListenerAction::Open, None) => {
-                let address = self.shared.listeners[index].address;
+                let address = self.rooms.listeners[index].address;
                 let l = bind(address).map_err(|e| format!("listen on {address}: {e}"))?;
                 epoll::add(&self.epoll, &l, token, epoll::EventFlags::IN).map_err(|e| e.to_string())?;
                 *slot = Some(l);
@@ -314,18 +285,18 @@ impl Shell {
                     return;
                 }
             };
-            let mut conns = lock(&self.shared.conns);
-            if conns.len() >= self.shared.config.max_connections {
+            let mut conns = lock(&self.rooms.conns);
+            if conns.len() >= self.rooms.config.max_connections {
                 tracing::warn!(%peer, limit = conns.len(), "too many connections; closed");
                 continue;
             }
             if stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_err() {
                 continue;
             }
-            let thread = self.next_thread % self.shared.config.threads;
+            let thread = self.next_thread % self.rooms.config.threads;
             self.next_thread += 1;
             let info = Arc::new(ConnInfo {
-                id: self.shared.next_conn.fetch_add(1, Ordering::Relaxed),
+                id: self.rooms.next_conn.fetch_add(1, Ordering::Relaxed),
                 listener: index,
                 thread,
                 peer: Some(peer),
@@ -335,9 +306,9 @@ impl Shell {
             });
             conns.insert(info.id, info.clone());
             drop(conns);
-            self.shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
+            self.rooms.counters.accepted.fetch_add(1, Ordering::Relaxed);
             let socket = OwnedFd::from(stream);
-            match self.shared.threads.get().and_then(|t| t.get(thread)) {
+            match self.rooms.threads.get().and_then(|t| t.get(thread)) {
                 Some(other) if thread != self.index => other.send(Msg::Adopt { socket, info }),
                 _ => self.adopt(socket, info, now_us),
             }
@@ -352,13 +323,16 @@ impl Shell {
         let interest = epoll::EventFlags::IN;
         if let Err(error) = epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(i as u64), interest) {
             tracing::warn!(%error, "epoll");
-            lock(&self.shared.conns).remove(&info.id);
+            lock(&self.rooms.conns).remove(&info.id);
             return;
         }
-        let room = RX.max(2 * (self.shared.config.max_h2c_data.max(self.shared.config.in_capsule) as usize + 512));
+        let config = &self.rooms.config;
+        let largest = config.max_h2c_data.max(config.in_capsule).max(config.iscsi.max_recv_data);
+        let room = RX.max(2 * (largest as usize + 1536));
+        let protocol = self.rooms.listeners[info.listener].protocol;
         self.socks[i] = Some(Box::new(Sock {
             fd,
-            conn: Conn::new(info),
+            conn: Conn::new(protocol, info, &self.rooms, now_us),
             rx: vec![0; room],
             start: 0,
             end: 0,
@@ -456,15 +430,15 @@ impl Shell {
                 0
             }
         };
-        let now_us = if timeout_us > 0 { self.shared.now_us() } else { now_us };
+        let now_us = if timeout_us > 0 { self.rooms.now_us() } else { now_us };
         let mut moved = false;
         for event in &list[..n] {
             match event.data.u64() {
                 WAKE => {
                     let mut sink = [0; 8];
-                    if let Some(me) = self.shared.threads.get().and_then(|t| t.get(self.index)) {
+                    if let Some(me) = self.rooms.threads.get().and_then(|t| t.get(self.index)) {
                         // Empty already: fine.
-                        let _ = rustix::io::read(&me.event, &mut sink[..]);
+                        let _ = rustix::io::read(me.event(), &mut sink[..]);
                     }
                     moved = true;
                 }
@@ -495,7 +469,7 @@ impl Shell {
         if sock.linger_until_us.is_some() || sock.stalled {
             moved = sock.discard();
         } else {
-            let came = sock.fill(&self.shared, now_us);
+            let came = sock.fill(&self.rooms, now_us);
             self.follow_rules(now_us);
             let Some(sock) = &mut self.socks[i] else { return true };
             if sock.stalled {
@@ -503,10 +477,10 @@ impl Shell {
                 (sock.start, sock.end) = (0, 0);
                 return came;
             }
-            let env = Env { now_us, shared: &self.shared, rules: &self.rules };
-            let before = sock.conn.controller.is_some();
+            let env = Env { now_us, rooms: &self.rooms, rules: &self.rules };
+            let before = sock.conn.is_joined();
             moved = sock.take_in(&env) || came;
-            if before != sock.conn.controller.is_some() {
+            if before != sock.conn.is_joined() {
                 // A controller was found: faults may name it, and its keep alive has a deadline.
                 self.next_timer_us = 0;
                 self.apply_rules(i, now_us);
@@ -521,28 +495,31 @@ impl Shell {
     fn settle(&mut self, i: usize, now_us: u64) {
         let Some(sock) = &mut self.socks[i] else { return };
         if sock.frozen {
-            if sock.conn.ending.is_some() {
+            if sock.conn.ending().is_some() {
                 // Its controller is gone, but the network has eaten the connection: nobody is told.
-                sock.conn.close(&self.shared);
+                sock.conn.close(&self.rooms);
             }
             return;
         }
-        if sock.conn.out.len() == 0 {
+        if sock.conn.out().len() == 0 {
             sock.blocked = false;
         } else if !sock.stalled {
-            let listener = &self.shared.listeners[sock.conn.info.listener];
+            let listener = &self.rooms.listeners[sock.conn.info().listener];
             sock.flush(listener, now_us);
         }
         let deadline_us =
             sock.conn.deadline_us().min(if sock.quiet_until_us > now_us { sock.quiet_until_us } else { u64::MAX });
         self.next_timer_us = self.next_timer_us.min(deadline_us);
-        if sock.conn.ending == Some(Ending::AfterFlush) && sock.conn.out.len() == 0 && sock.linger_until_us.is_none() {
+        if sock.conn.ending() == Some(Ending::AfterFlush)
+            && sock.conn.out().len() == 0
+            && sock.linger_until_us.is_none()
+        {
             let _ = shutdown(&sock.fd, Shutdown::Write);
-            sock.conn.close(&self.shared);
+            sock.conn.close(&self.rooms);
             sock.linger_until_us = Some(now_us + LINGER_US);
             self.next_timer_us = self.next_timer_us.min(now_us + LINGER_US);
         }
-        let over = sock.dead || sock.conn.ending == Some(Ending::Now);
+        let over = sock.dead || sock.conn.ending() == Some(Ending::Now);
         if over {
             self.drop_sock(i);
             return;
@@ -560,9 +537,9 @@ impl Shell {
 
     fn drop_sock(&mut self, i: usize) {
         if let Some(mut sock) = self.socks[i].take() {
-            sock.conn.close(&self.shared);
-            lock(&self.shared.conns).remove(&sock.conn.info.id);
-            self.shared.counters.closed.fetch_add(1, Ordering::Relaxed);
+            sock.conn.close(&self.rooms);
+            lock(&self.rooms.conns).remove(&sock.conn.info().id);
+            self.rooms.counters.closed.fetch_add(1, Ordering::Relaxed);
             self.hot.retain(|&h| h != i);
         }
     }
@@ -570,16 +547,16 @@ impl Shell {
     /// Does everything that is due and finds out when the next thing is.
     fn timers(&mut self, now_us: u64) {
         self.next_timer_us = now_us + NAP_US;
-        let (shared, rules) = (self.shared.clone(), self.rules.clone());
-        let env = Env { now_us, shared: &shared, rules: &rules };
+        let (rooms, rules) = (self.rooms.clone(), self.rules.clone());
+        let env = Env { now_us, rooms: &rooms, rules: &rules };
         if self.index == 0 {
-            service::apply_held(&shared, now_us);
-            self.next_timer_us = self.next_timer_us.min(shared.held.next_us());
+            rooms.apply_held(now_us);
+            self.next_timer_us = self.next_timer_us.min(rooms.held.next_us());
         }
         for i in 0..self.socks.len() {
             let Some(sock) = &mut self.socks[i] else { continue };
             sock.conn.tick(&env);
-            if let Some(next_us) = service::keep_alive(&shared, &sock.conn, now_us) {
+            if let Some(next_us) = sock.conn.keep_alive(&rooms, now_us) {
                 self.next_timer_us = self.next_timer_us.min(next_us);
             }
             if sock.linger_until_us.is_some_and(|t| now_us >= t) {

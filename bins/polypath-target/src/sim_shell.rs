@@ -4,13 +4,15 @@
 //! Faults of the network (`drop_silently`, `bandwidth`, …) belong to the world's wire and are not in force here.
 
 use crate::config::{ConfigError, TargetConfig};
+use crate::conn::{self, Conn, Ending, Env};
 use crate::control::{self, Command, ListenerName};
 use crate::faults::{Rules, Scope};
+use crate::mail::{Msg, ThreadHandle};
 use crate::media::Medium;
-use crate::proto::{Chunk, Conn, Ending, Env};
-use crate::service;
-use crate::shared::{ConnInfo, Namespace, Shared, lock};
-use crate::shell::{Msg, ThreadHandle};
+use crate::out::Chunk;
+use crate::rooms::Rooms;
+use crate::shared::{ConnInfo, lock};
+use crate::store::Disk;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -30,14 +32,14 @@ pub enum Wish {
 
 /// A target that is driven.
 pub struct SimTarget {
-    shared: Arc<Shared>,
+    rooms: Arc<Rooms>,
     connections: BTreeMap<u64, Connection>,
     rules: Rules,
     rules_version: u64,
     events_version: u64,
     next_us: u64,
     /// Namespaces before an identity swap, by subsystem and NSID.
-    originals: BTreeMap<(String, u32), Arc<Namespace>>,
+    originals: BTreeMap<(String, u32), Arc<Disk>>,
     /// The media that were swapped in.
     strangers: Vec<Arc<Medium>>,
 }
@@ -58,12 +60,12 @@ impl SimTarget {
         let addresses: Result<Vec<SocketAddr>, _> = config.listeners.iter().map(|l| l.address.parse()).collect();
         let addresses =
             addresses.map_err(|e| ConfigError::new("listeners", format!("not an address and a port: {e}")))?;
-        let shared = Shared::driven(config, &addresses)?;
+        let rooms = Rooms::driven(config, &addresses)?;
         let handle = ThreadHandle::new().map_err(|e| ConfigError::new("threads", e.to_string()))?;
         // The cell is fresh, so it takes the value.
-        let _ = shared.threads.set(vec![handle]);
+        let _ = rooms.threads.set(vec![handle]);
         Ok(SimTarget {
-            shared: Arc::new(shared),
+            rooms: Arc::new(rooms),
             connections: BTreeMap::new(),
             rules: Rules::default(),
             rules_version: u64::MAX,
@@ -76,19 +78,23 @@ impl SimTarget {
 
     /// A new connection on `listener`; returns its number.
     pub fn accept(&mut self, now_us: u64, listener: usize) -> u64 {
-        self.shared.set_now_us(now_us);
-        let id = self.shared.next_conn.fetch_add(1, Ordering::Relaxed);
+        self.rooms.set_now_us(now_us);
+        let id = self.rooms.next_conn.fetch_add(1, Ordering::Relaxed);
         let info = Arc::new(ConnInfo { id, listener, queue: u32::MAX.into(), ..ConnInfo::default() });
-        lock(&self.shared.conns).insert(id, info.clone());
-        self.connections.insert(id, Connection { conn: Conn::new(info), rx: Vec::new(), reset: false });
+        lock(&self.rooms.conns).insert(id, info.clone());
+        let protocol = self.rooms.listeners.get(listener).map(|l| l.protocol).unwrap_or_default();
+        self.connections.insert(
+            id,
+            Connection { conn: Conn::new(protocol, info, &self.rooms, now_us), rx: Vec::new(), reset: false },
+        );
         id
     }
 
     /// Bytes came on `connection`.
     pub fn input(&mut self, now_us: u64, connection: u64, bytes: &[u8]) {
-        self.shared.set_now_us(now_us);
+        self.rooms.set_now_us(now_us);
         self.follow_rules();
-        let env = Env { now_us, shared: &self.shared, rules: &self.rules };
+        let env = Env { now_us, rooms: &self.rooms, rules: &self.rules };
         let Some(c) = self.connections.get_mut(&connection) else { return };
         c.rx.extend_from_slice(bytes);
         let taken = c.conn.receive(&env, &c.rx);
@@ -99,7 +105,7 @@ impl SimTarget {
     /// Moves at most `limit` bytes that are to leave on `connection` to the end of `out`.
     pub fn output(&mut self, connection: u64, limit: usize, out: &mut Vec<u8>) -> usize {
         let Some(c) = self.connections.get_mut(&connection) else { return 0 };
-        if limit == 0 || c.conn.out.len() == 0 {
+        if limit == 0 || c.conn.out().len() == 0 {
             return 0;
         }
         let start = out.len();
@@ -107,7 +113,7 @@ impl SimTarget {
             polypath_memory::with(|table| table.view(segment).map(|view| view.copy_out(to)).map(|_| ()))
         };
         let mut lost = false;
-        c.conn.out.visit(limit, |chunk| {
+        c.conn.out().visit(limit, |chunk| {
             match chunk {
                 Chunk::Bytes(bytes) => out.extend_from_slice(bytes),
                 Chunk::Medium(segment) => {
@@ -118,21 +124,21 @@ impl SimTarget {
             }
             true
         });
-        lost |= c.conn.out.advance(out.len() - start, copy).is_err();
+        lost |= c.conn.out_mut().advance(out.len() - start, copy).is_err();
         c.reset |= lost;
         out.len() - start
     }
 
     /// Bytes that wait to leave on `connection`.
     pub fn waiting(&self, connection: u64) -> usize {
-        self.connections.get(&connection).map_or(0, |c| c.conn.out.len())
+        self.connections.get(&connection).map_or(0, |c| c.conn.out().len())
     }
 
     /// What `connection` wants.
     pub fn wish(&self, connection: u64) -> Wish {
         match self.connections.get(&connection) {
-            Some(c) if c.reset || c.conn.ending == Some(Ending::Now) => Wish::Reset,
-            Some(c) if c.conn.ending == Some(Ending::AfterFlush) && c.conn.out.len() == 0 => Wish::End,
+            Some(c) if c.reset || c.conn.ending() == Some(Ending::Now) => Wish::Reset,
+            Some(c) if c.conn.ending() == Some(Ending::AfterFlush) && c.conn.out().len() == 0 => Wish::End,
             Some(_) => Wish::Stay,
             None => Wish::Reset,
         }
@@ -140,34 +146,34 @@ impl SimTarget {
 
     /// `connection` is over, whoever ended it.
     pub fn closed(&mut self, now_us: u64, connection: u64) {
-        self.shared.set_now_us(now_us);
+        self.rooms.set_now_us(now_us);
         if let Some(mut c) = self.connections.remove(&connection) {
-            c.conn.close(&self.shared);
-            lock(&self.shared.conns).remove(&connection);
+            c.conn.close(&self.rooms);
+            lock(&self.rooms.conns).remove(&connection);
             self.next_us = now_us;
         }
     }
 
     /// Does everything that is due by `now_us`: messages, events, delayed commands, held writes, keep alive.
     pub fn poll(&mut self, now_us: u64) {
-        self.shared.set_now_us(now_us);
+        self.rooms.set_now_us(now_us);
         self.follow_rules();
         self.read_mail(now_us);
         self.follow_events(now_us);
-        if now_us < self.next_us.min(self.shared.held.next_us()) {
+        if now_us < self.next_us.min(self.rooms.held.next_us()) {
             return;
         }
-        service::apply_held(&self.shared, now_us);
+        self.rooms.apply_held(now_us);
         let mut next_us = u64::MAX;
         for c in self.connections.values_mut() {
-            let env = Env { now_us, shared: &self.shared, rules: &self.rules };
+            let env = Env { now_us, rooms: &self.rooms, rules: &self.rules };
             c.conn.tick(&env);
             // What could not be taken in while too much waited to leave.
             if !c.rx.is_empty() {
                 let taken = c.conn.receive(&env, &c.rx);
                 c.rx.drain(..taken);
             }
-            let alive_us = service::keep_alive(&self.shared, &c.conn, now_us).unwrap_or(u64::MAX);
+            let alive_us = c.conn.keep_alive(&self.rooms, now_us).unwrap_or(u64::MAX);
             next_us = next_us.min(c.conn.deadline_us()).min(alive_us);
         }
         self.next_us = next_us;
@@ -177,7 +183,7 @@ impl SimTarget {
 
     /// When [`SimTarget::poll`] has something to do next.
     pub fn next_us(&self) -> u64 {
-        self.next_us.min(self.shared.held.next_us())
+        self.next_us.min(self.rooms.held.next_us())
     }
 
     /// Does what [`crate::TargetHandle::control`] does.
@@ -185,7 +191,7 @@ impl SimTarget {
     /// # Errors
     /// As there; also for commands about listeners, which the world must carry out itself.
     pub fn control(&mut self, now_us: u64, command: &Command) -> Result<Value, String> {
-        self.shared.set_now_us(now_us);
+        self.rooms.set_now_us(now_us);
         self.next_us = now_us;
         match command.cmd.as_str() {
             "reset" | "fin" => {
@@ -193,11 +199,19 @@ impl SimTarget {
                     Some(ListenerName::Index(index)) => Some(index),
                     _ => None,
                 };
-                let scope = Scope { listener, cntlid: command.cntlid, qid: command.qid, conn: command.conn };
+                let scope = Scope { listener, session: command.cntlid, queue: command.qid, conn: command.conn };
                 Ok(json!({ "connections": self.break_off(scope, command.cmd == "reset") }))
             }
+            "logout_request" | "drop_connection" | "nop_in" => {
+                let (scope, what) = control::announcement(&self.rooms, command)?;
+                let rules = self.rules.clone();
+                let env = Env { now_us, rooms: &self.rooms, rules: &rules };
+                let meant = self.connections.values_mut().filter(|c| scope.matches(&c.conn.who()));
+                let told = meant.filter_map(|c| c.conn.announce(&env, what).then_some(())).count();
+                Ok(json!({ "connections": told }))
+            }
             "power_loss" => {
-                control::lose_power(&self.shared);
+                self.rooms.lose_power();
                 Ok(json!({ "connections": self.break_off(Scope::default(), true) }))
             }
             "drop_silently" | "restore" | "close_listener" | "open_listener" | "stall" | "trickle" | "bandwidth" => {
@@ -206,7 +220,7 @@ impl SimTarget {
             "swap_identity" => {
                 let (nqn, nsid) = (command.nqn.clone().unwrap_or_default(), command.nsid.unwrap_or(0));
                 let original = self.namespace(&nqn, nsid);
-                let answer = control::execute(&self.shared, command)?;
+                let answer = control::execute(&self.rooms, command)?;
                 if let (Some(original), Some(new)) = (original, self.namespace(&nqn, nsid)) {
                     if !Arc::ptr_eq(&new.medium, &original.medium) {
                         self.strangers.push(new.medium.clone());
@@ -215,16 +229,16 @@ impl SimTarget {
                 }
                 Ok(answer)
             }
-            _ => control::execute(&self.shared, command),
+            _ => control::execute(&self.rooms, command),
         }
     }
 
     /// Undoes `swap_identity`, with its event. Nothing happens where nothing was swapped.
     pub fn swap_back(&mut self, now_us: u64, nqn: &str, nsid: u32) {
-        self.shared.set_now_us(now_us);
+        self.rooms.set_now_us(now_us);
         self.next_us = now_us;
         let Some(original) = self.originals.remove(&(nqn.to_owned(), nsid)) else { return };
-        control::put_back(&self.shared, nqn, &original);
+        self.rooms.put_back(nqn, &original);
     }
 
     /// How often the media were changed that came by `swap_identity` with new contents.
@@ -248,60 +262,70 @@ impl SimTarget {
         }
     }
 
-    fn namespace(&self, nqn: &str, nsid: u32) -> Option<Arc<Namespace>> {
-        let subsystem = self.shared.subsystems.iter().find(|s| s.nqn == nqn)?;
-        subsystem.all_namespaces().into_iter().find(|n| n.nsid == nsid)
+    fn namespace(&self, nqn: &str, nsid: u32) -> Option<Arc<Disk>> {
+        let store = self.rooms.stores.iter().find(|s| s.nqn == nqn)?;
+        store.all_disks().into_iter().find(|n| n.nsid == nsid)
     }
 
     fn break_off(&mut self, scope: Scope, reset: bool) -> usize {
         let mut n = 0;
         for c in self.connections.values_mut().filter(|c| scope.matches(&c.conn.who())) {
             n += 1;
-            c.conn.close(&self.shared);
-            c.conn.ending = Some(if reset { Ending::Now } else { Ending::AfterFlush });
+            c.conn.close(&self.rooms);
+            c.conn.end(if reset { Ending::Now } else { Ending::AfterFlush });
         }
         n
     }
 
+    fn on(&mut self, conn: u64, f: impl FnOnce(&mut Conn)) {
+        if let Some(c) = self.connections.get_mut(&conn) {
+            f(&mut c.conn);
+        }
+    }
+
     fn follow_rules(&mut self) {
-        let version = self.shared.faults.version();
+        let version = self.rooms.faults.version();
         if version != self.rules_version {
             self.rules_version = version;
-            self.rules = self.shared.faults.rules();
+            self.rules = self.rooms.faults.rules();
         }
     }
 
     fn follow_events(&mut self, now_us: u64) {
-        let version = self.shared.events.load(Ordering::Acquire);
+        let version = self.rooms.events.load(Ordering::Acquire);
         if version == self.events_version {
             return;
         }
         self.events_version = version;
-        let env = Env { now_us, shared: &self.shared, rules: &self.rules };
+        let env = Env { now_us, rooms: &self.rooms, rules: &self.rules };
         self.connections.values_mut().for_each(|c| c.conn.look_around(&env));
     }
 
     fn read_mail(&mut self, now_us: u64) {
-        let shared = self.shared.clone();
+        let rooms = self.rooms.clone();
         loop {
-            let mail = shared.threads.get().and_then(|t| t.first()).map(ThreadHandle::take).unwrap_or_default();
+            let mail = rooms.threads.get().and_then(|t| t.first()).map(ThreadHandle::take).unwrap_or_default();
             if mail.is_empty() {
                 return;
             }
-            let env = Env { now_us, shared: &shared, rules: &self.rules };
+            let rules = self.rules.clone();
+            let env = Env { now_us, rooms: &rooms, rules: &rules };
             for message in mail {
                 match message {
                     Msg::Abort { conn, victim, reply } => {
                         let owner = self.connections.get_mut(&conn).map(|c| &mut c.conn);
-                        service::abort(&env, owner, victim, reply);
+                        conn::abort(&env, owner, victim, reply);
                     }
-                    Msg::Respond { conn, cid, status, result } => {
-                        if let Some(c) = self.connections.get_mut(&conn) {
-                            c.conn.respond(&env, cid, status, result);
-                        }
+                    Msg::Landed { to, result } => self.on(to.conn, |conn| conn.landed(&env, to.tag, result)),
+                    Msg::Aborted { to, aborted } => self.on(to.conn, |conn| conn.aborted(&env, to.tag, aborted)),
+                    Msg::Quiet { to } => self.on(to.conn, |conn| conn.quiet(&env, to.tag)),
+                    Msg::Quiesce { what, reply } => {
+                        self.connections.values_mut().for_each(|c| c.conn.quiesce(&env, &what));
+                        rooms.send(reply, Msg::Quiet { to: reply });
                     }
                     // These come with sockets and threads, which are not here.
-                    Msg::Adopt { .. } | Msg::Break { .. } | Msg::Listener { .. } | Msg::Stop => {}
+                    Msg::Adopt { .. } | Msg::Announce { .. } | Msg::Break { .. } | Msg::Listener { .. } | Msg::Stop => {
+                    }
                 }
             }
         }
@@ -311,7 +335,7 @@ impl SimTarget {
 impl Drop for SimTarget {
     fn drop(&mut self) {
         // Connections that nobody has ended: half open ones, or a world that was left.
-        self.connections.values_mut().for_each(|c| c.conn.close(&self.shared));
+        self.connections.values_mut().for_each(|c| c.conn.close(&self.rooms));
     }
 }
 

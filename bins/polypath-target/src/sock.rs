@@ -1,6 +1,7 @@
 //! One connection with its socket: receiving once a pass, sending everything at once.
 
-use crate::proto::{Chunk, Conn, Env};
+use crate::conn::{Conn, Env};
+use crate::out::Chunk;
 use crate::shared::Shared;
 use polypath_net::{IoList, send_on};
 use rustix::event::epoll;
@@ -41,7 +42,7 @@ impl Sock {
     /// Receives once. `true` when something came.
     #[inline]
     pub(crate) fn fill(&mut self, shared: &Shared, now_us: u64) -> bool {
-        let bandwidth = &shared.listeners[self.conn.info.listener].bandwidth;
+        let bandwidth = &shared.listeners[self.conn.info().listener].bandwidth;
         let allowed = bandwidth.allowed(now_us);
         if allowed == 0 {
             self.quiet_until_us = now_us + 1000;
@@ -56,7 +57,7 @@ impl Sock {
             Ok((_, n)) => {
                 self.end += n;
                 bandwidth.spend(n);
-                self.conn.info.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
+                self.conn.info().bytes_in.fetch_add(n as u64, Ordering::Relaxed);
                 return true;
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -100,7 +101,7 @@ impl Sock {
     #[inline]
     pub(crate) fn flush(&mut self, listener: &crate::shared::Listener, now_us: u64) {
         self.blocked = false;
-        while self.conn.out.len() > 0 && now_us >= self.quiet_until_us {
+        while self.conn.out().len() > 0 && now_us >= self.quiet_until_us {
             let mut limit = listener.bandwidth.allowed(now_us);
             if limit == 0 {
                 self.quiet_until_us = now_us + 1000;
@@ -110,7 +111,7 @@ impl Sock {
                 limit = limit.min(bytes);
                 self.quiet_until_us = now_us + us;
             }
-            let (out, fd) = (&self.conn.out, self.fd.as_fd());
+            let (out, fd) = (self.conn.out(), self.fd.as_fd());
             let (result, bytes) = LIST.with_borrow_mut(|list| {
                 polypath_memory::with(|table| {
                     let mut gather = list.gather();
@@ -125,8 +126,8 @@ impl Sock {
             match result {
                 Ok(Some(sent)) if bytes > 0 => {
                     listener.bandwidth.spend(sent);
-                    self.conn.info.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
-                    let saved = self.conn.out.advance(sent, |segment, to| {
+                    self.conn.info().bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
+                    let saved = self.conn.out_mut().advance(sent, |segment, to| {
                         polypath_memory::with(|table| table.view(segment).map(|view| view.copy_out(to)).map(|_| ()))
                     });
                     if saved.is_err() {

@@ -1,11 +1,13 @@
 //! What `status` tells.
 
 use crate::config::AnaState;
-use crate::shared::{Shared, lock};
+use crate::rooms::Rooms;
+use crate::shared::lock;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) fn status(shared: &Shared) -> Value {
+pub(crate) fn status(rooms: &Rooms) -> Value {
+    let shared = &*rooms.shared;
     let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
     let now_us = shared.now_us();
     let connections: Vec<Value> = lock(&shared.conns)
@@ -36,17 +38,19 @@ pub(crate) fn status(shared: &Shared) -> Value {
         "accepted": get(&shared.counters.accepted), "closed": get(&shared.counters.closed),
         "terminated": get(&shared.counters.terminated), "keep_alive_expired": get(&shared.counters.keep_alive_expired),
         "digest_errors": get(&shared.counters.digest_errors), "controllers": get(&shared.counters.controllers),
+        "sessions": get(&shared.counters.sessions),
     });
     json!({
         "unix_us": shared.unix_us(now_us), "listeners": listeners, "connections": connections,
-        "subsystems": subsystems(shared, now_us), "counters": counters, "faults": shared.faults.describe(now_us),
+        "subsystems": subsystems(rooms, now_us), "sessions": rooms.iscsi.status(), "counters": counters, "faults": shared.faults.describe(now_us),
         "held_writes": shared.held.records(),
     })
 }
 
-fn subsystems(shared: &Shared, now_us: u64) -> Vec<Value> {
+fn subsystems(rooms: &Rooms, now_us: u64) -> Vec<Value> {
     let hex = |id: &[u8]| id.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    shared
+    rooms
+        .nvme
         .subsystems
         .iter()
         .map(|s| {
@@ -56,36 +60,27 @@ fn subsystems(shared: &Shared, now_us: u64) -> Vec<Value> {
                     json!({
                         "cntlid": c.id, "listener": c.listener, "hostnqn": c.hostnqn,
                         "kato_ms": c.kato_ms.load(Ordering::Relaxed), "ready": c.ready(),
-                        "quiet_bound_ms": shared.bound_us(c).map(|b| b / 1000),
+                        "quiet_bound_ms": rooms.nvme.bound_us(c).map(|b| b / 1000),
                         "keep_alive_age_ms": now_us.saturating_sub(c.alive_us.load(Ordering::Relaxed)) / 1000,
                         "queues": lock(&c.inner).queues.keys().collect::<Vec<_>>(),
                     })
                 })
                 .collect();
             let namespaces: Vec<Value> = s
-                .namespaces()
+                .store
+                .disks()
                 .iter()
                 .map(|n| {
-                    let ana: Vec<String> = (0..shared.listeners.len())
-                        .map(|l| format!("{:?}", named(s.ana_state(l, n.group))))
+                    let ana: Vec<String> = (0..rooms.listeners.len())
+                        .map(|l| format!("{:?}", AnaState::from_code(s.store.access(l, n.group))))
                         .collect();
                     json!({
-                        "nsid": n.nsid, "blocks": n.blocks, "bs": 1u64 << n.shift, "nguid": hex(&n.nguid), "uuid": hex(&n.uuid),
+                        "nsid": n.nsid, "lun": n.lun, "blocks": n.blocks, "bs": 1u64 << n.shift, "nguid": hex(&n.nguid), "uuid": hex(&n.uuid),
                         "ana_group": n.group, "ana": ana,
                     })
                 })
                 .collect();
-            json!({ "nqn": s.nqn, "controllers": controllers, "namespaces": namespaces })
+            json!({ "nqn": s.store.nqn, "iqn": s.store.iqn, "controllers": controllers, "namespaces": namespaces })
         })
         .collect()
-}
-
-fn named(code: u8) -> AnaState {
-    match code {
-        1 => AnaState::Optimized,
-        2 => AnaState::NonOptimized,
-        3 => AnaState::Inaccessible,
-        4 => AnaState::PersistentLoss,
-        _ => AnaState::Change,
-    }
 }

@@ -2,8 +2,9 @@
 
 use crate::config::{ConfigError, TargetConfig};
 use crate::control::{self, Command, ListenerName};
-use crate::shared::Shared;
-use crate::shell::{Msg, Shell, ThreadHandle, bind};
+use crate::mail::{Msg, ThreadHandle};
+use crate::rooms::Rooms;
+use crate::shell::{Shell, bind};
 use serde_json::Value;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -31,7 +32,7 @@ pub enum StartError {
 
 /// A target that serves, until [`TargetHandle::stop`] or drop.
 pub struct TargetHandle {
-    shared: Arc<Shared>,
+    rooms: Arc<Rooms>,
     threads: Vec<JoinHandle<()>>,
     control: Option<PathBuf>,
 }
@@ -55,15 +56,15 @@ impl Target {
             listeners.push(listener);
         }
         let control = config.control.clone();
-        let shared = Arc::new(Shared::new(config, &addresses)?);
-        let handles: io::Result<Vec<_>> = (0..shared.config.threads).map(|_| ThreadHandle::new()).collect();
+        let rooms = Arc::new(Rooms::new(config, &addresses)?);
+        let handles: io::Result<Vec<_>> = (0..rooms.config.threads).map(|_| ThreadHandle::new()).collect();
         // The cell is fresh, so it takes the value.
-        let _ = shared.threads.set(handles.map_err(system("eventfd".into()))?);
-        let mut target = TargetHandle { shared: shared.clone(), threads: Vec::new(), control: None };
-        for index in 0..shared.config.threads {
+        let _ = rooms.threads.set(handles.map_err(system("eventfd".into()))?);
+        let mut target = TargetHandle { rooms: rooms.clone(), threads: Vec::new(), control: None };
+        for index in 0..rooms.config.threads {
             let mine = if index == 0 { std::mem::take(&mut listeners) } else { Vec::new() };
-            let shell = Shell::new(index, shared.clone(), mine).map_err(system("epoll".into()))?;
-            let cpu = shared.config.cpus.get(index).copied();
+            let shell = Shell::new(index, rooms.clone(), mine).map_err(system("epoll".into()))?;
+            let cpu = rooms.config.cpus.get(index).copied();
             let thread = std::thread::Builder::new()
                 .name(format!("target-{index}"))
                 .spawn(move || {
@@ -87,7 +88,7 @@ impl Target {
             target.control = Some(path);
             let thread = std::thread::Builder::new()
                 .name("target-control".into())
-                .spawn(move || control::serve(&shared, &socket))
+                .spawn(move || control::serve(&rooms, &socket))
                 .map_err(system(what))?;
             target.threads.push(thread);
         }
@@ -98,7 +99,7 @@ impl Target {
 impl TargetHandle {
     /// The address each listener really has, in the order of the configuration.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.shared.listeners.iter().map(|l| l.address).collect()
+        self.rooms.listeners.iter().map(|l| l.address).collect()
     }
 
     /// The port of listener `index`.
@@ -106,7 +107,7 @@ impl TargetHandle {
     /// # Panics
     /// If there is no such listener.
     pub fn port(&self, index: usize) -> u16 {
-        self.shared.listeners[index].address.port()
+        self.rooms.listeners[index].address.port()
     }
 
     /// Does what a line on the control socket would do; see [`Command`].
@@ -114,17 +115,17 @@ impl TargetHandle {
     /// # Errors
     /// The text the socket would have answered.
     pub fn control(&self, command: &Command) -> Result<Value, String> {
-        control::execute(&self.shared, command)
+        control::execute(&self.rooms, command)
     }
 
     /// Everything there is to know: connections, controllers, counters, faults, held writes.
     pub fn status(&self) -> Value {
-        crate::status::status(&self.shared)
+        crate::status::status(&self.rooms)
     }
 
     /// Records of all writes that were held, oldest first (the last 1024).
     pub fn held_writes(&self) -> Vec<crate::faults::HeldRecord> {
-        self.shared.held.records()
+        self.rooms.held.records()
     }
 
     /// Lets the network eat everything on listener `index`: see `drop_silently` of [`Command`].
@@ -204,8 +205,8 @@ impl TargetHandle {
     }
 
     fn halt(&mut self) {
-        self.shared.stopping.store(true, Ordering::Release);
-        for thread in self.shared.threads.get().into_iter().flatten() {
+        self.rooms.stopping.store(true, Ordering::Release);
+        for thread in self.rooms.threads.get().into_iter().flatten() {
             thread.send(Msg::Stop);
         }
         for thread in self.threads.drain(..) {

@@ -210,7 +210,7 @@ fn held_writes_stay_inside_the_bound_unless_told_otherwise() {
         io.command(&sqe, &[]).unwrap();
         let r2t = io.receive().unwrap();
         io.answer_r2t(&r2t, &[1; 8192]);
-        wait_for("held", || target.held_writes().last().is_some_and(|r| r.cid == sqe.cid()));
+        wait_for("held", || target.held_writes().last().is_some_and(|r| r.cid == u32::from(sqe.cid())));
         assert_eq!(target.held_writes().last().unwrap().apply_after_ms, want);
     }
     let command = Command { apply_after_ms: Some(50), answer: Some("after".into()), ..Command::new("hold_write") };

@@ -1,9 +1,10 @@
 //! The connection's state machine without a socket: tables of what comes and what must leave.
 
-use super::out::drain;
 use super::*;
 use crate::config::{ListenerConfig, NamespaceConfig, SubsystemConfig, TargetConfig};
 use crate::faults::{Kind, Ops, Scope};
+use crate::out::drain;
+use crate::shared::Shared;
 use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectData, ConnectResponse, InvalidParameter, cattr};
 use polypath_nvme::nqn::{HostId, Nqn};
 use polypath_nvme::properties::Register;
@@ -11,18 +12,18 @@ use std::sync::atomic::AtomicU32;
 
 const NQN: &str = "nqn.2024-01.org.example:t";
 
-fn shared(change: impl FnOnce(&mut TargetConfig)) -> Shared {
+fn shared(change: impl FnOnce(&mut TargetConfig)) -> Nvme {
     let mut config = TargetConfig {
         listeners: vec![ListenerConfig::new("127.0.0.1:1")],
         subsystems: vec![SubsystemConfig::new(NQN, vec![NamespaceConfig::new("ram://1MiB")])],
         ..TargetConfig::default()
     };
     change(&mut config);
-    Shared::new(config, &["127.0.0.1:1".parse().unwrap()]).unwrap()
+    Nvme::new(Arc::new(Shared::new(config, &["127.0.0.1:1".parse().unwrap()]).unwrap()))
 }
 
-fn env(shared: &Shared, now_us: u64) -> Env<'_> {
-    Env { now_us, shared, rules: &[] }
+fn env(shared: &Nvme, now_us: u64) -> Env<'_> {
+    Env { now_us, nvme: shared, rules: &[] }
 }
 
 fn conn(id: u64) -> Conn {
@@ -63,7 +64,7 @@ fn bare(sqe: Sqe) -> Vec<u8> {
 }
 
 /// An admin and an I/O connection of one controller, everything they said so far thrown away.
-fn pair(shared: &Shared, attributes: u8) -> (Conn, Conn) {
+fn pair(shared: &Nvme, attributes: u8) -> (Conn, Conn) {
     let e = env(shared, 0);
     let (mut admin, mut io) = (conn(1), conn(2));
     let enable = bare(Sqe::property_set(2, Register::Cc, 0x0046_0001));
@@ -78,7 +79,7 @@ fn pair(shared: &Shared, attributes: u8) -> (Conn, Conn) {
     (admin, io)
 }
 
-fn finish(shared: &Shared, conns: impl IntoIterator<Item = Conn>) {
+fn finish(shared: &Nvme, conns: impl IntoIterator<Item = Conn>) {
     for mut c in conns {
         c.close(shared);
     }
@@ -208,7 +209,7 @@ fn transfers_go_through_r2t_with_fresh_tags() {
     io.receive(&e, &h2c(40, tags[0], 0, &[9; 512], true));
     assert_eq!(io.ending, Some(Ending::AfterFlush));
     let mut back = [0; 6144];
-    shared.subsystems[1].namespaces()[0].medium.read(0, &mut back).unwrap();
+    shared.subsystems[1].store.disks()[0].medium.read(0, &mut back).unwrap();
     assert!(back.iter().all(|&b| b == 3));
     finish(&shared, [admin, io]);
 }
@@ -270,7 +271,7 @@ fn nothing_is_executed_after_the_association_is_dead() {
     // A delayed write is in flight when the association ends.
     let rule = Arc::new(Rule::new(1, Kind::Delay { us: 50 }, Scope::default(), Ops::All, Some(1), u64::MAX));
     let rules = [rule];
-    let with_rule = Env { now_us: 0, shared: &shared, rules: &rules };
+    let with_rule = Env { now_us: 0, nvme: &shared, rules: &rules };
     io.receive(&with_rule, &capsule(write(1, 0, 1, true), &[1; 512]));
     assert_eq!(io.deadline_us(), 50);
     shared.kill(&controller, "test");
@@ -279,7 +280,7 @@ fn nothing_is_executed_after_the_association_is_dead() {
     io.tick(&env(&shared, 60));
     io.receive(&env(&shared, 60), &capsule(write(2, 1, 1, true), &[2; 512]));
     let mut back = [0; 1024];
-    shared.subsystems[1].namespaces()[0].medium.read(0, &mut back).unwrap();
+    shared.subsystems[1].store.disks()[0].medium.read(0, &mut back).unwrap();
     assert_eq!(back, [0; 1024]);
     finish(&shared, [admin, io]);
 }

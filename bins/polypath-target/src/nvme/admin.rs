@@ -1,9 +1,10 @@
 //! Admin commands.
 
+use super::state::{Controller, EVENT_ANA, EVENT_DISCOVERY, EVENT_NAMESPACE};
 use super::{Conn, Env, Pending, data};
+use crate::mail::{Address, Msg};
 use crate::media::ZEROES;
-use crate::shared::{Controller, EVENT_ANA, EVENT_DISCOVERY, EVENT_NAMESPACE, lock};
-use crate::shell::Msg;
+use crate::shared::lock;
 use polypath_nvme::features::{NumberOfQueues, fid};
 use polypath_nvme::log::{AsyncEvent, EventKind, lid};
 use polypath_nvme::sqe::admin as op;
@@ -80,7 +81,7 @@ impl Conn {
     /// Sends `page` to a command that asked for as much as its descriptor says; the rest reads as zero.
     fn admin_data(&mut self, env: &Env<'_>, sqe: &Sqe, page: &[u8]) {
         let len = sqe.sgl().length() as usize;
-        if len == 0 || len > env.shared.config.mdts_bytes as usize || len > ZEROES.len() {
+        if len == 0 || len > env.nvme.shared.config.mdts_bytes as usize || len > ZEROES.len() {
             return self.fail(env, sqe.cid(), StatusField::INVALID_SGL_DATA_LENGTH);
         }
         let mut data = page[..page.len().min(len)].to_vec();
@@ -89,7 +90,7 @@ impl Conn {
     }
 
     fn identify(&mut self, env: &Env<'_>, controller: &Controller, sqe: &Sqe) {
-        match data::identify(env.shared, controller, sqe) {
+        match data::identify(env.nvme, controller, sqe) {
             Ok(page) => self.admin_data(env, sqe, &page),
             Err(status) => self.fail(env, sqe.cid(), status),
         }
@@ -98,13 +99,13 @@ impl Conn {
     fn log_page(&mut self, env: &Env<'_>, controller: &Controller, sqe: &Sqe) {
         let cid = sqe.cid();
         let (len, offset) = (sqe.log_length(), sqe.log_offset());
-        if len > u64::from(env.shared.config.mdts_bytes) || offset % 4 != 0 {
+        if len > u64::from(env.nvme.shared.config.mdts_bytes) || offset % 4 != 0 {
             return self.fail(env, cid, StatusField::INVALID_FIELD);
         }
         if len != u64::from(sqe.sgl().length()) {
             return self.fail(env, cid, StatusField::INVALID_SGL_DATA_LENGTH);
         }
-        match data::log_page(env.shared, controller, self.info.local, sqe) {
+        match data::log_page(env.nvme, controller, self.info.local, sqe) {
             Ok(page) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(page.len());
                 self.admin_data(env, sqe, &page[from..]);
@@ -134,7 +135,7 @@ impl Conn {
             return Err(StatusField::FEATURE_NOT_SAVEABLE);
         }
         let value = sqe.feature_value();
-        let discovery = env.shared.subsystems[controller.subsystem].discovery;
+        let discovery = env.nvme.subsystems[controller.subsystem].discovery;
         match sqe.fid() {
             fid::NUMBER_OF_QUEUES if !discovery => {
                 let asked = NumberOfQueues::from_dword(value);
@@ -144,7 +145,7 @@ impl Conn {
                 if !lock(&controller.inner).queues.is_empty() {
                     return Err(StatusField::COMMAND_SEQUENCE_ERROR);
                 }
-                let granted = asked.usable_pairs().min(env.shared.max_io_queues.load(Ordering::Relaxed).into());
+                let granted = asked.usable_pairs().min(env.nvme.max_io_queues.load(Ordering::Relaxed).into());
                 controller.granted.store(granted as u16, Ordering::Relaxed);
                 Ok(NumberOfQueues::pairs(granted).to_dword().into())
             }
@@ -159,7 +160,7 @@ impl Conn {
                 controller.alive_us.store(env.now_us, Ordering::Release);
                 Ok(0)
             }
-            fid::VOLATILE_WRITE_CACHE => match data::has_write_cache(env.shared, controller) {
+            fid::VOLATILE_WRITE_CACHE => match data::has_write_cache(env.nvme, controller) {
                 // It is the operating system's and cannot be switched off.
                 true if value & 1 != 0 => Ok(0),
                 true => Err(StatusField::FEATURE_NOT_CHANGEABLE),
@@ -183,7 +184,7 @@ impl Conn {
             }
             fid::ASYNC_EVENT_CONFIG => Ok(lock(&controller.inner).wanted.into()),
             fid::KEEP_ALIVE_TIMER => Ok(controller.kato_ms.load(Ordering::Relaxed).into()),
-            fid::VOLATILE_WRITE_CACHE => match data::has_write_cache(env.shared, controller) {
+            fid::VOLATILE_WRITE_CACHE => match data::has_write_cache(env.nvme, controller) {
                 true => Ok(1),
                 false => Err(StatusField::INVALID_FIELD),
             },
@@ -209,12 +210,13 @@ impl Conn {
             let aborted = self.abort(env, victim);
             return self.complete(env, Cqe::new(cid, StatusField::SUCCESS).with_result(u64::from(!aborted)));
         }
-        let Some(handle) = env.shared.threads.get().and_then(|t| t.get(thread)) else {
+        let Some(handle) = env.nvme.shared.threads.get().and_then(|t| t.get(thread)) else {
             return self.complete(env, not_aborted);
         };
         if self.wait(Pending::Silent { cid }).is_err() {
             return self.complete(env, Cqe::new(cid, StatusField::ABORT_LIMIT_EXCEEDED));
         }
-        handle.send(Msg::Abort { conn, victim, reply: (self.info.thread, self.info.id, cid) });
+        let reply = Address { thread: self.info.thread, conn: self.info.id, tag: cid.into() };
+        handle.send(Msg::Abort { conn, victim: victim.into(), reply });
     }
 }

@@ -1,13 +1,17 @@
 //! Media: memory, nothing, or a file. Shared by all threads, without a lock per I/O.
 //!
-//! One logical block is never torn (NVMe's AWUPF of 0): one thread's copies cannot interleave with its own, and with several
+//! One logical block is never torn: one thread's copies cannot interleave with its own, and with several
 //! threads a striped spin bit per 4 KiB orders them.
 
-use crate::cache::Cached;
+mod cache;
+mod reservations;
+
+pub(crate) use cache::Cached;
+pub(crate) use reservations::{Hold, News, Party, Refusal, Reservations, Told};
+
 use crate::config::{Backing, ConfigError};
 use polypath_block::Segment;
 use polypath_memory::{Region, Window};
-use polypath_nvme::StatusField;
 use rustix::fs::FallocateFlags;
 use std::fs::File;
 use std::io::{self, Seek};
@@ -25,7 +29,18 @@ const STRIPES: usize = 1024;
 /// From this length on, zeroes are made by punching a hole.
 const PUNCH: u64 = 1 << 20;
 
-/// Where the bytes of a namespace are.
+/// Why a medium did not do what it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MediumError {
+    /// It has no such bytes.
+    OutOfRange,
+    /// They cannot be read.
+    Read,
+    /// They cannot be written, or not made durable.
+    Write,
+}
+
+/// Where the bytes of a disk are.
 #[derive(Debug)]
 pub(crate) enum Medium {
     Null,
@@ -96,12 +111,12 @@ impl Medium {
 
     /// Fills `out` from byte `offset`. The caller has checked the range.
     #[inline]
-    pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), StatusField> {
+    pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), MediumError> {
         match self {
             Medium::Null => out.fill(0),
             Medium::Ram(ram) => ram.each(offset, out.len(), |w, at, range| w.copy_out(at, &mut out[range]))?,
             Medium::File(file) => {
-                file.read_exact_at(out, offset).map_err(|e| trouble(&e, StatusField::UNRECOVERED_READ_ERROR))?;
+                file.read_exact_at(out, offset).map_err(|e| trouble(&e, MediumError::Read))?;
             }
             Medium::Cached(cached) => cached.read(offset, out)?,
         }
@@ -110,17 +125,17 @@ impl Medium {
 
     /// Writes `data` at byte `offset`. The caller has checked the range.
     #[inline]
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), StatusField> {
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), MediumError> {
         match self {
             Medium::Null => Ok(()),
             Medium::Ram(ram) => ram.each(offset, data.len(), |w, at, range| w.copy_in(at, &data[range])),
-            Medium::File(file) => file.write_all_at(data, offset).map_err(|e| trouble(&e, StatusField::WRITE_FAULT)),
+            Medium::File(file) => file.write_all_at(data, offset).map_err(|e| trouble(&e, MediumError::Write)),
             Medium::Cached(cached) => cached.write(offset, data),
         }
     }
 
     /// Whether the medium holds `data` at byte `offset`.
-    pub(crate) fn compare(&self, offset: u64, data: &[u8]) -> Result<bool, StatusField> {
+    pub(crate) fn compare(&self, offset: u64, data: &[u8]) -> Result<bool, MediumError> {
         let mut buffer = [0; STRIPE as usize];
         for (i, chunk) in data.chunks(buffer.len()).enumerate() {
             let there = &mut buffer[..chunk.len()];
@@ -133,7 +148,7 @@ impl Medium {
     }
 
     /// Makes `len` bytes from byte `offset` on read as zero.
-    pub(crate) fn zero(&self, offset: u64, len: u64) -> Result<(), StatusField> {
+    pub(crate) fn zero(&self, offset: u64, len: u64) -> Result<(), MediumError> {
         let end = offset + len;
         let zeroed = self.give_back(offset, end).unwrap_or(end..end);
         self.overwrite(offset, zeroed.start)?;
@@ -155,7 +170,7 @@ impl Medium {
     }
 
     /// Writes zeroes to bytes `at .. end`.
-    fn overwrite(&self, mut at: u64, end: u64) -> Result<(), StatusField> {
+    fn overwrite(&self, mut at: u64, end: u64) -> Result<(), MediumError> {
         while at < end {
             let n = (end - at).min(ZEROES.len() as u64);
             self.write(at, &ZEROES[..n as usize])?;
@@ -185,9 +200,9 @@ impl Medium {
     }
 
     /// Makes everything written so far survive a loss of power.
-    pub(crate) fn flush(&self) -> Result<(), StatusField> {
+    pub(crate) fn flush(&self) -> Result<(), MediumError> {
         match self {
-            Medium::File(file) => file.sync_data().map_err(|e| trouble(&e, StatusField::WRITE_FAULT)),
+            Medium::File(file) => file.sync_data().map_err(|e| trouble(&e, MediumError::Write)),
             Medium::Cached(cached) => {
                 cached.flush();
                 Ok(())
@@ -197,7 +212,7 @@ impl Medium {
     }
 
     /// Makes the `len` bytes from byte `offset` on survive a loss of power; more than these, where that is all that can be had.
-    pub(crate) fn persist(&self, offset: u64, len: u64) -> Result<(), StatusField> {
+    pub(crate) fn persist(&self, offset: u64, len: u64) -> Result<(), MediumError> {
         if let Medium::Cached(cached) = self {
             cached.persist(offset, len);
             return Ok(());
@@ -261,8 +276,8 @@ impl Ram {
         offset: u64,
         len: usize,
         mut copy: impl FnMut(&Window, usize, Range<usize>) -> Result<(), E>,
-    ) -> Result<(), StatusField> {
-        let outside = StatusField::LBA_OUT_OF_RANGE;
+    ) -> Result<(), MediumError> {
+        let outside = MediumError::OutOfRange;
         let mut done = 0;
         while done < len {
             let at = offset + done as u64;
@@ -292,9 +307,9 @@ fn punch(file: impl rustix::fd::AsFd, offset: u64, len: u64) -> bool {
 }
 
 #[cold]
-fn trouble(error: &io::Error, status: StatusField) -> StatusField {
-    tracing::warn!(%error, %status, "file medium failed");
-    status
+fn trouble(error: &io::Error, what: MediumError) -> MediumError {
+    tracing::warn!(%error, ?what, "file medium failed");
+    what
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! Faults on single commands: delayed, lost, held.
 
+use super::state::operation;
 use super::{Conn, Env, Pending};
 use crate::faults::{self, Answer, HeldRecord, HeldWrite, Kind};
+use crate::mail::Address;
 use polypath_nvme::sqe::io as op;
 use polypath_nvme::{Cqe, Sqe, StatusField};
 
@@ -9,8 +11,8 @@ impl Conn {
     /// Applies command faults. `true` when the command has been dealt with.
     #[cold]
     pub(super) fn meddle(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> bool {
-        let admin = self.qid == 0;
-        let Some(kind) = faults::on_command(env.rules, &self.who(), admin, sqe.opcode(), env.now_us) else {
+        let operation = operation(self.qid == 0, sqe.opcode());
+        let Some(kind) = faults::on_command(env.rules, &self.who(), operation, env.now_us) else {
             return false;
         };
         let cid = sqe.cid();
@@ -66,7 +68,7 @@ impl Conn {
         if !zeroes && data.len() as u64 != range.len {
             return false;
         }
-        let bound_us = env.shared.bound_us(&controller);
+        let bound_us = env.nvme.bound_us(&controller);
         // A little early, so that a host that waits exactly the bound is on the safe side.
         let latest_us = bound_us.map(|b| b - (b / 50).max(20_000).min(b));
         let after_us = match (after_us, latest_us, beyond) {
@@ -75,16 +77,16 @@ impl Conn {
             (None, Some(latest), false) => latest,
             (None, ..) => bound_us.unwrap_or(1_000_000) + 500_000,
         };
-        let id = env.shared.held.next_id();
+        let id = env.nvme.shared.held.next_id();
         let record = HeldRecord {
             id,
             cntlid: controller.id,
             qid: self.qid,
-            cid: sqe.cid(),
-            nsid: range.namespace.nsid,
+            cid: sqe.cid().into(),
+            nsid: range.disk.nsid,
             lba: sqe.slba(),
             blocks: u64::from(sqe.nlb_z()) + 1,
-            held_unix_us: env.shared.unix_us(env.now_us),
+            held_unix_us: env.nvme.shared.unix_us(env.now_us),
             apply_after_ms: after_us / 1000,
             bound_ms: bound_us.map(|b| b / 1000),
             beyond,
@@ -93,15 +95,21 @@ impl Conn {
         };
         let write = HeldWrite {
             id,
-            namespace: range.namespace.clone(),
+            medium: range.disk.medium.clone(),
             offset: range.offset,
             data: (!zeroes).then(|| data.to_vec()),
             len: range.len,
             fua: sqe.fua(),
             apply_us: env.now_us + after_us,
-            answer: (answer == Answer::After).then(|| (self.info.thread, self.info.id, sqe.cid())),
+            answer: (answer == Answer::After).then(|| Address {
+                thread: self.info.thread,
+                conn: self.info.id,
+                tag: sqe.cid().into(),
+            }),
+            gone: controller.dead.clone(),
+            beyond,
         };
         tracing::info!(id, cid = sqe.cid(), lba = sqe.slba(), after_ms = after_us / 1000, "write held");
-        env.shared.held.hold(write, record)
+        env.nvme.shared.held.hold(write, record)
     }
 }

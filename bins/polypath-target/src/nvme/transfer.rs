@@ -22,7 +22,7 @@ pub(super) struct Transfer {
 
 impl Conn {
     pub(super) fn start_transfer(&mut self, env: &Env<'_>, sqe: Sqe, len: usize) -> Result<(), Fatal> {
-        if self.controller.is_none() || len > env.shared.config.mdts_bytes as usize {
+        if self.controller.is_none() || len > env.nvme.shared.config.mdts_bytes as usize {
             self.fail(env, sqe.cid(), StatusField::INVALID_FIELD);
             return Ok(());
         }
@@ -42,7 +42,7 @@ impl Conn {
 
     /// Sends the next R2T of a transfer.
     pub(super) fn ask(&mut self, env: &Env<'_>, key: SlotKey) {
-        let limit = match env.shared.config.r2t_bytes as usize {
+        let limit = match env.nvme.shared.config.r2t_bytes as usize {
             0 => usize::MAX,
             n => n,
         };

@@ -5,15 +5,20 @@ mod connect;
 mod data;
 mod io;
 mod meddle;
-mod out;
+mod state;
 #[cfg(test)]
 mod tests;
 mod transfer;
 pub(crate) mod wire;
 
+pub(crate) use state::{Controller, Nvme};
+
+use crate::conn::Ending;
 use crate::faults::{self, Rule, Who};
-use crate::shared::{ConnInfo, Controller, Namespace, Shared};
-pub(crate) use out::{Chunk, Out};
+use crate::media::MediumError;
+use crate::out::Out;
+use crate::shared::ConnInfo;
+use crate::store::Disk;
 use polypath_block::{SlotKey, Slots};
 use polypath_nvme::{Cqe, SglDescriptor, Sqe, StatusField};
 use std::sync::Arc;
@@ -29,17 +34,18 @@ const STAGE_LIMIT: usize = 32 << 20;
 /// What a connection needs from around it for one pass.
 pub(crate) struct Env<'a> {
     pub(crate) now_us: u64,
-    pub(crate) shared: &'a Shared,
+    pub(crate) nvme: &'a Nvme,
     pub(crate) rules: &'a [Arc<Rule>],
 }
 
-/// How a connection is to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// Once everything has been sent.
-    AfterFlush,
-    /// At once; nothing more is sent.
-    Now,
+impl From<MediumError> for StatusField {
+    fn from(error: MediumError) -> StatusField {
+        match error {
+            MediumError::OutOfRange => StatusField::LBA_OUT_OF_RANGE,
+            MediumError::Read => StatusField::UNRECOVERED_READ_ERROR,
+            MediumError::Write => StatusField::WRITE_FAULT,
+        }
+    }
 }
 
 /// Something that waits on a connection: its command identifier is taken.
@@ -77,7 +83,7 @@ pub(crate) struct Conn {
     sqsize: u16,
     sqhd: u16,
     flow_control: bool,
-    namespaces: Arc<Vec<Arc<Namespace>>>,
+    namespaces: Arc<Vec<Arc<Disk>>>,
     version: u64,
     pending: Slots<Pending>,
     /// Transfers that wait for staging room, in order.
@@ -127,7 +133,7 @@ impl Conn {
     /// Who it is, for the scope of faults.
     pub(crate) fn who(&self) -> Who {
         let cntlid = self.controller.as_ref().map(|c| c.id);
-        Who { listener: self.info.listener, cntlid, qid: cntlid.map(|_| self.qid), conn: self.info.id }
+        Who { listener: self.info.listener, session: cntlid, queue: cntlid.map(|_| self.qid), conn: self.info.id }
     }
 
     /// Takes whole PDUs from the front of `bytes`; returns how many bytes were taken. Stops while too much waits to be sent.
@@ -137,13 +143,13 @@ impl Conn {
             if controller.dead.load(Ordering::Acquire) {
                 self.ending = Some(Ending::Now);
             }
-            if env.shared.config.tbkas && !bytes.is_empty() {
+            if env.nvme.shared.config.tbkas && !bytes.is_empty() {
                 controller.traffic.store(true, Ordering::Relaxed);
             }
-            let version = env.shared.subsystems[self.subsystem].version();
+            let version = env.nvme.subsystems[self.subsystem].store.version();
             if version != self.version {
                 self.version = version;
-                self.namespaces = env.shared.subsystems[self.subsystem].namespaces();
+                self.namespaces = env.nvme.subsystems[self.subsystem].store.disks();
             }
         }
         while self.ending.is_none() && self.out.len() < OUT_LIMIT {
@@ -217,13 +223,13 @@ impl Conn {
     }
 
     /// Lets go of everything; called once before it is dropped.
-    pub(crate) fn close(&mut self, shared: &Shared) {
+    pub(crate) fn close(&mut self, nvme: &Nvme) {
         let keys: Vec<SlotKey> = self.pending.iter().map(|(k, _)| k).collect();
         keys.into_iter().for_each(|k| self.forget(k));
         self.out.clear();
         if let Some(controller) = self.controller.take() {
             if self.qid == 0 {
-                shared.kill(&controller, "its admin connection ended");
+                nvme.kill(&controller, "its admin connection ended");
             } else {
                 let mut inner = crate::shared::lock(&controller.inner);
                 if inner.queues.get(&self.qid).is_some_and(|&(_, conn)| conn == self.info.id) {
@@ -231,6 +237,24 @@ impl Conn {
                 }
             }
         }
+    }
+
+    /// Looks at the keep alive of the controller whose admin connection this is, and ends its association when that is over.
+    /// Returns when to look again, in target time.
+    pub(crate) fn keep_alive(&self, nvme: &Nvme, now_us: u64) -> Option<u64> {
+        let controller = self.controller.as_ref().filter(|_| self.qid == 0)?;
+        let kato_us = nvme.kato_us(controller)?;
+        let since_us = controller.alive_us.load(Ordering::Acquire);
+        if now_us < since_us + kato_us {
+            return Some(since_us + kato_us);
+        }
+        if nvme.shared.config.tbkas && controller.traffic.swap(false, Ordering::Relaxed) {
+            controller.alive_us.store(now_us, Ordering::Release);
+            return Some(now_us + kato_us);
+        }
+        nvme.shared.counters.keep_alive_expired.fetch_add(1, Ordering::Relaxed);
+        nvme.kill(controller, "its keep alive expired");
+        None
     }
 
     fn publish(&mut self) {
@@ -267,7 +291,7 @@ impl Conn {
             let hlen = usize::from(head[2]);
             let sent = wire::u32_at(pdu, hlen);
             if wire::crc32c(&pdu[..hlen]) != sent {
-                env.shared.counters.digest_errors.fetch_add(1, Ordering::Relaxed);
+                env.nvme.shared.counters.digest_errors.fetch_add(1, Ordering::Relaxed);
                 return Err(Fatal::new(Fes::HeaderDigest, sent, "header digest"));
             }
         }
@@ -276,7 +300,7 @@ impl Conn {
         let good = if self.agreed.data_digest && !data.is_empty() && header.kind != kind::H2C_TERM {
             let good = wire::crc32c(data) == wire::u32_at(pdu, to);
             if !good {
-                env.shared.counters.digest_errors.fetch_add(1, Ordering::Relaxed);
+                env.nvme.shared.counters.digest_errors.fetch_add(1, Ordering::Relaxed);
             }
             good
         } else {
@@ -317,7 +341,7 @@ impl Conn {
         if hpda > 31 {
             return Err(Fatal::field(10, "HPDA"));
         }
-        let config = &env.shared.config;
+        let config = &env.nvme.shared.config;
         self.agreed = Agreed {
             header_digest: digests & 1 != 0 && config.header_digest,
             data_digest: digests & 2 != 0 && config.data_digest,
@@ -496,7 +520,7 @@ impl Conn {
     /// Gives the connection up with a termination request.
     #[cold]
     fn terminate(&mut self, env: &Env<'_>, fatal: Fatal, pdu: &[u8]) {
-        env.shared.counters.terminated.fetch_add(1, Ordering::Relaxed);
+        env.nvme.shared.counters.terminated.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(conn = self.info.id, peer = ?self.info.peer, fes = ?fatal.fes, info = fatal.info, why = fatal.why, "connection terminated");
         let hlen = pdu.get(2).map_or(0, |&h| usize::from(h)).max(wire::CH);
         let request = fatal.request(&pdu[..pdu.len().min(hlen)]);

@@ -1,7 +1,9 @@
 //! Fabrics commands: Connect, properties, Disconnect.
 
-use super::{Conn, Ending, Env};
-use crate::shared::{Controller, ControllerInner, lock};
+use super::state::{Controller, ControllerInner};
+use super::{Conn, Env};
+use crate::conn::Ending;
+use crate::shared::lock;
 use polypath_block::Slots;
 use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectRequest, ConnectResponse, InvalidParameter, cattr, fctype};
 use polypath_nvme::properties::Register;
@@ -65,11 +67,12 @@ impl Conn {
             return Err(Refused(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr()));
         }
         let connect = ConnectRequest::parse(data).map_err(|e| Invalid(ConnectRequest::invalid_parameter(&e)))?;
-        let shared = env.shared;
-        let subsystem = shared
+        let shared = &env.nvme.shared;
+        let subsystem = env
+            .nvme
             .subsystems
             .iter()
-            .position(|s| s.nqn == connect.subnqn.as_str())
+            .position(|s| s.store.nqn == connect.subnqn.as_str())
             .ok_or(Invalid(InvalidParameter::SUBNQN))?;
         let (qid, sqsize) = (sqe.connect_qid(), sqe.connect_sqsize_z());
         let most = if qid == 0 { ADMIN_ENTRIES } else { shared.config.queue_depth };
@@ -90,8 +93,8 @@ impl Conn {
         self.sqhd = 1;
         self.qid = qid;
         self.subsystem = subsystem;
-        self.version = shared.subsystems[subsystem].version();
-        self.namespaces = shared.subsystems[subsystem].namespaces();
+        self.version = env.nvme.subsystems[subsystem].store.version();
+        self.namespaces = env.nvme.subsystems[subsystem].store.disks();
         if qid != 0 {
             self.agreed.in_capsule = shared.config.in_capsule as usize;
         }
@@ -115,7 +118,7 @@ impl Conn {
             return Err(ConnectResponse::InvalidParameter(InvalidParameter::CNTLID));
         }
         let busy = ConnectResponse::Refused(StatusField::CONNECT_CONTROLLER_BUSY);
-        let id = env.shared.new_cntlid().ok_or(busy)?;
+        let id = env.nvme.new_cntlid().ok_or(busy)?;
         let controller = Arc::new(Controller {
             id,
             subsystem,
@@ -123,18 +126,18 @@ impl Conn {
             hostnqn: connect.hostnqn().to_owned(),
             hostid: *connect.host_id.as_bytes(),
             admin: (self.info.thread, self.info.id),
-            dead: AtomicBool::new(false),
+            dead: Arc::default(),
             cc: AtomicU32::new(0),
             csts: AtomicU32::new(0),
             epoch: AtomicU32::new(0),
-            granted: AtomicU16::new(env.shared.max_io_queues.load(Ordering::Relaxed)),
+            granted: AtomicU16::new(env.nvme.max_io_queues.load(Ordering::Relaxed)),
             kato_ms: AtomicU32::new(kato_ms),
             alive_us: AtomicU64::new(env.now_us),
             traffic: AtomicBool::new(false),
             inner: Mutex::new(ControllerInner::default()),
         });
-        lock(&env.shared.subsystems[subsystem].controllers).insert(id, controller.clone());
-        env.shared.counters.controllers.fetch_add(1, Ordering::Relaxed);
+        lock(&env.nvme.subsystems[subsystem].controllers).insert(id, controller.clone());
+        env.nvme.shared.counters.controllers.fetch_add(1, Ordering::Relaxed);
         tracing::info!(
             cntlid = id,
             host = controller.hostnqn,
@@ -153,7 +156,7 @@ impl Conn {
         qid: u16,
     ) -> Result<Arc<Controller>, ConnectResponse> {
         use ConnectResponse::{InvalidParameter as Invalid, Refused};
-        let sub = &env.shared.subsystems[subsystem];
+        let sub = &env.nvme.subsystems[subsystem];
         let found = lock(&sub.controllers).get(&connect.cntlid).cloned();
         let controller = found.ok_or(Invalid(InvalidParameter::CNTLID))?;
         if controller.hostnqn != connect.hostnqn() {
@@ -182,7 +185,7 @@ impl Conn {
         let controller = self.admin_controller()?;
         match sqe.property() {
             Ok(Register::Cap) => {
-                let mqes_z = u64::from(env.shared.config.queue_depth - 1);
+                let mqes_z = u64::from(env.nvme.shared.config.queue_depth - 1);
                 // Contiguous queues, 10 s to get ready, NVM command set.
                 Ok(mqes_z | 1 << 16 | 20 << 24 | 1 << 37)
             }
@@ -206,7 +209,7 @@ impl Conn {
         if !was_on && on {
             let (css, mps) = (new >> 4 & 7, new >> 7 & 15);
             let entries = (new >> 16 & 15, new >> 20 & 15);
-            let discovery = env.shared.subsystems[controller.subsystem].discovery;
+            let discovery = env.nvme.subsystems[controller.subsystem].discovery;
             let fits = css == 0 && mps == 0 && (entries == (6, 4) || discovery);
             // CFS when the host asked for what CAP does not offer, else ready at once.
             controller.csts.store(if fits { 1 } else { 2 }, Ordering::Release);
@@ -223,7 +226,7 @@ impl Conn {
         if reset {
             controller.epoch.fetch_add(1, Ordering::AcqRel);
             lock(&controller.inner).queues.clear();
-            env.shared.wake_all();
+            env.nvme.shared.wake_all();
         }
         Ok(())
     }

@@ -2,14 +2,14 @@
 
 use super::{Conn, Env, wire};
 use crate::media::{Medium, ZEROES};
-use crate::shared::Namespace;
+use crate::store::Disk;
 use polypath_nvme::sqe::{DsmRange, NSID_ALL, io as op};
 use polypath_nvme::{Cqe, Sqe, StatusField};
 use std::sync::Arc;
 
 /// Where a command reaches in its namespace, in bytes.
 pub(super) struct Range<'a> {
-    pub(super) namespace: &'a Arc<Namespace>,
+    pub(super) disk: &'a Arc<Disk>,
     pub(super) offset: u64,
     pub(super) len: u64,
 }
@@ -65,11 +65,11 @@ impl Conn {
 
     /// The namespace, if it is there and may be reached here.
     #[inline]
-    pub(super) fn namespace(&self, env: &Env<'_>, nsid: u32) -> Result<&Arc<Namespace>, StatusField> {
+    pub(super) fn namespace(&self, env: &Env<'_>, nsid: u32) -> Result<&Arc<Disk>, StatusField> {
         let Some(namespace) = self.namespaces.iter().find(|n| n.nsid == nsid) else {
             return Err(StatusField::INVALID_NAMESPACE.with_dnr());
         };
-        match env.shared.subsystems[self.subsystem].ana_state(self.info.listener, namespace.group) {
+        match env.nvme.subsystems[self.subsystem].ana_state(self.info.listener, namespace.group) {
             1 | 2 => Ok(namespace),
             3 => Err(StatusField::ANA_INACCESSIBLE),
             4 => Err(StatusField::ANA_PERSISTENT_LOSS),
@@ -84,7 +84,7 @@ impl Conn {
         let (lba, blocks) = (sqe.slba(), u64::from(sqe.nlb_z()) + 1);
         match lba.checked_add(blocks) {
             Some(end) if end <= namespace.blocks => {
-                Ok(Range { namespace, offset: lba << namespace.shift, len: blocks << namespace.shift })
+                Ok(Range { disk: namespace, offset: lba << namespace.shift, len: blocks << namespace.shift })
             }
             _ => Err(StatusField::LBA_OUT_OF_RANGE.with_dnr()),
         }
@@ -94,13 +94,13 @@ impl Conn {
     fn read(&mut self, env: &Env<'_>, sqe: &Sqe) {
         let cid = sqe.cid();
         let (namespace, offset, len) = match self.range(env, sqe) {
-            Ok(r) => (r.namespace, r.offset, r.len as usize),
+            Ok(r) => (r.disk, r.offset, r.len as usize),
             Err(status) => return self.complete(env, Cqe::new(cid, status)),
         };
         if len != sqe.sgl().length() as usize {
             return self.fail(env, cid, StatusField::INVALID_SGL_DATA_LENGTH);
         }
-        if len > env.shared.config.mdts_bytes as usize {
+        if len > env.nvme.shared.config.mdts_bytes as usize {
             return self.fail(env, cid, StatusField::INVALID_FIELD);
         }
         if matches!(*namespace.medium, Medium::Null) {
@@ -132,7 +132,7 @@ impl Conn {
             data.resize(len, 0);
             match medium.read(offset, &mut data) {
                 Ok(()) => self.data_out(env, cid, &data),
-                Err(status) => self.complete(env, Cqe::new(cid, status)),
+                Err(error) => self.complete(env, Cqe::new(cid, error.into())),
             }
             self.pool.push(data);
             return;
@@ -171,8 +171,11 @@ impl Conn {
         if range.len != data.len() as u64 {
             return Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
         }
-        range.namespace.medium.write(range.offset, data)?;
-        if sqe.fua() { range.namespace.medium.persist(range.offset, range.len) } else { Ok(()) }
+        range.disk.medium.write(range.offset, data)?;
+        if sqe.fua() {
+            range.disk.medium.persist(range.offset, range.len)?;
+        }
+        Ok(())
     }
 
     fn compare(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {
@@ -180,7 +183,7 @@ impl Conn {
         if range.len != data.len() as u64 {
             return Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
         }
-        match range.namespace.medium.compare(range.offset, data)? {
+        match range.disk.medium.compare(range.offset, data)? {
             true => Ok(()),
             false => Err(StatusField::COMPARE_FAILURE.with_dnr()),
         }
@@ -188,15 +191,20 @@ impl Conn {
 
     fn write_zeroes(&self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {
         let range = self.range(env, sqe)?;
-        range.namespace.medium.zero(range.offset, range.len)?;
-        if sqe.fua() { range.namespace.medium.persist(range.offset, range.len) } else { Ok(()) }
+        range.disk.medium.zero(range.offset, range.len)?;
+        if sqe.fua() {
+            range.disk.medium.persist(range.offset, range.len)?;
+        }
+        Ok(())
     }
 
     fn flush(&self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {
         if sqe.nsid() == NSID_ALL {
-            return self.namespaces.iter().try_for_each(|n| n.medium.flush());
+            self.namespaces.iter().try_for_each(|n| n.medium.flush())?;
+            return Ok(());
         }
-        self.namespace(env, sqe.nsid())?.medium.flush()
+        self.namespace(env, sqe.nsid())?.medium.flush()?;
+        Ok(())
     }
 
     fn dataset_management(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {

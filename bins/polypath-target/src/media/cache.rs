@@ -1,6 +1,6 @@
 //! Memory behind a write cache that can lose its power: what is read now, and what would be left.
 
-use polypath_nvme::StatusField;
+use super::MediumError;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,16 +45,16 @@ impl Cached {
         self.changes.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), StatusField> {
+    pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), MediumError> {
         copy_out(&self.lock().current, offset, out)
     }
 
     /// As [`Cached::read`], of what a loss of power would leave.
-    pub(crate) fn read_durable(&self, offset: u64, out: &mut [u8]) -> Result<(), StatusField> {
+    pub(crate) fn read_durable(&self, offset: u64, out: &mut [u8]) -> Result<(), MediumError> {
         copy_out(&self.lock().durable, offset, out)
     }
 
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), StatusField> {
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), MediumError> {
         let inner = &mut *self.lock();
         let range = range(&inner.current, offset, data.len())?;
         inner.current[range.clone()].copy_from_slice(data);
@@ -115,13 +115,13 @@ impl Inner {
     }
 }
 
-fn range(bytes: &[u8], offset: u64, len: usize) -> Result<std::ops::Range<usize>, StatusField> {
-    let start = usize::try_from(offset).map_err(|_| StatusField::LBA_OUT_OF_RANGE)?;
-    let end = start.checked_add(len).filter(|&end| end <= bytes.len()).ok_or(StatusField::LBA_OUT_OF_RANGE)?;
+fn range(bytes: &[u8], offset: u64, len: usize) -> Result<std::ops::Range<usize>, MediumError> {
+    let start = usize::try_from(offset).map_err(|_| MediumError::OutOfRange)?;
+    let end = start.checked_add(len).filter(|&end| end <= bytes.len()).ok_or(MediumError::OutOfRange)?;
     Ok(start..end)
 }
 
-fn copy_out(bytes: &[u8], offset: u64, out: &mut [u8]) -> Result<(), StatusField> {
+fn copy_out(bytes: &[u8], offset: u64, out: &mut [u8]) -> Result<(), MediumError> {
     out.copy_from_slice(&bytes[range(bytes, offset, out.len())?]);
     Ok(())
 }

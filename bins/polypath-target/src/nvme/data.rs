@@ -2,7 +2,10 @@
 
 use super::admin::EVENT_REQUESTS;
 use super::connect::{ADMIN_ENTRIES, VERSION};
-use crate::shared::{Controller, EVENT_ANA, EVENT_DISCOVERY, EVENT_NAMESPACE, Namespace, Shared, lock};
+use super::state::{Controller, EVENT_ANA, EVENT_DISCOVERY, EVENT_NAMESPACE, Nvme};
+use crate::config::Protocol;
+use crate::shared::{Listener, Shared, lock};
+use crate::store::Disk;
 use polypath_nvme::identify::{
     IdentifyController, IdentifyNamespace, LbaFormat, NamespaceIds, anacap, build_namespace_list, cmic, cns, ctratt,
     nmic, oncs,
@@ -24,15 +27,15 @@ const CNS_NAMESPACE_CONTROLLERS: u8 = 0x12;
 const CNS_CONTROLLERS: u8 = 0x13;
 const CNS_COMMAND_SETS: u8 = 0x1c;
 
-pub(super) fn has_write_cache(shared: &Shared, controller: &Controller) -> bool {
-    let namespaces = shared.subsystems[controller.subsystem].namespaces();
-    shared.config.volatile_write_cache.unwrap_or_else(|| namespaces.iter().any(|n| n.medium.is_volatile()))
+pub(super) fn has_write_cache(nvme: &Nvme, controller: &Controller) -> bool {
+    let namespaces = nvme.subsystems[controller.subsystem].store.disks();
+    nvme.shared.config.volatile_write_cache.unwrap_or_else(|| namespaces.iter().any(|n| n.medium.is_volatile()))
 }
 
 /// The 4096 octets of an Identify.
-pub(super) fn identify(shared: &Shared, controller: &Controller, sqe: &Sqe) -> Result<Vec<u8>, StatusField> {
-    let subsystem = &shared.subsystems[controller.subsystem];
-    let namespaces = subsystem.namespaces();
+pub(super) fn identify(nvme: &Nvme, controller: &Controller, sqe: &Sqe) -> Result<Vec<u8>, StatusField> {
+    let subsystem = &nvme.subsystems[controller.subsystem];
+    let namespaces = subsystem.store.disks();
     let nsid = sqe.nsid();
     let find = || namespaces.iter().find(|n| n.nsid == nsid);
     let valid = (1..=1024).contains(&nsid) && !subsystem.discovery;
@@ -44,9 +47,9 @@ pub(super) fn identify(shared: &Shared, controller: &Controller, sqe: &Sqe) -> R
         Ok(build_namespace_list(namespaces.iter().map(|n| n.nsid), nsid).to_vec())
     };
     match sqe.cns() {
-        cns::CONTROLLER => Ok(identify_controller(shared, controller).to_bytes().to_vec()),
+        cns::CONTROLLER => Ok(identify_controller(nvme, controller).to_bytes().to_vec()),
         _ if subsystem.discovery => Err(StatusField::INVALID_FIELD),
-        cns::NAMESPACE if nsid == NSID_ALL => Ok(common(shared).to_bytes().to_vec()),
+        cns::NAMESPACE if nsid == NSID_ALL => Ok(common().to_bytes().to_vec()),
         cns::NAMESPACE if valid => Ok(find().map_or([0; 4096], |n| identify_namespace(n).to_bytes()).to_vec()),
         cns::ACTIVE_NAMESPACES => list(),
         cns::NAMESPACE_DESCRIPTORS => {
@@ -95,13 +98,13 @@ fn text<const N: usize>(text: &str) -> [u8; N] {
     field
 }
 
-fn identify_controller(shared: &Shared, controller: &Controller) -> IdentifyController {
-    let config = &shared.config;
-    let subsystem = &shared.subsystems[controller.subsystem];
+fn identify_controller(nvme: &Nvme, controller: &Controller) -> IdentifyController {
+    let config = &nvme.shared.config;
+    let subsystem = &nvme.subsystems[controller.subsystem];
     let mut subnqn = [0; 256];
-    subnqn[..subsystem.nqn.len()].copy_from_slice(subsystem.nqn.as_bytes());
+    subnqn[..subsystem.store.nqn.len()].copy_from_slice(subsystem.store.nqn.as_bytes());
     let mut id = IdentifyController {
-        sn: text(&subsystem.serial),
+        sn: text(&subsystem.store.serial),
         mn: text("Polypath software target"),
         fr: text(env!("CARGO_PKG_VERSION")),
         cmic: cmic::MULTI_PORT | cmic::MULTI_CONTROLLER,
@@ -139,15 +142,15 @@ fn identify_controller(shared: &Shared, controller: &Controller) -> IdentifyCont
         | anacap::PERSISTENT_LOSS
         | anacap::CHANGE
         | anacap::GROUP_ID_FIXED;
-    id.anagrpmax = subsystem.groups();
-    id.nanagrpid = subsystem.groups();
+    id.anagrpmax = subsystem.store.groups();
+    id.nanagrpid = subsystem.store.groups();
     id.sqes = 0x66;
     id.cqes = 0x44;
     id.nn = 1024;
     id.mnan = 1024;
     id.oncs = oncs::COMPARE | oncs::DATASET_MANAGEMENT | oncs::WRITE_ZEROES;
     // Flush takes NSID FFFFFFFFh.
-    id.vwc = u8::from(has_write_cache(shared, controller)) | 0b110;
+    id.vwc = u8::from(has_write_cache(nvme, controller)) | 0b110;
     id.ioccsz = (64 + config.in_capsule) / 16;
     id.iorcsz = 1;
     id.msdbd = 1;
@@ -155,7 +158,7 @@ fn identify_controller(shared: &Shared, controller: &Controller) -> IdentifyCont
     id
 }
 
-fn identify_namespace(n: &Namespace) -> IdentifyNamespace {
+fn identify_namespace(n: &Disk) -> IdentifyNamespace {
     let mut id = IdentifyNamespace {
         nsze: n.blocks,
         ncap: n.blocks,
@@ -172,7 +175,7 @@ fn identify_namespace(n: &Namespace) -> IdentifyNamespace {
 }
 
 /// What all namespaces have in common (NSID FFFFFFFFh).
-fn common(_: &Shared) -> IdentifyNamespace {
+fn common() -> IdentifyNamespace {
     let mut id = IdentifyNamespace { nlbaf_z: 1, nmic: nmic::SHARED, dlfeat: 1, ..IdentifyNamespace::default() };
     id.lbaf[0].block_shift = 9;
     id.lbaf[1].block_shift = 12;
@@ -181,17 +184,17 @@ fn common(_: &Shared) -> IdentifyNamespace {
 
 /// A whole log page; the caller cuts out what was asked for.
 pub(super) fn log_page(
-    shared: &Shared,
+    nvme: &Nvme,
     controller: &Controller,
     local: Option<SocketAddr>,
     sqe: &Sqe,
 ) -> Result<Vec<u8>, StatusField> {
-    let subsystem = &shared.subsystems[controller.subsystem];
+    let subsystem = &nvme.subsystems[controller.subsystem];
     match sqe.lid() {
-        lid::DISCOVERY if subsystem.discovery => Ok(discovery(shared, local).to_bytes()),
+        lid::DISCOVERY if subsystem.discovery => Ok(discovery(nvme, local).to_bytes()),
         lid::ERROR => Ok(vec![0; 64]),
         _ if subsystem.discovery => Err(StatusField::INVALID_LOG_PAGE),
-        lid::SMART => Ok(smart(shared).to_bytes().to_vec()),
+        lid::SMART => Ok(smart(&nvme.shared).to_bytes().to_vec()),
         lid::FIRMWARE_SLOT => {
             let mut page = vec![0; 512];
             page[0] = 1;
@@ -232,7 +235,7 @@ pub(super) fn log_page(
             Ok(page)
         }
         lid::ANA => {
-            Ok(ana(shared, controller, &subsystem.namespaces()).to_bytes(sqe.lsp() & AnaLog::LSP_GROUPS_ONLY != 0))
+            Ok(ana(nvme, controller, &subsystem.store.disks()).to_bytes(sqe.lsp() & AnaLog::LSP_GROUPS_ONLY != 0))
         }
         _ => Err(StatusField::INVALID_LOG_PAGE),
     }
@@ -251,10 +254,10 @@ fn smart(shared: &Shared) -> SmartLog {
     }
 }
 
-fn ana(shared: &Shared, controller: &Controller, namespaces: &[Arc<Namespace>]) -> AnaLog {
-    let subsystem = &shared.subsystems[controller.subsystem];
-    let change_count = subsystem.ana_changes.load(Ordering::Acquire);
-    let groups = (1..=subsystem.groups())
+fn ana(nvme: &Nvme, controller: &Controller, namespaces: &[Arc<Disk>]) -> AnaLog {
+    let subsystem = &nvme.subsystems[controller.subsystem];
+    let change_count = subsystem.store.access_changes.load(Ordering::Acquire);
+    let groups = (1..=subsystem.store.groups())
         .map(|id| AnaGroup {
             id,
             change_count,
@@ -265,7 +268,7 @@ fn ana(shared: &Shared, controller: &Controller, namespaces: &[Arc<Namespace>]) 
     AnaLog { change_count, groups }
 }
 
-fn discovery(shared: &Shared, local: Option<SocketAddr>) -> DiscoveryLog {
+fn discovery(nvme: &Nvme, local: Option<SocketAddr>) -> DiscoveryLog {
     let entry = |address: SocketAddr, nqn: &str, subsystem_type, portid| {
         // A listener on all addresses is reached by the one the host has found us at.
         let ip = if address.ip().is_unspecified() { local.map_or(address.ip(), |l| l.ip()) } else { address.ip() };
@@ -285,15 +288,16 @@ fn discovery(shared: &Shared, local: Option<SocketAddr>) -> DiscoveryLog {
         })
     };
     let mut entries = Vec::new();
-    for subsystem in shared.subsystems.iter().filter(|s| !s.discovery) {
-        for (i, listener) in shared.listeners.iter().enumerate().filter(|(_, l)| !l.closed.load(Ordering::Acquire)) {
-            entries.extend(entry(listener.address, &subsystem.nqn, SubsystemType::Nvm, i as u16 + 1));
+    for subsystem in nvme.subsystems.iter().filter(|s| !s.discovery) {
+        let ours = |l: &&Listener| l.protocol == Protocol::NvmeTcp && !l.closed.load(Ordering::Acquire);
+        for (i, listener) in nvme.shared.listeners.iter().enumerate().filter(|(_, l)| ours(l)) {
+            entries.extend(entry(listener.address, &subsystem.store.nqn, SubsystemType::Nvm, i as u16 + 1));
         }
     }
-    for (i, referral) in shared.config.referrals.iter().enumerate() {
+    for (i, referral) in nvme.shared.config.referrals.iter().enumerate() {
         if let Ok(address) = referral.parse() {
             entries.extend(entry(address, polypath_nvme::nqn::DISCOVERY_NQN, SubsystemType::Referral, 1000 + i as u16));
         }
     }
-    DiscoveryLog { genctr: shared.discovery_generation.load(Ordering::Acquire), entries, skipped: Vec::new() }
+    DiscoveryLog { genctr: nvme.discovery_generation.load(Ordering::Acquire), entries, skipped: Vec::new() }
 }
