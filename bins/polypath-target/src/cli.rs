@@ -1,6 +1,9 @@
 //! The command line of `polypath-target`.
 
-use crate::config::{AnaState, DEFAULT_NQN, ListenerConfig, NamespaceConfig, SubsystemConfig, TargetConfig};
+use crate::config::{
+    AnaState, ChapConfig, DEFAULT_IQN, DEFAULT_NQN, ListenerConfig, NamespaceConfig, Protocol, SecretText,
+    SubsystemConfig, TargetConfig,
+};
 use crate::control::{Command as Control, call};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::io::Write as _;
@@ -25,19 +28,25 @@ fn command() -> Command {
     let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     Command::new("polypath-target")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("A small NVMe/TCP target in software")
+        .about("A small NVMe/TCP and iSCSI target in software")
         .after_help(
-            "Example:\n  polypath-target --listen 127.0.0.1:4420 --listen 127.0.0.1:4421 --namespace ram://1GiB\n\n\
-             A namespace belongs to the --subsystem before it. Options override the file given with --config.\n\
+            "Examples:\n  polypath-target --listen 127.0.0.1:4420 --listen 127.0.0.1:4421 --namespace ram://1GiB\n  \
+             polypath-target --listen 127.0.0.1:4420 --listen iscsi://127.0.0.1:3260 --namespace ram://1GiB\n\n\
+             A namespace belongs to the --subsystem before it, and so does an --iqn, the subsystem's name over iSCSI. Options override the file given with --config.\n\
              polypath-target ctl SOCKET COMMAND [KEY=VALUE]... sends a command to --control SOCKET of a running target.",
         )
         .subcommand_negates_reqs(true)
         .args_conflicts_with_subcommands(true)
         .arg(Arg::new("config").long("config").short('c').value_name("FILE.toml").help("Read the configuration from a file"))
-        .arg(many("listen", "ADDR:PORT", "Listen here (port 0 takes a free one); may be repeated"))
+        .arg(many(
+            "listen",
+            "[iscsi://]ADDR:PORT[,TAG]",
+            "Listen here (port 0 takes a free one), for NVMe/TCP or iSCSI, there with a portal group tag; may be repeated",
+        ))
         .arg(many("ana", "[ADDR:PORT=]STATE", "ANA state at the start of all listeners, or of one"))
         .arg(many("subsystem", "NQN", "Serve a subsystem of this name; may be repeated"))
-        .arg(many("namespace", "URI", "ram://SIZE, null://SIZE or file:///PATH, with ?bs= &nsid= &uuid= &nguid= &eui64= &anagrp="))
+        .arg(many("iqn", "IQN", "Name of the subsystem before it as an iSCSI target [default, without --subsystem: iqn.2024-01.org.polypath:target]"))
+        .arg(many("namespace", "URI", "ram://SIZE, null://SIZE or file:///PATH, with ?bs= &nsid= &lun= &uuid= &nguid= &eui64= &anagrp="))
         .arg(many("referral", "ADDR:PORT", "Name another discovery controller in the discovery log"))
         .arg(number("bs", "BYTES", "Logical block size of namespaces that do not say: 512 or 4096"))
         .arg(
@@ -78,6 +87,7 @@ fn command() -> Command {
                 .value_parser(["auto", "on", "off"])
                 .help("Report a volatile write cache [default: auto: for files]"),
         )
+        .args(chap_arguments())
         .subcommand(
             Command::new("ctl")
                 .about("Send a command to a running target and print its answer")
@@ -89,8 +99,68 @@ fn command() -> Command {
         )
 }
 
+/// Environment variables with the secrets, for those who give neither files nor the secrets themselves.
+const SECRET_VARIABLE: &str = "POLYPATH_TARGET_CHAP_SECRET";
+const OWN_SECRET_VARIABLE: &str = "POLYPATH_TARGET_CHAP_OWN_SECRET";
+
+fn chap_arguments() -> [Arg; 6] {
+    let one = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    [
+        one("chap-user", "NAME", "Let only this user in over iSCSI, by CHAP"),
+        one(
+            "chap-secret-file",
+            "FILE",
+            "File with the user's secret; else it is that of the environment variable POLYPATH_TARGET_CHAP_SECRET",
+        )
+        .requires("chap-user"),
+        one("chap-secret", "TEXT", "The user's secret, for everybody on this machine to see")
+            .requires("chap-user")
+            .conflicts_with("chap-secret-file"),
+        one("chap-own-user", "NAME", "Prove to be this to initiators that ask").requires("chap-user"),
+        one(
+            "chap-own-secret-file",
+            "FILE",
+            "File with the target's own secret; else it is that of POLYPATH_TARGET_CHAP_OWN_SECRET",
+        )
+        .requires("chap-own-user"),
+        one("chap-own-secret", "TEXT", "The target's own secret, for everybody on this machine to see")
+            .requires("chap-own-user")
+            .conflicts_with("chap-own-secret-file"),
+    ]
+}
+
+/// Who may log in over iSCSI.
+fn chap(m: &ArgMatches) -> Option<ChapConfig> {
+    let text = |name: &str| m.get_one::<String>(name).cloned();
+    let secret = |name: &str, file: &Option<PathBuf>, variable: &str| match text(name) {
+        Some(secret) => {
+            // Nobody reads a log yet: it is not set up before the configuration is known.
+            let _ =
+                writeln!(std::io::stderr(), "polypath-target: --{name} shows the secret to everybody on this machine");
+            Some(SecretText::new(secret))
+        }
+        None if file.is_some() => None,
+        None => std::env::var(variable).ok().map(SecretText::new),
+    };
+    let user = text("chap-user")?;
+    let (secret_file, own_secret_file) =
+        (text("chap-secret-file").map(PathBuf::from), text("chap-own-secret-file").map(PathBuf::from));
+    let own_user = text("chap-own-user");
+    let own_secret = own_user.as_ref().and_then(|_| secret("chap-own-secret", &own_secret_file, OWN_SECRET_VARIABLE));
+    Some(ChapConfig {
+        user,
+        secret: secret("chap-secret", &secret_file, SECRET_VARIABLE),
+        secret_file,
+        own_user,
+        own_secret,
+        own_secret_file,
+    })
+}
+
 const CONTROL_HELP: &str = "\
-Commands (SCOPE is any of listener=INDEX|ADDR:PORT|PORT cntlid=N qid=N conn=N):
+Commands (SCOPE is any of listener=INDEX|ADDR:PORT|PORT cntlid=N qid=N conn=N; an iSCSI session is tsih=N):
   ping | status
   stall SCOPE [window_ms=N]                   read and say nothing
   delay SCOPE ms=N|us=N [op=OP] [count=N]     execute commands later
@@ -106,7 +176,9 @@ Commands (SCOPE is any of listener=INDEX|ADDR:PORT|PORT cntlid=N qid=N conn=N):
   set_ana state=STATE [listener=L] [nsid=N|group=N] [nqn=NQN]
   swap_identity nsid=N [nguid=HEX] [uuid=UUID] [new_contents=true] [nqn=NQN]
   resize nsid=N bytes=N [nqn=NQN]
-OP is all, read, write, flush, compare, write_zeroes, dsm, keep_alive, identify, get_log_page, abort or fabrics.";
+  logout_request SCOPE [ms=N] | drop_connection SCOPE | nop_in SCOPE    iSCSI: what the target says of its own accord
+OP is all, read, write, flush, compare, write_zeroes (zero), dsm (trim), keep_alive, identify, get_log_page (report), abort,
+fabrics (session) or other. NQN may be an IQN.";
 
 /// Reads a command line; exits with a message where clap does (`--help`, unknown options).
 ///
@@ -147,7 +219,7 @@ fn control(words: &[String]) -> Result<Control, String> {
             for field in fields {
                 let (key, value) = field.split_once('=').ok_or_else(|| format!("\"{field}\" is not KEY=VALUE"))?;
                 // Texts of digits only are numbers except where a text is meant.
-                let text = ["nguid", "uuid", "nqn"].contains(&key);
+                let text = ["nguid", "uuid", "nqn", "iqn"].contains(&key);
                 let value = match (value.parse::<u64>(), value) {
                     (Ok(n), _) if !text => n.into(),
                     (_, "true") => true.into(),
@@ -179,7 +251,9 @@ fn config(m: &ArgMatches) -> Result<TargetConfig, String> {
         }
     };
     let texts = |name: &str| m.get_many::<String>(name).into_iter().flatten().cloned().collect::<Vec<_>>();
-    config.listeners.extend(texts("listen").into_iter().map(ListenerConfig::new));
+    for text in texts("listen") {
+        config.listeners.push(ListenerConfig::parse(&text)?);
+    }
     if config.listeners.is_empty() {
         config.listeners.push(ListenerConfig::new("127.0.0.1:4420"));
     }
@@ -196,6 +270,9 @@ fn config(m: &ArgMatches) -> Result<TargetConfig, String> {
         }
     }
     config.referrals.extend(texts("referral"));
+    if let Some(chap) = chap(m) {
+        config.iscsi.chap = Some(chap);
+    }
     subsystems(m, &mut config)?;
     numbers(m, &mut config)?;
     if let Some(digests) = m.get_many::<String>("digests") {
@@ -233,6 +310,13 @@ fn subsystems(m: &ArgMatches, config: &mut TargetConfig) -> Result<(), String> {
     let mut named: Vec<(usize, SubsystemConfig)> =
         placed("subsystem").into_iter().map(|(at, nqn)| (at, SubsystemConfig::new(nqn, Vec::new()))).collect();
     let mut nameless = SubsystemConfig::new(DEFAULT_NQN, Vec::new());
+    if config.listeners.iter().any(|l| l.protocol == Protocol::Iscsi) {
+        nameless.iqn = Some(DEFAULT_IQN.into());
+    }
+    for (at, iqn) in placed("iqn") {
+        let owner = named.iter_mut().rev().find(|(s, _)| *s < at).map_or(&mut nameless, |(_, s)| s);
+        owner.iqn = Some(iqn);
+    }
     for (at, uri) in placed("namespace") {
         let mut namespace = NamespaceConfig::new(uri);
         if !namespace.uri.contains("bs=") {

@@ -1,7 +1,7 @@
 //! How threads reach each other: messages and wake-ups. What is said here is about connections and tasks of any protocol.
 
 use crate::faults::Scope;
-use crate::media::MediumError;
+use crate::media::{MediumError, Party};
 use crate::shared::{ConnInfo, lock};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
@@ -27,10 +27,14 @@ pub(crate) struct Quiesce {
     pub(crate) unit: Option<u32>,
     /// Only tasks of this session.
     pub(crate) session: Option<u16>,
+    /// Only tasks of these users.
+    pub(crate) parties: Option<Vec<Party>>,
     /// Not those of this session, which has dealt with them itself.
     pub(crate) except: Option<u16>,
     /// The session is over: its connection ends.
     pub(crate) end: bool,
+    /// Those whose tasks are ended hear of it.
+    pub(crate) tell: bool,
 }
 
 /// What a target says of its own accord.

@@ -1,7 +1,7 @@
 //! Writes that are taken from their commands and applied late, whatever has become of their connections.
 
 use crate::mail::Address;
-use crate::media::{Medium, MediumError};
+use crate::media::{Medium, MediumError, Party};
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,6 +27,12 @@ pub(crate) struct HeldWrite {
     pub(crate) answer: Option<Address>,
     /// The controller or session that it came through; set once that is gone.
     pub(crate) gone: Arc<AtomicBool>,
+    /// Whose it is, where that can be told later: disks and user.
+    pub(crate) owner: Option<(usize, Arc<Party>)>,
+    /// Logical unit, for those with an owner.
+    pub(crate) unit: u32,
+    /// Command identifier or task tag.
+    pub(crate) tag: u32,
     /// Deliberately later than anything that is promised: no abort and no end of a session brings it forward.
     pub(crate) beyond: bool,
 }
@@ -144,6 +150,11 @@ impl HeldStore {
             }
             tell(write, result);
         }
+    }
+
+    /// Is there one that still waits of which `which` says so?
+    pub(crate) fn holds(&self, which: impl Fn(&HeldWrite) -> bool) -> bool {
+        self.inner.lock().unwrap_or_else(|p| p.into_inner()).waiting.iter().any(which)
     }
 
     /// Forgets what waits: the controller has lost its power.

@@ -55,7 +55,26 @@ impl Cached {
     }
 
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), MediumError> {
+        self.write_to(&mut self.lock(), offset, data)
+    }
+
+    /// Writes `new` if `expected` is there; else says where the first difference is.
+    pub(crate) fn compare_and_write(
+        &self,
+        offset: u64,
+        expected: &[u8],
+        new: &[u8],
+    ) -> Result<Option<usize>, MediumError> {
         let inner = &mut *self.lock();
+        let there = &inner.current[range(&inner.current, offset, expected.len())?];
+        let differs = there.iter().zip(expected).position(|(a, b)| a != b);
+        if differs.is_none() {
+            self.write_to(inner, offset, new)?;
+        }
+        Ok(differs)
+    }
+
+    fn write_to(&self, inner: &mut Inner, offset: u64, data: &[u8]) -> Result<(), MediumError> {
         let range = range(&inner.current, offset, data.len())?;
         inner.current[range.clone()].copy_from_slice(data);
         self.changes.fetch_add(1, Ordering::Relaxed);

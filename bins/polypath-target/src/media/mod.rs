@@ -147,6 +147,38 @@ impl Medium {
         Ok(true)
     }
 
+    /// Writes `new` at byte `offset` if the medium holds `expected` there, both of one length; else says where the first byte is that
+    /// differs. Nothing else that is written gets in between, but to files.
+    pub(crate) fn compare_and_write(
+        &self,
+        offset: u64,
+        expected: &[u8],
+        new: &[u8],
+    ) -> Result<Option<usize>, MediumError> {
+        let swap = || {
+            let mut there = vec![0; expected.len()];
+            match self {
+                Medium::Ram(ram) => {
+                    ram.each_unlocked(offset, there.len(), |w, at, range| w.copy_out(at, &mut there[range]))?;
+                }
+                _ => self.read(offset, &mut there)?,
+            }
+            if let Some(at) = there.iter().zip(expected).position(|(a, b)| a != b) {
+                return Ok(Some(at));
+            }
+            match self {
+                Medium::Ram(ram) => ram.each_unlocked(offset, new.len(), |w, at, range| w.copy_in(at, &new[range]))?,
+                _ => self.write(offset, new)?,
+            }
+            Ok(None)
+        };
+        match self {
+            Medium::Ram(ram) => ram.alone(offset, expected.len(), swap),
+            Medium::Cached(cached) => cached.compare_and_write(offset, expected, new),
+            Medium::File(_) | Medium::Null => swap(),
+        }
+    }
+
     /// Makes `len` bytes from byte `offset` on read as zero.
     pub(crate) fn zero(&self, offset: u64, len: u64) -> Result<(), MediumError> {
         let end = offset + len;
@@ -267,6 +299,41 @@ impl Ram {
             let (from, to) = (offset.max(part.begin), (offset + len).min(part.end()));
             from >= to || part.region.give_back(from - part.begin, to - from)
         })
+    }
+
+    /// Runs `f` while no other thread copies anything of the range.
+    fn alone<T>(&self, offset: u64, len: usize, f: impl FnOnce() -> T) -> T {
+        let Some(stripes) = &self.stripes else { return f() };
+        let all = offset / STRIPE..(offset + len as u64).div_ceil(STRIPE);
+        // In the order of the bits, so that two that want several never wait for each other.
+        let mut bits: Vec<usize> = all.map(|stripe| stripe as usize % STRIPES).collect();
+        bits.sort_unstable();
+        bits.dedup();
+        for bit in &bits {
+            while stripes[*bit].swap(true, Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
+        }
+        let result = f();
+        bits.iter().for_each(|bit| stripes[*bit].store(false, Ordering::Release));
+        result
+    }
+
+    /// Runs `copy` over the whole range, part by part, for somebody who is alone there.
+    fn each_unlocked<E>(
+        &self,
+        offset: u64,
+        len: usize,
+        mut copy: impl FnMut(&Window, usize, Range<usize>) -> Result<(), E>,
+    ) -> Result<(), MediumError> {
+        let mut done = 0;
+        while done < len {
+            let (part, local, room) = self.part(offset + done as u64).ok_or(MediumError::OutOfRange)?;
+            let n = room.min(len - done);
+            copy(&part.window, local, done..done + n).map_err(|_| MediumError::OutOfRange)?;
+            done += n;
+        }
+        Ok(())
     }
 
     /// Runs `copy` over the whole range: part by part, and stripe by stripe where threads must be kept apart.

@@ -107,6 +107,9 @@ impl Conn {
                 tag: sqe.cid().into(),
             }),
             gone: controller.dead.clone(),
+            owner: None,
+            unit: 0,
+            tag: sqe.cid().into(),
             beyond,
         };
         tracing::info!(id, cid = sqe.cid(), lba = sqe.slba(), after_ms = after_us / 1000, "write held");
