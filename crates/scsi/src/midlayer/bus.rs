@@ -5,8 +5,9 @@
 
 use super::listing::Listing;
 use super::probe::LogicalUnit;
+use super::reserve::{Claim, Order};
 use crate::Lun;
-use polypath_block::{Code, DeviceState, Host, Identity, OpenError, UnitId, Verdict};
+use polypath_block::{Code, DeviceState, Host, Identity, OpenError, ReservationError, UnitId, Verdict};
 use polypath_net::Bell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -68,7 +69,17 @@ struct Entry {
     shown: Option<Shown>,
     /// To be looked at again.
     stale: bool,
+    /// What its nexuses are to be registered with.
+    claim: Claim,
+    /// How far each queue has followed the claim: its epoch, or [`NOT_USED`].
+    followed: Vec<Weak<AtomicU64>>,
+    alarms: u64,
+    /// Nobody has looked since the last alarm.
+    alarmed: bool,
 }
+
+/// A queue sends nothing to the logical unit before it has looked at the claim again.
+pub(super) const NOT_USED: u64 = u64::MAX;
 
 /// See the module.
 pub struct Bus {
@@ -83,6 +94,7 @@ pub struct Bus {
     landing_bound_ms: AtomicU64,
     closing: AtomicBool,
     called: AtomicBool,
+    orders: Mutex<Vec<Order>>,
 }
 
 impl Bus {
@@ -101,6 +113,7 @@ impl Bus {
             landing_bound_ms: AtomicU64::new(landing_bound.as_millis() as u64),
             closing: AtomicBool::new(false),
             called: AtomicBool::new(false),
+            orders: Mutex::default(),
         })
     }
 
@@ -134,7 +147,13 @@ impl Bus {
 
     /// The bus stands elsewhere now.
     pub fn set_state(&self, state: BusState) {
+        let gone = matches!(state, BusState::Gone { .. });
         *lock(&self.state) = state;
+        if gone {
+            // Outside the lock: whoever asked is told by the drop.
+            let orders = std::mem::take(&mut *lock(&self.orders));
+            drop(orders);
+        }
         self.announce();
     }
 
@@ -217,7 +236,18 @@ impl Bus {
                 return Err(OpenError::System { name: self.name.clone(), reason });
             }
             None => {
-                units.push(Entry { address, users: 0, first: None, shown: None, stale: true });
+                let (claim, followed, alarms, alarmed) = (Claim::default(), Vec::new(), 0, false);
+                units.push(Entry {
+                    address,
+                    users: 0,
+                    first: None,
+                    shown: None,
+                    stale: true,
+                    claim,
+                    followed,
+                    alarms,
+                    alarmed,
+                });
                 units.len() - 1
             }
         };
@@ -231,6 +261,87 @@ impl Bus {
         drop(units);
         self.call();
         Ok(UnitUse { bus: self.clone(), at })
+    }
+
+    /// Somebody wants something of reservations; the control poller is called.
+    pub(super) fn order(&self, order: Order) {
+        lock(&self.orders).push(order);
+        if let BusState::Gone { reason } = self.state() {
+            for order in std::mem::take(&mut *lock(&self.orders)) {
+                order.reply.answer(Err(ReservationError::new(Code::Gone, reason.clone())));
+            }
+        }
+        self.call();
+    }
+
+    /// What was asked for since the last time.
+    pub(super) fn take_orders(&self) -> Vec<Order> {
+        std::mem::take(&mut *lock(&self.orders))
+    }
+
+    /// What the nexuses to `address` are to be registered with.
+    pub(super) fn claim(&self, address: Address) -> Claim {
+        let units = lock(&self.units);
+        units.iter().find(|entry| entry.address == address).map_or_else(Claim::default, |entry| entry.claim)
+    }
+
+    /// Logical units of which a registration is claimed.
+    pub(super) fn claimed(&self) -> Vec<Address> {
+        let units = lock(&self.units);
+        let claimed = units.iter().filter(|entry| entry.users > 0 && entry.claim.key.is_some());
+        claimed.map(|entry| entry.address).collect()
+    }
+
+    /// From now on nexuses to `address` are to be registered with `key`; those that are registered with `leaving` are to end that.
+    pub(super) fn set_claim(&self, address: Address, key: Option<u64>, leaving: Option<u64>) {
+        let mut units = lock(&self.units);
+        let Some(entry) = units.iter_mut().find(|entry| entry.address == address) else { return };
+        if (entry.claim.key, entry.claim.leaving) == (key, leaving) && key.is_none() {
+            return;
+        }
+        entry.claim = Claim { key, leaving, epoch: entry.claim.epoch + 1 };
+        drop(units);
+        self.announce();
+    }
+
+    /// Has every queue that sends something to `address` done what is claimed?
+    pub(super) fn is_followed(&self, address: Address) -> bool {
+        let mut units = lock(&self.units);
+        let Some(entry) = units.iter_mut().find(|entry| entry.address == address) else { return true };
+        let epoch = entry.claim.epoch;
+        entry.followed.retain(|followed| followed.strong_count() > 0);
+        let all = entry.followed.iter().filter_map(Weak::upgrade);
+        all.map(|followed| followed.load(Ordering::Acquire)).all(|at| at == epoch || at == NOT_USED)
+    }
+
+    /// Something was heard that may mean that what is claimed was ended by somebody else.
+    pub(super) fn alarm(&self, address: Address) {
+        let mut units = lock(&self.units);
+        let Some(entry) = units.iter_mut().find(|entry| entry.address == address) else { return };
+        if entry.claim.key.is_none() || entry.alarmed {
+            return;
+        }
+        (entry.alarmed, entry.alarms) = (true, entry.alarms + 1);
+        drop(units);
+        self.announce();
+    }
+
+    /// Somebody looks now.
+    pub(super) fn answer_alarm(&self, address: Address) {
+        if let Some(entry) = lock(&self.units).iter_mut().find(|entry| entry.address == address) {
+            entry.alarmed = false;
+        }
+    }
+
+    /// As [`polypath_block::Reservations::alarms`].
+    pub(super) fn alarms(&self, address: Address) -> u64 {
+        lock(&self.units).iter().find(|entry| entry.address == address).map_or(0, |entry| entry.alarms)
+    }
+
+    /// Nobody is registered with what was claimed: it is claimed no more, which is an alarm.
+    pub(super) fn claim_was_ended(&self, address: Address) {
+        self.alarm(address);
+        self.set_claim(address, None, None);
     }
 
     /// Ends it once its queues are closed. Idempotent.
@@ -309,6 +420,11 @@ impl UnitUse {
         lock(&self.bus.units)[self.at].address
     }
 
+    /// How far a queue has followed the claim is in `followed`, for as long as that is there.
+    pub(super) fn show_followed(&self, followed: &Arc<AtomicU64>) {
+        lock(&self.bus.units)[self.at].followed.push(Arc::downgrade(followed));
+    }
+
     /// It may have changed: it is to be looked at again.
     pub fn doubt(&self) {
         lock(&self.bus.units)[self.at].stale = true;
@@ -371,6 +487,7 @@ impl Drop for UnitUse {
         entry.users -= 1;
         if entry.users == 0 {
             (entry.first, entry.stale) = (None, true);
+            entry.claim = Claim { key: None, leaving: None, epoch: entry.claim.epoch + 1 };
             drop(units);
             self.bus.announce();
         }

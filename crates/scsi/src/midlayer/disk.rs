@@ -2,8 +2,12 @@
 
 use super::bus::{Bus, UnitUse};
 use super::queue::{DiskQueue, LogicalUnitQueue};
+use super::reserve::{self, Order};
 use super::task::TaskQueue;
-use polypath_block::{ControllerQueue, Device, DeviceState, IoQueue, OpenError, QueueConfig, QueueSource, UnitId};
+use polypath_block::{
+    ControllerQueue, Device, DeviceState, IoQueue, OpenError, QueueConfig, QueueSource, ReservationOp,
+    ReservationReply, Reservations, UnitId,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -121,6 +125,10 @@ impl<H: HostBus> Device for ScsiDisk<H> {
         self.unit.bus().landing_bound()
     }
 
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        Some(self)
+    }
+
     fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         if self.whole {
@@ -128,6 +136,24 @@ impl<H: HostBus> Device for ScsiDisk<H> {
         } else {
             self.unit.bus().call();
         }
+    }
+}
+
+/// Persistent reservations (SPC-4 5.9). The nexus that reserves is that of the control side; every queue's nexus is registered with it.
+impl<H: HostBus> Reservations for ScsiDisk<H> {
+    fn start(&self, op: ReservationOp, limit: Duration, reply: ReservationReply) {
+        if let Err(error) = reserve::check(&op) {
+            return reply.answer(Err(error));
+        }
+        self.unit.bus().order(Order { address: self.unit.address(), op, limit, reply });
+    }
+
+    fn forget(&self) {
+        self.unit.bus().set_claim(self.unit.address(), None, None);
+    }
+
+    fn alarms(&self) -> u64 {
+        self.unit.bus().alarms(self.unit.address())
     }
 }
 

@@ -15,6 +15,7 @@ mod disk;
 mod listing;
 mod probe;
 mod queue;
+mod reserve;
 mod scanner;
 mod task;
 

@@ -6,10 +6,13 @@
 use super::bus::{Address, Bus, BusState, Shown};
 use super::probe::{Probe, ProbeStep};
 use super::queue::Memory;
-use super::task::{Outcome, Task, TaskData, TaskDone, TaskEnd, TaskQueue};
+use super::reserve::{Exchange, ExchangeStep, Order, Payload, is_alarm};
+use super::task::{Outcome, Recovery, Task, TaskData, TaskDone, TaskEnd, TaskQueue};
 use crate::lun::LunList;
 use crate::{Attention, Cdb, Lun, Meaning, meaning};
-use polypath_block::{Access, Armed, Code, Cx, Health, SegTable, Time, Waits};
+use polypath_block::{
+    Access, Armed, Code, Cx, Health, ReservationError, ReservationOp, ReservationResult, SegTable, Time, Waits,
+};
 use polypath_memory::MemoryError;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,22 +27,45 @@ const LISTED: u32 = 4096;
 /// How often it is asked for between two watches: a target has unit attentions to report first, not many.
 const MOST_LISTS: u32 = 4;
 
-/// What is asked.
-enum Asking {
-    /// Who is there.
-    Probe(Box<Probe>),
-    /// Is there something to report?
-    Watch,
-    /// Which logical units are there? Of the target of `address`, which has this list at any of them, and at LUN 0 for sure (SPC-4
+/// What is done with a logical unit.
+enum Work {
+    /// A look whether there is something to report.
+    Look,
+    /// Which logical units are there? Of the target of its address, which has this list at any of them, and at LUN 0 for sure (SPC-4
     /// section 6.33.1).
     List,
+    Probe(Box<Probe>),
+    /// Something of reservations.
+    Order(Box<Exchange>, Asker),
+}
+
+/// On whose account something of reservations is done.
+enum Asker {
+    /// Our own nexus follows what is claimed.
+    Claim,
+    /// Somebody waits for an answer.
+    Caller(Ordered),
+    /// He has been told that it takes too long. It is still to end.
+    Nobody,
 }
 
 /// What is under way: one thing at a time.
 struct Busy {
     address: Address,
-    asking: Asking,
+    work: Work,
     task: Option<(u64, u32)>,
+    until: Time,
+}
+
+impl Busy {
+    fn new(address: Address, work: Work) -> Busy {
+        Busy { address, work, task: None, until: Time::ZERO }
+    }
+}
+
+/// Somebody waits for an answer.
+struct Ordered {
+    order: Order,
     until: Time,
 }
 
@@ -53,6 +79,10 @@ pub struct Scanner<Q> {
     memory: Memory,
     taken: TaskDone,
     busy: Option<Busy>,
+    orders: VecDeque<Ordered>,
+    /// Carried out here, and not yet on every queue: with what is answered then.
+    settling: Vec<(Ordered, ReservationResult)>,
+    to_join: VecDeque<Address>,
     to_probe: VecDeque<Address>,
     to_watch: VecDeque<Address>,
     /// How often the list was asked for since `watched`.
@@ -83,6 +113,9 @@ impl<Q: TaskQueue> Scanner<Q> {
             memory,
             taken: TaskDone::with_capacity(8),
             busy: None,
+            orders: VecDeque::new(),
+            settling: Vec::new(),
+            to_join: VecDeque::new(),
             to_probe: VecDeque::new(),
             to_watch: VecDeque::new(),
             lists: 0,
@@ -120,6 +153,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         taken.clear();
         self.taken = taken;
         self.follow(now);
+        self.take_orders(cx);
         if self.up {
             self.choose(now);
             self.step(cx);
@@ -144,6 +178,11 @@ impl<Q: TaskQueue> Scanner<Q> {
                 waits.until(next);
             }
         }
+        let settling = self.settling.iter().map(|(ordered, _)| ordered.until);
+        self.orders.iter().map(|ordered| ordered.until).chain(settling).for_each(|until| waits.until(until));
+        if let Some(Busy { work: Work::Order(_, Asker::Caller(ordered)), .. }) = &self.busy {
+            waits.until(ordered.until);
+        }
         armed
     }
 
@@ -160,7 +199,8 @@ impl<Q: TaskQueue> Scanner<Q> {
         let up = self.tasks.health() != Health::Down;
         if up && self.tasks.nexus() != self.nexus {
             self.nexus = self.tasks.nexus();
-            self.busy = None;
+            self.leave_work();
+            self.to_join = self.bus.claimed().into();
             self.bus.all_stale();
             self.bus.doubt_listing();
             self.watched = now;
@@ -173,14 +213,37 @@ impl<Q: TaskQueue> Scanner<Q> {
             tracing::info!(path = %self.bus.name(), "path is up");
             self.bus.set_state(BusState::Up);
         } else {
-            self.busy = None;
+            self.leave_work();
             (self.to_probe, self.to_watch) = (VecDeque::new(), VecDeque::new());
+        }
+    }
+
+    /// The way is another one, or gone. What was sent to change something waits for its end, which may be a fence.
+    fn leave_work(&mut self) {
+        let sent = |busy: &mut Busy| matches!(busy, Busy { work: Work::Order(..), task: Some(_), .. });
+        if let Some(Busy { work: Work::Order(_, Asker::Caller(ordered)), .. }) = self.busy.take_if(|busy| !sent(busy)) {
+            let reason = format!("{} was lost before anything was sent", self.bus.name());
+            ordered.order.reply.answer(Err(ReservationError::new(Code::PathLost, reason)));
         }
     }
 
     /// What is to be done next?
     fn choose(&mut self, now: Time) {
         if self.busy.is_some() {
+            return;
+        }
+        // Our own nexus first: what it is asked for then may need its registration.
+        if let Some(address) = self.to_join.pop_front()
+            && let Some(exchange) = self.bus.claim(address).exchange()
+        {
+            self.busy = Some(Busy::new(address, Work::Order(Box::new(exchange), Asker::Claim)));
+            return;
+        }
+        if let Some(ordered) = self.orders.pop_front() {
+            let (op, address) = (ordered.order.op, ordered.order.address);
+            self.bus.answer_alarm(address);
+            let exchange = Box::new(Exchange::new(op));
+            self.busy = Some(Busy::new(address, Work::Order(exchange, Asker::Caller(ordered))));
             return;
         }
         if now >= self.retried.after(TROUBLE) {
@@ -194,7 +257,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         if let Some(address) = self.to_probe.pop_front() {
             let place = format!("{}/{}", self.bus.name(), address.lun);
             let probe = Probe::new(self.tasks.limits(), self.queues, place);
-            self.busy = Some(Busy::new(address, Asking::Probe(Box::new(probe))));
+            self.busy = Some(Busy::new(address, Work::Probe(Box::new(probe))));
             return;
         }
         if now >= self.watched.after(self.watch) {
@@ -205,32 +268,28 @@ impl<Q: TaskQueue> Scanner<Q> {
         }
         if self.lists < MOST_LISTS && self.bus.take_stale_listing() {
             self.lists += 1;
-            self.busy = Some(Busy::new(Address { target: 0, lun: Lun::ZERO }, Asking::List));
+            self.busy = Some(Busy::new(Address { target: 0, lun: Lun::ZERO }, Work::List));
             return;
         }
         if let Some(address) = self.to_watch.pop_front() {
-            self.busy = Some(Busy::new(address, Asking::Watch));
+            self.busy = Some(Busy::new(address, Work::Look));
         }
     }
 
     fn step(&mut self, cx: &mut Cx<'_>) {
         let Some(busy) = self.busy.as_mut().filter(|b| b.task.is_none() && cx.now >= b.until) else { return };
-        let step = match &mut busy.asking {
-            Asking::Probe(probe) => probe.step(),
-            Asking::Watch => ProbeStep::Send { cdb: Cdb::test_unit_ready(), data_in: 0 },
-            Asking::List => ProbeStep::Send { cdb: Cdb::report_luns(0, LISTED), data_in: LISTED },
+        let step = match &mut busy.work {
+            Work::Probe(probe) => probe.step(),
+            Work::Look => ProbeStep::Send { cdb: Cdb::test_unit_ready(), data_in: 0 },
+            Work::List => ProbeStep::Send { cdb: Cdb::report_luns(0, LISTED), data_in: LISTED },
+            Work::Order(..) => return self.step_order(cx),
         };
         let address = busy.address;
         match step {
             ProbeStep::Wait(span) => busy.until = cx.now.after(span),
             ProbeStep::Send { cdb, data_in } => {
                 let data = self.memory.probe_data(cx.segs, data_in).unwrap_or(TaskData::None);
-                self.tags += 1;
-                let Address { target, lun } = address;
-                let task = Task { tag: self.tags, target, lun, cdb, data, changes: false };
-                if self.tasks.submit(cx, &task).is_ok() {
-                    busy.task = Some((self.tags, data.len()));
-                }
+                self.send(cx, cdb, data, false);
             }
             ProbeStep::Done(unit) => {
                 tracing::debug!(path = %self.bus.name(), lun = %address.lun, disk = %unit.label, "logical unit");
@@ -245,19 +304,128 @@ impl<Q: TaskQueue> Scanner<Q> {
         }
     }
 
+    fn send(&mut self, cx: &mut Cx<'_>, cdb: Cdb, data: TaskData, changes: bool) {
+        let Some(busy) = &mut self.busy else { return };
+        self.tags += 1;
+        let Address { target, lun } = busy.address;
+        let task = Task { tag: self.tags, target, lun, cdb, data, changes };
+        if self.tasks.submit(cx, &task).is_ok() {
+            busy.task = Some((self.tags, data.len()));
+        }
+    }
+
+    fn step_order(&mut self, cx: &mut Cx<'_>) {
+        let Some(Busy { work: Work::Order(exchange, _), address, until, .. }) = &mut self.busy else { return };
+        match exchange.step() {
+            ExchangeStep::Wait(span) => *until = cx.now.after(span),
+            ExchangeStep::Send { cdb, payload } => {
+                let changes = exchange.changes();
+                let data = match &payload {
+                    Payload::In(len) => self.memory.probe_data(cx.segs, *len),
+                    Payload::Out(octets) => self.memory.probe_out(cx.segs, octets),
+                };
+                self.send(cx, cdb, data.unwrap_or(TaskData::None), changes);
+            }
+            ExchangeStep::Done(result) => {
+                let address = *address;
+                let Some(Busy { work: Work::Order(_, asker), .. }) = self.busy.take() else { return };
+                self.finish_order(address, asker, result);
+            }
+        }
+    }
+
+    /// An operation was carried out over our own nexus, or not.
+    fn finish_order(&mut self, address: Address, asker: Asker, result: ReservationResult) {
+        use ReservationOp as Op;
+        let ordered = match asker {
+            Asker::Caller(ordered) => ordered,
+            Asker::Nobody => return,
+            Asker::Claim => return self.followed_claim(address, result),
+        };
+        if result.is_ok() {
+            match ordered.order.op {
+                Op::Register { key } | Op::Join { key } => self.bus.set_claim(address, Some(key), None),
+                Op::Unregister { key } => self.bus.set_claim(address, None, Some(key)),
+                Op::Clear { .. } => self.bus.set_claim(address, None, None),
+                Op::Reserve { .. } | Op::Release { .. } | Op::Preempt { .. } | Op::Report => {}
+            }
+        }
+        self.settling.push((ordered, result));
+    }
+
+    /// Our own nexus is registered as it is claimed, or could not be.
+    fn followed_claim(&self, address: Address, result: ReservationResult) {
+        let Err(error) = result else { return };
+        let (path, lun) = (self.bus.name(), address.lun);
+        if error.code == Code::ReservationConflict && self.bus.claim(address).key.is_some() {
+            tracing::warn!(path, %lun, reason = %error, "our registration was ended by another host");
+            self.bus.claim_was_ended(address);
+        } else {
+            tracing::debug!(path, %lun, reason = %error, "the control session has not followed a registration");
+        }
+    }
+
+    /// Takes what is asked for, answers what is settled, and ends what takes too long.
+    fn take_orders(&mut self, cx: &mut Cx<'_>) {
+        for order in self.bus.take_orders() {
+            self.orders.push_back(Ordered { until: cx.now.after(order.limit), order });
+        }
+        if !self.settling.is_empty() {
+            for (ordered, result) in std::mem::take(&mut self.settling) {
+                if result.is_err() || self.bus.is_followed(ordered.order.address) {
+                    ordered.order.reply.answer(result);
+                } else if cx.now >= ordered.until {
+                    let reason = "not every session was registered in time; those that were not carry nothing";
+                    ordered.order.reply.answer(Err(ReservationError::new(Code::OutcomeUnknown, reason)));
+                } else {
+                    self.settling.push((ordered, result));
+                }
+            }
+        }
+        let up = self.up;
+        let late = |ordered: &Ordered| !up || cx.now >= ordered.until;
+        while self.orders.front().is_some_and(late) {
+            let Some(ordered) = self.orders.pop_front() else { break };
+            let (code, what) = if up { (Code::PathBusy, "busy for too long") } else { (Code::PathLost, "not up") };
+            let reason = format!("{} is {what}; nothing was sent", self.bus.name());
+            ordered.order.reply.answer(Err(ReservationError::new(code, reason)));
+        }
+        self.end_late_order(cx);
+    }
+
+    /// A command that is not answered in time costs the session: only then it is known to be over.
+    fn end_late_order(&mut self, cx: &mut Cx<'_>) {
+        let Some(Busy { work: Work::Order(exchange, asker), task, .. }) = &mut self.busy else { return };
+        if !matches!(asker, Asker::Caller(ordered) if cx.now >= ordered.until) {
+            return;
+        }
+        let Asker::Caller(late) = std::mem::replace(asker, Asker::Nobody) else { return };
+        let (changes, sent) = (exchange.changes(), task.is_some());
+        let code = if changes && sent { Code::OutcomeUnknown } else { Code::PathTimeout };
+        let reason = format!("{} did not answer within {} ms", self.bus.name(), late.order.limit.as_millis());
+        late.order.reply.answer(Err(ReservationError::new(code, reason)));
+        if sent {
+            self.tasks.recover(cx, Recovery::ResetHost, 0);
+        } else {
+            self.busy = None;
+        }
+    }
+
     fn good(&mut self, tag: u64) {
         let Some(busy) = &mut self.busy else { return };
         let Some((_, len)) = busy.task.take_if(|(of, _)| *of == tag) else { return };
-        match &mut busy.asking {
-            Asking::Probe(probe) => probe.good(&self.memory.probe_octets(len)),
-            Asking::Watch => self.busy = None,
-            Asking::List => self.listed(len),
+        match &mut busy.work {
+            Work::Probe(probe) => probe.good(&self.memory.probe_octets(len)),
+            Work::Order(exchange, _) => exchange.good(&self.memory.probe_octets(len)),
+            Work::Look => self.busy = None,
+            Work::List => self.listed(len),
         }
     }
 
     fn ended(&mut self, end: &TaskEnd) {
         let Some(busy) = self.busy.as_mut().filter(|b| b.task.is_some_and(|(tag, _)| tag == end.tag)) else { return };
         busy.task = None;
+        let moved = if let Outcome::Answered(answer) = &end.outcome { answer.moved } else { 0 };
         let meant = match &end.outcome {
             Outcome::Answered(answer) => Some(meaning(answer.status, answer.sense.as_ref())),
             Outcome::Lost(_) | Outcome::BadMemory => None,
@@ -265,25 +433,45 @@ impl<Q: TaskQueue> Scanner<Q> {
         if matches!(meant, Some(Meaning::UnitAttention(Attention::LunsChanged))) {
             self.bus.doubt_listing();
         }
-        match (&mut busy.asking, &end.outcome) {
-            (Asking::Probe(probe), Outcome::Answered(answer)) => {
-                probe.answered(answer, &self.memory.probe_octets(answer.moved));
+        match (&mut busy.work, &end.outcome) {
+            (Work::Probe(probe), Outcome::Answered(answer)) => {
+                probe.answered(answer, &self.memory.probe_octets(moved));
             }
-            (Asking::Probe(probe), Outcome::Lost(code)) => probe.unanswered(*code),
-            (Asking::Probe(probe), Outcome::BadMemory) => probe.unanswered(Code::BadMemory),
-            (Asking::List, Outcome::Answered(answer)) if matches!(meant, Some(Meaning::Done)) => {
+            (Work::Probe(probe), Outcome::Lost(code)) => probe.unanswered(*code),
+            (Work::Probe(probe), Outcome::BadMemory) => probe.unanswered(Code::BadMemory),
+            (Work::Order(exchange, asker), outcome) => {
+                let reads = matches!(asker, Asker::Caller(ordered) if ordered.order.op.is_read());
+                let address = busy.address;
+                let attention = exchange.ended(outcome, end.proof, &self.memory.probe_octets(moved));
+                // Who reads the keys sees what has become of ours.
+                if attention.is_some_and(is_alarm) && !reads {
+                    self.bus.alarm(address);
+                }
+                if let Some(attention) = attention.filter(|a| !is_alarm(*a)) {
+                    tracing::debug!(path = %self.bus.name(), lun = %address.lun, ?attention, "unit attention");
+                    self.to_probe.push_back(address);
+                }
+                // Its way has gone: its end is told at once.
+                if !self.up || matches!(outcome, Outcome::Lost(_)) {
+                    self.end_lost_order();
+                }
+            }
+            (Work::List, Outcome::Answered(answer)) if matches!(meant, Some(Meaning::Done)) => {
                 self.listed(answer.moved);
             }
-            (Asking::List, _) => {
+            (Work::List, _) => {
                 // Unit attentions come once. Whatever else it is, it is asked for again with the next watch.
                 if matches!(meant, Some(Meaning::UnitAttention(_))) {
                     self.bus.doubt_listing();
                 }
                 self.busy = None;
             }
-            (Asking::Watch, _) => {
-                if meant.is_some_and(|meant| !matches!(meant, Meaning::Done)) {
-                    self.to_probe.push_back(busy.address);
+            (Work::Look, _) => {
+                let address = busy.address;
+                match meant {
+                    None | Some(Meaning::Done) => {}
+                    Some(Meaning::UnitAttention(attention)) if is_alarm(attention) => self.bus.alarm(address),
+                    Some(_) => self.to_probe.push_back(address),
                 }
                 self.busy = None;
             }
@@ -298,10 +486,11 @@ impl<Q: TaskQueue> Scanner<Q> {
             Err(error) => tracing::warn!(path = %self.bus.name(), %error, "the list of logical units cannot be read"),
         }
     }
-}
 
-impl Busy {
-    fn new(address: Address, asking: Asking) -> Self {
-        Busy { address, asking, task: None, until: Time::ZERO }
+    fn end_lost_order(&mut self) {
+        let Some(Busy { address, work: Work::Order(mut exchange, asker), .. }) = self.busy.take() else { return };
+        if let ExchangeStep::Done(result) = exchange.step() {
+            self.finish_order(address, asker, result);
+        }
     }
 }

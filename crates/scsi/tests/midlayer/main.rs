@@ -1,5 +1,7 @@
 //! The mid-layer over a host-bus driver that does what a test says.
 
+mod persistent;
+mod reservations;
 mod script;
 
 use polypath_block::{

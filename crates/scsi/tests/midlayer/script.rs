@@ -1,5 +1,6 @@
 //! A host-bus driver whose device does what a test says: a disk in memory behind one queue, with answers that are put in its way.
 
+use crate::persistent::Persistent;
 use polypath_block::{
     Armed, Code, Cx, Done, FenceTerms, Geometry, Health, Host, IoQueue, MakePoller, OpenError, Proof, QueueConfig,
     RefusedWhy, SegRow, SegTable, Suspect, Time, Waits,
@@ -56,6 +57,10 @@ pub(crate) struct Script {
     /// Tasks that it takes at a time.
     pub(crate) depth: u16,
     pub(crate) most_in_flight: usize,
+    pub(crate) pr: Persistent,
+    /// Operation codes of all tasks that were carried out.
+    pub(crate) commands: Vec<u8>,
+    queues: u64,
     /// What proves lost changes quiet, once it is there.
     pub(crate) proof: Option<Proof>,
 }
@@ -200,7 +205,10 @@ impl HostBus for ScriptBus {
     }
 
     fn open_tasks(&self, _: QueueConfig) -> Result<ScriptQueue, OpenError> {
+        let mut script = self.script.lock().unwrap();
+        script.queues += 1;
         Ok(ScriptQueue {
+            id: script.queues,
             script: self.script.clone(),
             tasks: Vec::new(),
             silent: Vec::new(),
@@ -211,6 +219,8 @@ impl HostBus for ScriptBus {
 }
 
 pub(crate) struct ScriptQueue {
+    /// Its nexus.
+    id: u64,
     script: Shared,
     tasks: Vec<Task>,
     /// Not answered.
@@ -283,7 +293,7 @@ impl TaskQueue for ScriptQueue {
                 Some(Reply::Sense(sense)) => {
                     Answer { status: ScsiStatus::CHECK_CONDITION, sense: Some(sense), moved: 0 }
                 }
-                None => script.carry_out(&task, cx.segs),
+                None => script.carry_out(self.id, &task, cx.segs),
             };
             if answer.status == ScsiStatus::GOOD && answer.moved == task.data.len() {
                 done.good.push(task.tag);
@@ -348,16 +358,21 @@ impl TaskQueue for ScriptQueue {
 }
 
 impl Script {
-    fn carry_out(&mut self, task: &Task, segs: &SegTable) -> Answer {
+    fn carry_out(&mut self, nexus: u64, task: &Task, segs: &SegTable) -> Answer {
+        self.commands.push(task.cdb.opcode());
+        if let Some(at) = self.pr.to_hear.iter().position(|n| *n == nexus) {
+            self.pr.to_hear.swap_remove(at);
+            return check(Sense::new(key::UNIT_ATTENTION, 0x2a, 0x05));
+        }
         let mut octets = [0; 16];
         octets[..task.cdb.bytes().len()].copy_from_slice(task.cdb.bytes());
         match Command::parse(&octets) {
             Err(error) => check(error.sense()),
-            Ok(command) => self.command(command, &task.data, segs),
+            Ok(command) => self.command(nexus, command, &task.data, segs),
         }
     }
 
-    fn command(&mut self, command: Command, data: &TaskData, segs: &SegTable) -> Answer {
+    fn command(&mut self, nexus: u64, command: Command, data: &TaskData, segs: &SegTable) -> Answer {
         let geometry = Geometry { block_size: BLOCK, blocks: self.blocks };
         let end = |lba: u64, blocks: u32| lba.checked_add(blocks.into()).is_some_and(|end| end <= self.blocks);
         let out_of_range = check(Sense::new(key::ILLEGAL_REQUEST, 0x21, 0));
@@ -413,6 +428,17 @@ impl Script {
             Command::Read(t) if end(t.lba, t.blocks) => {
                 let at = (t.lba * u64::from(BLOCK)) as usize;
                 put(data, segs, &self.medium[at..at + data.len() as usize])
+            }
+            Command::PersistentReserveIn { action, .. } => {
+                let said = if action == 0 { self.pr.keys() } else { self.pr.reservation() };
+                put(data, segs, &said)
+            }
+            Command::PersistentReserveOut { action, scope_type, .. } => {
+                let status = self.pr.out(nexus, action, scope_type, &get(data, segs));
+                Answer { status, sense: None, moved: data.len() }
+            }
+            Command::Write(_) if !self.pr.may_write(nexus) => {
+                Answer { status: ScsiStatus::RESERVATION_CONFLICT, sense: None, moved: 0 }
             }
             Command::Write(t) if end(t.lba, t.blocks) => {
                 let bytes = get(data, segs);

@@ -17,12 +17,17 @@ const BLOCK: u32 = 64 << 10;
 /// Data that a probe asks for at a time.
 pub(super) const PROBE: u32 = 4 << 10;
 
+/// Parameters that a probe sends at a time.
+const PARAMETERS: u32 = 4 << 10;
+
 /// Memory for what a queue sends and receives on its own account.
 pub(crate) struct Memory {
     places: Chunk,
     /// Never written.
     zeroes: Chunk,
     probe: Chunk,
+    /// What a probe sends: beside what it receives, for an answer that nobody waits for any more may still come.
+    parameters: Chunk,
     row: Option<SegRow>,
     slots: u16,
 }
@@ -30,10 +35,11 @@ pub(crate) struct Memory {
 impl Memory {
     pub(crate) fn new(slots: u16) -> Result<Memory, MemoryError> {
         let len = u32::from(slots) * PLACE;
-        let whole = u64::from(len.next_multiple_of(4096)) + u64::from(BLOCK) + u64::from(PROBE);
+        let whole = u64::from(len.next_multiple_of(4096)) + u64::from(BLOCK) + u64::from(PROBE) + u64::from(PARAMETERS);
         let arena = Arena::new(whole, false)?;
         let chunk = |len| arena.chunk(len).expect("the arena was made for it");
-        Ok(Memory { places: chunk(len), zeroes: chunk(BLOCK), probe: chunk(PROBE), row: None, slots })
+        let (places, zeroes) = (chunk(len), chunk(BLOCK));
+        Ok(Memory { places, zeroes, probe: chunk(PROBE), parameters: chunk(PARAMETERS), row: None, slots })
     }
 
     /// Has its rows in the segment table; called each turn until it has.
@@ -44,7 +50,7 @@ impl Memory {
 
     pub(crate) fn reserve(&mut self, segs: &mut SegTable) {
         if self.row.is_none() {
-            self.row = segs.reserve(u32::from(self.slots) + 1, 1).ok();
+            self.row = segs.reserve(u32::from(self.slots) + 2, 1).ok();
         }
     }
 
@@ -63,6 +69,14 @@ impl Memory {
         let len = len.min(PROBE);
         segs.get_mut(span)[0] = Segment { len, ..self.probe.segment() };
         Some(TaskData::In { span, skip: 0, len })
+    }
+
+    /// `octets`, at most [`PARAMETERS`] of them, for a probe to send.
+    pub(crate) fn probe_out(&self, segs: &mut SegTable, octets: &[u8]) -> Option<TaskData> {
+        self.parameters.window().copy_in(0, octets).ok()?;
+        let (span, len) = (self.row.as_ref()?.span(u32::from(self.slots) + 1, 1), octets.len() as u32);
+        segs.get_mut(span)[0] = Segment { len, ..self.parameters.segment() };
+        Some(TaskData::Out { span, skip: 0, len })
     }
 
     /// What came of it.

@@ -173,7 +173,8 @@ impl<Q: TaskQueue> DiskQueue<Q> {
 
     #[cold]
     fn harvest_rare(&mut self, cx: &mut Cx<'_>, taken: &TaskDone, done: &mut Done) {
-        for suspect in &taken.suspects {
+        // A registration of the queue's own whose outcome is not known is looked into when the way is back.
+        for suspect in taken.suspects.iter().filter(|s| s.tag & PROBE_TAG == 0) {
             self.requests.suspect(SlotKey::from_u32(suspect.tag as u32), suspect.cause, suspect.fence, done);
         }
         for end in &taken.ends {
@@ -222,6 +223,10 @@ impl<Q: TaskQueue> DiskQueue<Q> {
             Meaning::Failed(status) if status.detail == NO_UNIT && matches!(op, Op::Discard | Op::WriteZeroes) => {
                 self.units.doubt(unit);
                 fail(self, Status::with_detail(Code::Unsupported, NO_UNIT), done);
+            }
+            Meaning::Failed(status) if status.code == Code::ReservationConflict => {
+                self.units.alarm(unit);
+                fail(self, status, done);
             }
             Meaning::Failed(status) | Meaning::Deferred(status) => fail(self, status, done),
             // Another path may have access at once.

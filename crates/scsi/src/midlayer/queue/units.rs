@@ -5,11 +5,13 @@
 
 use super::command::{Memory, PROBE};
 use crate::Attention;
-use crate::midlayer::bus::{Address, Bus, UnitUse, unit_of};
-use crate::midlayer::probe::{DiskTraits, Probe, ProbeStep};
-use crate::midlayer::task::{Outcome, Task, TaskData, TaskEnd, TaskQueue};
-use polypath_block::{Code, Cx, Health, OpenError, Time, Unit, UnitId};
+use crate::midlayer::bus::{Address, Bus, NOT_USED, UnitUse, unit_of};
+use crate::midlayer::probe::{DiskTraits, LogicalUnit, Probe, ProbeStep};
+use crate::midlayer::reserve::{Claim, Exchange, ExchangeStep, Payload, is_alarm};
+use crate::midlayer::task::{Outcome, Task, TaskData, TaskEnd, TaskLimits, TaskQueue};
+use polypath_block::{Code, Cx, Health, OpenError, ReservationResult, Time, Unit, UnitId};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Units of one queue, which a [`Unit`] numbers.
@@ -44,12 +46,22 @@ pub(super) struct UnitState {
     pub(super) traits: DiskTraits,
     /// Tasks that it takes at a time, as far as it has let us know by TASK SET FULL.
     pub(super) allowed: u16,
+    /// How far the claim of a registration was followed over the way that is up; [`NOT_USED`]: nothing is sent before it was.
+    followed: Arc<AtomicU64>,
 }
 
-/// The probe that is under way.
+/// What is done with a unit: it is registered as it is claimed, then looked at.
+enum Look {
+    /// With the claim that it follows, and whether a probe is to come.
+    Claim(Exchange, Claim, bool),
+    /// With the epoch of the claim that was followed before.
+    Probe(Box<Probe>, u64),
+}
+
+/// The look that is under way.
 struct Probing {
     unit: Unit,
-    probe: Probe,
+    look: Look,
     /// The tag of its task, and the octets it asked for, while one is outstanding.
     task: Option<(u64, u32)>,
     until: Time,
@@ -94,7 +106,9 @@ impl Units {
         }
         let address = who.address();
         let (users, stage, known, traits, allowed) = (1, Stage::Unchecked, false, DiskTraits::NONE, u16::MAX);
-        self.units[at] = Some(UnitState { id, users, who, address, stage, known, traits, allowed });
+        let followed = Arc::new(AtomicU64::new(NOT_USED));
+        who.show_followed(&followed);
+        self.units[at] = Some(UnitState { id, users, who, address, stage, known, traits, allowed, followed });
         Ok(Unit(at as u16))
     }
 
@@ -134,6 +148,7 @@ impl Units {
         self.probing = None;
         for unit in self.units.iter_mut().flatten() {
             (unit.stage, unit.known, unit.allowed) = (Stage::Unchecked, false, u16::MAX);
+            unit.followed.store(NOT_USED, Ordering::Release);
         }
     }
 
@@ -167,6 +182,17 @@ impl Units {
         {
             state.who.doubt();
         }
+        if is_alarm(attention) {
+            self.alarm(unit);
+        }
+    }
+
+    /// Another host may have ended our registration or reservation.
+    #[cold]
+    pub(super) fn alarm(&mut self, unit: Unit) {
+        if let Some(state) = self.get(unit) {
+            state.who.bus().alarm(state.address);
+        }
     }
 
     /// Goes on looking at units that are to be looked at, one after the other.
@@ -179,14 +205,26 @@ impl Units {
             let wanted = |u: &UnitState| match u.stage {
                 Stage::Unchecked => true,
                 Stage::Trouble(at) => now >= at,
-                Stage::Checking | Stage::Usable => false,
+                Stage::Usable => u.followed.load(Ordering::Relaxed) != u.who.bus().claim(u.address).epoch,
+                Stage::Checking => false,
             };
             let at = self.units.iter().position(|u| u.as_ref().is_some_and(wanted))?;
             let state = self.units[at].as_mut()?;
-            state.stage = Stage::Checking;
-            let place = format!("{}/{}", state.who.bus().name(), state.address.lun);
-            let probe = Probe::new(tasks.limits(), 1, place);
-            self.probing = Some(Probing { unit: Unit(at as u16), probe, task: None, until: Time::ZERO });
+            let probes = state.stage != Stage::Usable;
+            if probes {
+                state.stage = Stage::Checking;
+            }
+            let claim = state.who.bus().claim(state.address);
+            // Registered first: a reservation of ours may keep others from what a probe asks.
+            let look = match claim.exchange() {
+                Some(exchange) => Look::Claim(exchange, claim, probes),
+                None if probes => state.probe(tasks.limits(), claim.epoch),
+                None => {
+                    state.followed.store(claim.epoch, Ordering::Release);
+                    return Some(Change::Usable);
+                }
+            };
+            self.probing = Some(Probing { unit: Unit(at as u16), look, task: None, until: Time::ZERO });
         }
         self.step(tasks, memory, cx)
     }
@@ -202,46 +240,85 @@ impl Units {
             self.probing = None;
             return None;
         };
-        match probing.probe.step() {
-            ProbeStep::Wait(span) => {
-                probing.until = cx.now.after(span);
-                None
-            }
-            ProbeStep::Send { cdb, data_in } => {
-                let data = memory.probe_data(cx.segs, data_in.min(PROBE))?;
-                let address = state.address;
-                self.tags += 1;
-                let tag = PROBE_TAG | self.tags;
-                let task = Task { tag, target: address.target, lun: address.lun, cdb, data, changes: false };
-                if tasks.submit(cx, &task).is_ok() {
-                    probing.task = Some((tag, data.len()));
+        let (cdb, data, changes) = match &mut probing.look {
+            Look::Claim(exchange, claim, probes) => match exchange.step() {
+                ExchangeStep::Wait(span) => {
+                    probing.until = cx.now.after(span);
+                    return None;
                 }
-                None
-            }
-            ProbeStep::Failed { code, reason } => {
-                tracing::warn!(path = %state.who.bus().name(), lun = %state.address.lun, %reason, "a logical unit cannot be used");
-                self.probing = None;
-                Some(state.trouble(unit, code, cx.now))
-            }
-            ProbeStep::Done(found) => {
-                self.probing = None;
-                match state.who.check(&found.info.identity) {
-                    Err((code, reason)) => {
-                        tracing::error!(path = %state.who.bus().name(), %reason, "a logical unit is not used");
-                        state.who.doubt();
-                        Some(state.trouble(unit, code, cx.now))
-                    }
-                    // Requests are in blocks: of another size they mean something else.
-                    Ok(()) if state.known && state.traits.block_size != found.traits.block_size => {
-                        Some(state.trouble(unit, Code::PathIdentity, cx.now))
-                    }
-                    Ok(()) => {
-                        (state.stage, state.known, state.traits) = (Stage::Usable, true, found.traits);
-                        Some(Change::Usable)
-                    }
+                ExchangeStep::Done(result) => {
+                    let (claim, probes) = (*claim, *probes);
+                    probing.look = state.probe(tasks.limits(), claim.epoch);
+                    return self.claimed(unit, &claim, probes, result, cx.now);
                 }
+                ExchangeStep::Send { cdb, payload: Payload::In(len) } => (cdb, memory.probe_data(cx.segs, len)?, false),
+                ExchangeStep::Send { cdb, payload: Payload::Out(octets) } => {
+                    (cdb, memory.probe_out(cx.segs, &octets)?, true)
+                }
+            },
+            Look::Probe(probe, epoch) => match probe.step() {
+                ProbeStep::Wait(span) => {
+                    probing.until = cx.now.after(span);
+                    return None;
+                }
+                ProbeStep::Send { cdb, data_in } => (cdb, memory.probe_data(cx.segs, data_in.min(PROBE))?, false),
+                ProbeStep::Failed { code, reason } => {
+                    tracing::warn!(path = %state.who.bus().name(), lun = %state.address.lun, %reason, "a logical unit cannot be used");
+                    self.probing = None;
+                    return Some(state.trouble(unit, code, cx.now));
+                }
+                ProbeStep::Done(found) => {
+                    let epoch = *epoch;
+                    self.probing = None;
+                    return Some(state.found(unit, &found, epoch, cx.now));
+                }
+            },
+        };
+        let address = state.address;
+        self.tags += 1;
+        let tag = PROBE_TAG | self.tags;
+        let task = Task { tag, target: address.target, lun: address.lun, cdb, data, changes };
+        if tasks.submit(cx, &task).is_ok() {
+            probing.task = Some((tag, data.len()));
+        }
+        None
+    }
+
+    /// A unit was registered as it was claimed, or could not be.
+    fn claimed(
+        &mut self,
+        unit: Unit,
+        claim: &Claim,
+        probes: bool,
+        result: ReservationResult,
+        now: Time,
+    ) -> Option<Change> {
+        let state = self.units.get_mut(usize::from(unit.0)).and_then(Option::as_mut)?;
+        let (path, lun) = (state.who.bus().name(), state.address.lun);
+        match result {
+            Ok(_) => {}
+            // It was not registered, which is what was wanted.
+            Err(error) if claim.key.is_none() => {
+                tracing::debug!(path, %lun, reason = %error, "a registration was not there to be ended");
+            }
+            Err(error) if error.code == Code::ReservationConflict => {
+                tracing::warn!(path, %lun, reason = %error, "our registration was ended by another host");
+                state.who.bus().claim_was_ended(state.address);
+            }
+            Err(error) => {
+                tracing::warn!(path, %lun, reason = %error, "a logical unit cannot be used: its reservation key could not be registered");
+                self.probing = None;
+                return Some(state.trouble(unit, Code::PathNoAccess, now));
             }
         }
+        if probes {
+            // The probe is next.
+            return None;
+        }
+        self.probing = None;
+        state.followed.store(claim.epoch, Ordering::Release);
+        state.who.bus().call();
+        Some(Change::Usable)
     }
 
     /// A task of a probe has ended.
@@ -251,13 +328,17 @@ impl Units {
             return;
         }
         probing.task = None;
-        match &end.outcome {
-            Outcome::Answered(answer) => {
-                let data = memory.probe_octets(answer.moved);
-                probing.probe.answered(answer, &data);
+        let moved = if let Outcome::Answered(answer) = &end.outcome { answer.moved } else { 0 };
+        match (&mut probing.look, &end.outcome) {
+            (Look::Claim(exchange, ..), outcome) => {
+                let unit = probing.unit;
+                if exchange.ended(outcome, end.proof, &memory.probe_octets(moved)).is_some_and(is_alarm) {
+                    self.alarm(unit);
+                }
             }
-            Outcome::Lost(code) => probing.probe.unanswered(*code),
-            Outcome::BadMemory => probing.probe.unanswered(Code::BadMemory),
+            (Look::Probe(probe, _), Outcome::Answered(answer)) => probe.answered(answer, &memory.probe_octets(moved)),
+            (Look::Probe(probe, _), Outcome::Lost(code)) => probe.unanswered(*code),
+            (Look::Probe(probe, _), Outcome::BadMemory) => probe.unanswered(Code::BadMemory),
         }
     }
 
@@ -265,7 +346,11 @@ impl Units {
     pub(super) fn probe_good(&mut self, tag: u64, memory: &Memory) {
         let Some(probing) = &mut self.probing else { return };
         if let Some((_, len)) = probing.task.take_if(|(of, _)| *of == tag) {
-            probing.probe.good(&memory.probe_octets(len));
+            let data = memory.probe_octets(len);
+            match &mut probing.look {
+                Look::Claim(exchange, ..) => exchange.good(&data),
+                Look::Probe(probe, _) => probe.good(&data),
+            }
         }
     }
 
@@ -286,8 +371,40 @@ impl Units {
 }
 
 impl UnitState {
+    fn probe(&self, limits: TaskLimits, epoch: u64) -> Look {
+        let place = format!("{}/{}", self.who.bus().name(), self.address.lun);
+        Look::Probe(Box::new(Probe::new(limits, 1, place)), epoch)
+    }
+
+    /// A probe has found a disk, after the claim of `epoch` was followed.
+    fn found(&mut self, unit: Unit, found: &LogicalUnit, epoch: u64, now: Time) -> Change {
+        match self.who.check(&found.info.identity) {
+            Err((code, reason)) => {
+                tracing::error!(path = %self.who.bus().name(), %reason, "a logical unit is not used");
+                self.who.doubt();
+                self.trouble(unit, code, now)
+            }
+            // Requests are in blocks: of another size they mean something else.
+            Ok(()) if self.known && self.traits.block_size != found.traits.block_size => {
+                self.trouble(unit, Code::PathIdentity, now)
+            }
+            // Meanwhile something else is claimed.
+            Ok(()) if self.who.bus().claim(self.address).epoch != epoch => {
+                self.stage = Stage::Unchecked;
+                Change::Usable
+            }
+            Ok(()) => {
+                (self.stage, self.known, self.traits) = (Stage::Usable, true, found.traits);
+                self.followed.store(epoch, Ordering::Release);
+                self.who.bus().call();
+                Change::Usable
+            }
+        }
+    }
+
     fn trouble(&mut self, unit: Unit, code: Code, now: Time) -> Change {
         (self.stage, self.known) = (Stage::Trouble(now.after(TROUBLE)), false);
+        self.followed.store(NOT_USED, Ordering::Release);
         Change::Revoked(unit, code)
     }
 
