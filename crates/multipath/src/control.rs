@@ -6,6 +6,7 @@ use crate::event::{Event, EventKind, Subscribers};
 use crate::membership::{self, Exported};
 use crate::outage::{Outage, Tell};
 use crate::path::{NO_VERSION, PathRecord, PathShared, QueueTrouble};
+use crate::reservations::Desk;
 use crate::state::{PathEvent, PathState};
 use polypath_block::{
     Access, CacheDomain, Code, DeviceInfo, DeviceState, Geometry, Host, Identity, Limits, Time, Verdict,
@@ -30,11 +31,12 @@ pub(crate) struct Control {
     /// Caches in doubt, as bits of their numbers.
     doubted: u64,
     outage: Arc<Outage>,
+    desk: Arc<Desk>,
     no_path_timeout_ms: u64,
 }
 
 impl Control {
-    pub(crate) fn new(name: Arc<str>, config: &GroupConfig, outage: Arc<Outage>) -> Self {
+    pub(crate) fn new(name: Arc<str>, config: &GroupConfig, outage: Arc<Outage>, desk: Arc<Desk>) -> Self {
         Control {
             name,
             paths: Vec::new(),
@@ -50,6 +52,7 @@ impl Control {
             cache_names: Vec::new(),
             doubted: 0,
             outage,
+            desk,
             no_path_timeout_ms: config.no_path_timeout_ms,
         }
     }
@@ -112,6 +115,9 @@ impl Control {
         self.paths[at].reviewed = device.version();
         self.paths[at].unwritten = false;
         let state = device.state();
+        if state.info().is_none() {
+            self.desk.leave(self.paths[at].shared.id);
+        }
         self.hear(at, &state, now, caches);
         if self.paths[at].state == PathState::Removing {
             self.paths[at].verified = state.info().is_some_and(|info| self.is_unchanged(at, info));
@@ -156,6 +162,7 @@ impl Control {
             self.leave_cache(at, now, caches);
         }
         let record = self.paths.remove(at);
+        self.desk.leave(record.shared.id);
         record.shared.device.close();
         self.count_usable(now);
         // It may have been what spoke against others.
@@ -309,6 +316,9 @@ impl Control {
                 return self.step(at, PathEvent::Refused, now, None, &why);
             }
         }
+        if let Err(why) = self.desk.admit(self.paths[at].shared.id, now) {
+            return self.wait_for_entry(at, &why, now);
+        }
         self.export(&info);
         let record = &mut self.paths[at];
         let access_before = record.info.as_ref().map(|i| i.access);
@@ -332,7 +342,7 @@ impl Control {
         }
     }
 
-    /// Nothing goes there before it is written down what must outlive the process.
+    /// Nothing goes there before it is written down what must outlive the process, or before it is registered.
     fn wait_for_entry(&mut self, at: usize, why: &str, now: Time) {
         self.revoke(at);
         self.paths[at].unwritten = true;
@@ -345,6 +355,11 @@ impl Control {
     /// The paths that wait for that are to be looked at again.
     pub(crate) fn look_again(&mut self) {
         self.paths.iter_mut().filter(|p| p.unwritten).for_each(|p| p.reviewed = NO_VERSION);
+    }
+
+    /// All paths are to be looked at again.
+    pub(crate) fn look_at_all(&mut self) {
+        self.paths.iter_mut().for_each(|p| p.reviewed = NO_VERSION);
     }
 
     fn admit(&self, at: usize, info: &DeviceInfo) -> Result<(), String> {

@@ -79,6 +79,11 @@ pub enum EventKind {
         /// Name of the cache domain.
         domain: String,
     },
+    /// Another host has ended the registration of this disk: nothing is claimed any more.
+    RegistrationEnded {
+        /// For people: how it became known.
+        why: String,
+    },
     /// A path was removed and every reactor has released it.
     PathRemoved,
 }

@@ -9,10 +9,14 @@ use crate::event::Events;
 use crate::outage::Availability;
 use crate::path::PathRecord;
 use crate::queue::MultipathQueue;
+use crate::reservations::ReservationState;
 use crate::shared::GroupShared;
 use crate::stats::PathStatistics;
 use core::time::Duration;
-use polypath_block::{Device, DeviceInfo, DeviceState, Host, IoQueue, OpenError, QueueConfig, Time};
+use polypath_block::{
+    Device, DeviceInfo, DeviceState, Host, IoQueue, OpenError, QueueConfig, ReservationOp, ReservationReply,
+    Reservations, Time,
+};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -155,6 +159,11 @@ impl Group {
         self.shared.lock().subscribers.subscribe()
     }
 
+    /// Where its reservations stand. They are asked for by [`Device::reservations`].
+    pub fn reservation_state(&self) -> ReservationState {
+        self.shared.reservation_state()
+    }
+
     /// Freezes the abilities shown now: paths that lack one are quarantined from here on, smaller sizes are split for.
     /// Called by whoever exports the disk; the first I/O does it too. No effect before the first path was admitted.
     pub fn freeze(&self) {
@@ -211,8 +220,8 @@ impl Device for Group {
     }
 
     fn state(&self) -> DeviceState {
-        let mut control = self.shared.lock();
-        self.shared.review_changed(&mut control);
+        self.shared.review();
+        let control = self.shared.lock();
         if self.shared.is_closed() {
             return DeviceState::Gone { reason: format!("{} was closed", self.shared.name) };
         }
@@ -253,6 +262,10 @@ impl Device for Group {
         self.shared.caches.losses()
     }
 
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        Some(self)
+    }
+
     fn close(&self) {
         let mut control = self.shared.lock();
         if self.shared.closed.swap(true, Ordering::AcqRel) {
@@ -264,6 +277,23 @@ impl Device for Group {
         }
         self.shared.version.fetch_add(1, Ordering::AcqRel);
         self.shared.changed(&mut control);
+    }
+}
+
+/// One registration for the disk: each path has it before it carries I/O, and whatever else is asked is asked of one path that answers.
+/// [`ReservationOp::Register`] succeeds when at least one path is registered; those that are not carry nothing.
+impl Reservations for Group {
+    fn start(&self, op: ReservationOp, limit: Duration, reply: ReservationReply) {
+        self.refresh();
+        self.shared.start_reservation(op, limit, reply);
+    }
+
+    fn forget(&self) {
+        self.shared.forget_reservations();
+    }
+
+    fn alarms(&self) -> u64 {
+        self.shared.reservation_alarms()
     }
 }
 

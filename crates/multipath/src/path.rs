@@ -160,6 +160,12 @@ impl PathRecord {
         }
     }
 
+    /// Can its device be asked for something that concerns the disk: does it answer, and is it nobody else's?
+    pub(crate) fn can_be_asked(&self) -> bool {
+        let out = matches!(self.state, PathState::Quarantined | PathState::Removing | PathState::Removed);
+        !out && !self.closing && self.shared.device.state().info().is_some()
+    }
+
     /// Does it take I/O now?
     pub(crate) fn is_usable(&self) -> bool {
         let answers = matches!(self.state, PathState::Usable | PathState::Stalled);

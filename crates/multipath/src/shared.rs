@@ -6,12 +6,13 @@ use crate::control::Control;
 use crate::event::EventKind;
 use crate::outage::{Outage, Tell};
 use crate::path::{PathRecord, PathUse, PathView, QueueTrouble};
+use crate::reservations::Desk;
 use crate::state::PathState;
 use crate::stats::Counters;
 use core::time::Duration;
 use polypath_block::{Code, DeviceInfo, FenceTerms, Time};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The shared part of a group.
 pub(crate) struct GroupShared {
@@ -26,6 +27,8 @@ pub(crate) struct GroupShared {
     pub(crate) open_queues: AtomicU32,
     pub(crate) caches: Caches,
     pub(crate) outage: Arc<Outage>,
+    pub(crate) desk: Arc<Desk>,
+    pub(crate) me: Weak<GroupShared>,
     now: AtomicU64,
     control: Mutex<Control>,
 }
@@ -42,8 +45,11 @@ impl GroupShared {
     pub(crate) fn new(config: GroupConfig) -> Arc<GroupShared> {
         let name: Arc<str> = config.name.as_str().into();
         let outage = Arc::<Outage>::default();
-        let control = Control::new(name.clone(), &config, outage.clone());
-        Arc::new(GroupShared {
+        let desk = Arc::<Desk>::default();
+        let control = Control::new(name.clone(), &config, outage.clone(), desk.clone());
+        Arc::new_cyclic(|me| GroupShared {
+            desk,
+            me: me.clone(),
             fencing: config.fencing,
             no_path_timeout: Duration::from_millis(config.no_path_timeout_ms),
             seed: config.seed,
@@ -68,6 +74,9 @@ impl GroupShared {
         let now = now.as_nanos();
         if now.saturating_sub(self.now.load(Ordering::Relaxed)) > 1_000_000 {
             self.now.store(now, Ordering::Relaxed);
+            if self.desk.is_due(Time::from_nanos(now)) {
+                self.drive_reservations();
+            }
         }
     }
 
@@ -76,8 +85,8 @@ impl GroupShared {
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let mut control = self.lock();
-        self.review_changed(&mut control);
+        self.review();
+        let control = self.lock();
         Snapshot {
             generation: self.generation.load(Ordering::Acquire),
             info: control.info.clone(),
@@ -172,6 +181,7 @@ impl GroupShared {
     /// Looks whether a path changed, and acts on it.
     pub(crate) fn review(&self) {
         self.review_changed(&mut self.lock());
+        self.drive_reservations();
     }
 
     pub(crate) fn review_changed(&self, control: &mut Control) {

@@ -18,6 +18,7 @@ mod preferred;
 mod random;
 mod refusals;
 mod reports;
+mod reservations;
 mod room;
 mod rounds;
 mod scenarios;
