@@ -1,6 +1,7 @@
 //! The configuration file. What is wrong is reported as `FILE:LINE: key: what was found, what was expected`.
 
 mod slice;
+mod sources;
 
 pub(crate) use slice::SliceConfig;
 
@@ -11,6 +12,7 @@ use polypath::block::Scheme;
 use polypath::multipath::{Fencing, MAX_PATHS, MatchPolicy, PathConfig as GroupPath, SelectorError, SelectorKind};
 use polypath::nvmf_tcp::ControllerConfig;
 use polypath::reactor::{CpuList, IdlePolicy};
+use polypath::sources::{SourceUri, SourcesConfig};
 use polypath::vhost_user_blk::SocketAccess;
 use polypath::vhost_user_client::ClientConfig;
 use serde::Deserialize;
@@ -33,6 +35,9 @@ pub(crate) struct Config {
     pub(crate) slices: Vec<SliceConfig>,
     pub(crate) vhosts: Vec<VhostConfig>,
     pub(crate) nbds: Vec<NbdConfig>,
+    /// Where disks come from that are not named here.
+    pub(crate) sources: Vec<SourceUri>,
+    pub(crate) source_config: SourcesConfig,
 }
 
 /// One disk and its paths.
@@ -134,6 +139,8 @@ impl Default for Config {
             slices: Vec::new(),
             vhosts: Vec::new(),
             nbds: Vec::new(),
+            sources: Vec::new(),
+            source_config: SourcesConfig::default(),
         }
     }
 }
@@ -278,6 +285,10 @@ struct RawConfig {
     vhosts: Vec<RawVhost>,
     #[serde(default, rename = "nbd")]
     nbds: Vec<RawNbd>,
+    #[serde(default, rename = "source")]
+    sources: Vec<sources::RawSource>,
+    #[serde(default, rename = "sources")]
+    source_config: sources::RawSourceConfig,
 }
 
 #[derive(Deserialize, Default)]
@@ -376,6 +387,10 @@ impl RawConfig {
         }
         for (i, slice) in self.slices.iter().enumerate() {
             config.slices.push(slice.check(at, i, &config)?);
+        }
+        config.source_config = self.source_config.check(at)?;
+        for (i, source) in self.sources.iter().enumerate() {
+            config.sources.push(source.check(at, i, &config.sources)?);
         }
         for (i, vhost) in self.vhosts.iter().enumerate() {
             config.vhosts.push(vhost.check(at, i, &config)?);

@@ -1,9 +1,11 @@
 //! What the daemon holds: a stack, disks by name, vhost sockets by path, NBD exports by place and name. Control plane only, behind one lock.
 //!
-//! `sockets.rs` has the sockets that disks are served on, `exports.rs` the NBD exports, `slices.rs` parts of disks, `end.rs` how it all ends.
+//! `sockets.rs` has the sockets that disks are served on, `exports.rs` the NBD exports, `slices.rs` parts of disks, `found.rs` the disks
+//! that sources lead to, `end.rs` how it all ends.
 
 mod end;
 mod exports;
+mod found;
 mod slices;
 mod sockets;
 
@@ -14,14 +16,16 @@ use crate::preflight;
 use crate::resources::{Disk, Slice, Vhost, lock};
 use crate::service::Service;
 use crate::show;
-use crate::state::StateDir;
+use crate::state::{DiskWord, StateDir};
 use anyhow::{Context, Result};
+use found::{Export, Waiting, refuse_found};
 use polypath::block::{Device, Verdict};
 use polypath::multipath::{Group, GroupConfig, PathState, SelectorKind};
 use polypath::reactor::CpuList;
+use polypath::sources::{Sources, SourcesConfig};
 use polypath::{PathSpec, Stack, StackConfig};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -38,19 +42,24 @@ pub(crate) struct Daemon {
     cpus: Option<CpuList>,
     socket_dir: PathBuf,
     /// `None` when nothing that takes changes was ever served.
-    state_dir: Option<StateDir>,
+    state_dir: Option<Arc<StateDir>>,
     /// Writes down what paths show.
     writer: Writer,
     /// Which disks are served: asked by their paths.
     served: Arc<Served>,
     /// Held while disks, paths or sockets are made or ended, which may take long; whoever only looks does not wait for it.
-    changing: Mutex<()>,
+    changing: Arc<Mutex<()>>,
     /// Held for moments: never while a file is read or written, or somebody is waited for.
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     /// Rings that were given a reactor so far: sockets take turns, or the first reactor would have the first ring of each.
     placed: AtomicUsize,
     /// Threads that serve NBD.
     threads: Threads,
+    /// Where disks come from that nobody has named; none before there is a source.
+    sources: Mutex<Option<Arc<Sources>>>,
+    source_config: SourcesConfig,
+    /// What the exports of the configuration call their disks.
+    named: BTreeSet<String>,
     shutdown: Notify,
 }
 
@@ -65,6 +74,8 @@ struct State {
     listeners: BTreeMap<Place, Arc<Listener>>,
     /// Being deleted, or deleted with requests still in flight: here until they are quiet, and that is written down.
     late: Vec<Service>,
+    /// Exports whose disk no source has led to yet.
+    waiting: Vec<Waiting>,
     /// Nothing is made any more.
     ending: bool,
 }
@@ -105,17 +116,21 @@ impl Daemon {
             None => tracing::info!("one reactor, on whatever core the system gives it"),
         }
         let state_dir = config.state_dir.as_deref().map(StateDir::open).transpose().map_err(anyhow::Error::msg)?;
+        let exported = config.vhosts.iter().map(|vhost| &vhost.disk).chain(config.nbds.iter().map(|nbd| &nbd.disk));
         let daemon = Daemon {
             stack,
             cpus: config.cpus.clone(),
             socket_dir: config.socket_dir.clone(),
-            state_dir,
+            state_dir: state_dir.map(Arc::new),
             writer: Writer::start().context("thread that writes marks")?,
             served: Arc::default(),
-            changing: Mutex::new(()),
-            state: Mutex::new(State::default()),
+            changing: Arc::default(),
+            state: Arc::default(),
             placed: AtomicUsize::new(0),
             threads: Threads::default(),
+            sources: Mutex::default(),
+            source_config: config.source_config,
+            named: exported.cloned().collect(),
             shutdown: Notify::new(),
         };
         if let Err(error) = daemon.create_all(config, unwanted) {
@@ -141,12 +156,27 @@ impl Daemon {
             wanted()?;
             self.create_slice(slice).map_err(anyhow::Error::msg)?;
         }
+        for source in &config.sources {
+            wanted()?;
+            self.create_source(source).map_err(anyhow::Error::msg)?;
+        }
+        let is_there = |name: &str| {
+            config.disks.iter().any(|disk| disk.name == *name) || config.slices.iter().any(|slice| slice.name == *name)
+        };
         for vhost in &config.vhosts {
             wanted()?;
+            if !is_there(&vhost.disk) {
+                self.wait_for_disk(Export::Vhost(vhost.clone()));
+                continue;
+            }
             self.create_vhost(vhost).map_err(anyhow::Error::msg)?;
         }
         for nbd in &config.nbds {
             wanted()?;
+            if !is_there(&nbd.disk) {
+                self.wait_for_disk(Export::Nbd(nbd.clone()));
+                continue;
+            }
             self.create_nbd(nbd).map_err(anyhow::Error::msg)?;
         }
         wanted()
@@ -161,17 +191,8 @@ impl Daemon {
         }
         let known = self.state_dir.as_ref().and_then(|state| state.known(&config.name));
         let (writer, served) = (self.writer.clone(), self.served.clone());
-        let ledger = DiskLedger::new(&config.name, &config.matching, known, writer, served);
-        let group = Group::new(GroupConfig {
-            selector: config.selector,
-            no_path_timeout_ms: config.no_path_timeout_ms,
-            fencing: config.fencing,
-            matching: config.matching.clone(),
-            ledger: Some(ledger.clone()),
-            ..GroupConfig::new(&config.name)
-        });
-        ledger.set_group(&group);
-        self.stack.hosts().into_iter().for_each(|host| group.attach_host(host));
+        let disk = empty_disk(config, known, writer, served, &self.stack);
+        let group = disk.group.clone();
         for path in &config.paths {
             if let Err(error) = self.stack.add_path(&group, path_spec(path)) {
                 group.close();
@@ -179,7 +200,6 @@ impl Daemon {
             }
         }
         tracing::info!(disk = %config.name, paths = config.paths.len(), "disk created");
-        let disk = Disk { group: group.clone(), config: config.clone(), ledger };
         self.insert(|state| state.disks.insert(config.name.clone(), disk).is_none()).inspect_err(|_| group.close())
     }
 
@@ -188,6 +208,7 @@ impl Daemon {
         let alone = lock(&self.changing);
         self.end_quiet(&alone);
         let mut state = lock(&self.state);
+        refuse_found(name, state.disks.get(name).is_some_and(|disk| disk.found))?;
         if let Some(service) = state.serving().find(|service| service.disk() == name) {
             return Err(format!("disk \"{name}\" is served on {}; delete that first", service.at()));
         }
@@ -222,7 +243,8 @@ impl Daemon {
     pub(crate) fn add_path(&self, disk: &str, path: &PathConfig, limit: Duration) -> Result<Value, String> {
         let (group, events, id) = {
             let _alone = lock(&self.changing);
-            let Disk { group, config, ledger } = self.disk(disk)?;
+            let Disk { group, config, ledger, found } = self.disk(disk)?;
+            refuse_found(disk, found)?;
             refuse_clash(disk, &config.paths, path)?;
             let events = group.events();
             let id = self.stack.add_path(&group, path_spec(path)).map_err(|e| e.to_string())?;
@@ -257,7 +279,8 @@ impl Daemon {
     /// Removes a path; what is in flight there completes first, which may be after this returns. The last one that takes I/O needs `force`.
     pub(crate) fn remove_path(&self, disk: &str, path: &str, force: bool) -> Result<(), String> {
         let _alone = lock(&self.changing);
-        let group = self.disk(disk)?.group;
+        let Disk { group, found, .. } = self.disk(disk)?;
+        refuse_found(disk, found)?;
         let id = path_id(&group, path)?;
         if !force && group.is_last_usable(id).map_err(|e| e.to_string())? {
             return Err(format!(
@@ -300,8 +323,9 @@ impl Daemon {
     /// and tries again what could not be written down.
     pub(crate) fn look_after(&self) {
         // Whoever changes something now may take long, and ends them himself.
-        if let Ok(alone) = self.changing.try_lock() {
-            self.end_quiet(&alone);
+        let alone = self.changing.try_lock().map(|alone| self.end_quiet(&alone)).is_ok();
+        if alone {
+            self.serve_waiting();
         }
         let disks = lock(&self.state).disks.clone();
         for disk in disks.values() {
@@ -336,7 +360,7 @@ impl Daemon {
             Service::Vhost(socket, vhost) => Some(show::vhost(socket, vhost, "ending")),
             Service::Nbd(_) => None,
         });
-        serving.chain(ending).collect()
+        serving.chain(ending).chain(self.show_waiting(false)).collect()
     }
 
     /// NBD exports as RPC shows them.
@@ -349,7 +373,7 @@ impl Daemon {
             Service::Nbd(nbd) => Some(show::nbd(nbd, "ending")),
             Service::Vhost(..) => None,
         });
-        nbds.values().map(|nbd| show::nbd(nbd, "serving")).chain(ending).collect()
+        nbds.values().map(|nbd| show::nbd(nbd, "serving")).chain(ending).chain(self.show_waiting(true)).collect()
     }
 
     /// Statistics per path of one disk or of all.
@@ -385,6 +409,28 @@ impl Daemon {
     fn disk(&self, name: &str) -> Result<Disk, String> {
         lock(&self.state).disks.get(name).cloned().ok_or_else(|| no_disk(name))
     }
+}
+
+/// A disk as `config` has it, without its paths. `known`: which one it was the last time.
+fn empty_disk(
+    config: &DiskConfig,
+    known: Option<DiskWord>,
+    writer: Writer,
+    served: Arc<Served>,
+    stack: &Stack,
+) -> Disk {
+    let ledger = DiskLedger::new(&config.name, &config.matching, known, writer, served);
+    let group = Group::new(GroupConfig {
+        selector: config.selector,
+        no_path_timeout_ms: config.no_path_timeout_ms,
+        fencing: config.fencing,
+        matching: config.matching.clone(),
+        ledger: Some(ledger.clone()),
+        ..GroupConfig::new(&config.name)
+    });
+    ledger.set_group(&group);
+    stack.hosts().into_iter().for_each(|host| group.attach_host(host));
+    Disk { group, config: config.clone(), ledger, found: false }
 }
 
 fn refuse_clash(disk: &str, paths: &[PathConfig], new: &PathConfig) -> Result<(), String> {

@@ -118,10 +118,14 @@ fn run(args: Args) -> Result<()> {
     if args.check {
         preflight::check(&config).map_err(anyhow::Error::msg)?;
         let (disks, vhosts, nbds) = (config.disks.len(), config.vhosts.len(), config.nbds.len());
+        let sources = match config.sources.len() {
+            0 => String::new(),
+            n => format!(", {n} source(s)"),
+        };
         // The answer is the status; a reader who has gone takes nothing from it.
         let _ = writeln!(
             std::io::stdout(),
-            "configuration is good: {disks} disk(s), {vhosts} vhost socket(s), {nbds} NBD export(s)"
+            "configuration is good: {disks} disk(s), {vhosts} vhost socket(s), {nbds} NBD export(s){sources}"
         );
         return Ok(());
     }

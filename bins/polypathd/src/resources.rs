@@ -18,6 +18,8 @@ pub(crate) struct Disk {
     pub(crate) config: DiskConfig,
     /// What is written down of it for the daemon after this one.
     pub(crate) ledger: Arc<DiskLedger>,
+    /// Sources have led to it: they look after its paths.
+    pub(crate) found: bool,
 }
 
 /// Part of a disk as it was asked for.

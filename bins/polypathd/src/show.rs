@@ -32,7 +32,7 @@ pub(crate) fn disk(name: &str, disk: &Disk, same_as: Option<String>) -> Value {
         "block_size": geometry.map(|g| g.block_size), "blocks": geometry.map(|g| g.blocks), "bytes": geometry.map(|g| g.bytes()),
         "read_only": info.as_ref().map(|i| i.limits.read_only),
         "identity": info.as_ref().map(|i| i.identity.identifiers.iter().map(|id| format!("{id:?}")).collect::<Vec<_>>()),
-        "same_as": same_as, "paths": paths(disk),
+        "same_as": same_as, "found": disk.found, "paths": paths(disk),
     })
 }
 
@@ -52,7 +52,11 @@ fn matching(policy: &MatchPolicy) -> Value {
 
 /// The paths of a disk with their numbers, those on their way out included.
 pub(crate) fn paths(disk: &Disk) -> Value {
-    let uri = |name: &str| disk.config.paths.iter().find(|p| p.label() == name).map(|p| p.uri.to_string());
+    // Paths that were found are called after where they lead.
+    let found = |name: &str| disk.found.then(|| name.to_owned());
+    let uri = |name: &str| {
+        disk.config.paths.iter().find(|p| p.label() == name).map(|p| p.uri.to_string()).or_else(|| found(name))
+    };
     disk.group.statistics().into_iter().map(|p| path(&p, uri(&p.name))).collect()
 }
 

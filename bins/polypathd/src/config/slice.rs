@@ -76,6 +76,8 @@ impl Config {
         let names: Vec<_> = disks.chain(self.slices.iter().map(|slice| slice.name.as_str())).collect();
         match names.contains(&name.as_str()) {
             true => Ok(name.clone()),
+            // A source may lead to it.
+            false if !self.sources.is_empty() => values::disk_name(name).map(|_| name.clone()),
             false => Err(format!("no disk is called \"{name}\"; expected one of: {}", names.join(", "))),
         }
     }

@@ -166,3 +166,52 @@ fn errors_name_file_line_key_and_what_was_expected() {
         }
     }
 }
+
+#[test]
+fn sources_stand_in_for_disks() {
+    let text = r#"
+[sources]
+refresh_ms = 500
+rounds = 2
+selector = "round-robin"
+no_path_timeout_ms = -1
+
+[[source]]
+uri = "nvme-tcp://10.0.0.1"
+
+[[source]]
+uri = "iscsi://joe%word-of-joe-1@10.0.0.2"
+
+[[vhost]]
+disk = "uuid.00112233445566778899aabbccddeeff"
+socket = "a.sock"
+"#;
+    let config = Config::parse("f", text).unwrap();
+    let shown: Vec<_> = config.sources.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["nvme-tcp://10.0.0.1", "iscsi://joe%***@10.0.0.2"]);
+    let (sources, policy) = (config.source_config, config.source_config.policy);
+    assert_eq!((sources.refresh, sources.rounds), (std::time::Duration::from_millis(500), 2));
+    assert_eq!((policy.selector.to_string().as_str(), policy.no_path_timeout_ms), ("round-robin", u64::MAX));
+    for (from, to, says) in [
+        ("refresh_ms = 500", "refresh_ms = 1", "sources.refresh_ms\": is 1"),
+        ("rounds = 2", "rounds = 0", "sources.rounds"),
+        ("\"round-robin\"", "\"best\"", "sources.selector"),
+        ("10.0.0.1\"", "10.0.0.1?ns=1\"", "source[0].uri"),
+        (
+            "iscsi://joe%word-of-joe-1@10.0.0.2",
+            "nvme-tcp://10.0.0.1",
+            "source[1].uri\": nvme-tcp://10.0.0.1 is listed twice",
+        ),
+        ("joe%word-of-joe-1@10.0.0.2", "joe%word-of-joe-1@10.0.0.2?x=1", "option x"),
+        ("uri = \"nvme", "url = \"nvme", "url"),
+        ("uuid.0011", "a\\nb", "control character"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let error = Config::parse("f", &text.replacen(from, to, 1)).unwrap_err().to_string();
+        assert!(error.contains(says) && !error.contains("word-of-joe"), "{to}: {error}");
+    }
+    let without = text.replace("[[source]]", "[[source_]]");
+    assert!(Config::parse("f", &without).is_err());
+    let none = "[[vhost]]\ndisk = \"uuid.00\"\nsocket = \"a.sock\"\n";
+    assert!(Config::parse("f", none).unwrap_err().to_string().contains("no disk is called"));
+}

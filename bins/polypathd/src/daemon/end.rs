@@ -19,6 +19,7 @@ impl Daemon {
     /// Drains everything, all sockets at once; says what did not end in time.
     pub(crate) fn stop(&self) -> Vec<String> {
         lock(&self.state).ending = true;
+        self.end_sources();
         // What is being made is finished first, and then ended with the rest.
         let alone = self.alone_within(DRAIN_LIMIT);
         let ended = std::mem::replace(&mut *lock(&self.state), State::ended());

@@ -49,7 +49,7 @@ impl Daemon {
     }
 
     /// Where `place` is: a socket without a path of its own is in the directory of sockets.
-    fn place_of(&self, place: &Place) -> Place {
+    pub(super) fn place_of(&self, place: &Place) -> Place {
         match place {
             Place::Socket(path) => Place::Socket(self.socket_dir.join(path)),
             address => address.clone(),
@@ -124,6 +124,9 @@ impl Daemon {
     pub(crate) fn delete_nbd(&self, place: &Place, name: Option<&str>) -> Result<(), String> {
         let alone = lock(&self.changing);
         let place = self.place_of(place);
+        if self.forget_nbd(&place, name) {
+            return Ok(());
+        }
         let nbd = {
             let mut state = lock(&self.state);
             let there = state.nbds.keys().filter(|(at, _)| *at == place).map(|(_, name)| name.clone());

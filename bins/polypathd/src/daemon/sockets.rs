@@ -160,6 +160,9 @@ impl Daemon {
     pub(crate) fn delete_vhost(&self, socket: &Path) -> Result<(), String> {
         let alone = lock(&self.changing);
         let socket = self.socket_dir.join(socket);
+        if self.forget_vhost(&socket) {
+            return Ok(());
+        }
         let vhost = {
             let mut state = lock(&self.state);
             let vhost = state.vhosts.remove(&socket);

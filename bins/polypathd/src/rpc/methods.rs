@@ -7,6 +7,7 @@ use crate::config::{
 use crate::daemon::Daemon;
 use crate::nbd::Place;
 use crate::values::{self, FencingName, MatchValue, SizeValue, check_rings, no_path_timeout, socket_access};
+use polypath::sources::SourceUri;
 use polypath::{DiskUri, SelectorKind, SliceRange};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
@@ -50,6 +51,9 @@ const METHODS: &[(&str, &str, Method)] = &[
     ("nbd_create", "disk, socket | address, name?, read_only?, mode?, owner?, group?", nbd_create),
     ("nbd_list", "", |d, p| bare(p, || d.nbds())),
     ("nbd_delete", "socket | address, name?", nbd_delete),
+    ("source_create", "uri", source_create),
+    ("source_list", "", |d, p| bare(p, || d.list_sources())),
+    ("source_delete", "source: number or URI, force?", source_delete),
     ("statistics", "disk?", statistics),
     ("reactor_statistics", "", |d, p| bare(p, || d.reactors())),
     ("shutdown", "", |d, p| {
@@ -293,6 +297,22 @@ struct Socket {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct SourceCreate {
+    #[serde(deserialize_with = "text")]
+    uri: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourceDelete {
+    #[serde(deserialize_with = "text")]
+    source: String,
+    #[serde(default)]
+    force: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Statistics {
     #[serde(default, deserialize_with = "text_if_any")]
     disk: Option<String>,
@@ -408,7 +428,7 @@ fn vhost_create(daemon: &Daemon, params: Value) -> Answer {
     check_rings(queues, queue_size).map_err(|(key, problem)| RpcError::parameters(format!("{key} {problem}")))?;
     let bad = |(key, problem): (&str, String)| RpcError::parameters(format!("{key} {problem}"));
     let config = VhostConfig {
-        disk: p.disk,
+        disk: daemon.disk_name(&p.disk),
         socket: p.socket,
         queues,
         queue_size,
@@ -450,7 +470,7 @@ fn nbd_create(daemon: &Daemon, params: Value) -> Answer {
     values::export_name(&name).map_err(|e| RpcError::parameters(format!("name {e}")))?;
     let bad = |(key, problem): (&str, String)| RpcError::parameters(format!("{key} {problem}"));
     let config = NbdConfig {
-        disk: p.disk,
+        disk: daemon.disk_name(&p.disk),
         name,
         place: place(p.socket, p.address)?,
         read_only: p.read_only,
@@ -466,6 +486,20 @@ fn nbd_create(daemon: &Daemon, params: Value) -> Answer {
 fn nbd_delete(daemon: &Daemon, params: Value) -> Answer {
     let p: NbdDelete = read(params)?;
     daemon.delete_nbd(&place(p.socket, p.address)?, p.name.as_deref()).map_err(RpcError::failed)?;
+    Ok(Value::Bool(true))
+}
+
+fn source_create(daemon: &Daemon, params: Value) -> Answer {
+    let p: SourceCreate = read(params)?;
+    values::fits_a_line(&p.uri, "a URI").map_err(|e| RpcError::parameters(format!("uri {e}")))?;
+    let uri: SourceUri = parse("uri", &p.uri)?;
+    let id = daemon.create_source(&uri).map_err(RpcError::failed)?;
+    Ok(json!({ "source": id.0, "uri": uri.to_string(), "type": uri.kind().as_str() }))
+}
+
+fn source_delete(daemon: &Daemon, params: Value) -> Answer {
+    let p: SourceDelete = read(params)?;
+    daemon.delete_source(&p.source, p.force).map_err(RpcError::failed)?;
     Ok(Value::Bool(true))
 }
 

@@ -4,11 +4,12 @@ use super::engine::Engine;
 use super::keeper::{Keeper, OnStack};
 use super::report::Report;
 use super::uri::{ServiceUri, SourceKind, SourceUri};
-use super::world::{Network, World};
+use super::world::{Network, Watch, World};
 use super::{MOST_SOURCES, SourceId, SourcesConfig};
 use crate::error::Error;
 use crate::stack::Stack;
 use polypath_multipath::Group;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -43,6 +44,8 @@ struct State {
     orders: Vec<Order>,
     /// Those that are asked: their threads end when they are not here.
     asked: Vec<SourceId>,
+    /// Who is told when the list of a source changes. Here, so that they end when the source does, whoever is being asked.
+    watches: BTreeMap<SourceId, Box<dyn Watch>>,
     report: Arc<Report>,
     ending: bool,
     ended: bool,
@@ -191,6 +194,7 @@ fn drive(mut engine: Engine, shared: &Arc<Shared>) {
             }
             if state.ending {
                 state.asked.clear();
+                state.watches.clear();
                 break;
             }
             (std::mem::take(&mut state.answers), std::mem::take(&mut state.orders))
@@ -232,7 +236,10 @@ fn carry_out(order: Order, engine: &mut Engine, shared: &Arc<Shared>) {
         Order::Remove(id, force, answer) => {
             let outcome = engine.remove(id, force);
             if outcome.is_ok() {
-                shared.lock().asked.retain(|asked| *asked != id);
+                let mut state = shared.lock();
+                state.asked.retain(|asked| *asked != id);
+                state.watches.remove(&id);
+                drop(state);
                 shared.news.notify_all();
             }
             publish(engine.report(), shared);
@@ -270,7 +277,7 @@ fn add(uri: SourceUri, engine: &mut Engine, shared: &Arc<Shared>) -> Result<Sour
 /// The thread of one source: asks it now and then, and when it says that something has changed.
 fn ask(id: SourceId, uri: &SourceUri, shared: &Arc<Shared>) {
     let wanted = |state: &State| !state.ending && state.asked.contains(&id);
-    let mut watch = None;
+    let mut watched = false;
     loop {
         let answer = shared.world.ask(uri);
         let answered = answer.is_ok();
@@ -282,22 +289,24 @@ fn ask(id: SourceId, uri: &SourceUri, shared: &Arc<Shared>) {
             state.answers.push((id, answer));
         }
         shared.news.notify_all();
-        if answered && watch.is_none() {
-            watch = shared.world.watch(uri);
-        }
+        let watch = if answered && !watched { shared.world.watch(uri) } else { None };
         let next = Instant::now() + shared.config.refresh;
         let soonest = Instant::now() + LEAST_PAUSE;
         let mut state = shared.lock();
+        if let Some(watch) = watch.filter(|_| wanted(&state)) {
+            state.watches.insert(id, watch);
+            watched = true;
+        }
         loop {
             if !wanted(&state) {
                 return;
             }
             let now = Instant::now();
-            let changed = now >= soonest && watch.as_mut().is_some_and(|watch| watch.changed());
+            let changed = now >= soonest && state.watches.get_mut(&id).is_some_and(|watch| watch.changed());
             if now >= next || changed {
                 break;
             }
-            let pause = if watch.is_some() { WATCH } else { shared.config.refresh };
+            let pause = if watched { WATCH } else { shared.config.refresh };
             let pause = pause.min(next.saturating_duration_since(now));
             state = shared.news.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
 
+mod found;
 mod nbd;
 mod owed;
 mod slices;
