@@ -18,6 +18,7 @@ fn target(nqn: &str, listeners: usize, medium: &str, more: usize) -> TargetHandl
         listeners: (0..listeners).map(|_| ListenerConfig::new("127.0.0.1:0")).collect(),
         subsystems: vec![SubsystemConfig {
             nqn: nqn.into(),
+            iqn: None,
             serial: None,
             namespaces: std::iter::once(shared).chain(others).collect(),
         }],

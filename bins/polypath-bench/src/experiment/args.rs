@@ -24,7 +24,7 @@ pub struct ExperimentArgs {
     #[arg(long = "part", value_delimiter = ',', value_enum, default_value = "a,b,c,e")]
     pub parts: Vec<Part>,
     /// What is spoken on the paths
-    #[arg(long = "protocol", value_delimiter = ',', value_enum, default_value = "nvme-tcp")]
+    #[arg(long = "protocol", value_delimiter = ',', value_enum, default_value = "nvme-tcp,iscsi")]
     pub protocols: Vec<Protocol>,
     /// Folder for the tables and charts
     #[arg(long, value_name = "FOLDER", default_value = "experiments")]

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use polypath_target::{ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig, TargetHandle};
 
 const NQN: &str = "nqn.2024-01.org.polypath:experiment";
+const IQN: &str = "iqn.2024-01.org.polypath:experiment";
 /// Memory of the disk.
 const MEDIUM: &str = "ram://64MiB";
 
@@ -56,16 +57,30 @@ fn start(protocol: Protocol, links: usize) -> anyhow::Result<(TargetHandle, Vec<
     for link in 0..links {
         network::up(link, true)?;
     }
-    anyhow::ensure!(protocol == Protocol::NvmeTcp, "polypath-target does not speak {} yet", protocol.as_str());
     let target = Target::start(TargetConfig {
-        listeners: (0..links).map(|link| ListenerConfig::new(format!("{}:4420", address(link, true)))).collect(),
-        subsystems: vec![SubsystemConfig::new(NQN, vec![NamespaceConfig::new(MEDIUM)])],
+        listeners: (0..links).map(|link| listener(protocol, link)).collect(),
+        subsystems: vec![SubsystemConfig {
+            iqn: Some(IQN.into()),
+            ..SubsystemConfig::new(NQN, vec![NamespaceConfig::new(MEDIUM)])
+        }],
         // Its core is wanted by others.
         spin_us: 0,
         ..TargetConfig::default()
     })?;
-    let uris = target.addresses().iter().map(|at| format!("nvme-tcp://{at}/{NQN}?ns=1")).collect();
+    let uri = |at: &std::net::SocketAddr| match protocol {
+        Protocol::NvmeTcp => format!("nvme-tcp://{at}/{NQN}?ns=1"),
+        Protocol::Iscsi => format!("iscsi://{at}/{IQN}/0"),
+    };
+    let uris = target.addresses().iter().map(uri).collect();
     Ok((target, uris))
+}
+
+fn listener(protocol: Protocol, link: usize) -> ListenerConfig {
+    let at = address(link, true);
+    match protocol {
+        Protocol::NvmeTcp => ListenerConfig::new(format!("{at}:4420")),
+        Protocol::Iscsi => ListenerConfig::iscsi(format!("{at}:3260")),
+    }
 }
 
 /// The same, as its parent sees it.

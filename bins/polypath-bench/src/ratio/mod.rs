@@ -25,6 +25,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const NQN: &str = "nqn.2024-01.org.polypath:null";
+const IQN: &str = "iqn.2024-01.org.polypath:null";
 
 /// What to compare.
 #[derive(Clone, Debug)]
@@ -305,10 +306,15 @@ impl Drop for NullTarget {
 /// # Errors
 /// When the target cannot be started.
 pub fn serve_null(cpu: usize, idle: IdlePolicy, protocol: Protocol) -> anyhow::Result<()> {
-    anyhow::ensure!(protocol == Protocol::NvmeTcp, "polypath-target does not speak {} yet", protocol.as_str());
     let target = Target::start(TargetConfig {
-        listeners: vec![ListenerConfig::new("127.0.0.1:0")],
-        subsystems: vec![SubsystemConfig::new(NQN, vec![NamespaceConfig::new("null://64GiB?bs=4096")])],
+        listeners: vec![match protocol {
+            Protocol::NvmeTcp => ListenerConfig::new("127.0.0.1:0"),
+            Protocol::Iscsi => ListenerConfig::iscsi("127.0.0.1:0"),
+        }],
+        subsystems: vec![SubsystemConfig {
+            iqn: Some(IQN.into()),
+            ..SubsystemConfig::new(NQN, vec![NamespaceConfig::new("null://64GiB?bs=4096")])
+        }],
         cpus: vec![cpu],
         spin_us: match idle {
             IdlePolicy::Poll => u64::MAX,
@@ -317,7 +323,11 @@ pub fn serve_null(cpu: usize, idle: IdlePolicy, protocol: Protocol) -> anyhow::R
         },
         ..TargetConfig::default()
     })?;
-    output::line(format_args!("nvme-tcp://127.0.0.1:{}/{NQN}?ns=1", target.port(0)))?;
+    let port = target.port(0);
+    output::line(match protocol {
+        Protocol::NvmeTcp => format!("nvme-tcp://127.0.0.1:{port}/{NQN}?ns=1"),
+        Protocol::Iscsi => format!("iscsi://127.0.0.1:{port}/{IQN}/0"),
+    })?;
     let mut rest = Vec::new();
     std::io::stdin().read_to_end(&mut rest).context("waiting for the end of standard input")?;
     target.stop();
