@@ -5,10 +5,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use polypath::sources::{Sources, SourcesConfig};
 use polypath::{Disk, Stack, StackConfig};
 use polypath_tests::Lab;
 use polypath_tests::lab::Need;
-use polypath_tests::products::program;
+use polypath_tests::products::{program, program_of};
 use polypath_tests::tgt::Tgt;
 
 const TGT: [Need; 2] = [Need::Program("tgtd"), Need::Program("tgtadm")];
@@ -123,5 +124,57 @@ fn a_second_logical_unit_adds_no_session() -> Result<()> {
     let second = open(2)?;
     read(&second)?;
     ensure!(tgt.sessions()? == sessions, "{} sessions, {sessions} before", tgt.sessions()?);
+    Ok(())
+}
+
+/// tgt shows nothing that is unique in the world, so that nothing of it may be put together; and of several portals at one address it
+/// lists one.
+#[test]
+fn a_portal_is_a_source_of_every_logical_unit() -> Result<()> {
+    let Some(lab) = Lab::enter("tgt", "tgt_sources", &TGT) else { return Ok(()) };
+    let mut tgt = Tgt::start(&lab, 2, 16)?;
+    let portal = format!("iscsi://127.0.0.1:{}", tgt.ports[0]);
+    let discover = |more: &[&str]| -> Result<(bool, String)> {
+        let output = Command::new(program_of("polypath-cli", "polypath")?).arg("discover").args(more).output()?;
+        Ok((output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()))
+    };
+    let (content, said) = discover(&[&portal])?;
+    let is_listed = |port: &&u16| {
+        let target = format!("target       iscsi://127.0.0.1:{port}/{}  portal group 1", Tgt::IQN);
+        let disk = |lun: u32| said.contains(&format!("disk         iscsi://127.0.0.1:{port}/{}/{lun}\n", Tgt::IQN));
+        said.contains(&target) && disk(1) && disk(2)
+    };
+    ensure!(content && tgt.ports.iter().filter(is_listed).count() == 1, "{said}");
+    verifies(&tgt.uri("", 1, 2, ""))?;
+    let (content, said) = discover(&["--devices", &portal])?;
+    ensure!(content && said.matches("proves nothing").count() == 2 && said.contains("it is no disk"), "{said}");
+    // Logical units come and go while it is looked after.
+    let stack = Stack::start(StackConfig::default())?;
+    let config = SourcesConfig { refresh: Duration::from_millis(300), rounds: 2, ..SourcesConfig::default() };
+    let sources = Sources::start(&stack, config)?;
+    sources.add(format!("{portal}?reconnect_delay_ms=50").parse()?)?;
+    let until = |devices: usize| {
+        let report = sources.wait(Duration::from_secs(30), |report| report.devices.len() == devices);
+        ensure!(report.devices.len() == devices, "{devices}: {report:#?}");
+        Ok(())
+    };
+    until(2)?;
+    tgt.admin("--op delete --mode logicalunit --tid 1 --lun 2")?;
+    until(1)?;
+    let image = lab.disk_image("more.img", 16 << 20)?;
+    tgt.admin(&format!("--op new --mode logicalunit --tid 1 --lun 5 -b {}", image.display()))?;
+    until(2)?;
+    // It dies, and nobody takes anything away for that; it comes back with what it had at first.
+    tgt.kill()?;
+    let silent = sources.wait(Duration::from_secs(30), |report| report.sources[0].problem.is_some());
+    ensure!(silent.sources[0].problem.is_some() && silent.devices.len() == 2, "{silent:#?}");
+    tgt.start_again()?;
+    let back = |report: &polypath::sources::Report| {
+        let ends = |lun: &str| report.devices.iter().filter(|d| d.name.ends_with(lun)).count();
+        (ends("/1"), ends("/2"), ends("/5")) == (1, 1, 0)
+    };
+    let report = sources.wait(Duration::from_secs(60), back);
+    ensure!(back(&report), "{report:#?}");
+    sources.close();
     Ok(())
 }
