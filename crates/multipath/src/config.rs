@@ -216,8 +216,9 @@ pub enum MatchPolicy {
     /// Those that share a worldwide identifier with the first one and differ in none of the same kind.
     #[default]
     Worldwide,
-    /// Those that show at least one of these identifiers and differ in none of the same kind. Applies to the first path too.
-    /// Identifiers that never aggregate by themselves (T10 vendor ones) may be pinned: that is the operator's statement.
+    /// The operator states that these identifiers are of one disk: those that show one of them, and of each kind that is listed and that
+    /// they show, a listed one; and do not differ in other kinds. Asked at each connect, and of the first path, too. Joins paths whose
+    /// identifiers cannot be compared, such as the NGUID of an NVMe namespace and the NAA designator of a SCSI logical unit. Identifiers that never aggregate by themselves (T10 vendor ones) may be pinned: that is the operator's statement.
     Pinned(Vec<Identifier>),
     /// The operator states that all paths lead to one disk: those with nothing comparable join, those that differ do not.
     Stated,

@@ -105,6 +105,9 @@ impl Control {
                 any = true;
             }
         }
+        if any {
+            self.ask_for_access();
+        }
         any
     }
 
@@ -263,8 +266,27 @@ impl Control {
             return;
         }
         let usable = self.paths.iter().filter(|p| p.is_usable()).count();
+        if usable == 0 {
+            self.ask_for_access();
+        }
         if let Some(news) = self.outage.set_usable(usable as u32, now) {
             self.tell(news);
+        }
+    }
+
+    /// No path gives access: the one that is preferred among those that answer asks for it, unless another one has still to say what it
+    /// gives, or is changing that already.
+    fn ask_for_access(&self) {
+        let access = |p: &PathRecord| p.info.as_ref().filter(|_| p.verified).map(|info| info.access);
+        let pending = |p: &PathRecord| p.state == PathState::Connecting || access(p) == Some(Access::Change);
+        if self.exported.is_none() || self.paths.iter().any(|p| p.is_usable() || p.closing || pending(p)) {
+            return;
+        }
+        let answers = |p: &&PathRecord| matches!(p.state, PathState::Usable | PathState::Stalled);
+        let without = self.paths.iter().filter(answers).filter(|p| access(p) == Some(Access::Inaccessible));
+        if let Some(path) = without.min_by_key(|p| (u8::MAX - p.shared.preference(), p.shared.id)) {
+            tracing::debug!(group = %self.name, path = %path.shared.name, "no path gives access: asking for it");
+            path.shared.device.ask_for_access();
         }
     }
 
@@ -382,7 +404,10 @@ impl Control {
 
     /// Paths may agree with the first one, or have nothing comparable, and still differ from each other.
     fn nobody_differs(&self, at: usize, shown: &Identity) -> Result<(), String> {
-        let differs = |p: &PathRecord| p.identity.as_ref().is_some_and(|i| i.compare(shown) == Verdict::Different);
+        let differs = |p: &PathRecord| {
+            let verdict = |i: &Identity| membership::compare(&self.matching, i, shown);
+            p.identity.as_ref().is_some_and(|i| verdict(i) == Verdict::Different)
+        };
         match self.paths.iter().enumerate().find(|(i, p)| *i != at && differs(p)) {
             None => Ok(()),
             Some((_, other)) => Err(format!(

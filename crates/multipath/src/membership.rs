@@ -66,7 +66,7 @@ pub(crate) fn identity(
     }
     let Some(exported) = exported else { return Ok(()) };
     let reference = &exported.identity;
-    match (reference.compare(shown), policy) {
+    match (compare(policy, reference, shown), policy) {
         (Verdict::Same, _) => Ok(()),
         (Verdict::Different, _) => Err(format!(
             "it is another disk: it shows {:?}, the group is {:?}",
@@ -80,6 +80,18 @@ pub(crate) fn identity(
             shown.identifiers, reference.identifiers
         )),
     }
+}
+
+/// Do two paths lead to the same disk, as far as that is to be told by what they show? Of kinds that are pinned each was held to the pins,
+/// of which there may be several of a kind: what the operator has listed is of one disk.
+pub(crate) fn compare(policy: &MatchPolicy, one: &Identity, other: &Identity) -> Verdict {
+    let MatchPolicy::Pinned(expected) = policy else { return one.compare(other) };
+    let open = |identity: &Identity| {
+        let is_open = |i: &&Identifier| expected.iter().all(|e| discriminant(e) != discriminant(*i));
+        let identifiers = identity.identifiers.iter().filter(is_open).cloned().collect();
+        Identity { identifiers, ..Identity::default() }
+    };
+    open(one).compare(&open(other))
 }
 
 fn same_place(before: &Identity, shown: &Identity) -> Result<(), String> {
@@ -104,10 +116,15 @@ pub(crate) fn remember(before: Option<&Identity>, shown: &Identity) -> Identity 
     known
 }
 
+/// Of each kind that is pinned and that it shows, it must show one of the pinned; and there must be such a kind.
 fn pinned(expected: &[Identifier], shown: &Identity) -> Result<(), String> {
-    let wanted = Identity { identifiers: expected.to_vec(), ..Identity::default() };
-    let any = expected.iter().any(|e| shown.identifiers.contains(e));
-    if any && wanted.compare(shown) != Verdict::Different {
+    let of_kind = |list: &[Identifier], i: &Identifier| list.iter().any(|e| discriminant(e) == discriminant(i));
+    let agrees = |i: &Identifier| {
+        let kind = discriminant(i);
+        shown.identifiers.iter().any(|other| discriminant(other) == kind && expected.contains(other))
+    };
+    let mut held = shown.identifiers.iter().filter(|i| of_kind(expected, i)).peekable();
+    if held.peek().is_some() && held.all(agrees) {
         return Ok(());
     }
     Err(format!("it shows {:?}, the configuration expects {expected:?}", shown.identifiers))
@@ -179,6 +196,56 @@ mod tests {
         let pin = MatchPolicy::Pinned(vec![A, Identifier::Nguid([1; 16])]);
         assert_eq!(admit(&pin, None, None, &info(&[A], 100)), Ok(()));
         assert!(admit(&pin, None, None, &info(&[A, Identifier::Nguid([2; 16])], 100)).is_err());
+    }
+
+    #[test]
+    fn paths_of_different_kinds_join_by_what_both_show_or_by_a_statement() {
+        let eui = |n| Identifier::Eui64([n; 8]);
+        let nguid = |n| Identifier::Nguid([n; 16]);
+        let naa = |n: u8| Identifier::Naa(vec![0x60 | n; 16]);
+        let t10 = |n| Identifier::T10Vendor(vec![n]);
+        let worldwide = MatchPolicy::Worldwide;
+        let pins = |list: &[Identifier]| MatchPolicy::Pinned(list.to_vec());
+        let stated = pins(&[naa(1), nguid(1)]);
+        let several = pins(&[naa(1), naa(2), nguid(1)]);
+        // What the first path shows, what the second one shows, and whether the second one belongs.
+        let cases = [
+            // NVMe descriptor type 1 and SCSI designator type 2.
+            (&worldwide, vec![nguid(1), eui(1)], vec![naa(1), eui(1)], true),
+            (&worldwide, vec![nguid(1), eui(1)], vec![naa(1), eui(2)], false),
+            (&worldwide, vec![nguid(1)], vec![naa(1)], false),
+            (&MatchPolicy::Stated, vec![nguid(1)], vec![naa(1)], true),
+            (&stated, vec![nguid(1)], vec![naa(1)], true),
+            (&stated, vec![nguid(1)], vec![naa(2)], false),
+            (&stated, vec![nguid(1)], vec![naa(1), nguid(2)], false),
+            (&stated, vec![nguid(1)], vec![eui(1)], false),
+            (&stated, vec![nguid(1), eui(1)], vec![naa(1), eui(1)], true),
+            // What is not pinned must not differ either.
+            (&stated, vec![nguid(1), eui(1)], vec![naa(1), eui(2)], false),
+            // Two of a kind are of one disk if the operator says so.
+            (&several, vec![naa(1)], vec![naa(2)], true),
+            (&several, vec![naa(1)], vec![naa(2), naa(3)], true),
+            (&several, vec![nguid(1)], vec![naa(3)], false),
+            // A kind that never proves anything by itself speaks against a path if it was pinned.
+            (&pins(&[t10(1), nguid(1)]), vec![nguid(1)], vec![nguid(1), t10(2)], false),
+        ];
+        for (policy, first, second, belongs) in cases {
+            let (first, second) = (info(&first, 100), info(&second, 100));
+            assert_eq!(admit(policy, None, None, &first), Ok(()), "{policy:?}");
+            let p = exported(&first, true);
+            let got = admit(policy, Some(&p), None, &second);
+            let both = compare(policy, &first.identity, &second.identity) != Verdict::Different;
+            assert_eq!(got.is_ok() && both, belongs, "{policy:?}: {first:?} and {second:?}: {got:?}");
+            // At each connect again.
+            if belongs {
+                let again = |shown: &DeviceInfo| admit(policy, Some(&p), Some(&second.identity), shown);
+                assert_eq!(again(&second), Ok(()), "{policy:?}");
+                for other in [nguid(9), naa(9), eui(9), A] {
+                    let why = again(&info(&[other.clone()], 100)).unwrap_err();
+                    assert!(why.contains("expects") || why.contains("reconnected"), "{other:?}: {why}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod common;
 
+mod access;
 mod asked;
 mod defects;
 mod doubt;
@@ -26,6 +27,7 @@ mod sequences;
 mod shares;
 mod sleep;
 mod slices;
+mod stated;
 mod storm;
 mod straight;
 mod unfit;
