@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Every option of an `iscsi://` URI.
-pub const OPTIONS: [&str; 28] = [
+pub const OPTIONS: [&str; 29] = [
     "initiator",
     "secret_file",
     "secret_env",
@@ -42,6 +42,7 @@ pub const OPTIONS: [&str; 28] = [
     "max_r2t",
     "unit_reset",
     "target_reset",
+    "explicit_alua",
 ];
 
 /// One way to a target.
@@ -93,7 +94,7 @@ pub struct TargetConfig {
     /// Silence with something outstanding after which the target is pinged, and after as long again given up (`silence_timeout_ms`, 1000).
     pub silence_timeout: Duration,
     /// How its disks are treated (`io_timeout_ms` 10000, `recovery_timeout_ms` 3000, `busy_timeout_ms` 5000, `unit_reset` off,
-    /// `target_reset` off).
+    /// `target_reset` off, `explicit_alua` on only where the target changes no access by itself).
     pub disks: DiskConfig,
     /// Pause before the first attempt to come back (`reconnect_delay_ms`, 500); grows up to ten times that.
     pub reconnect_delay: Duration,
@@ -156,6 +157,7 @@ impl TargetConfig {
                 busy_limit: ms(5000),
                 unit_reset: false,
                 target_reset: false,
+                explicit_alua: None,
             },
             reconnect_delay: ms(500),
             loss_timeout: Some(ms(600_000)),
@@ -221,6 +223,10 @@ impl TargetConfig {
                 busy_limit: uri.option_ms("busy_timeout_ms", d.busy_limit, 0)?,
                 unit_reset: uri.option_bool("unit_reset", d.unit_reset)?,
                 target_reset: uri.option_bool("target_reset", d.target_reset)?,
+                explicit_alua: match uri.option("explicit_alua") {
+                    Some(_) => Some(uri.option_bool("explicit_alua", false)?),
+                    None => d.explicit_alua,
+                },
             },
             reconnect_delay: uri.option_ms("reconnect_delay_ms", default.reconnect_delay, 1)?,
             loss_timeout: uri.option_ms_or_never("ctrl_loss_timeout_ms", default.loss_timeout)?,

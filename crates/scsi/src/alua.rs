@@ -1,7 +1,8 @@
 //! Asymmetric logical unit access: the data of REPORT TARGET PORT GROUPS (SPC-4 6.37) and SET TARGET PORT GROUPS (SPC-4 6.45).
 
-use crate::ParseError;
+use crate::sense::key;
 use crate::wire::{bit, flag, front, get8, get16, get32, len32, put32};
+use crate::{ParseError, Sense};
 use polypath_block::Access;
 
 /// ASYMMETRIC ACCESS STATE of a target port group (SPC-4 5.16.2).
@@ -51,6 +52,18 @@ impl AluaState {
             AluaState::Offline => 0xe,
             AluaState::Transitioning => 0xf,
             AluaState::Other(bits) => bits & 0x0f,
+        }
+    }
+
+    /// The state of the port that answered, if these sense data tell that it is one without access (SPC-4 5.16.2.4 and following): NOT
+    /// READY, LOGICAL UNIT NOT ACCESSIBLE, with 0Ah for a transition, 0Bh for standby and 0Ch for unavailable. A transition is told with
+    /// UNIT ATTENTION, too.
+    pub fn of_sense(sense: &Sense) -> Option<Self> {
+        match (sense.deferred, sense.key, sense.code()) {
+            (false, key::NOT_READY | key::UNIT_ATTENTION, 0x040a) => Some(AluaState::Transitioning),
+            (false, key::NOT_READY, 0x040b) => Some(AluaState::Standby),
+            (false, key::NOT_READY, 0x040c) => Some(AluaState::Unavailable),
+            _ => None,
         }
     }
 

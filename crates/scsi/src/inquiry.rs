@@ -76,6 +76,11 @@ impl Tpgs {
     pub const fn reports(self) -> bool {
         !matches!(self, Tpgs::None)
     }
+
+    /// Does SET TARGET PORT GROUPS work?
+    pub const fn is_explicit(self) -> bool {
+        matches!(self, Tpgs::Explicit | Tpgs::Both)
+    }
 }
 
 /// Standard INQUIRY data.

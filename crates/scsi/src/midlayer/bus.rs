@@ -67,6 +67,8 @@ struct Entry {
     /// Who it was when its users first saw it. Forgotten with the last of them.
     first: Option<Identity>,
     shown: Option<Shown>,
+    /// The disk that was seen there last, whatever was shown since. Forgotten as `first` is.
+    known: Option<Arc<LogicalUnit>>,
     /// To be looked at again.
     stale: bool,
     /// What its nexuses are to be registered with.
@@ -76,6 +78,8 @@ struct Entry {
     alarms: u64,
     /// Nobody has looked since the last alarm.
     alarmed: bool,
+    /// Somebody wants it to be made active.
+    asked: bool,
 }
 
 /// A queue sends nothing to the logical unit before it has looked at the claim again.
@@ -191,13 +195,26 @@ impl Bus {
             if entry.users > 0 {
                 entry.first.get_or_insert_with(|| identity.clone());
             }
-            if let Some((_, reason)) = entry.first.as_ref().and_then(|first| another(address, first, identity)) {
-                tracing::error!(path = %self.name, "{reason}");
+            match entry.first.as_ref().map(|first| another(address, first, identity)) {
+                Some(Some((_, reason))) => tracing::error!(path = %self.name, "{reason}"),
+                Some(None) => entry.known = Some(unit.clone()),
+                None => {}
             }
         }
         entry.shown = Some(shown);
         drop(units);
         self.announce();
+    }
+
+    /// The disk that was seen last at `address`, if somebody uses it.
+    pub fn known(&self, address: Address) -> Option<Arc<LogicalUnit>> {
+        lock(&self.units).iter().find(|entry| entry.address == address)?.known.clone()
+    }
+
+    /// Logical units that somebody wants to be made active (SET TARGET PORT GROUPS), since this was asked last.
+    pub fn take_asked(&self) -> Vec<Address> {
+        let mut units = lock(&self.units);
+        units.iter_mut().filter_map(|entry| std::mem::take(&mut entry.asked).then_some(entry.address)).collect()
     }
 
     /// Has anybody called since the last time?
@@ -242,7 +259,9 @@ impl Bus {
                     users: 0,
                     first: None,
                     shown: None,
+                    known: None,
                     stale: true,
+                    asked: false,
                     claim,
                     followed,
                     alarms,
@@ -431,6 +450,17 @@ impl UnitUse {
         self.bus.call();
     }
 
+    /// The way to it is to be made active.
+    pub fn ask_for_access(&self) {
+        lock(&self.bus.units)[self.at].asked = true;
+        self.bus.call();
+    }
+
+    /// The disk that was seen there last.
+    pub fn known(&self) -> Option<Arc<LogicalUnit>> {
+        lock(&self.bus.units)[self.at].known.clone()
+    }
+
     /// What it showed last, if that is who it was before. `None`: nothing yet.
     pub fn shown(&self) -> Option<Shown> {
         let units = lock(&self.bus.units);
@@ -486,7 +516,7 @@ impl Drop for UnitUse {
         let entry = &mut units[self.at];
         entry.users -= 1;
         if entry.users == 0 {
-            (entry.first, entry.stale) = (None, true);
+            (entry.first, entry.known, entry.stale, entry.asked) = (None, None, true, false);
             entry.claim = Claim { key: None, leaving: None, epoch: entry.claim.epoch + 1 };
             drop(units);
             self.bus.announce();

@@ -1,9 +1,10 @@
 //! A logical unit as a [`Device`], and the host-bus driver interface of the control plane.
 
-use super::bus::{Bus, UnitUse};
+use super::bus::{Bus, Shown, UnitUse};
 use super::queue::{DiskQueue, LogicalUnitQueue};
 use super::reserve::{self, Order};
 use super::task::TaskQueue;
+use crate::inquiry::Tpgs;
 use polypath_block::{
     ControllerQueue, Device, DeviceState, IoQueue, OpenError, QueueConfig, QueueSource, ReservationOp,
     ReservationReply, Reservations, UnitId,
@@ -25,6 +26,9 @@ pub struct DiskConfig {
     pub unit_reset: bool,
     /// TARGET WARM RESET is a rung. It ends everybody's tasks at all logical units of the target.
     pub target_reset: bool,
+    /// A port may be made active by SET TARGET PORT GROUPS when no way to the disk gives access, where the target lets us. `None`: only
+    /// where the target does not change anything by itself.
+    pub explicit_alua: Option<bool>,
 }
 
 /// A host-bus driver: what a vendor's driver implements beside [`TaskQueue`]. Shared between threads, nothing of it is on the data path.
@@ -127,6 +131,21 @@ impl<H: HostBus> Device for ScsiDisk<H> {
 
     fn reservations(&self) -> Option<&dyn Reservations> {
         Some(self)
+    }
+
+    fn is_preferred(&self) -> bool {
+        matches!(self.unit.shown(), Some(Shown::Disk(unit)) if unit.alua.preferred)
+    }
+
+    fn ask_for_access(&self) {
+        let tpgs = match self.unit.shown() {
+            Some(Shown::Disk(unit)) => unit.alua.tpgs,
+            _ => return,
+        };
+        let wanted = self.host.disk_config().explicit_alua.unwrap_or(tpgs == Tpgs::Explicit);
+        if wanted && tpgs.is_explicit() {
+            self.unit.ask_for_access();
+        }
     }
 
     fn close(&self) {

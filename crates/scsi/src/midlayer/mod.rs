@@ -10,6 +10,7 @@
 //!
 //! Read `task.rs` first, then `queue/mod.rs`.
 
+mod access;
 mod bus;
 mod disk;
 mod listing;
@@ -22,7 +23,7 @@ mod task;
 pub use bus::{Address, Bus, BusState, Shown, UnitUse};
 pub use disk::{DiskConfig, DiskSource, HostBus, ScsiDisk};
 pub use listing::{Listed, ListingUse};
-pub use probe::{DiskTraits, LogicalUnit, Probe, ProbeStep};
+pub use probe::{Alua, DiskTraits, LogicalUnit, Probe, ProbeStep};
 pub use queue::{DiskQueue, LogicalUnitQueue};
 pub use scanner::Scanner;
 pub use task::{

@@ -3,12 +3,15 @@
 //! TEST UNIT READY until it has nothing to report any more → INQUIRY → vital product data pages 00h, 83h, 80h, B0h, B2h → READ CAPACITY →
 //! MODE SENSE → REPORT TARGET PORT GROUPS. What a device does not know it is not asked for again, and missed only where a disk cannot
 //! be used without it: its size, and its block length.
+//!
+//! A target port that gives no access now (ALUA: standby, unavailable, transitioning) need not answer what is asked of the medium. Then what
+//! was known of the disk stands, and who it is and what access there is are all that is asked anew.
 
 use super::task::{Answer, TaskLimits};
-use crate::alua::TargetPortGroups;
+use crate::alua::{AluaState, TargetPortGroups};
 use crate::capacity::{Capacity10, Capacity16};
 use crate::cdb::{Form, PageControl, PowerCondition, StartStop};
-use crate::inquiry::{Inquiry, Qualifier};
+use crate::inquiry::{Inquiry, Qualifier, Tpgs};
 use crate::mode::{self, Caching, Header, ModeData};
 use crate::sense::key;
 use crate::vpd::{self, BlockLimits, DeviceIdentification, Provisioning};
@@ -70,8 +73,21 @@ pub struct LogicalUnit {
     pub traits: DiskTraits,
     /// What it says of itself, for people: vendor, product, revision, serial number.
     pub label: String,
-    /// The target port group of the port that answered, where it has any.
+    /// What ALUA says of the port that answered.
+    pub alua: Alua,
+}
+
+/// What a target says of the access through the port that answered, beside the access itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Alua {
+    /// Who changes it.
+    pub tpgs: Tpgs,
+    /// The target port group of the port, where it has any.
     pub port_group: Option<u16>,
+    /// PREF: the target wants this group to be used.
+    pub preferred: bool,
+    /// How long an implicit transition takes at most; zero: not told.
+    pub transition: Duration,
 }
 
 /// What a probe wants next.
@@ -140,6 +156,13 @@ pub struct Probe {
     fua: bool,
     caching: Option<Caching>,
     access: Access,
+    alua: Alua,
+    /// The extended header was not refused yet.
+    extended: bool,
+    /// What was found there before.
+    known: Option<Arc<LogicalUnit>>,
+    /// It stands as far as the medium goes: the port does not answer for that now.
+    kept: bool,
 }
 
 impl Probe {
@@ -167,7 +190,17 @@ impl Probe {
             fua: false,
             caching: None,
             access: Access::Optimized,
+            alua: Alua::default(),
+            extended: true,
+            known: None,
+            kept: false,
         }
+    }
+
+    /// The same, of somebody who was there before as `known`.
+    #[must_use]
+    pub fn knowing(self, known: Option<Arc<LogicalUnit>>) -> Self {
+        Probe { known, ..self }
     }
 
     /// What it wants next.
@@ -193,7 +226,7 @@ impl Probe {
             Step::Mode => {
                 (Cdb::mode_sense_10(PageControl::Current, mode::page::CACHING, 0, ALLOCATION), ALLOCATION.into())
             }
-            Step::PortGroups => (Cdb::report_target_port_groups(false, ALLOCATION.into()), ALLOCATION.into()),
+            Step::PortGroups => (Cdb::report_target_port_groups(self.extended, ALLOCATION.into()), ALLOCATION.into()),
             Step::Done => return self.found(),
         };
         ProbeStep::Send { cdb, data_in }
@@ -206,6 +239,12 @@ impl Probe {
 
     /// The command was answered otherwise; `data` are what it moved all the same.
     pub fn answered(&mut self, answer: &Answer, data: &[u8]) {
+        let told = answer.sense.as_ref().filter(|_| answer.status == ScsiStatus::CHECK_CONDITION);
+        if let Some(state) = told.and_then(AluaState::of_sense)
+            && self.gives_no_access(state)
+        {
+            return;
+        }
         match meaning(answer.status, answer.sense.as_ref()) {
             Meaning::Done => self.take(data),
             Meaning::UnitAttention(_) | Meaning::Deferred(_) => self.again(false),
@@ -221,6 +260,27 @@ impl Probe {
     pub fn unanswered(&mut self, code: Code) {
         let reason = format!("{:?} was not answered: {}", self.step, polypath_block::Status::new(code));
         self.failed = Some((code, reason));
+    }
+
+    /// The port says that it gives no access now. False: the step is to be judged as any other.
+    fn gives_no_access(&mut self, state: AluaState) -> bool {
+        match self.step {
+            // Such ports answer what follows, and say who is there.
+            Step::Ready | Step::Start => self.go(Step::Inquiry),
+            Step::Capacity16 | Step::Capacity10 if self.known.is_none() => {
+                let reason = format!("its size is not to be had: its target port is {state:?}");
+                self.failed =
+                    Some((if state == AluaState::Transitioning { Code::PathBusy } else { Code::PathNoAccess }, reason));
+            }
+            Step::Capacity16 | Step::Capacity10 | Step::Mode => {
+                self.kept = self.known.is_some();
+                self.after_mode();
+            }
+            Step::PortGroups => self.go(Step::Done),
+            _ => return false,
+        }
+        self.access = state.access();
+        true
     }
 
     fn again(&mut self, later: bool) {
@@ -331,15 +391,24 @@ impl Probe {
                 self.after_mode();
             }
             Step::PortGroups => {
-                let groups = TargetPortGroups::parse(data)?;
-                if let Some(group) = self.ids.target_port_group().and_then(|id| groups.group(id)) {
-                    self.access = group.state.access();
-                }
+                self.port_groups(&TargetPortGroups::parse(data)?);
                 self.go(Step::Done);
             }
             Step::Done => {}
         }
         Ok(())
+    }
+
+    /// The group of the port that answered: by its number, or by that of the port.
+    fn port_groups(&mut self, groups: &TargetPortGroups) {
+        let by_port = || self.ids.relative_target_port().and_then(|port| groups.group_of_port(port));
+        let found = self.ids.target_port_group().and_then(|id| groups.group(id)).or_else(by_port);
+        if let Some(group) = found {
+            self.access = group.state.access();
+            self.alua.preferred = group.preferred;
+            self.alua.port_group = Some(group.group);
+        }
+        self.alua.transition = Duration::from_secs(groups.transition_seconds.into());
     }
 
     fn capacity(&mut self, capacity: Capacity16) {
@@ -382,6 +451,8 @@ impl Probe {
                 self.go(Step::Capacity10);
             }
             Step::Mode => self.after_mode(),
+            // One of before SPC-4 does not know the extended header.
+            Step::PortGroups if self.extended => self.extended = false,
             Step::PortGroups => self.go(Step::Done),
             _ => {
                 let what = answer.status;
@@ -392,31 +463,59 @@ impl Probe {
     }
 
     fn found(&mut self) -> ProbeStep {
+        if let Some(known) = self.known.clone().filter(|_| self.kept) {
+            return self.found_again(&known);
+        }
         let (Some(inquiry), Some(capacity)) = (&self.inquiry, &self.capacity) else {
             return ProbeStep::Failed { code: Code::PathProtocol, reason: "the probe has found nothing".into() };
         };
         let geometry = capacity.geometry();
         let traits = self.traits(geometry, inquiry);
-        let serial = self.serial.as_deref().map(str::trim).filter(|s| !s.is_empty());
-        let mut identifiers = self.ids.identifiers();
-        let place = format!("{}/{}", self.place, serial.unwrap_or_default());
-        if !identifiers.iter().any(Identifier::is_worldwide) {
-            identifiers.push(Identifier::Place(place.clone()));
-        }
-        let named = identifiers.iter().find(|i| i.is_worldwide());
-        let cache = named.map_or_else(|| format!("scsi:{place}"), |name| format!("scsi:{name}"));
+        let serial = self.serial();
         let info = DeviceInfo {
             geometry,
             limits: traits.limits,
-            identity: Identity { identifiers, cache_domain: CacheDomain(cache) },
+            identity: self.identity(),
             access: self.access,
             max_queues: self.queues,
             max_depth: self.task_limits.depth,
         };
         let label = [&inquiry.vendor, &inquiry.product, &inquiry.revision].map(|s| s.trim()).join(" ");
         let label = serial.map_or(label.clone(), |serial| format!("{label} {serial}"));
-        let port_group = self.ids.target_port_group();
-        ProbeStep::Done(Box::new(LogicalUnit { info: Arc::new(info), traits, label, port_group }))
+        let alua = self.alua();
+        ProbeStep::Done(Box::new(LogicalUnit { info: Arc::new(info), traits, label, alua }))
+    }
+
+    /// The disk that was there before, through a port that gives no access now. If it is another one, it is known by its identity.
+    fn found_again(&self, known: &LogicalUnit) -> ProbeStep {
+        // It has just refused a command: if it says that there is access, that has come since, and somebody must look again.
+        let access = if self.access.usable() { Access::Change } else { self.access };
+        let alua = match self.alua() {
+            alua if alua.transition.is_zero() => Alua { transition: known.alua.transition, ..alua },
+            alua => alua,
+        };
+        let info = DeviceInfo { identity: self.identity(), access, max_queues: self.queues, ..(*known.info).clone() };
+        ProbeStep::Done(Box::new(LogicalUnit { info: Arc::new(info), alua, ..known.clone() }))
+    }
+
+    fn alua(&self) -> Alua {
+        let tpgs = self.inquiry.as_ref().map_or(Tpgs::None, |inquiry| inquiry.tpgs);
+        Alua { tpgs, port_group: self.alua.port_group.or_else(|| self.ids.target_port_group()), ..self.alua }
+    }
+
+    fn serial(&self) -> Option<&str> {
+        self.serial.as_deref().map(str::trim).filter(|s| !s.is_empty())
+    }
+
+    fn identity(&self) -> Identity {
+        let mut identifiers = self.ids.identifiers();
+        let place = format!("{}/{}", self.place, self.serial().unwrap_or_default());
+        if !identifiers.iter().any(Identifier::is_worldwide) {
+            identifiers.push(Identifier::Place(place.clone()));
+        }
+        let named = identifiers.iter().find(|i| i.is_worldwide());
+        let cache = named.map_or_else(|| format!("scsi:{place}"), |name| format!("scsi:{name}"));
+        Identity { identifiers, cache_domain: CacheDomain(cache) }
     }
 
     fn traits(&self, geometry: Geometry, inquiry: &Inquiry) -> DiskTraits {

@@ -3,11 +3,13 @@
 //! A driver's control poller gives it turns; what it has found is in the [`Bus`]. It has its own segment table and memory, so that it may
 //! run on any reactor.
 
+use super::access::AccessWatch;
 use super::bus::{Address, Bus, BusState, Shown};
 use super::probe::{Probe, ProbeStep};
 use super::queue::Memory;
 use super::reserve::{Exchange, ExchangeStep, Order, Payload, is_alarm};
 use super::task::{Outcome, Recovery, Task, TaskData, TaskDone, TaskEnd, TaskQueue};
+use crate::alua::{self, AluaState};
 use crate::lun::LunList;
 use crate::{Attention, Cdb, Lun, Meaning, meaning};
 use polypath_block::{
@@ -18,7 +20,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Pause before a logical unit in trouble, or one that is changing its access, is looked at again.
+/// Pause before a logical unit in trouble is looked at again.
 const TROUBLE: Duration = Duration::from_secs(1);
 
 /// Octets of a list of logical units that are asked for: 511 of them.
@@ -37,6 +39,8 @@ enum Work {
     Probe(Box<Probe>),
     /// Something of reservations.
     Order(Box<Exchange>, Asker),
+    /// This target port group, the one of our port, is to be active.
+    Activate(u16),
 }
 
 /// On whose account something of reservations is done.
@@ -85,6 +89,7 @@ pub struct Scanner<Q> {
     to_join: VecDeque<Address>,
     to_probe: VecDeque<Address>,
     to_watch: VecDeque<Address>,
+    access: AccessWatch,
     /// How often the list was asked for since `watched`.
     lists: u32,
     watched: Time,
@@ -118,6 +123,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             to_join: VecDeque::new(),
             to_probe: VecDeque::new(),
             to_watch: VecDeque::new(),
+            access: AccessWatch::default(),
             lists: 0,
             watched: Time::ZERO,
             retried: Time::ZERO,
@@ -172,7 +178,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             let next = match &self.busy {
                 Some(Busy { task: None, until, .. }) => *until,
                 Some(_) => Time::NEVER,
-                None => self.watched.after(self.watch).min(self.retried.after(TROUBLE)),
+                None => self.watched.after(self.watch).min(self.retried.after(self.access.pause(TROUBLE))),
             };
             if next != Time::NEVER {
                 waits.until(next);
@@ -215,6 +221,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         } else {
             self.leave_work();
             (self.to_probe, self.to_watch) = (VecDeque::new(), VecDeque::new());
+            self.access.leave();
         }
     }
 
@@ -246,23 +253,29 @@ impl<Q: TaskQueue> Scanner<Q> {
             self.busy = Some(Busy::new(address, Work::Order(exchange, Asker::Caller(ordered))));
             return;
         }
-        if now >= self.retried.after(TROUBLE) {
+        if now >= self.retried.after(self.access.pause(TROUBLE)) {
             self.retried = now;
             self.bus.doubt_all(|shown| match shown {
                 Shown::Trouble { .. } => true,
                 Shown::Disk(unit) => unit.info.access == Access::Change,
             });
         }
+        if let Some((address, group)) = self.access.wanted(&self.bus, now) {
+            tracing::info!(path = %self.bus.name(), lun = %address.lun, group, "no path gives access: asking for it here");
+            self.busy = Some(Busy::new(address, Work::Activate(group)));
+            return;
+        }
         self.to_probe.extend(self.bus.take_stale());
         if let Some(address) = self.to_probe.pop_front() {
             let place = format!("{}/{}", self.bus.name(), address.lun);
-            let probe = Probe::new(self.tasks.limits(), self.queues, place);
+            let probe = Probe::new(self.tasks.limits(), self.queues, place).knowing(self.bus.known(address));
             self.busy = Some(Busy::new(address, Work::Probe(Box::new(probe))));
             return;
         }
         if now >= self.watched.after(self.watch) {
             self.watched = now;
             self.to_watch = self.bus.in_use().into();
+            self.access.keep(&self.to_watch);
             self.lists = 0;
             self.bus.doubt_listing();
         }
@@ -283,6 +296,14 @@ impl<Q: TaskQueue> Scanner<Q> {
             Work::Look => ProbeStep::Send { cdb: Cdb::test_unit_ready(), data_in: 0 },
             Work::List => ProbeStep::Send { cdb: Cdb::report_luns(0, LISTED), data_in: LISTED },
             Work::Order(..) => return self.step_order(cx),
+            Work::Activate(group) => {
+                let list = alua::set_target_port_groups(&[(*group, AluaState::Optimized)]);
+                let cdb = Cdb::set_target_port_groups(list.len() as u32);
+                if let Some(data) = self.memory.probe_out(cx.segs, &list) {
+                    self.send(cx, cdb, data, true);
+                }
+                return;
+            }
         };
         let address = busy.address;
         match step {
@@ -291,7 +312,8 @@ impl<Q: TaskQueue> Scanner<Q> {
                 let data = self.memory.probe_data(cx.segs, data_in).unwrap_or(TaskData::None);
                 self.send(cx, cdb, data, false);
             }
-            ProbeStep::Done(unit) => {
+            ProbeStep::Done(mut unit) => {
+                self.access.bound_change(self.bus.name(), address, &mut unit, cx.now);
                 tracing::debug!(path = %self.bus.name(), lun = %address.lun, disk = %unit.label, "logical unit");
                 self.bus.show(address, Shown::Disk(Arc::from(unit)));
                 self.busy = None;
@@ -417,8 +439,18 @@ impl<Q: TaskQueue> Scanner<Q> {
         match &mut busy.work {
             Work::Probe(probe) => probe.good(&self.memory.probe_octets(len)),
             Work::Order(exchange, _) => exchange.good(&self.memory.probe_octets(len)),
-            Work::Look => self.busy = None,
+            Work::Look => {
+                // One that gave no access does what is asked of it: nobody else may say that this has changed.
+                if self.bus.known(busy.address).is_some_and(|unit| !unit.info.access.usable()) {
+                    self.to_probe.push_back(busy.address);
+                }
+                self.busy = None;
+            }
             Work::List => self.listed(len),
+            Work::Activate(_) => {
+                self.to_probe.push_back(busy.address);
+                self.busy = None;
+            }
         }
     }
 
@@ -464,6 +496,13 @@ impl<Q: TaskQueue> Scanner<Q> {
                 if matches!(meant, Some(Meaning::UnitAttention(_))) {
                     self.bus.doubt_listing();
                 }
+                self.busy = None;
+            }
+            (Work::Activate(group), outcome) => {
+                let lun = busy.address.lun;
+                // A unit attention comes before the command is carried out; whoever still wants access asks again.
+                tracing::warn!(path = %self.bus.name(), %lun, group, ?outcome, "the target was asked for access and does not say that it is given");
+                self.to_probe.push_back(busy.address);
                 self.busy = None;
             }
             (Work::Look, _) => {

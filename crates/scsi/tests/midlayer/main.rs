@@ -1,5 +1,6 @@
 //! The mid-layer over a host-bus driver that does what a test says.
 
+mod alua;
 mod persistent;
 mod reservations;
 mod script;

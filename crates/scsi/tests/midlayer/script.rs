@@ -6,8 +6,11 @@ use polypath_block::{
     RefusedWhy, SegRow, SegTable, Suspect, Time, Waits,
 };
 use polypath_memory::{Arena, Chunk};
+use polypath_scsi::alua::{
+    AluaState, StateChange, SupportedStates, TargetPortGroup, TargetPortGroups, parse_set_target_port_groups,
+};
 use polypath_scsi::capacity::Capacity16;
-use polypath_scsi::inquiry::Inquiry;
+use polypath_scsi::inquiry::{Inquiry, Tpgs};
 use polypath_scsi::midlayer::{
     Address, Answer, Bus, DiskConfig, HostBus, Outcome, Recovered, Recovery, RecoveryEnd, Scanner, ScsiDisk, Task,
     TaskData, TaskDone, TaskEnd, TaskLimits, TaskQueue,
@@ -63,6 +66,74 @@ pub(crate) struct Script {
     queues: u64,
     /// What proves lost changes quiet, once it is there.
     pub(crate) proof: Option<Proof>,
+    pub(crate) alua: Option<ScriptAlua>,
+}
+
+/// The target port of the disk, in group 9 and with the number 3, beside another one.
+#[derive(Clone, Debug)]
+pub(crate) struct ScriptAlua {
+    pub(crate) tpgs: Tpgs,
+    pub(crate) state: AluaState,
+    pub(crate) preferred: bool,
+    pub(crate) transition_seconds: u8,
+    /// Knows the extended header.
+    pub(crate) extended: bool,
+    /// Says of itself which group it is in; otherwise which port.
+    pub(crate) names_group: bool,
+    /// Answers for its size without access.
+    pub(crate) tells_size: bool,
+    /// What it was told to be, by whom it was asked.
+    pub(crate) sets: Vec<Vec<(u16, AluaState)>>,
+    /// Does as it is told.
+    pub(crate) obeys: bool,
+}
+
+impl ScriptAlua {
+    pub(crate) fn new(tpgs: Tpgs, state: AluaState) -> Self {
+        ScriptAlua {
+            tpgs,
+            state,
+            preferred: false,
+            transition_seconds: 0,
+            extended: true,
+            names_group: true,
+            tells_size: false,
+            sets: Vec::new(),
+            obeys: true,
+        }
+    }
+
+    fn groups(&self) -> TargetPortGroups {
+        let group = |group, state, preferred, port| TargetPortGroup {
+            group,
+            state,
+            preferred,
+            supported: SupportedStates::all(),
+            change: StateChange::Implicit,
+            ports: vec![port],
+        };
+        let other = group(8, AluaState::Optimized, false, 2);
+        let ours = group(9, self.state, self.preferred, 3);
+        TargetPortGroups { transition_seconds: self.transition_seconds, groups: vec![other, ours] }
+    }
+
+    /// Why it does not do this.
+    fn refuses(&self, command: &Command) -> Option<Sense> {
+        let ascq = match self.state {
+            AluaState::Transitioning => 0x0a,
+            AluaState::Standby => 0x0b,
+            AluaState::Unavailable => 0x0c,
+            _ => return None,
+        };
+        let answers = match command {
+            Command::Inquiry { .. } | Command::ReportTargetPortGroups { .. } | Command::SetTargetPortGroups { .. } => {
+                true
+            }
+            Command::ReadCapacity16 { .. } => self.tells_size,
+            _ => false,
+        };
+        (!answers).then(|| Sense::new(key::NOT_READY, 0x04, ascq))
+    }
 }
 
 pub(crate) type Shared = Arc<Mutex<Script>>;
@@ -92,7 +163,13 @@ pub(crate) fn ms(n: u64) -> Duration {
 
 /// A disk of `blocks` blocks, and its script.
 pub(crate) fn rig(blocks: u64) -> Rig {
+    rig_with(blocks, None, None)
+}
+
+/// The same behind a target port with asymmetric access, and how its disks are treated.
+pub(crate) fn rig_with(blocks: u64, alua: Option<ScriptAlua>, explicit_alua: Option<bool>) -> Rig {
     let script = Script {
+        alua,
         medium: vec![0; (blocks * u64::from(BLOCK)) as usize],
         blocks,
         naa: 7,
@@ -102,8 +179,14 @@ pub(crate) fn rig(blocks: u64) -> Rig {
         ..Script::default()
     };
     let script = Arc::new(Mutex::new(script));
-    let config =
-        DiskConfig { io_timeout: ms(1000), grace: ms(300), busy_limit: ms(500), unit_reset: true, target_reset: true };
+    let config = DiskConfig {
+        io_timeout: ms(1000),
+        grace: ms(300),
+        busy_limit: ms(500),
+        unit_reset: true,
+        target_reset: true,
+        explicit_alua,
+    };
     let bus = Bus::new("script", Arc::new(Nowhere), Duration::ZERO);
     let host = Arc::new(ScriptBus { script: script.clone(), bus: bus.clone(), config });
     let unit = bus.attach(Address { target: 0, lun: Lun::ZERO }).unwrap();
@@ -376,7 +459,25 @@ impl Script {
         let geometry = Geometry { block_size: BLOCK, blocks: self.blocks };
         let end = |lba: u64, blocks: u32| lba.checked_add(blocks.into()).is_some_and(|end| end <= self.blocks);
         let out_of_range = check(Sense::new(key::ILLEGAL_REQUEST, 0x21, 0));
+        if let Some(sense) = self.alua.as_ref().and_then(|alua| alua.refuses(&command)) {
+            return check(sense);
+        }
         match command {
+            Command::ReportTargetPortGroups { extended, .. } => match &self.alua {
+                Some(alua) if alua.extended || !extended => put(data, segs, &alua.groups().to_bytes(extended)),
+                _ => check(Sense::new(key::ILLEGAL_REQUEST, 0x24, 0)),
+            },
+            Command::SetTargetPortGroups { .. } => match &mut self.alua {
+                Some(alua) if alua.tpgs.is_explicit() => {
+                    let states = parse_set_target_port_groups(&get(data, segs)).unwrap();
+                    if alua.obeys {
+                        alua.state = states[0].1;
+                    }
+                    alua.sets.push(states);
+                    good(data.len())
+                }
+                _ => check(Sense::new(key::ILLEGAL_REQUEST, 0x20, 0)),
+            },
             Command::TestUnitReady | Command::SynchronizeCache { .. } => good(0),
             Command::ReportLuns { .. } => {
                 let luns: Vec<Lun> = self.luns.iter().filter_map(|&lun| Lun::new(lun)).collect();
@@ -385,6 +486,8 @@ impl Script {
             Command::Inquiry { page: None, .. } => {
                 let inquiry =
                     Inquiry { vendor: "SCRIPT".into(), product: "DISK".into(), ..polypath_scsi::inquiry::absent() };
+                let tpgs = self.alua.as_ref().map_or(Tpgs::None, |alua| alua.tpgs);
+                let inquiry = Inquiry { tpgs, ..inquiry };
                 let inquiry =
                     Inquiry { qualifier: polypath_scsi::inquiry::Qualifier::Connected, device_type: 0, ..inquiry };
                 put(data, segs, &inquiry.to_bytes())
@@ -397,7 +500,13 @@ impl Script {
                 vpd::code::DEVICE_IDENTIFICATION => {
                     let naa =
                         Designator::naa(&[0x60 + (self.naa >> 4), self.naa, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-                    put(data, segs, &DeviceIdentification { designators: vec![naa] }.to_bytes())
+                    let mut designators = vec![naa];
+                    match &self.alua {
+                        Some(alua) if alua.names_group => designators.push(Designator::target_port_group(9)),
+                        Some(_) => designators.push(Designator::relative_target_port(3)),
+                        None => {}
+                    }
+                    put(data, segs, &DeviceIdentification { designators }.to_bytes())
                 }
                 vpd::code::BLOCK_LIMITS => {
                     let limits = BlockLimits {

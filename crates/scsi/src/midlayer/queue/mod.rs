@@ -228,9 +228,16 @@ impl<Q: TaskQueue> DiskQueue<Q> {
                 self.units.alarm(unit);
                 fail(self, status, done);
             }
+            Meaning::Failed(status) if status.code == Code::PathNoAccess => {
+                self.units.gives_no_access(unit);
+                fail(self, status, done);
+            }
             Meaning::Failed(status) | Meaning::Deferred(status) => fail(self, status, done),
             // Another path may have access at once.
-            meant @ Meaning::Again(Again::Transition) => fail(self, meant.give_up(answer.sense.as_ref()), done),
+            meant @ Meaning::Again(Again::Transition) => {
+                self.units.gives_no_access(unit);
+                fail(self, meant.give_up(answer.sense.as_ref()), done);
+            }
             meant @ (Meaning::UnitAttention(_) | Meaning::Again(_))
                 if tries >= MOST_TRIES || cx.now.since(first) >= self.config.busy_limit =>
             {

@@ -166,6 +166,13 @@ impl Units {
         }
     }
 
+    /// It gives no access (any more): whoever watches devices finds out what there is.
+    pub(super) fn gives_no_access(&self, unit: Unit) {
+        if let Some(state) = self.get(unit) {
+            state.who.doubt();
+        }
+    }
+
     /// A unit attention has come.
     pub(super) fn attention(&mut self, unit: Unit, attention: Attention) {
         let Some(state) = self.get_mut(unit) else { return };
@@ -373,7 +380,7 @@ impl Units {
 impl UnitState {
     fn probe(&self, limits: TaskLimits, epoch: u64) -> Look {
         let place = format!("{}/{}", self.who.bus().name(), self.address.lun);
-        Look::Probe(Box::new(Probe::new(limits, 1, place)), epoch)
+        Look::Probe(Box::new(Probe::new(limits, 1, place).knowing(self.who.known())), epoch)
     }
 
     /// A probe has found a disk, after the claim of `epoch` was followed.
