@@ -2,7 +2,7 @@
 
 use crate::nbd::{Nbd, Place};
 use crate::resources::{Disk, Slice, Vhost};
-use polypath::block::{Device, DeviceState};
+use polypath::block::{Device, DeviceState, ReservationType};
 use polypath::multipath::{Fencing, MatchPolicy, PathStatistics};
 use polypath::reactor::now;
 use polypath::vhost_user_blk::VringStatistics;
@@ -32,8 +32,14 @@ pub(crate) fn disk(name: &str, disk: &Disk, same_as: Option<String>) -> Value {
         "block_size": geometry.map(|g| g.block_size), "blocks": geometry.map(|g| g.blocks), "bytes": geometry.map(|g| g.bytes()),
         "read_only": info.as_ref().map(|i| i.limits.read_only),
         "identity": info.as_ref().map(|i| i.identity.identifiers.iter().map(|id| format!("{id:?}")).collect::<Vec<_>>()),
-        "same_as": same_as, "found": disk.found, "paths": paths(disk),
+        "reservation": reservation(disk), "same_as": same_as, "found": disk.found, "paths": paths(disk),
     })
+}
+
+/// What is claimed of reservations, or why that is over.
+fn reservation(disk: &Disk) -> Value {
+    let state = disk.group.reservation_state();
+    json!({ "key": state.key.map(|key| format!("{key:#x}")), "type": state.kind.map(ReservationType::as_str), "ended": state.ended })
 }
 
 fn why_no_path(disk: &Disk) -> String {

@@ -1,6 +1,6 @@
 //! Errors for people: what was wrong, where, what was expected, what to do.
 
-use polypath_block::{Code, OpenError, Status, UriError};
+use polypath_block::{Code, OpenError, ReservationError, Status, UriError};
 use polypath_local::LocalError;
 use polypath_memory::MemoryError;
 use polypath_multipath::{GroupError, SliceError};
@@ -128,6 +128,14 @@ pub enum Error {
         /// What it said.
         status: Status,
     },
+    /// Something of reservations was not done, or is not known to have been.
+    #[error("{name}: {source}")]
+    Reservation {
+        /// Name of the disk.
+        name: String,
+        /// Why.
+        source: ReservationError,
+    },
     /// The operating system said no.
     #[error("{what} failed: {source}")]
     System {
@@ -143,6 +151,7 @@ impl Error {
     pub fn code(&self) -> Option<Code> {
         match self {
             Error::Io { status, .. } => Some(status.code),
+            Error::Reservation { source, .. } => Some(source.code),
             _ => None,
         }
     }

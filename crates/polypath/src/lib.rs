@@ -55,6 +55,7 @@ mod op;
 mod open;
 mod poller;
 mod poller_count;
+mod reservation;
 mod slice;
 pub mod sources;
 mod stack;
@@ -68,6 +69,7 @@ pub use error::Error;
 pub use group::{GroupSpec, PathSpec, wait_group_live};
 pub use op::{Command, Transfer};
 pub use open::{Builder, IntoUris, Opening};
+pub use reservation::{Reserving, reservation};
 pub use sources::Sources;
 pub use stack::{Stack, StackConfig, wait_live};
 

@@ -1,6 +1,6 @@
 //! What can be called. Parameters are objects; unknown members are refused by name.
 
-use super::RpcError;
+use super::{RpcError, reservations};
 use crate::config::{
     DiskConfig, NO_PATH_TIMEOUT_MS, NbdConfig, PathConfig, QUEUE_SIZE, SliceConfig, VhostConfig, WEIGHT,
 };
@@ -19,7 +19,7 @@ use std::time::Duration;
 /// Longest wait that a call may ask for.
 const LONGEST_WAIT_MS: u64 = 600_000;
 
-type Answer = Result<Value, RpcError>;
+pub(super) type Answer = Result<Value, RpcError>;
 type Method = fn(&Daemon, Value) -> Answer;
 
 /// Every method with its parameters, as `rpc_methods` lists them.
@@ -36,6 +36,13 @@ const METHODS: &[(&str, &str, Method)] = &[
     ("slice_create", "name, disk, offset, length", slice_create),
     ("slice_list", "", |d, p| bare(p, || d.slices())),
     ("slice_delete", "name", slice_delete),
+    ("reservation_register", "disk, key", reservations::register),
+    ("reservation_unregister", "disk", reservations::unregister),
+    ("reservation_reserve", "disk, type?", reservations::reserve),
+    ("reservation_release", "disk", reservations::release),
+    ("reservation_preempt", "disk, victim, type?, abort?", reservations::preempt),
+    ("reservation_clear", "disk", reservations::clear),
+    ("reservation_report", "disk", reservations::report),
     ("path_add", "disk, uri, name?, weight?, preferred?, wait_ms?", path_add),
     ("path_remove", "disk, path, force?", path_remove),
     ("path_set_weight", "disk, path, weight", path_set_weight),
@@ -99,11 +106,11 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-fn text<'de, D: Deserializer<'de>, T: From<String>>(deserializer: D) -> Result<T, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>, T: From<String>>(deserializer: D) -> Result<T, D::Error> {
     Ok(T::from(Text::deserialize(deserializer)?.0))
 }
 
-fn text_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+pub(super) fn text_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(Option::<Text>::deserialize(deserializer)?.map(|text| text.0))
 }
 
@@ -520,7 +527,7 @@ fn path_config(key: &str, uri: &str, name: Option<String>, weight: Option<u32>) 
     }
 }
 
-fn read<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
+pub(super) fn read<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
     if !params.is_object() {
         return Err(RpcError::parameters("parameters are not an object; expected members by name"));
     }
@@ -530,6 +537,6 @@ fn read<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
     })
 }
 
-fn parse<T: FromStr<Err: Display>>(key: &str, text: &str) -> Result<T, RpcError> {
+pub(super) fn parse<T: FromStr<Err: Display>>(key: &str, text: &str) -> Result<T, RpcError> {
     text.parse().map_err(|e: T::Err| RpcError::parameters(format!("{key}: {e}")))
 }

@@ -8,6 +8,7 @@
 
 mod methods;
 mod places;
+mod reservations;
 
 use crate::daemon::Daemon;
 use anyhow::{Context, Result};
