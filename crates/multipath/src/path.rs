@@ -160,9 +160,9 @@ impl PathRecord {
         }
     }
 
-    /// Can its device be asked for something that concerns the disk: does it answer, and is it nobody else's?
+    /// Does its device answer, so that it can be asked to join? It may be another disk than it should.
     pub(crate) fn can_be_asked(&self) -> bool {
-        let out = matches!(self.state, PathState::Quarantined | PathState::Removing | PathState::Removed);
+        let out = matches!(self.state, PathState::Removing | PathState::Removed);
         !out && !self.closing && self.shared.device.state().info().is_some()
     }
 

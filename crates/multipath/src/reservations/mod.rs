@@ -12,6 +12,7 @@ mod round;
 use crate::config::PathId;
 use crate::event::EventKind;
 use crate::shared::GroupShared;
+use crate::state::PathState;
 use core::time::Duration;
 use polypath_block::{
     Code, Device, ReservationError, ReservationOp, ReservationReply, ReservationResult, ReservationType, Time,
@@ -78,6 +79,8 @@ pub(crate) struct Candidate {
     pub(crate) id: PathId,
     pub(crate) name: Arc<str>,
     pub(crate) device: Arc<dyn Device>,
+    /// It is this disk, as far as is known; or is it quarantined?
+    pub(crate) fits: bool,
 }
 
 impl Candidate {
@@ -157,6 +160,7 @@ impl GroupShared {
             return refused(reply, Code::Gone, format!("{} was closed", self.name));
         }
         let mut candidates = self.candidates();
+        candidates.retain(|c| c.fits);
         {
             let mut state = self.desk.lock();
             if state.busy {
@@ -240,7 +244,8 @@ impl GroupShared {
         }
         match result {
             Ok(_) => tracing::info!(group = %self.name, path = %path.name, "path joined the registration of its group"),
-            Err(error) if error.code == Code::ReservationConflict => {
+            // Another disk has other keys. Where it is this one it is quarantined for what it lacks, which it may have once it has joined.
+            Err(error) if error.code == Code::ReservationConflict && path.fits => {
                 return self.registration_ended(key, &format!("path {}: {error}", path.name));
             }
             Err(error) => {
@@ -308,7 +313,7 @@ impl GroupShared {
         self.review_changed(&mut control);
     }
 
-    /// Paths whose device answers and is the disk of the group, as far as is known.
+    /// Paths whose device answers.
     fn candidates(&self) -> Vec<Candidate> {
         let control = self.lock();
         let answering = control.paths.iter().filter(|p| p.can_be_asked());
@@ -316,6 +321,7 @@ impl GroupShared {
             id: p.shared.id,
             name: p.shared.name.clone(),
             device: p.shared.device.clone(),
+            fits: p.state != PathState::Quarantined,
         };
         answering.map(candidate).collect()
     }

@@ -75,6 +75,8 @@ pub struct LogicalUnit {
     pub label: String,
     /// What ALUA says of the port that answered.
     pub alua: Alua,
+    /// Its mode pages could not be read, for another host has reserved it: abilities that they would tell are taken for not there.
+    pub guessed: bool,
 }
 
 /// What a target says of the access through the port that answered, beside the access itself.
@@ -155,6 +157,7 @@ pub struct Probe {
     write_protected: bool,
     fua: bool,
     caching: Option<Caching>,
+    guessed: bool,
     access: Access,
     alua: Alua,
     /// The extended header was not refused yet.
@@ -189,6 +192,7 @@ impl Probe {
             write_protected: false,
             fua: false,
             caching: None,
+            guessed: false,
             access: Access::Optimized,
             alua: Alua::default(),
             extended: true,
@@ -450,7 +454,10 @@ impl Probe {
                 self.short = true;
                 self.go(Step::Capacity10);
             }
-            Step::Mode => self.after_mode(),
+            Step::Mode => {
+                self.guessed = code == Code::ReservationConflict;
+                self.after_mode();
+            }
             // One of before SPC-4 does not know the extended header.
             Step::PortGroups if self.extended => self.extended = false,
             Step::PortGroups => self.go(Step::Done),
@@ -483,7 +490,7 @@ impl Probe {
         let label = [&inquiry.vendor, &inquiry.product, &inquiry.revision].map(|s| s.trim()).join(" ");
         let label = serial.map_or(label.clone(), |serial| format!("{label} {serial}"));
         let alua = self.alua();
-        ProbeStep::Done(Box::new(LogicalUnit { info: Arc::new(info), traits, label, alua }))
+        ProbeStep::Done(Box::new(LogicalUnit { info: Arc::new(info), traits, label, alua, guessed: self.guessed }))
     }
 
     /// The disk that was there before, through a port that gives no access now. If it is another one, it is known by its identity.

@@ -248,3 +248,31 @@ fn what_cannot_be_asked_is_said_at_once() {
     assert_eq!(code(told.try_recv().unwrap()), Code::OutcomeUnknown);
     assert_eq!(code(start(&rig, Op::Report).try_recv().unwrap()), Code::Gone);
 }
+
+/// Another host has reserved the disk, so that its mode pages cannot be read: what they would tell is known once we are registered.
+#[test]
+fn what_could_not_be_read_is_read_once_we_are_registered() {
+    let mut rig = rig(100);
+    rig.script(|s| {
+        s.pr.registered.push((OTHER, THEIRS));
+        s.pr.held = Some((OTHER, KIND));
+        (s.up, s.nexus) = (false, 2);
+    });
+    rig.scan();
+    rig.script(|s| s.up = true);
+    rig.scan();
+    let fua = |rig: &Rig| rig.disk.state().info().map(|info| (info.limits.fua, info.limits.write_cache));
+    assert_eq!(fua(&rig), Some((false, true)), "nothing that is not known is promised");
+    let mut d = Driven::open(&mut rig);
+    let durable = |d: &mut Driven, rig: &mut Rig, tag| {
+        let (span, before) = (d.span(0, BLOCK), d.done.completions.len());
+        d.submit(rig, Io::write(tag, 0, 1, span).with_flags(polypath_block::Flags::FUA)).unwrap();
+        assert!(d.until(rig, 400, |done| done.completions.len() > before));
+        d.done.completions[before].status.code
+    };
+    assert_eq!(durable(&mut d, &mut rig, 1), Code::Unsupported);
+    ask(&mut rig, Some(&mut d), Op::Register { key: KEY }).unwrap();
+    rig.scan();
+    assert_eq!(fua(&rig), Some((true, true)));
+    assert_eq!(durable(&mut d, &mut rig, 2), Code::Ok);
+}

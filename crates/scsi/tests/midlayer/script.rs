@@ -529,6 +529,9 @@ impl Script {
                 }
             },
             Command::ReadCapacity16 { .. } => put(data, segs, &Capacity16::of(geometry).to_bytes()),
+            Command::ModeSense { .. } if !self.pr.may_write(nexus) => {
+                Answer { status: ScsiStatus::RESERVATION_CONFLICT, sense: None, moved: 0 }
+            }
             Command::ModeSense { .. } => {
                 let page = Caching { write_cache: true, ..Caching::default() }.to_page();
                 let mode = ModeData { dpo_fua: true, pages: vec![page], ..ModeData::default() };

@@ -46,6 +46,8 @@ pub(super) struct UnitState {
     pub(super) traits: DiskTraits,
     /// Tasks that it takes at a time, as far as it has let us know by TASK SET FULL.
     pub(super) allowed: u16,
+    /// What it takes is not known for sure: another host had reserved it.
+    guessed: bool,
     /// How far the claim of a registration was followed over the way that is up; [`NOT_USED`]: nothing is sent before it was.
     followed: Arc<AtomicU64>,
 }
@@ -108,7 +110,8 @@ impl Units {
         let (users, stage, known, traits, allowed) = (1, Stage::Unchecked, false, DiskTraits::NONE, u16::MAX);
         let followed = Arc::new(AtomicU64::new(NOT_USED));
         who.show_followed(&followed);
-        self.units[at] = Some(UnitState { id, users, who, address, stage, known, traits, allowed, followed });
+        self.units[at] =
+            Some(UnitState { id, users, who, address, stage, known, traits, allowed, guessed: false, followed });
         Ok(Unit(at as u16))
     }
 
@@ -323,6 +326,10 @@ impl Units {
             return None;
         }
         self.probing = None;
+        if state.guessed {
+            state.stage = Stage::Unchecked;
+            return Some(Change::Usable);
+        }
         state.followed.store(claim.epoch, Ordering::Release);
         state.who.bus().call();
         Some(Change::Usable)
@@ -402,6 +409,7 @@ impl UnitState {
             }
             Ok(()) => {
                 (self.stage, self.known, self.traits) = (Stage::Usable, true, found.traits);
+                self.guessed = found.guessed;
                 self.followed.store(epoch, Ordering::Release);
                 self.who.bus().call();
                 Change::Usable
