@@ -241,7 +241,7 @@ mod tests {
                 let again = |shown: &DeviceInfo| admit(policy, Some(&p), Some(&second.identity), shown);
                 assert_eq!(again(&second), Ok(()), "{policy:?}");
                 for other in [nguid(9), naa(9), eui(9), A] {
-                    let why = again(&info(&[other.clone()], 100)).unwrap_err();
+                    let why = again(&info(std::slice::from_ref(&other), 100)).unwrap_err();
                     assert!(why.contains("expects") || why.contains("reconnected"), "{other:?}: {why}");
                 }
             }
