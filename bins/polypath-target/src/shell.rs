@@ -107,7 +107,7 @@ impl Shell {
 
     fn register_wake(&self) -> std::io::Result<()> {
         let threads = self.rooms.threads.get().ok_or_else(|| std::io::Error::other("threads are not set up"))?;
-        epoll::add(&self.epoll, &threads[self.index].event(), epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        epoll::add(&self.epoll, threads[self.index].event(), epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
         Ok(())
     }
 

@@ -352,7 +352,7 @@ impl Link {
             Ok::<_, Broken>((list.len(), sent))
         })?;
         if sent > 0 {
-            copies.release(sent, connection.transmit());
+            copies.release(sent, || connection.transmit());
             connection.sent(sent);
         }
         Ok((listed, sent))

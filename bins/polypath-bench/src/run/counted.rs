@@ -5,8 +5,8 @@
 use crate::gap::Gap;
 use crate::latency::DirectedLatencies;
 use polypath_block::{
-    Armed, Completion, Cx, Device, DeviceState, Done, Health, Io, IoQueue, Op, OpenError, QueueConfig, Refused, Rest,
-    Status, Time, Waits,
+    Armed, Completion, Cx, Device, DeviceState, Done, Health, Io, IoQueue, Op, OpenError, QueueConfig, Refused,
+    Reservations, Rest, Status, Time, Waits,
 };
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -110,6 +110,18 @@ impl Device for CountedDevice {
 
     fn ask_for_access(&self) {
         self.inner.ask_for_access();
+    }
+
+    fn landing_bound(&self) -> Duration {
+        self.inner.landing_bound()
+    }
+
+    fn losses(&self) -> u64 {
+        self.inner.losses()
+    }
+
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        self.inner.reservations()
     }
 
     fn close(&self) {

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// What is known once every source has answered and every path is known, or the time is up.
 pub(super) fn gather(sources: Vec<SourceUri>, wait: Duration) -> Result<Arc<Report>> {
-    Ok(look(sources, wait, |report| report.clone())?)
+    look(sources, wait, |report| report.clone())
 }
 
 /// Asks, connects, and hands over the report while the devices are there.
@@ -121,7 +121,7 @@ fn lines(shown: &Value) -> Vec<String> {
 fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.into_iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) if bytes % unit == 0 => format!("{} {name}", bytes / unit),
+        Some((name, unit)) if bytes.is_multiple_of(unit) => format!("{} {name}", bytes / unit),
         Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
         None => format!("{bytes} B"),
     }

@@ -163,7 +163,7 @@ impl Round {
         }
     }
 
-    fn asked_all(mut self: Box<Self>) {
+    fn asked_all(mut self) {
         use ReservationOp as Op;
         let failure = self.first_failure.take();
         let unknown = || {
@@ -190,7 +190,7 @@ impl Round {
         self.finish(result);
     }
 
-    fn finish(self: Box<Self>, result: ReservationResult) {
+    fn finish(self, result: ReservationResult) {
         if let Some(group) = self.group.upgrade() {
             group.desk.lock().busy = false;
         }

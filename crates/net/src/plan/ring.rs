@@ -8,8 +8,8 @@ use std::fmt;
 const ASKED_QUOTA: usize = 32;
 /// Octets of a data digest.
 const DIGEST_LEN: usize = 4;
-/// Most octets of padding behind data, with their digest.
-const TAIL: usize = 3 + DIGEST_LEN;
+/// Padding behind data.
+const PADDING: [u8; 3] = [0; 3];
 
 /// What a PDU is, as its protocol has it.
 pub trait PduKind: Copy + PartialEq + fmt::Debug {
@@ -54,7 +54,7 @@ pub struct DigestDue {
 enum Digest {
     None,
     Due,
-    Ready,
+    Ready([u8; DIGEST_LEN]),
 }
 
 /// A PDU for the ring, without a head.
@@ -68,9 +68,9 @@ pub struct Pdu<K> {
     data_offset: u32,
     data_len: u32,
     digest: Digest,
+    /// Octets of padding behind the data.
+    pad: u8,
     head_len: u8,
-    tail_len: u8,
-    tail: [u8; TAIL],
     /// Where the head lies in [`Heads`].
     head_at: u32,
 }
@@ -86,9 +86,8 @@ impl<K: PduKind> Pdu<K> {
             data_offset: 0,
             data_len: 0,
             digest: Digest::None,
+            pad: 0,
             head_len: 0,
-            tail_len: 0,
-            tail: [0; TAIL],
             head_at: 0,
         }
     }
@@ -100,13 +99,9 @@ impl<K: PduKind> Pdu<K> {
         (self.data_offset, self.data_len) = (offset, len);
         if len > 0 {
             self.digest = if digest { Digest::Due } else { Digest::None };
-            self.tail_len = pad.min(3) + if digest { DIGEST_LEN as u8 } else { 0 };
+            self.pad = pad.min(PADDING.len() as u8);
         }
         self
-    }
-
-    fn pad(&self) -> u8 {
-        self.tail_len - if self.digest == Digest::None { 0 } else { DIGEST_LEN as u8 }
     }
 
     /// Where the head begins and ends in [`Heads`].
@@ -126,7 +121,8 @@ impl<K: PduKind> Pdu<K> {
         if self.kind.is_none() {
             return 0;
         }
-        u64::from(self.head_len) + u64::from(self.data_len) + u64::from(self.tail_len)
+        let digest = if self.digest == Digest::None { 0 } else { DIGEST_LEN as u64 };
+        u64::from(self.head_len) + u64::from(self.data_len) + u64::from(self.pad) + digest
     }
 }
 
@@ -347,7 +343,7 @@ impl<K: PduKind, const HEAD: usize> SendRing<K, HEAD> {
             if pdu.digest == Digest::Due && pdu.kind.is_some() {
                 self.digest_next = number;
                 let (token, slot, offset, len) = (pdu.token, pdu.slot, pdu.data_offset, pdu.data_len);
-                return Some(DigestDue { token, slot, offset, len, pad: pdu.pad() });
+                return Some(DigestDue { token, slot, offset, len, pad: pdu.pad });
             }
             number += 1;
         }
@@ -357,7 +353,7 @@ impl<K: PduKind, const HEAD: usize> SendRing<K, HEAD> {
 
     /// Tokens of the PDUs whose digest was set, in order.
     pub fn digested(&self) -> impl Iterator<Item = u64> {
-        let set = |pdu: &&Pdu<K>| pdu.kind.is_some() && pdu.digest == Digest::Ready;
+        let set = |pdu: &&Pdu<K>| pdu.kind.is_some() && matches!(pdu.digest, Digest::Ready(_));
         self.pdus.iter().filter(set).map(|pdu| pdu.token)
     }
 
@@ -368,9 +364,7 @@ impl<K: PduKind, const HEAD: usize> SendRing<K, HEAD> {
             && pdu.token == token
             && pdu.digest == Digest::Due
         {
-            let pad = usize::from(pdu.pad());
-            pdu.tail[pad..pad + DIGEST_LEN].copy_from_slice(&digest);
-            pdu.digest = Digest::Ready;
+            pdu.digest = Digest::Ready(digest);
             self.digest_next += 1;
         }
     }
@@ -461,7 +455,7 @@ impl<'a, K: PduKind, const HEAD: usize> Iterator for Transmit<'a, K, HEAD> {
                     }
                 }
                 1 => {
-                    if pdu.tail_len == 0 {
+                    if pdu.pad == 0 && pdu.digest == Digest::None {
                         (self.stage, self.at) = (0, self.at + 1);
                     } else {
                         self.stage = 2;
@@ -476,11 +470,19 @@ impl<'a, K: PduKind, const HEAD: usize> Iterator for Transmit<'a, K, HEAD> {
                         });
                     }
                 }
+                2 => {
+                    self.stage = 3;
+                    if let Some(from) = self.rest(pdu.pad.into()) {
+                        return Some(Chunk::Bytes(&PADDING[from as usize..pdu.pad.into()]));
+                    }
+                }
                 _ => {
                     self.stage = 0;
                     self.at += 1;
-                    if let Some(from) = self.rest(pdu.tail_len.into()) {
-                        return Some(Chunk::Bytes(&pdu.tail[from as usize..pdu.tail_len.into()]));
+                    if let Digest::Ready(digest) = &pdu.digest
+                        && let Some(from) = self.rest(DIGEST_LEN as u64)
+                    {
+                        return Some(Chunk::Bytes(&digest[from as usize..]));
                     }
                 }
             }

@@ -29,7 +29,10 @@ impl Inbound<'_> {
                     input = rest;
                     let data = &pdu[whole.head..];
                     if !data.is_empty() {
-                        self.holdings[usize::from(whole.slot)].data.place(self.segs, self.table, 0, data);
+                        let held = &self.holdings[usize::from(whole.slot)].data;
+                        if !held.place_in_one(self.segs, self.table, 0, data) {
+                            self.place(whole.slot, 0, data);
+                        }
                     }
                     self.tell(whole.slot, whole.cqe, done);
                 }
@@ -56,10 +59,7 @@ impl Inbound<'_> {
             Want::Header(_) => self.connection.handle_bytes(input)?,
             Want::Data { slot, offset, len } => {
                 let n = input.len().min(len as usize);
-                if self.checked {
-                    *self.crc = digest(*self.crc, &input[..n]);
-                }
-                self.holdings[usize::from(slot)].data.place(self.segs, self.table, offset, &input[..n]);
+                self.place(slot, offset, &input[..n]);
                 self.connection.data_moved(n as u32);
                 n
             }
@@ -72,5 +72,13 @@ impl Inbound<'_> {
             }
             Want::Nothing => return Err(ProtocolError::NotWanted.into()),
         })
+    }
+
+    #[inline(never)]
+    fn place(&mut self, slot: u16, offset: u32, data: &[u8]) {
+        if self.checked {
+            *self.crc = digest(*self.crc, data);
+        }
+        self.holdings[usize::from(slot)].data.place(self.segs, self.table, offset, data);
     }
 }

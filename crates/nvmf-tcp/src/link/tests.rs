@@ -390,12 +390,14 @@ fn commands_are_told_in_the_order_in_which_they_were_answered() {
 
 #[test]
 fn a_write_whose_memory_is_too_short_is_not_sent() {
-    let mut rig = Rig::ready(4, false);
-    let span = rig.memory(1, 512, 0);
-    rig.submit(Transfer::Out { span, skip: 1, len: 512 }, 1);
-    let broken = rig.link.flush(&rig.segs).unwrap_err();
-    assert_eq!(broken.code, Code::BadMemory, "{}", broken.reason);
-    assert!(rig.wire.wire().sent.is_empty());
+    for data_digest in [false, true] {
+        let mut rig = Rig::ready(4, data_digest);
+        let span = rig.memory(1, 512, 0);
+        rig.submit(Transfer::Out { span, skip: 1, len: 512 }, 1);
+        let broken = rig.link.flush(&rig.segs).unwrap_err();
+        assert_eq!(broken.code, Code::BadMemory, "{}", broken.reason);
+        assert!(rig.wire.wire().sent.is_empty());
+    }
 }
 
 #[test]

@@ -247,8 +247,8 @@ impl HostConnection {
             self.slots.release(slot);
             return Err(SubmitError::Full);
         };
-        if let Some(padding) = header.get_mut(CAPSULE_CMD_LEN..head_len.into()) {
-            padding.fill(0);
+        if usize::from(head_len) > CAPSULE_CMD_LEN {
+            header[CAPSULE_CMD_LEN..head_len.into()].fill(0);
         }
         if let Some((first, entry)) = header.split_first_chunk_mut::<CH_LEN>()
             && let Some(entry) = entry.first_chunk_mut()

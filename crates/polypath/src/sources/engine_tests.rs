@@ -331,7 +331,7 @@ fn a_stranger_with_somebodys_identifiers_and_another_size_is_held_aside() {
 fn a_device_in_use_waits_for_its_paths_and_is_nobody_elses() {
     let mut rig = rig();
     let t10 = Identifier::T10Vendor(vec![1]);
-    rig.put(1, &[(1, shows(&[uuid(1)], 100)), (2, shows(&[t10.clone()], 100))]);
+    rig.put(1, &[(1, shows(&[uuid(1)], 100)), (2, shows(std::slice::from_ref(&t10), 100))]);
     rig.rounds(1, &[1]);
     let unproven = path(1, 2);
     rig.shelf.used.lock().unwrap().extend([uuid(1).to_string(), unproven.clone()]);

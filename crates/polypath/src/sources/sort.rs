@@ -137,7 +137,11 @@ mod tests {
                 vec![shows(&all, 8), shows(&[naa(1)], 8), shows(&[uuid(2)], 8)],
                 &["0", "0", "1"],
             ),
-            ("nothing proven", vec![shows(&[t10.clone()], 8), shows(&[t10], 8), shows(&[], 8)], &["0", "1", "2"]),
+            (
+                "nothing proven",
+                vec![shows(std::slice::from_ref(&t10), 8), shows(std::slice::from_ref(&t10), 8), shows(&[], 8)],
+                &["0", "1", "2"],
+            ),
             ("another size", vec![shows(&all, 8), shows(&all, 7), shows(&all, 9)], &["0", "aside: fewer", "0"]),
             (
                 "a contradiction",

@@ -40,7 +40,7 @@ impl Claim {
     pub(super) fn exchange(&self) -> Option<Exchange> {
         let joins = self.key.map(|key| ReservationOp::Join { key });
         let leaves = self.leaving.map(|key| ReservationOp::Unregister { key });
-        joins.or(leaves).map(|op| Exchange::new(op))
+        joins.or(leaves).map(Exchange::new)
     }
 }
 
