@@ -74,6 +74,8 @@ pub(crate) struct Conn {
     pub(super) staged: usize,
     pub(super) pool: Vec<Vec<u8>>,
     pub(super) delayed: usize,
+    /// R2T that were sent for the command that is answered next.
+    pub(super) requests: u32,
     pub(super) quests: Vec<Quest>,
     login_until_us: u64,
     /// How long the initiator may be silent; 0 for ever.
@@ -126,6 +128,7 @@ impl Conn {
             staged: 0,
             pool: Vec::new(),
             delayed: 0,
+            requests: 0,
             quests: Vec::new(),
             login_until_us: now_us + LOGIN_LIMIT_US,
             silence_us: u64::from(iscsi.shared.config.iscsi.nop_interval_ms) * 1000,

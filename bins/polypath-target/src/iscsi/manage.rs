@@ -169,7 +169,7 @@ impl Conn {
             Then::Command(cmd) => {
                 if let Some(key) = self.task_of(cmd.itt) {
                     self.drop_task(key);
-                    self.respond(env, &cmd, super::scsi::Verdict::GOOD, cmd.expected_len.into(), 0);
+                    self.respond(env, &cmd, super::scsi::Verdict::GOOD, cmd.expected_len.into());
                 }
             }
         }

@@ -22,7 +22,7 @@ impl Conn {
         let operation = operation(command, data);
         let Some(kind) = faults::on_command(env.rules, &self.who(), operation, env.now_us) else { return false };
         match kind {
-            Kind::Refuse => self.respond(env, cmd, Verdict::check(sense::INTERNAL_FAILURE), 0, 0),
+            Kind::Refuse => self.respond(env, cmd, Verdict::check(sense::INTERNAL_FAILURE), 0),
             Kind::Delay { us } => {
                 let state = State::Delayed { data: data.to_vec(), until_us: env.now_us + us };
                 if self.keep(env, cmd, state).is_some() {
@@ -120,7 +120,7 @@ impl Conn {
         let held = key.filter(|key| self.tasks.get(*key).is_some_and(|task| matches!(task.state, State::Held)));
         if let Some((cmd, _)) = held.and_then(|key| self.end_task(key)) {
             let verdict = result.map_or_else(Verdict::from, |()| Verdict::GOOD);
-            self.respond(env, &cmd, verdict, cmd.expected_len.into(), 0);
+            self.respond(env, &cmd, verdict, cmd.expected_len.into());
         }
     }
 
@@ -130,7 +130,7 @@ impl Conn {
             let Some((cmd, State::Delayed { data, .. })) = self.end_task(key) else { continue };
             match self.parse(&cmd) {
                 Ok(command) => self.execute(env, &cmd, command, &data),
-                Err(verdict) => self.respond(env, &cmd, verdict, 0, 0),
+                Err(verdict) => self.respond(env, &cmd, verdict, 0),
             }
         }
     }

@@ -30,6 +30,8 @@ pub(super) struct Early {
 pub(super) struct Task {
     pub(super) cmd: ScsiCommand,
     pub(super) state: State,
+    /// R2T that were sent for it before it came here.
+    requests: u32,
 }
 
 pub(super) enum State {
@@ -130,7 +132,7 @@ impl Conn {
         if cmd.is_final && (data.len() >= want || admitted.is_err()) {
             return match admitted {
                 Ok((command, _)) => self.ready(env, &cmd, command, data.get(..want).unwrap_or(data)),
-                Err(verdict) => self.respond(env, &cmd, verdict, 0, 0),
+                Err(verdict) => self.respond(env, &cmd, verdict, 0),
             };
         }
         let mut stage = self.pool.pop().unwrap_or_default();
@@ -156,13 +158,13 @@ impl Conn {
 
     /// Takes a slot for a command that is not answered at once; where there is none, it is answered with TASK SET FULL.
     pub(super) fn keep(&mut self, env: &Env<'_>, cmd: &ScsiCommand, state: State) -> Option<SlotKey> {
-        match self.tasks.insert(Task { cmd: *cmd, state }) {
+        match self.tasks.insert(Task { cmd: *cmd, state, requests: std::mem::take(&mut self.requests) }) {
             Ok(key) => {
                 self.counted += u32::from(!cmd.immediate);
                 Some(key)
             }
             Err(_) => {
-                self.respond(env, cmd, Verdict { status: ScsiStatus::TASK_SET_FULL.0, sense: None }, 0, 0);
+                self.respond(env, cmd, Verdict { status: ScsiStatus::TASK_SET_FULL.0, sense: None }, 0);
                 None
             }
         }
@@ -177,8 +179,10 @@ impl Conn {
     pub(super) fn end_task(&mut self, key: SlotKey) -> Option<(ScsiCommand, State)> {
         let mut task = self.tasks.remove(key)?;
         self.counted -= u32::from(!task.cmd.immediate);
+        self.requests = task.requests;
         match &mut task.state {
             State::Transfer(t) => {
+                self.requests = t.number;
                 if t.staged {
                     self.staged -= t.want;
                 }
@@ -195,6 +199,7 @@ impl Conn {
         if let Some((_, State::Transfer(t))) = self.end_task(key) {
             self.pool.push(t.stage);
         }
+        self.requests = 0;
     }
 
     fn ask_or_wait(&mut self, env: &Env<'_>, key: SlotKey) {
@@ -213,7 +218,7 @@ impl Conn {
             n => n.min(self.agreed.max_burst),
         };
         loop {
-            let Some(Task { cmd, state: State::Transfer(t) }) = self.tasks.get_mut(key) else { return };
+            let Some(Task { cmd, state: State::Transfer(t), .. }) = self.tasks.get_mut(key) else { return };
             if !t.staged {
                 t.staged = true;
                 self.staged += t.want;
@@ -238,7 +243,7 @@ impl Conn {
         // Data of a task that is over may still be on their way: they are of no interest.
         let Some(key) = self.task_of_data(out) else { return };
         let first = self.agreed.first_burst;
-        let Some(Task { cmd, state: State::Transfer(t) }) = self.tasks.get_mut(key) else { return };
+        let Some(Task { cmd, state: State::Transfer(t), .. }) = self.tasks.get_mut(key) else { return };
         let end = t.got + data.len();
         let good = out.buffer_offset as usize == t.got
             && out.data_sn == t.data_sn
@@ -301,7 +306,7 @@ impl Conn {
         let data = whole.unwrap_or(&t.stage);
         match self.parse(&cmd) {
             Ok(command) => self.ready(env, &cmd, command, data.get(..t.want).unwrap_or(data)),
-            Err(verdict) => self.respond(env, &cmd, verdict, 0, t.number),
+            Err(verdict) => self.respond(env, &cmd, verdict, 0),
         }
         self.pool.push(t.stage);
         self.ask_waiting(env);
@@ -310,7 +315,7 @@ impl Conn {
     /// A transfer comes to nothing.
     fn fail(&mut self, env: &Env<'_>, key: SlotKey, verdict: Verdict) {
         if let Some((cmd, State::Transfer(t))) = self.end_task(key) {
-            self.respond(env, &cmd, verdict, 0, t.number);
+            self.respond(env, &cmd, verdict, 0);
             self.pool.push(t.stage);
         }
         self.ask_waiting(env);

@@ -77,8 +77,8 @@ impl Conn {
         self.tail(env, data.len(), || data_digest(data));
     }
 
-    /// Ends a command without data for the initiator: `wanted` octets would the command have moved by itself, `requests` R2T were sent.
-    pub(super) fn respond(&mut self, env: &Env<'_>, cmd: &ScsiCommand, verdict: Verdict, wanted: u64, requests: u32) {
+    /// Ends a command without data for the initiator: `wanted` octets would the command have moved by itself.
+    pub(super) fn respond(&mut self, env: &Env<'_>, cmd: &ScsiCommand, verdict: Verdict, wanted: u64) {
         let sense = verdict.sense.map(|sense| sense.to_fixed());
         let mut data = [0; 20];
         let data = match sense {
@@ -95,7 +95,7 @@ impl Conn {
             residual: residual(cmd.expected_len, wanted),
             read_residual: Residual::None,
             snack_tag: 0,
-            exp_data_sn: requests,
+            exp_data_sn: std::mem::take(&mut self.requests),
             sn: self.next_sn(),
             data_len: data.len() as u32,
         };
@@ -112,7 +112,7 @@ impl Conn {
         let expected = if cmd.read && !cmd.write { cmd.expected_len } else { 0 };
         let total = len.min(expected.into()) as usize;
         if total == 0 {
-            return self.respond(env, cmd, Verdict::GOOD, len, 0);
+            return self.respond(env, cmd, Verdict::GOOD, len);
         }
         let most = (self.agreed.tx.max_data_len as usize).max(4);
         let (mut at, mut burst, mut data_sn) = (0, 0, 0);

@@ -15,7 +15,7 @@ pub(super) const COMPARE_AND_WRITE_BLOCKS: u8 = 128;
 /// MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT.
 pub(super) const UNMAP_RANGES: u32 = 256;
 /// MAXIMUM UNMAP LBA COUNT.
-pub(super) const UNMAP_BLOCKS: u32 = 1 << 22;
+pub(super) const UNMAP_BLOCKS: u32 = 1 << 20;
 /// MAXIMUM WRITE SAME LENGTH.
 pub(super) const WRITE_SAME_BLOCKS: u64 = 1 << 15;
 

@@ -172,7 +172,7 @@ impl Conn {
         if let Command::Read(transfer) = command {
             self.counts.reads += 1;
             if let Err(verdict) = self.read(env, cmd, transfer) {
-                self.respond(env, cmd, verdict, 0, 0);
+                self.respond(env, cmd, verdict, 0);
             }
             return;
         }
@@ -183,11 +183,11 @@ impl Conn {
         let outcome = self.carry_out(env, cmd, &command, data);
         match outcome {
             Ok(Some(answer)) => self.data_in(env, cmd, Source::Bytes(&answer), answer.len() as u64),
-            Ok(None) => self.respond(env, cmd, Verdict::GOOD, wanted, 0),
+            Ok(None) => self.respond(env, cmd, Verdict::GOOD, wanted),
             Err(verdict) if verdict.status == ANSWERED => {}
             Err(verdict) => {
                 let wanted = if data.is_empty() { 0 } else { wanted };
-                self.respond(env, cmd, verdict, wanted, 0);
+                self.respond(env, cmd, verdict, wanted);
             }
         }
     }
