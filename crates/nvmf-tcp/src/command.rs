@@ -69,7 +69,7 @@ pub(crate) fn common(io: &Io, terms: &Terms<'_>, segs: &SegTable, table: &Table)
     let len = io.blocks.checked_mul(*block_size)?;
     // In the namespace, without an overflow.
     let inside = io.lba <= *blocks && u64::from(io.blocks) <= *blocks - io.lba;
-    let [segment] = segs.get(io.segs) else { return None };
+    let segment = segs.get_one(io.segs)?;
     let covered = u64::from(io.skip) + u64::from(len) <= u64::from(segment.len);
     let fits = limits.max_transfer_bytes == 0 || len <= limits.max_transfer_bytes;
     if !able || len == 0 || !inside || !covered || !fits || io.flags != Flags::empty() {

@@ -162,6 +162,12 @@ impl SegTable {
         self.segs.get_mut(start..start.saturating_add(span.count as usize)).unwrap_or(&mut [])
     }
 
+    /// The only segment of `span`; `None` if it has none, or more.
+    #[inline]
+    pub fn get_one(&self, span: SegSpan) -> Option<&Segment> {
+        if span.count == 1 { self.segs.get(span.start as usize) } else { None }
+    }
+
     /// The only segment of `span`, to be written; `None` if it has none, or more.
     #[inline]
     pub fn get_one_mut(&mut self, span: SegSpan) -> Option<&mut Segment> {
@@ -268,5 +274,17 @@ mod tests {
     fn a_span_outside_is_empty() {
         let table = SegTable::new(4);
         assert!(table.get(SegSpan { start: 7, count: 3 }).is_empty());
+    }
+
+    #[test]
+    fn the_only_segment_is_that_of_a_span_of_one() {
+        let mut table = SegTable::new(4);
+        let all = table.reserve(1, 4).unwrap().span(0, 4);
+        table.get_mut(all)[2] = seg(7, 9);
+        for (start, count, only) in [(2, 1, Some(seg(7, 9))), (2, 0, None), (2, 2, None), (40, 1, None)] {
+            let span = SegSpan { start, count };
+            assert_eq!(table.get_one(span).copied(), only, "{span:?}");
+            assert_eq!(table.get_one_mut(span).copied(), only, "{span:?}");
+        }
     }
 }

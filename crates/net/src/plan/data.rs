@@ -27,7 +27,7 @@ impl Holding {
     /// Where `len` octets from `offset` of the data lie, if that is one segment and the only one, as it is of most.
     #[inline(always)]
     fn only_piece(&self, segs: &SegTable, offset: u32, len: u32) -> Option<Segment> {
-        let [segment] = segs.get(self.span) else { return None };
+        let segment = segs.get_one(self.span)?;
         let from = u64::from(self.skip) + u64::from(offset);
         let inside = from + u64::from(len) <= u64::from(segment.len);
         inside.then(|| Segment { offset: segment.offset.wrapping_add(from), len, ..*segment })
