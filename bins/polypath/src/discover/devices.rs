@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// What is known once every source has answered and every path is known, or the time is up.
 pub(super) fn gather(sources: Vec<SourceUri>, wait: Duration) -> Result<Arc<Report>> {
-    look(sources, wait, |report| report.clone())
+    look(sources, wait, Arc::clone)
 }
 
 /// Asks, connects, and hands over the report while the devices are there.

@@ -184,7 +184,8 @@ impl Daemon {
         let waiting = lock(&self.state).waiting.clone();
         for (at, one) in waiting.iter().enumerate().rev() {
             let disk = self.disk_name(one.export.disk());
-            if lock(&self.state).disks.get(&disk).is_none_or(|disk| disk.group.state().info().is_none()) {
+            let there = lock(&self.state).disks.get(&disk).cloned();
+            if there.is_none_or(|disk| disk.group.state().info().is_none()) {
                 continue;
             }
             let made = match &one.export {
