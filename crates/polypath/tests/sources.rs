@@ -16,12 +16,7 @@ fn target(nqn: &str, listeners: usize, medium: &str, more: usize) -> TargetHandl
     let others = (0..more).map(|_| NamespaceConfig::new("ram://4MiB"));
     Target::start(TargetConfig {
         listeners: (0..listeners).map(|_| ListenerConfig::new("127.0.0.1:0")).collect(),
-        subsystems: vec![SubsystemConfig {
-            nqn: nqn.into(),
-            iqn: None,
-            serial: None,
-            namespaces: std::iter::once(shared).chain(others).collect(),
-        }],
+        subsystems: vec![SubsystemConfig::new(nqn, std::iter::once(shared).chain(others).collect())],
         ..TargetConfig::default()
     })
     .expect("a target")
