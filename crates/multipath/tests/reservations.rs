@@ -433,3 +433,27 @@ fn one_at_a_time_and_none_without_paths() {
     w.b.group.close();
     assert_eq!(w.ask(Op::Report), Err(Code::Gone));
 }
+
+/// What a foreign reservation hides from a path that is not registered may be what it is quarantined for; and another disk has other keys.
+#[test]
+fn a_quarantined_path_is_asked_to_join_and_says_nothing_of_our_key() {
+    let mut w = World::new(1);
+    w.b.group.freeze();
+    w.ask(Op::Register { key: KEY }).unwrap();
+    let mut poor = info("a");
+    poor.limits.fua = false;
+    w.add(false);
+    w.b.devices[1].set_live(poor);
+    w.add(false);
+    w.paths[2].set_mode(Mode::Fail(Code::ReservationConflict));
+    w.b.devices[2].set_live(crate::common::scripted::stranger("b"));
+    w.b.turns(3);
+    w.b.pass(1500);
+    assert_eq!(w.states(), [Usable, PathState::Quarantined, PathState::Quarantined]);
+    assert!(w.registered().contains(&(1, KEY)));
+    assert_eq!(w.b.group.reservation_state().key, Some(KEY), "whoever is there, it is not our disk");
+    w.b.devices[1].set_live(info("a"));
+    w.b.turns(3);
+    assert_eq!(w.states()[1], Usable);
+    w.b.finish();
+}

@@ -18,11 +18,10 @@ const NQN: &str = "nqn.2026-01.org.example:many-namespaces";
 fn target(listeners: usize, namespaces: usize, max_io_queues: u16) -> TargetHandle {
     Target::start(TargetConfig {
         listeners: (0..listeners).map(|_| ListenerConfig::new("127.0.0.1:0")).collect(),
-        subsystems: vec![SubsystemConfig {
-            nqn: NQN.into(),
-            serial: None,
-            namespaces: (0..namespaces).map(|_| NamespaceConfig::new("ram://128KiB?bs=4096")).collect(),
-        }],
+        subsystems: vec![SubsystemConfig::new(
+            NQN,
+            (0..namespaces).map(|_| NamespaceConfig::new("ram://128KiB?bs=4096")).collect(),
+        )],
         max_io_queues,
         cqt_ms: 50,
         ..TargetConfig::default()

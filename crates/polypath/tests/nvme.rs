@@ -9,11 +9,10 @@ const NQN: &str = "nqn.2026-01.org.example:facade";
 fn target() -> TargetHandle {
     Target::start(TargetConfig {
         listeners: vec![ListenerConfig::new("127.0.0.1:0"), ListenerConfig::new("127.0.0.1:0")],
-        subsystems: vec![SubsystemConfig {
-            nqn: NQN.into(),
-            serial: None,
-            namespaces: vec![NamespaceConfig::new("ram://8MiB"), NamespaceConfig::new("ram://4MiB?bs=4096")],
-        }],
+        subsystems: vec![SubsystemConfig::new(
+            NQN,
+            vec![NamespaceConfig::new("ram://8MiB"), NamespaceConfig::new("ram://4MiB?bs=4096")],
+        )],
         ..TargetConfig::default()
     })
     .expect("a target")

@@ -18,11 +18,7 @@ const NQN: &str = "nqn.2026-01.org.example:few-queues";
 fn target(listeners: usize, max_io_queues: u16) -> TargetHandle {
     Target::start(TargetConfig {
         listeners: (0..listeners).map(|_| ListenerConfig::new("127.0.0.1:0")).collect(),
-        subsystems: vec![SubsystemConfig {
-            nqn: NQN.into(),
-            serial: None,
-            namespaces: vec![NamespaceConfig::new("ram://8MiB?bs=4096")],
-        }],
+        subsystems: vec![SubsystemConfig::new(NQN, vec![NamespaceConfig::new("ram://8MiB?bs=4096")])],
         max_io_queues,
         cqt_ms: 50,
         ..TargetConfig::default()

@@ -49,10 +49,10 @@ impl Round {
         };
         let rest = candidates.iter().cloned().collect();
         let (done, first_failure) = (Vec::new(), None);
-        Box::new(Round { group, op, limit, way, rest, all: candidates, done, first_failure, reply }).go();
+        Round { group, op, limit, way, rest, all: candidates, done, first_failure, reply }.go();
     }
 
-    fn go(mut self: Box<Self>) {
+    fn go(mut self) {
         let Some(next) = self.rest.pop_front() else { return self.asked_all() };
         let op = match (self.way, self.op) {
             (Way::Resolve | Way::Verify, _) => ReservationOp::Report,
@@ -64,7 +64,7 @@ impl Round {
         next.ask(op, limit, move |result| self.took(path, result));
     }
 
-    fn took(mut self: Box<Self>, path: Candidate, result: ReservationResult) {
+    fn took(mut self, path: Candidate, result: ReservationResult) {
         match (self.way, result) {
             (Way::Each, Ok(_)) => {
                 self.done.push(path);
@@ -110,7 +110,7 @@ impl Round {
     }
 
     /// All paths are asked for a report, `last` after the others.
-    fn ask_all(mut self: Box<Self>, way: Way, last: &Candidate) {
+    fn ask_all(mut self, way: Way, last: &Candidate) {
         self.way = way;
         self.rest = self.all.iter().cloned().collect();
         self.rest.make_contiguous().sort_by_key(|c| c.id == last.id);
@@ -126,7 +126,7 @@ impl Round {
     }
 
     /// It was carried out over `path`.
-    fn carried_out(self: Box<Self>, path: &Candidate, report: Option<ReservationReport>) {
+    fn carried_out(self, path: &Candidate, report: Option<ReservationReport>) {
         use ReservationOp as Op;
         let Some(group) = self.group.upgrade() else { return };
         let held_elsewhere = {
