@@ -13,7 +13,7 @@ use polypath_tests::products::{Daemon, Target};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(60);
-const SELECTORS: [&str; 8] = [
+const SELECTORS: [&str; 9] = [
     "round-robin",
     "random",
     "hash",
@@ -21,6 +21,7 @@ const SELECTORS: [&str; 8] = [
     "service-time",
     "average-rate",
     "historical-service-time",
+    "preferred",
     "queue-length",
 ];
 
@@ -52,6 +53,13 @@ fn paths_weights_and_selectors_change_under_verified_io() -> Result<()> {
         let disks = daemon.rpc("disk_list", &json!({}))?;
         ensure!(disks[0]["selector"] == selector, "{disks:#}");
     }
+    daemon.rpc("selector_set", &json!({ "disk": "disk", "selector": "round-robin", "min_io": 64 }))?;
+    ensure!(daemon.rpc("disk_list", &json!({}))?[0]["min_io"] == 64);
+    let refused = daemon.rpc("selector_set", &json!({ "disk": "disk", "selector": "hash", "min_io": 64 }));
+    ensure!(refused.as_ref().is_err_and(|e| e.to_string().contains("round-robin")), "{refused:?}");
+    daemon.rpc("path_set_preferred", &json!({ "disk": "disk", "path": "third", "preferred": true }))?;
+    ensure!(path(&daemon, "third")?["preferred"] == true);
+    daemon.rpc("selector_set", &json!({ "disk": "disk", "selector": "queue-length" }))?;
     let first = target.uri(0);
     daemon.rpc("path_set_weight", &json!({ "disk": "disk", "path": first, "weight": 300 }))?;
     ensure!(path(&daemon, &first)?["weight"] == 300);
