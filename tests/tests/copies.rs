@@ -116,7 +116,7 @@ fn no_other_place_copies() -> Result<()> {
         ("iscsi/src/proto/receive.rs", 4, "headers and digests that come in pieces"),
         ("iscsi/src/link.rs", 4, "the login phase"),
         ("scsi/src/midlayer/probe.rs", 1, "a list of pages"),
-        ("scsi/src/midlayer/queue/command.rs", 3, "the range of a discard, data of a probe, a list of port groups"),
+        ("scsi/src/midlayer/queue/command.rs", 3, "a discard, data and parameters of a probe"),
     ];
     let root = repository().join("crates");
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
