@@ -174,3 +174,53 @@ fn discovery_of_nobody() -> SourceUri {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     format!("nvme-tcp://127.0.0.1:{free}").parse().unwrap()
 }
+
+/// The medium has an EUI-64 and a UUID under either protocol.
+#[test]
+fn a_discovery_service_and_a_portal_of_one_medium_give_one_device_with_four_paths() {
+    const IQN: &str = "iqn.2026-01.org.example:both";
+    let serve = |eui64: &str, uuid: &str, iqn: &str| {
+        let medium = NamespaceConfig {
+            eui64: Some(eui64.into()),
+            uuid: Some(uuid.into()),
+            ..NamespaceConfig::new("ram://8MiB")
+        };
+        let subsystem = SubsystemConfig {
+            iqn: Some(iqn.into()),
+            ..SubsystemConfig::new("nqn.2026-01.org.example:both", vec![medium])
+        };
+        let (nvme, iscsi) = (ListenerConfig::new("127.0.0.1:0"), ListenerConfig::iscsi("127.0.0.1:0"));
+        Target::start(TargetConfig {
+            listeners: vec![nvme.clone(), nvme, iscsi.clone(), iscsi],
+            subsystems: vec![subsystem],
+            ..TargetConfig::default()
+        })
+        .expect("a target")
+    };
+    let target = serve("0123456789abcdef", SHARED, IQN);
+    let stranger = serve("fedcba9876543210", "99999999-2222-4333-8444-555555555555", "iqn.2026-01.org.example:other");
+    let stack = stack();
+    let sources = Sources::start(&stack, quick()).unwrap();
+    let portal = |target: &TargetHandle| format!("iscsi://127.0.0.1:{}", target.port(2)).parse::<SourceUri>().unwrap();
+    sources.add(discovery(&target, 0)).unwrap();
+    sources.add(portal(&target)).unwrap();
+    sources.add(portal(&stranger)).unwrap();
+    until(&sources, &[4, 2]);
+    let report = sources.report();
+    assert!(report.device("eui.0123456789abcdef").is_some_and(|device| device.name == shared()), "{report:#?}");
+    let disk =
+        Disk::builder().device(sources.device(&shared()).expect("it is there")).stack(&stack).open_blocking().unwrap();
+    for gone in [vec![], vec![0, 1], vec![2], vec![3]] {
+        gone.iter().for_each(|&listener| target.close_listener(listener).unwrap());
+        if gone == [2] {
+            [0, 1].iter().for_each(|&listener| target.open_listener(listener).unwrap());
+        }
+        (0..20).for_each(|n| write_and_read(&disk, n * 8192, n as u8 ^ gone.len() as u8));
+    }
+    block_on(disk.close());
+    drop(disk);
+    sources.close();
+    assert!(stack.stop(LIMIT), "something was left behind: {:?}", stack.statistics());
+    target.stop();
+    stranger.stop();
+}
