@@ -204,8 +204,8 @@ impl Conn {
 
     fn ask_or_wait(&mut self, env: &Env<'_>, key: SlotKey) {
         let Some(Task { state: State::Transfer(t), .. }) = self.tasks.get_mut(key) else { return };
-        let fits = self.waiting.is_empty() && self.staged + t.want <= STAGE_LIMIT;
-        if !(t.staged || fits) && self.staged > 0 {
+        let fits = self.staged == 0 || self.waiting.is_empty() && self.staged + t.want <= STAGE_LIMIT;
+        if !(t.staged || fits) {
             return self.waiting.push_back(key);
         }
         self.ask(env, key);
