@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// A program that some test or the lab itself calls, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 24] = [
+const PROGRAMS: [(&str, &str); 26] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-storage-daemon", "qemu-utils"),
     ("qemu-img", "qemu-utils"),
@@ -30,6 +30,8 @@ const PROGRAMS: [(&str, &str); 24] = [
     ("iscsi-test-cu", "libiscsi-bin"),
     ("iscsi-ls", "libiscsi-bin"),
     ("iscsi-inq", "libiscsi-bin"),
+    ("iscsistart", "open-iscsi"),
+    ("dmsetup", "dmsetup"),
 ];
 
 /// Installs the packages of missing programs when this is root, and otherwise says what to install.

@@ -21,9 +21,9 @@ pub struct ExperimentArgs {
     #[arg(value_enum)]
     pub which: Which,
     /// Which parts of it
-    #[arg(long = "part", value_delimiter = ',', value_enum, default_value = "a,b,c,e")]
+    #[arg(long = "part", value_delimiter = ',', value_enum, default_value = "a,b,c,d,e")]
     pub parts: Vec<Part>,
-    /// What is spoken on the paths
+    /// What is spoken on the paths (of all parts but d, which is of iSCSI)
     #[arg(long = "protocol", value_delimiter = ',', value_enum, default_value = "nvme-tcp,iscsi")]
     pub protocols: Vec<Protocol>,
     /// Folder for the tables and charts

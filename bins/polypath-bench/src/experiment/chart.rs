@@ -1,11 +1,13 @@
 //! The chart of a part.
 
-use super::outcome::{Line, Outcome, Picture};
+use super::outcome::{Line, Outcome, Panel, Picture};
 use crate::chart::{colour, draw_line, draw_names};
 use anyhow::anyhow;
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (960, 440);
+/// Of one of several above one another.
+const PANEL_HEIGHT: u32 = 240;
 /// Room above the greatest value, for names.
 const HEADROOM: f64 = 1.3;
 
@@ -16,9 +18,14 @@ type Drawn<'a> = Result<(), crate::chart::Failure<SVGBackend<'a>>>;
 pub(super) fn draw(outcome: &Outcome) -> anyhow::Result<String> {
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        let size = match &outcome.picture {
+            Picture::Panels(panels) => (SIZE.0, PANEL_HEIGHT * panels.len() as u32),
+            _ => SIZE,
+        };
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         let title = format!("({}) {}, {}", outcome.part, outcome.title, outcome.protocol);
         let drawn = match &outcome.picture {
+            Picture::Panels(panels) => draw_panels(&area, &title, panels),
             Picture::Bars { unit, bars, limit } => draw_bars(&area, &title, unit, bars, *limit),
             Picture::Lines { axes, logarithmic, lines, marks } => {
                 draw_lines(&area, &title, *axes, *logarithmic, lines, marks)
@@ -29,6 +36,14 @@ pub(super) fn draw(outcome: &Outcome) -> anyhow::Result<String> {
     Ok(svg)
 }
 
+fn draw_panels<'a>(area: &Area<'a>, title: &str, panels: &[Panel]) -> Drawn<'a> {
+    for (part, panel) in area.split_evenly((panels.len(), 1)).iter().zip(panels) {
+        draw_bars(part, title, panel.unit, &panel.bars, 0.0)?;
+    }
+    Ok(())
+}
+
+/// `limit` is 0 where there is none.
 fn draw_bars<'a>(area: &Area<'a>, title: &str, unit: &str, bars: &[(String, f64)], limit: f64) -> Drawn<'a> {
     area.fill(&WHITE)?;
     let top = bars.iter().map(|bar| bar.1).fold(limit, f64::max) * HEADROOM;
@@ -40,8 +55,10 @@ fn draw_bars<'a>(area: &Area<'a>, title: &str, unit: &str, bars: &[(String, f64)
         .y_label_area_size(60)
         .build_cartesian_2d(0.0..right, 0.0..top)?;
     chart.configure_mesh().disable_x_mesh().disable_x_axis().y_desc(unit).light_line_style(WHITE).draw()?;
-    chart.draw_series([PathElement::new([(0.0, limit), (right, limit)], BLACK.mix(0.5))])?;
-    chart.draw_series([Text::new("sum of the paths", (0.02 * right, limit * 1.05), ("sans-serif", 12))])?;
+    if limit > 0.0 {
+        chart.draw_series([PathElement::new([(0.0, limit), (right, limit)], BLACK.mix(0.5))])?;
+        chart.draw_series([Text::new("sum of the paths", (0.02 * right, limit * 1.05), ("sans-serif", 12))])?;
+    }
     for (n, (name, value)) in bars.iter().enumerate() {
         let left = n as f64;
         chart

@@ -9,6 +9,7 @@
 //! * (a) four paths of 10 MB/s against fewer;
 //! * (b) throughput over time while one path is cut and comes back, a single path beside four;
 //! * (c) every rule on paths of 1, 1, 100 and 100 MB/s;
+//! * (d) the kernel's own initiator against ours, both in the same guest, which reaches a target here over four tap devices;
 //! * (e) how many requests round-robin should give a path before the next has its turn, on both sets of paths.
 //!
 //! Read `network.rs` first, then a part.
@@ -16,6 +17,7 @@
 mod args;
 mod chart;
 mod cut;
+mod guest;
 mod load;
 mod min_io;
 mod network;
@@ -47,6 +49,8 @@ pub enum Part {
     B,
     /// Every rule on paths of 1, 1, 100 and 100 MB/s
     C,
+    /// The kernel's own initiator against ours in the same guest
+    D,
     /// How often round-robin should change paths
     E,
 }
@@ -58,6 +62,7 @@ impl Part {
             Part::A => "a",
             Part::B => "b",
             Part::C => "c",
+            Part::D => "d",
             Part::E => "e",
         }
     }
@@ -91,20 +96,35 @@ pub fn run(config: &SumpConfig, mut tell: impl FnMut(&str)) -> anyhow::Result<Su
         qd: config.qd,
         bs: load::BS,
         outcomes: Vec::new(),
+        skipped: Vec::new(),
     };
-    for &protocol in &config.protocols {
+    let over_links: Vec<Part> = config.parts.iter().copied().filter(|&part| part != Part::D).collect();
+    for &protocol in config.protocols.iter().filter(|_| !over_links.is_empty()) {
         let mut bench = Bench::start(config, protocol)?;
-        for &part in &config.parts {
+        for &part in &over_links {
             tell(&format!("({}) over {}", part.as_str(), protocol.as_str()));
             let outcome = match part {
                 Part::A => paths::measure(&mut bench, &mut tell)?,
                 Part::B => cut::measure(&mut bench, &mut tell)?,
                 Part::C => rules::measure(&mut bench, &mut tell)?,
+                // It has an arrangement of its own.
+                Part::D => continue,
                 Part::E => min_io::measure(&mut bench, &mut tell)?,
             };
             write::outcome(&config.out, &outcome)?;
             report.outcomes.push(outcome);
         }
+    }
+    if config.parts.contains(&Part::D) {
+        // What was found so far is kept, whatever becomes of the guests.
+        write::report(&config.out, &report)?;
+        tell("(d) in guests");
+        let (outcomes, skipped) = guest::measure(config, &mut tell)?;
+        for outcome in &outcomes {
+            write::outcome(&config.out, outcome)?;
+        }
+        report.outcomes.extend(outcomes);
+        report.skipped.extend(skipped);
     }
     write::report(&config.out, &report)?;
     Ok(report)

@@ -57,6 +57,14 @@ pub(super) fn up(n: usize, target: bool) -> anyhow::Result<()> {
     call("ip", &format!("link set {device} up"))
 }
 
+/// Makes the target's end of link `n` a tap device here, whose other end is for a guest, and sets it up; its name.
+pub(super) fn tap(n: usize) -> anyhow::Result<String> {
+    let device = device(n, true);
+    call("ip", &format!("tuntap add dev {device} mode tap"))?;
+    up(n, true)?;
+    Ok(device)
+}
+
 /// Lets so many bytes of data a second leave link `n` at this end, in answers of `bs` bytes with `header` bytes before them; 0 for no limit.
 pub(super) fn limit(n: usize, target: bool, bytes_per_s: u64, bs: u64, header: u64) -> anyhow::Result<()> {
     let device = device(n, target);

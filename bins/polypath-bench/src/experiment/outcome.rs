@@ -17,6 +17,8 @@ pub struct SumpReport {
     pub bs: u32,
     /// One for each part and protocol.
     pub outcomes: Vec<Outcome>,
+    /// What was not measured, why, and how to get what is missing.
+    pub skipped: Vec<String>,
 }
 
 impl SumpReport {
@@ -33,6 +35,8 @@ pub struct Outcome {
     pub part: &'static str,
     /// What was spoken.
     pub protocol: &'static str,
+    /// In what guest; empty for none.
+    pub guest: &'static str,
     /// What was asked.
     pub title: String,
     /// Every figure: the CSV file.
@@ -54,6 +58,7 @@ impl Outcome {
         Outcome {
             part: part.as_str(),
             protocol: protocol.as_str(),
+            guest: "",
             title: title.into(),
             figures: Grid::default(),
             table: Grid::default(),
@@ -66,7 +71,8 @@ impl Outcome {
 
     /// The name of its files.
     pub(super) fn stem(&self) -> String {
-        format!("{}-{}", self.part, self.protocol)
+        let within = if self.guest.is_empty() { "" } else { "-" };
+        format!("{}-{}{within}{}", self.part, self.protocol, self.guest)
     }
 }
 
@@ -106,10 +112,19 @@ impl Goal {
 /// What is drawn.
 #[derive(Clone, Debug)]
 pub(super) enum Picture {
+    /// Bars of several kinds, above one another.
+    Panels(Vec<Panel>),
     /// A bar for each figure, and the limit of all.
     Bars { unit: &'static str, bars: Vec<(String, f64)>, limit: f64 },
     /// Lines over something, with marks where something was done.
     Lines { axes: [&'static str; 2], logarithmic: bool, lines: Vec<Line>, marks: Vec<(f64, String)> },
+}
+
+/// Bars of one kind.
+#[derive(Clone, Debug)]
+pub(super) struct Panel {
+    pub(super) unit: &'static str,
+    pub(super) bars: Vec<(String, f64)>,
 }
 
 /// A line.

@@ -39,6 +39,9 @@ impl std::fmt::Display for SumpReport {
                 writeln!(f, "\n{} requests failed, never came back, or were wrong.", outcome.failed)?;
             }
         }
+        for skipped in &self.skipped {
+            writeln!(f, "\n{skipped}.")?;
+        }
         Ok(())
     }
 }

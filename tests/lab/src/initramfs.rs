@@ -20,6 +20,8 @@ pub struct Contents {
     pub programs: Vec<String>,
     /// Files of the repository's `lab/` folder and where they go.
     pub scripts: Vec<(String, String)>,
+    /// Where the image goes; into the cache when it is `None`.
+    pub folder: Option<PathBuf>,
 }
 
 impl Contents {
@@ -58,7 +60,7 @@ impl Contents {
         if let Some((root, version)) = kernel.and_then(|kernel| kernel.modules.as_ref()) {
             self.add_modules(&mut archive, root, version)?;
         }
-        archive.store(&cache_folder().join("initramfs"))
+        archive.store(&self.folder.clone().unwrap_or_else(|| cache_folder().join("initramfs")))
     }
 
     fn add_libraries(&self, archive: &mut Archive, program: &Path) -> Result<()> {

@@ -28,7 +28,9 @@ impl Need {
         Need::GuestKernel,
     ];
 
-    fn missing(self) -> Option<String> {
+    /// What is missing and how to get it, in words; `None` when it is there.
+    #[must_use]
+    pub fn missing(self) -> Option<String> {
         match self {
             Need::Program(name) => find_program(name)
                 .is_none()
@@ -105,11 +107,19 @@ impl Lab {
             return None;
         }
         record("met", peer, test, "");
-        let scratch = tempfile::Builder::new().prefix("polypath-").tempdir().expect("a scratch folder can be made");
         let logs = output_folder().join("logs").join(test);
         let _ = fs::remove_dir_all(&logs);
-        fs::create_dir_all(&logs).expect("a log folder can be made");
-        Some(Lab { scratch, logs })
+        Some(Lab::with_logs(logs).expect("a scratch folder and a log folder can be made"))
+    }
+
+    /// A place for what is no test; its logs stay in the folder `logs`.
+    ///
+    /// # Errors
+    /// The scratch folder or that for logs cannot be made.
+    pub fn with_logs(logs: PathBuf) -> Result<Lab> {
+        let scratch = tempfile::Builder::new().prefix("polypath-").tempdir().context("cannot make a scratch folder")?;
+        fs::create_dir_all(&logs).with_context(|| format!("cannot make the log folder {}", logs.display()))?;
+        Ok(Lab { scratch, logs })
     }
 
     /// A path of that name in the scratch folder: short enough for a Unix socket, gone when the lab is left.
@@ -138,7 +148,7 @@ impl Lab {
 /// The repository's root folder.
 #[must_use]
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/lab/ lies in the repository").to_owned()
 }
 
 /// Where downloads are kept between runs: `POLYPATH_LAB`, else `.lab` in the repository.

@@ -14,13 +14,22 @@ use crate::process::{Console, Process};
 /// How long a guest may take to boot. Four seconds are usual; the limit is for a machine that does many other things.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
+/// What a network card is plugged into.
+#[derive(Debug, Clone)]
+enum Card {
+    /// QEMU's user network, with these ports of 127.0.0.1 forwarded to those of the guest.
+    User(Vec<(u16, u16)>),
+    /// A tap device of this name.
+    Tap(String),
+}
+
 /// What a guest is made of.
 #[derive(Debug, Clone)]
 pub struct GuestSpec {
     name: String,
     memory_mib: u32,
     contents: Contents,
-    cards: Vec<Vec<(u16, u16)>>,
+    cards: Vec<Card>,
     arguments: Vec<String>,
     kernel_arguments: Vec<String>,
 }
@@ -78,11 +87,36 @@ impl GuestSpec {
 
     /// Adds a network card; each pair forwards 127.0.0.1:first on this host to the second, a port of the guest.
     #[must_use]
-    pub fn card(mut self, forwards: &[(u16, u16)]) -> Self {
+    pub fn card(self, forwards: &[(u16, u16)]) -> Self {
+        self.plug(Card::User(forwards.to_vec()))
+    }
+
+    /// Adds a network card on the tap device `name` of this network namespace; it has no address. It is `ethN` in a guest of QEMU's and
+    /// `vecN` in a User-Mode Linux.
+    #[must_use]
+    pub fn tap(self, name: &str) -> Self {
+        self.plug(Card::Tap(name.to_owned()))
+    }
+
+    fn plug(mut self, card: Card) -> Self {
         if self.cards.is_empty() {
             self = self.module("virtio_pci", "").module("virtio_net", "");
         }
-        self.cards.push(forwards.to_vec());
+        self.cards.push(card);
+        self
+    }
+
+    /// Makes the first file system in `folder` instead of keeping it for the next run: for programs that are built anew often.
+    #[must_use]
+    pub fn image_in(mut self, folder: &Path) -> Self {
+        self.contents.folder = Some(folder.to_owned());
+        self
+    }
+
+    /// Adds words to the kernel's command line.
+    #[must_use]
+    pub fn kernel_arguments(mut self, words: &str) -> Self {
+        self.kernel_arguments.push(words.to_owned());
         self
     }
 
@@ -105,7 +139,7 @@ impl GuestSpec {
         self
     }
 
-    /// Has QEMU serve its monitor at `socket`; see [`crate::qmp::Qmp`].
+    /// Has QEMU serve its monitor at `socket`.
     #[must_use]
     pub fn monitor(mut self, socket: &Path) -> Self {
         self.arguments.extend(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())]);
@@ -138,12 +172,18 @@ impl GuestSpec {
         add("-serial", "chardev:console".to_owned());
         add("-chardev", "stdio,id=control,signal=off".to_owned());
         add("-serial", "chardev:control".to_owned());
-        for (n, forwards) in self.cards.iter().enumerate() {
-            let forwards: String = forwards
-                .iter()
-                .map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-10.0.{}.15:{guest}", n + 2))
-                .collect();
-            add("-netdev", format!("user,id=net{n},net=10.0.{}.0/24{forwards}", n + 2));
+        for (n, card) in self.cards.iter().enumerate() {
+            let (kind, options) = match card {
+                Card::User(forwards) => {
+                    let forwards: String = forwards
+                        .iter()
+                        .map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-10.0.{}.15:{guest}", n + 2))
+                        .collect();
+                    ("user", format!("net=10.0.{}.0/24{forwards}", n + 2))
+                }
+                Card::Tap(name) => ("tap", format!("ifname={name},script=no,downscript=no")),
+            };
+            add("-netdev", format!("{kind},id=net{n},{options}"));
             add("-device", format!("virtio-net-pci,netdev=net{n},romfile="));
         }
         add("-kernel", kernel.image.display().to_string());
@@ -217,16 +257,32 @@ impl Guest {
     /// # Errors
     /// As [`Guest::boot`].
     pub fn boot_user_mode_linux(lab: &Lab, spec: &GuestSpec, kernel: &Path, socket: &Path) -> Result<Self> {
+        // 2 is the virtio device number of a block device
+        let disk = format!("virtio_uml.device={}:2", socket.display());
+        Self::boot_user_mode_linux_with(lab, spec, kernel, &[disk])
+    }
+
+    /// The same without that disk, and with the network cards of `spec` that are on tap devices.
+    ///
+    /// # Errors
+    /// As [`Guest::boot`].
+    pub fn boot_user_mode_linux_on_taps(lab: &Lab, spec: &GuestSpec, kernel: &Path) -> Result<Self> {
+        let taps = spec.cards.iter().enumerate().filter_map(|(n, card)| match card {
+            Card::Tap(name) => Some(format!("vec{n}:transport=tap,ifname={name},depth=64")),
+            Card::User(_) => None,
+        });
+        Self::boot_user_mode_linux_with(lab, spec, kernel, &taps.collect::<Vec<_>>())
+    }
+
+    fn boot_user_mode_linux_with(lab: &Lab, spec: &GuestSpec, kernel: &Path, devices: &[String]) -> Result<Self> {
         let initramfs = spec
             .contents
             .build(None)
             .with_context(|| format!("cannot build the first file system of `{}`", spec.name))?;
         let log = lab.log(&spec.name);
-        let line = [
+        let mut line = vec![
             format!("mem={}M", spec.memory_mib),
             format!("initrd={}", initramfs.display()),
-            // 2 is the virtio device number of a block device
-            format!("virtio_uml.device={}:2", socket.display()),
             // the command line of a guest is its second serial port
             "ssl1=fd:0,fd:1".to_owned(),
             "con0=null,fd:2".to_owned(),
@@ -238,6 +294,7 @@ impl Guest {
             // its own scratch files go where ours go
             format!("uml_dir={}", lab.path("uml").display()),
         ];
+        line.extend_from_slice(devices);
         Self::start(lab, spec, kernel, &line, &log)
     }
 

@@ -1,4 +1,5 @@
-//! `tgtd`, the iSCSI target of Linux's user space: one target with two portals on 127.0.0.1 and file-backed logical units.
+//! `tgtd`, the iSCSI target of Linux's user space: one target with portals, on 127.0.0.1 or elsewhere, and file-backed logical units.
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -19,33 +20,42 @@ pub struct Tgt {
     images: Vec<PathBuf>,
     log: PathBuf,
     /// Its portals.
-    pub ports: [u16; 2],
+    portals: Vec<SocketAddrV4>,
 }
 
 impl Tgt {
     /// The name of its target.
     pub const IQN: &'static str = "iqn.2026-01.org.polypath.lab:tgt";
 
-    /// Starts it with `units` logical units of `mib` MiB each: LUN 1, 2, ...
+    /// Starts it with two portals on 127.0.0.1 and `units` logical units of `mib` MiB each: LUN 1, 2, ...
     ///
     /// # Errors
     /// It does not come up.
     pub fn start(lab: &Lab, units: usize, mib: u64) -> Result<Self> {
-        let ports = [free_port()?, free_port()?];
+        let portals = [free_port()?, free_port()?].map(|port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+        Self::start_at(lab, &portals, units, mib)
+    }
+
+    /// The same with these portals.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_at(lab: &Lab, portals: &[SocketAddrV4], units: usize, mib: u64) -> Result<Self> {
+        let first = *portals.first().context("a target without a portal")?;
         let images: Result<Vec<_>> = (1..=units).map(|n| lab.disk_image(&format!("lun{n}.img"), mib << 20)).collect();
         let (socket, log) = (lab.path("tgt"), lab.log("tgtd"));
         // Its control sockets are told apart by a number; a port of ours is nobody else's.
-        let control = ports[0] % 30_000;
-        let process = spawn(&socket, control, ports[0], log.clone())?;
-        let mut tgt = Tgt { process, socket, control, images: images?, log, ports };
+        let control = first.port() % 30_000;
+        let process = spawn(&socket, control, first, log.clone())?;
+        let mut tgt = Tgt { process, socket, control, images: images?, log, portals: portals.to_vec() };
         tgt.set_up()?;
         Ok(tgt)
     }
 
-    /// The URI of logical unit `lun` through portal 0 or 1; `user` is what stands before the host, with its `@`.
+    /// The URI of logical unit `lun` through portal 0, 1, ...; `user` is what stands before the host, with its `@`.
     #[must_use]
     pub fn uri(&self, user: &str, portal: usize, lun: u32, options: &str) -> String {
-        format!("iscsi://{user}127.0.0.1:{}/{}/{lun}{options}", self.ports[portal], Self::IQN)
+        format!("iscsi://{user}{}/{}/{lun}{options}", self.portals[portal], Self::IQN)
     }
 
     /// `tgtadm --lld iscsi` with these arguments; what it prints.
@@ -112,7 +122,7 @@ impl Tgt {
     /// # Errors
     /// It does not come up.
     pub fn start_again(&mut self) -> Result<()> {
-        self.process = spawn(&self.socket, self.control, self.ports[0], self.log.clone())?;
+        self.process = spawn(&self.socket, self.control, self.portals[0], self.log.clone())?;
         self.set_up()
     }
 
@@ -124,7 +134,9 @@ impl Tgt {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        self.admin(&format!("--op new --mode portal --param portal=127.0.0.1:{}", self.ports[1]))?;
+        for portal in &self.portals[1..] {
+            self.admin(&format!("--op new --mode portal --param portal={portal}"))?;
+        }
         self.admin(&format!("--op new --mode target --tid 1 -T {}", Self::IQN))?;
         for (image, lun) in self.images.iter().zip(1..) {
             self.admin(&format!("--op new --mode logicalunit --tid 1 --lun {lun} -b {}", image.display()))?;
@@ -133,7 +145,7 @@ impl Tgt {
     }
 }
 
-fn spawn(socket: &std::path::Path, control: u16, port: u16, log: PathBuf) -> Result<Process> {
+fn spawn(socket: &std::path::Path, control: u16, portal: SocketAddrV4, log: PathBuf) -> Result<Process> {
     let program = find_program("env").context("env (package coreutils) is not installed")?;
     let arguments = [
         format!("TGT_IPC_SOCKET={}", socket.display()),
@@ -142,7 +154,7 @@ fn spawn(socket: &std::path::Path, control: u16, port: u16, log: PathBuf) -> Res
         "-C".into(),
         control.to_string(),
         "--iscsi".into(),
-        format!("portal=127.0.0.1:{port}"),
+        format!("portal={portal}"),
     ];
     Process::start(&program, &arguments, log)
 }
