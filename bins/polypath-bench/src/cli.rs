@@ -251,6 +251,9 @@ pub struct RunArgs {
     /// paths of different transports whose identifiers cannot be compared
     #[arg(long = "identity", value_name = "IDENTIFIER")]
     pub identity: Vec<Identifier>,
+    /// State that all paths lead to one disk, for a target that does not prove it (tgtd does not)
+    #[arg(long, conflicts_with = "identity")]
+    pub stated: bool,
     /// Which requests to make
     #[arg(long, value_enum, default_value = "randread")]
     pub rw: MixArg,
@@ -526,6 +529,7 @@ impl RunArgs {
             no_path_timeout: Duration::from_millis(self.no_path_timeout),
             connect_timeout: self.connect_timeout,
             weights: Vec::new(),
+            stated: self.stated,
         }
     }
 }

@@ -268,7 +268,7 @@ impl Guest {
     /// As [`Guest::boot`].
     pub fn boot_user_mode_linux_on_taps(lab: &Lab, spec: &GuestSpec, kernel: &Path) -> Result<Self> {
         let taps = spec.cards.iter().enumerate().filter_map(|(n, card)| match card {
-            Card::Tap(name) => Some(format!("vec{n}:transport=tap,ifname={name},depth=64")),
+            Card::Tap(name) => Some(format!("vec{n}:transport=tap,ifname={name},depth=64,gro=1")),
             Card::User(_) => None,
         });
         Self::boot_user_mode_linux_with(lab, spec, kernel, &taps.collect::<Vec<_>>())

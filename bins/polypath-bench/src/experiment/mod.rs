@@ -36,6 +36,7 @@ pub use serve::serve;
 use crate::latency::round3;
 use crate::protocol::Protocol;
 use clap::ValueEnum;
+use guest::{Found, Kind};
 use load::Bench;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -115,16 +116,17 @@ pub fn run(config: &SumpConfig, mut tell: impl FnMut(&str)) -> anyhow::Result<Su
             report.outcomes.push(outcome);
         }
     }
-    if config.parts.contains(&Part::D) {
-        // What was found so far is kept, whatever becomes of the guests.
+    for kind in Kind::ALL.into_iter().filter(|_| config.parts.contains(&Part::D)) {
+        // What was found so far is kept, whatever becomes of the guest.
         write::report(&config.out, &report)?;
-        tell("(d) in guests");
-        let (outcomes, skipped) = guest::measure(config, &mut tell)?;
-        for outcome in &outcomes {
-            write::outcome(&config.out, outcome)?;
+        tell(&format!("(d) in {}", kind.words()));
+        match guest::measure(kind, config, &mut tell)? {
+            Found::Measured(outcome) => {
+                write::outcome(&config.out, &outcome)?;
+                report.outcomes.push(outcome);
+            }
+            Found::Skipped(why) => report.skipped.push(why),
         }
-        report.outcomes.extend(outcomes);
-        report.skipped.extend(skipped);
     }
     write::report(&config.out, &report)?;
     Ok(report)

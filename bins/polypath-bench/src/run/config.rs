@@ -66,6 +66,8 @@ pub struct RunConfig {
     pub preferred: Option<DiskUri>,
     /// Identifiers that every path must show, one of each kind that it has. Given with one path, they make a multipath disk of that.
     pub identity: Vec<Identifier>,
+    /// It is stated that all of them lead to one disk; otherwise they must prove it.
+    pub stated: bool,
     /// What requests.
     pub mix: Mix,
     /// Bytes a request, a multiple of the disk's block.
@@ -115,6 +117,7 @@ impl RunConfig {
             failback: None,
             preferred: None,
             identity: Vec::new(),
+            stated: false,
             mix: Mix::RandRead,
             bs: 4096,
             qd: 32,

@@ -65,10 +65,14 @@ fn open_whole(stack: &Stack, config: &RunConfig) -> anyhow::Result<Disk> {
     if let Some(preferred) = config.preferred.as_ref().filter(|uri| !config.paths.contains(uri)) {
         anyhow::bail!("--preferred {preferred} is none of the paths; expected one as it is given with --path");
     }
-    let pinned = || MatchPolicy::Pinned(config.identity.clone());
+    let matching = match (config.stated, &config.identity[..]) {
+        (true, _) => MatchPolicy::Stated,
+        (false, []) => MatchPolicy::default(),
+        (false, pinned) => MatchPolicy::Pinned(pinned.to_vec()),
+    };
     let group = Group::new(GroupConfig {
         selector: config.selector.unwrap_or_default().with_options(config.min_io, config.failback)?,
-        matching: if config.identity.is_empty() { MatchPolicy::default() } else { pinned() },
+        matching,
         no_path_timeout_ms: config.no_path_timeout.as_millis() as u64,
         fencing: if config.fencing { Fencing::On } else { Fencing::Off },
         ..GroupConfig::new(name)

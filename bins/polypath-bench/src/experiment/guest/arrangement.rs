@@ -26,13 +26,13 @@ const UML: &str = "POLYPATH_LAB_UML";
 
 /// A kind of guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(in crate::experiment) enum Kind {
     Qemu,
     UserModeLinux,
 }
 
 impl Kind {
-    pub(super) const ALL: [Kind; 2] = [Kind::Qemu, Kind::UserModeLinux];
+    pub(in crate::experiment) const ALL: [Kind; 2] = [Kind::Qemu, Kind::UserModeLinux];
 
     /// In the names of files.
     pub(super) fn as_str(self) -> &'static str {
@@ -43,7 +43,7 @@ impl Kind {
     }
 
     /// For people.
-    pub(super) fn words(self) -> &'static str {
+    pub(in crate::experiment) fn words(self) -> &'static str {
         match self {
             Kind::Qemu => "a QEMU guest",
             Kind::UserModeLinux => "User-Mode Linux",
@@ -83,7 +83,7 @@ impl Kind {
 }
 
 pub(super) struct Arrangement {
-    kind: Kind,
+    pub(super) kind: Kind,
     guest: Guest,
     tgt: Tgt,
     time: Duration,
@@ -129,6 +129,16 @@ impl Arrangement {
         Ok(Arrangement { kind, guest, tgt, time: config.time, qd: config.qd, release, clock, _lab: lab })
     }
 
+    /// Why this program does not run in the guest, if it does not.
+    pub(super) fn unfit(&mut self) -> Option<String> {
+        let trial = "/sbin/polypath-bench run --path null://1MiB --time 10ms --ramp 0 --json /tmp/trial";
+        let error = self.guest.run(trial, COMMAND_LIMIT).err()?;
+        Some(format!(
+            "polypath-bench does not run there (where a kernel's vDSO lacks getcpu, as that of User-Mode Linux may, one built with \
+             RUSTFLAGS='--cfg rustix_use_libc' does): {error:#}"
+        ))
+    }
+
     /// Limits each link to so many bytes of data a second; 0 for no limit.
     pub(super) fn limit(&self, bytes_per_s: [u64; LINKS]) -> anyhow::Result<()> {
         let header = Protocol::Iscsi.read_header() as u64;
@@ -148,7 +158,7 @@ impl Arrangement {
             Initiator::Ours => {
                 let paths: String = (0..LINKS).map(|n| format!(" --path '{}'", self.tgt.uri("", n, 1, ""))).collect();
                 format!(
-                    "/sbin/polypath-bench run{paths} --selector queue-length --rw randread --bs {} --qd {} --time {time_ms}ms --ramp {ramp_ms}ms --json -",
+                    "/sbin/polypath-bench run{paths} --stated --selector queue-length --rw randread --bs {} --qd {} --time {time_ms}ms --ramp {ramp_ms}ms --json -",
                     load::BS,
                     self.qd
                 )

@@ -127,6 +127,15 @@ fn of_fio(report: &Value) -> anyhow::Result<Figures> {
 /// The report of `polypath-bench run`.
 fn of_ours(report: &Value) -> anyhow::Result<Figures> {
     let latency = |name: &str| number(&report["lat_us"][name], name);
+    // One that did not join would leave fewer paths than the kernel has.
+    for path in report["paths"].as_array().into_iter().flatten() {
+        anyhow::ensure!(
+            number(&path["ios"], "ios")? > 0.0,
+            "nothing was read over {}, {}",
+            path["name"],
+            path["state"]
+        );
+    }
     let failed = number(&report["errors"], "errors")? + number(&report["unanswered"], "unanswered")?;
     Ok(Figures {
         iops: number(&report["iops"], "iops")?,
@@ -189,10 +198,14 @@ mod tests {
     #[test]
     fn what_we_say_is_read() {
         let latency = LatencyUs { p50: 1.0, p99: 2.0, p99_9: 3.0, ..LatencyUs::default() };
-        let report = json!({"mode": "run", "iops": 1000.0, "lat_us": latency, "errors": 1, "unanswered": 2});
+        let report = json!({"mode": "run", "iops": 1000.0, "lat_us": latency, "errors": 1, "unanswered": 2,
+            "paths": [{"name": "a", "state": "live", "ios": 7}]});
         let figures = Figures::parse(&format!("{BEFORE}\n{AFTER}\n{report}"), Initiator::Ours).unwrap();
         assert_eq!((figures.iops, figures.p50_us, figures.p99_us, figures.p99_9_us), (1000.0, 1.0, 2.0, 3.0));
         assert_eq!(figures.failed, 3);
+        let report = report.to_string().replace("\"ios\":7", "\"ios\":0");
+        let error = Figures::parse(&format!("{BEFORE}\n{AFTER}\n{report}"), Initiator::Ours).unwrap_err();
+        assert!(error.to_string().contains("nothing was read over \"a\""), "{error:#}");
     }
 
     #[test]

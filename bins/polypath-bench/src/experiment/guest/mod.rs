@@ -11,7 +11,8 @@ use super::load::{ALIKE, LINKS, UNLIKE};
 use super::outcome::{Grid, Outcome, Panel, Picture};
 use super::{Part, SumpConfig};
 use crate::protocol::Protocol;
-use arrangement::{Arrangement, Kind};
+use arrangement::Arrangement;
+pub(super) use arrangement::Kind;
 use figures::Figures;
 
 /// Who reads.
@@ -44,27 +45,35 @@ struct Turn {
     figures: Figures,
 }
 
-/// What was found in each kind of guest that this machine has, and why not in the others.
-///
-/// # Errors
-/// A guest is there and does not work, or what runs in it does not.
-pub(super) fn measure(config: &SumpConfig, tell: &mut impl FnMut(&str)) -> anyhow::Result<(Vec<Outcome>, Vec<String>)> {
-    let (mut outcomes, mut skipped) = (Vec::new(), Vec::new());
-    for kind in Kind::ALL {
-        match kind.missing() {
-            Some(why) => {
-                let said = format!("(d) in {} was skipped: {why}", kind.words());
-                tell(&said);
-                skipped.push(said);
-            }
-            None => outcomes.push(within(kind, config, tell)?),
-        }
-    }
-    Ok((outcomes, skipped))
+/// What became of one kind of guest.
+pub(super) enum Found {
+    Measured(Outcome),
+    /// Why not, and how to get what is missing.
+    Skipped(String),
 }
 
-fn within(kind: Kind, config: &SumpConfig, tell: &mut impl FnMut(&str)) -> anyhow::Result<Outcome> {
-    let mut arrangement = Arrangement::start(kind, config)?;
+/// Measures in one kind of guest, where this machine has what that takes.
+///
+/// # Errors
+/// It does and the guest does not come up, or what runs in it does not.
+pub(super) fn measure(kind: Kind, config: &SumpConfig, tell: &mut impl FnMut(&str)) -> anyhow::Result<Found> {
+    let why = match kind.missing() {
+        Some(why) => why,
+        None => {
+            let mut arrangement = Arrangement::start(kind, config)?;
+            match arrangement.unfit() {
+                Some(why) => why,
+                None => return turns(&mut arrangement, tell).map(Found::Measured),
+            }
+        }
+    };
+    let said = format!("(d) in {} was skipped: {why}", kind.words());
+    tell(&said);
+    Ok(Found::Skipped(said))
+}
+
+fn turns(arrangement: &mut Arrangement, tell: &mut impl FnMut(&str)) -> anyhow::Result<Outcome> {
+    let kind = arrangement.kind;
     let mut turns = Vec::new();
     for (case, limits) in CASES {
         arrangement.limit(limits)?;
@@ -81,7 +90,7 @@ fn within(kind: Kind, config: &SumpConfig, tell: &mut impl FnMut(&str)) -> anyho
             turns.push(Turn { case, initiator, figures });
         }
     }
-    Ok(outcome(kind, &turns, &arrangement))
+    Ok(outcome(kind, &turns, arrangement))
 }
 
 fn outcome(kind: Kind, turns: &[Turn], arrangement: &Arrangement) -> Outcome {
