@@ -40,9 +40,10 @@ received() {
   done
   echo "$sum"
 }
-# reads SECONDS RAMP DEPTH: random reads of the kernel's disk
+# reads SECONDS RAMP DEPTH: random reads of the kernel's disk; all that are free go out at once and all that are done are taken at once
 reads() {
   /sbin/fio --name=kernel --filename="$DISK" --ioengine=io_uring --direct=1 --rw=randread --bs=4k --iodepth="$3" --thread \
+    --registerfiles --fixedbufs --iodepth_batch_submit="$3" --iodepth_batch_complete_max="$3" \
     --norandommap --randrepeat=0 --time_based --runtime="$1" --ramp_time="$2" --clat_percentiles=0 --lat_percentiles=1 \
     --percentile_list=50:99:99.9 --output-format=json
 }

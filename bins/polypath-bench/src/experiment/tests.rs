@@ -1,7 +1,7 @@
 //! What can be said without a network.
 
 use super::network::on_the_wire;
-use super::outcome::{Grid, Line, Outcome, Picture};
+use super::outcome::{Grid, Line, Outcome, Panel, Picture};
 use super::{Part, chart, write};
 use crate::protocol::Protocol;
 
@@ -35,5 +35,14 @@ fn charts_name_what_they_show() {
         assert_eq!(svg.contains("a path is cut"), !logarithmic);
     }
     let svg = chart::draw(&bars).unwrap();
+    let panel =
+        |unit| Panel { unit, bars: vec![("kernel, no limit".to_owned(), 7.0), ("ours, no limit".to_owned(), 8.5)] };
+    let panels = Picture::Panels(vec![panel("MB/s"), panel("p99, ms")]);
+    let mut panels = Outcome::new(Part::D, Protocol::Iscsi, "Kernel", panels);
+    panels.guest = "qemu";
+    assert_eq!(panels.stem(), "d-iscsi-qemu");
+    let drawn = chart::draw(&panels).unwrap();
+    assert!(["kernel, no limit", "8.5", "MB/s", "p99, ms"].iter().all(|word| drawn.contains(word)), "{drawn}");
+    assert!(!drawn.contains("sum of the paths"), "there is no limit: {drawn}");
     assert!(["queue-length", "round-robin", "199.0", "sum of the paths"].iter().all(|word| svg.contains(word)));
 }

@@ -135,7 +135,8 @@ impl Arrangement {
         let error = self.guest.run(trial, COMMAND_LIMIT).err()?;
         Some(format!(
             "polypath-bench does not run there (where a kernel's vDSO lacks getcpu, as that of User-Mode Linux may, one built with \
-             RUSTFLAGS='--cfg rustix_use_libc' does): {error:#}"
+             RUSTFLAGS='--cfg rustix_use_libc' does not ask for it): {}",
+            format!("{error:#}").replace('\n', "; ")
         ))
     }
 
