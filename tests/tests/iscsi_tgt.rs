@@ -133,7 +133,7 @@ fn a_second_logical_unit_adds_no_session() -> Result<()> {
 fn a_portal_is_a_source_of_every_logical_unit() -> Result<()> {
     let Some(lab) = Lab::enter("tgt", "tgt_sources", &TGT) else { return Ok(()) };
     let mut tgt = Tgt::start(&lab, 2, 16)?;
-    let portal = format!("iscsi://127.0.0.1:{}", tgt.ports[0]);
+    let portal = format!("iscsi://127.0.0.1:{}", tgt.ports()[0]);
     let discover = |more: &[&str]| -> Result<(bool, String)> {
         let output = Command::new(program_of("polypath-cli", "polypath")?).arg("discover").args(more).output()?;
         Ok((output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()))
@@ -144,7 +144,7 @@ fn a_portal_is_a_source_of_every_logical_unit() -> Result<()> {
         let disk = |lun: u32| said.contains(&format!("disk         iscsi://127.0.0.1:{port}/{}/{lun}\n", Tgt::IQN));
         said.contains(&target) && disk(1) && disk(2)
     };
-    ensure!(content && tgt.ports.iter().filter(is_listed).count() == 1, "{said}");
+    ensure!(content && tgt.ports().iter().filter(is_listed).count() == 1, "{said}");
     verifies(&tgt.uri("", 1, 2, ""))?;
     let (content, said) = discover(&["--devices", &portal])?;
     ensure!(content && said.matches("proves nothing").count() == 2 && said.contains("it is no disk"), "{said}");

@@ -24,6 +24,12 @@ pub struct Tgt {
 }
 
 impl Tgt {
+    /// The ports of its portals.
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        self.portals.iter().map(SocketAddrV4::port).collect()
+    }
+
     /// The name of its target.
     pub const IQN: &'static str = "iqn.2026-01.org.polypath.lab:tgt";
 

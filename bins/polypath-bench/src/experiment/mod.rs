@@ -123,7 +123,7 @@ pub fn run(config: &SumpConfig, mut tell: impl FnMut(&str)) -> anyhow::Result<Su
         match guest::measure(kind, config, &mut tell)? {
             Found::Measured(outcome) => {
                 write::outcome(&config.out, &outcome)?;
-                report.outcomes.push(outcome);
+                report.outcomes.push(*outcome);
             }
             Found::Skipped(why) => report.skipped.push(why),
         }

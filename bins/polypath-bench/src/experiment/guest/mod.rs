@@ -47,7 +47,7 @@ struct Turn {
 
 /// What became of one kind of guest.
 pub(super) enum Found {
-    Measured(Outcome),
+    Measured(Box<Outcome>),
     /// Why not, and how to get what is missing.
     Skipped(String),
 }
@@ -63,7 +63,7 @@ pub(super) fn measure(kind: Kind, config: &SumpConfig, tell: &mut impl FnMut(&st
             let mut arrangement = Arrangement::start(kind, config)?;
             match arrangement.unfit() {
                 Some(why) => why,
-                None => return turns(&mut arrangement, tell).map(Found::Measured),
+                None => return turns(&mut arrangement, tell).map(|outcome| Found::Measured(Box::new(outcome))),
             }
         }
     };
