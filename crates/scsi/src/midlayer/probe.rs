@@ -1,7 +1,7 @@
 //! The probe of a logical unit: who is there, and what it takes. A state machine without a queue and without a clock.
 //!
 //! TEST UNIT READY until it has nothing to report any more → INQUIRY → vital product data pages 00h, 83h, 80h, B0h, B2h → READ CAPACITY →
-//! MODE SENSE → REPORT TARGET PORT GROUPS. What a device does not know it is not asked for again, and missed only where a disk cannot
+//! MODE SENSE → VERIFY of no block → REPORT TARGET PORT GROUPS. What a device does not know it is not asked for again, and missed only where a disk cannot
 //! be used without it: its size, and its block length.
 //!
 //! A target port that gives no access now (ALUA: standby, unavailable, transitioning) need not answer what is asked of the medium. Then what
@@ -10,7 +10,7 @@
 use super::task::{Answer, TaskLimits};
 use crate::alua::{AluaState, TargetPortGroups};
 use crate::capacity::{Capacity10, Capacity16};
-use crate::cdb::{Form, PageControl, PowerCondition, StartStop};
+use crate::cdb::{ByteCheck, Form, PageControl, PowerCondition, StartStop};
 use crate::inquiry::{Inquiry, Qualifier, Tpgs};
 use crate::mode::{self, Caching, Header, ModeData};
 use crate::sense::key;
@@ -128,6 +128,7 @@ enum Step {
     Capacity16,
     Capacity10,
     Mode,
+    Verify,
     PortGroups,
     Done,
 }
@@ -158,6 +159,8 @@ pub struct Probe {
     fua: bool,
     caching: Option<Caching>,
     guessed: bool,
+    /// It compares with data that it is sent.
+    compares: bool,
     access: Access,
     alua: Alua,
     /// The extended header was not refused yet.
@@ -193,6 +196,7 @@ impl Probe {
             fua: false,
             caching: None,
             guessed: false,
+            compares: false,
             access: Access::Optimized,
             alua: Alua::default(),
             extended: true,
@@ -230,6 +234,8 @@ impl Probe {
             Step::Mode => {
                 (Cdb::mode_sense_10(PageControl::Current, mode::page::CACHING, 0, ALLOCATION), ALLOCATION.into())
             }
+            // Of no block: it says whether the command is known, and reads nothing (SBC-3 section 5.31).
+            Step::Verify => (Cdb::verify_16(0, 0, ByteCheck::Data, false), 0),
             Step::PortGroups => (Cdb::report_target_port_groups(self.extended, ALLOCATION.into()), ALLOCATION.into()),
             Step::Done => return self.found(),
         };
@@ -280,6 +286,7 @@ impl Probe {
                 self.kept = self.known.is_some();
                 self.after_mode();
             }
+            Step::Verify => self.after_verify(),
             Step::PortGroups => self.go(Step::Done),
             _ => return false,
         }
@@ -394,6 +401,10 @@ impl Probe {
                 self.caching = mode.caching();
                 self.after_mode();
             }
+            Step::Verify => {
+                self.compares = true;
+                self.after_verify();
+            }
             Step::PortGroups => {
                 self.port_groups(&TargetPortGroups::parse(data)?);
                 self.go(Step::Done);
@@ -426,6 +437,14 @@ impl Probe {
     }
 
     fn after_mode(&mut self) {
+        // Only those that have the other long commands are asked; a kept one is not asked for anything of the medium.
+        if self.short || self.kept {
+            return self.after_verify();
+        }
+        self.go(Step::Verify);
+    }
+
+    fn after_verify(&mut self) {
         let reports = self.inquiry.as_ref().is_some_and(|i| i.tpgs.reports());
         self.go(if reports { Step::PortGroups } else { Step::Done });
     }
@@ -457,6 +476,10 @@ impl Probe {
             Step::Mode => {
                 self.guessed = code == Code::ReservationConflict;
                 self.after_mode();
+            }
+            Step::Verify => {
+                self.guessed |= code == Code::ReservationConflict;
+                self.after_verify();
             }
             // One of before SPC-4 does not know the extended header.
             Step::PortGroups if self.extended => self.extended = false,
@@ -556,7 +579,7 @@ impl Probe {
                 // One that does not tell may have one: a flush that is not needed costs little.
                 write_cache: self.caching.as_ref().is_none_or(|c| c.write_cache),
                 fua: self.fua,
-                compare: false,
+                compare: self.compares,
                 read_only: self.write_protected,
             },
             form: if wide && (blocks > u64::from(u32::MAX) || inquiry.protect) { Form::Sixteen } else { Form::Ten },

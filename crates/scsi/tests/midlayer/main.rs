@@ -65,6 +65,28 @@ fn what_is_written_is_read_and_what_is_too_large_is_cut() {
     rig.script(|s| assert_eq!(s.medium[3 * 512..5 * 512], [0; 1024], "zeroed, and unmapped"));
 }
 
+/// Whether a disk compares is found out by asking it to compare nothing.
+#[test]
+fn a_disk_that_compares_says_so() {
+    let mut rig = rig(100);
+    let compares = |rig: &script::Rig| rig.disk.state().info().unwrap().limits.compare;
+    assert!(!compares(&rig), "it does not know the command");
+    rig.script(|s| (s.compares, s.rules) = (true, vec![rule(READS, 1, attention(0x3f, 0x0e))]));
+    let mut d = Driven::open(&mut rig);
+    let span = d.span(0, BLOCK);
+    d.submit(&rig, Io::read(1, 0, 1, span)).unwrap();
+    assert!(d.until(&mut rig, 100, |done| done.completions.len() == 1));
+    rig.scan();
+    assert!(compares(&rig));
+    d.submit(&rig, Io { op: Op::Compare, ..Io::write(2, 5, 1, span) }).unwrap();
+    d.memory.window().copy_in(0, &[0; BLOCK as usize]).unwrap();
+    assert!(d.until(&mut rig, 100, |done| done.completions.len() == 2));
+    rig.script(|s| s.medium[5 * BLOCK as usize] = 1);
+    d.submit(&rig, Io { op: Op::Compare, ..Io::write(3, 5, 1, span) }).unwrap();
+    assert!(d.until(&mut rig, 100, |done| done.completions.len() == 3));
+    assert_eq!(codes(&d.done.completions), [Code::Ok, Code::Ok, Code::Miscompare]);
+}
+
 #[test]
 fn an_attention_is_heard_once_and_acted_on() {
     for (asc, ascq, looks) in [(0x29, 0x00, true), (0x2a, 0x09, true), (0x3f, 0x0e, true), (0x2a, 0x06, false)] {

@@ -10,6 +10,7 @@ use polypath_scsi::alua::{
     AluaState, StateChange, SupportedStates, TargetPortGroup, TargetPortGroups, parse_set_target_port_groups,
 };
 use polypath_scsi::capacity::Capacity16;
+use polypath_scsi::cdb::ByteCheck;
 use polypath_scsi::inquiry::{Inquiry, Tpgs};
 use polypath_scsi::midlayer::{
     Address, Answer, Bus, DiskConfig, HostBus, Outcome, Recovered, Recovery, RecoveryEnd, Scanner, ScsiDisk, Task,
@@ -44,6 +45,8 @@ pub(crate) struct Rule {
 
 #[derive(Default)]
 pub(crate) struct Script {
+    /// It compares its medium with data that it is sent.
+    pub(crate) compares: bool,
     pub(crate) medium: Vec<u8>,
     pub(crate) blocks: u64,
     pub(crate) naa: u8,
@@ -557,6 +560,14 @@ impl Script {
                 let at = (t.lba * u64::from(BLOCK)) as usize;
                 self.medium[at..at + bytes.len()].copy_from_slice(&bytes);
                 good(data.len())
+            }
+            Command::Verify { lba, blocks, check: ByteCheck::Data, .. } if self.compares && end(lba, blocks) => {
+                let bytes = get(data, segs);
+                let at = (lba * u64::from(BLOCK)) as usize;
+                match self.medium[at..at + bytes.len()] == bytes[..] {
+                    true => good(data.len()),
+                    false => check(Sense::new(key::MISCOMPARE, 0x1d, 0)),
+                }
             }
             Command::WriteSame { lba, blocks, .. } if end(lba, blocks) => {
                 self.zero(lba, blocks);
