@@ -319,7 +319,7 @@ fn listener_action(rooms: &Rooms, command: &Command, action: ListenerAction) -> 
 
 /// The store a command means, and its index: by the name of its subsystem or target, or the only one.
 fn store<'a>(shared: &'a Shared, command: &Command) -> Result<(usize, &'a Store), String> {
-    let named = |s: &Store| command.nqn.as_ref().is_none_or(|n| *n == s.nqn || s.iqn.as_ref() == Some(n));
+    let named = |s: &Store| command.nqn.as_ref().is_none_or(|name| s.is_named(name));
     let mut candidates = shared.stores.iter().enumerate().filter(|(_, s)| named(s));
     match (candidates.next(), candidates.next()) {
         (Some((index, only)), None) => Ok((index, only)),

@@ -70,7 +70,7 @@ impl Rooms {
 
     /// Puts `original` in the place of the disk that has its number now, with the event.
     pub(crate) fn put_back(&self, nqn: &str, original: &Disk) {
-        let Some(index) = self.stores.iter().position(|s| s.nqn == nqn) else { return };
+        let Some(index) = self.stores.iter().position(|s| s.is_named(nqn)) else { return };
         // One that is detached meanwhile has no place to be put.
         let back = self.stores[index].replace(original.nsid, |now| Ok(Disk { group: now.group, ..original.copy() }));
         if back.is_ok() {

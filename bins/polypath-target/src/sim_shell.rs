@@ -246,12 +246,12 @@ impl SimTarget {
         self.strangers.iter().map(|m| changes(m)).sum()
     }
 
-    /// How often namespace `nsid` of `nqn` was changed. Only media with a simulated cache count.
+    /// How often namespace `nsid` of `nqn`, or of the target that is named so over iSCSI, was changed. Only media with a simulated cache count.
     pub fn changes(&self, nqn: &str, nsid: u32) -> u64 {
         self.namespace(nqn, nsid).map_or(0, |n| changes(&n.medium))
     }
 
-    /// Bytes of namespace `nsid` of `nqn`, attached or not: as they are read, or as a loss of power would leave them. The original,
+    /// Bytes of namespace `nsid` of `nqn` (or of the target that is named so), attached or not: as they are read, or as a loss of power would leave them. The original,
     /// where another one was swapped in. `false` when there are none.
     pub fn look(&self, nqn: &str, nsid: u32, offset: u64, durable: bool, out: &mut [u8]) -> bool {
         let original = self.originals.get(&(nqn.to_owned(), nsid)).cloned();
@@ -263,7 +263,7 @@ impl SimTarget {
     }
 
     fn namespace(&self, nqn: &str, nsid: u32) -> Option<Arc<Disk>> {
-        let store = self.rooms.stores.iter().find(|s| s.nqn == nqn)?;
+        let store = self.rooms.stores.iter().find(|s| s.is_named(nqn))?;
         store.all_disks().into_iter().find(|n| n.nsid == nsid)
     }
 

@@ -126,6 +126,11 @@ impl Store {
         })
     }
 
+    /// Is this its name, as a subsystem or as a target?
+    pub(crate) fn is_named(&self, name: &str) -> bool {
+        self.nqn == name || self.iqn.as_deref() == Some(name)
+    }
+
     #[inline]
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)

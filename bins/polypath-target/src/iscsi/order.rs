@@ -9,7 +9,6 @@ use polypath_iscsi::pdu::{BHS_LEN, DataOut, Header, Itt, Opcode, RejectReason, R
 use polypath_iscsi::serial::CmdSn;
 use polypath_scsi::ScsiStatus;
 use polypath_scsi::command::{Command, Data};
-use std::collections::VecDeque;
 
 /// Staged data of one connection at most; commands beyond it wait for their R2T.
 const STAGE_LIMIT: usize = 32 << 20;
@@ -55,19 +54,35 @@ pub(super) struct Transfer {
     /// Unsolicited data are still to come.
     unsolicited: bool,
     data_sn: u32,
-    /// End of what was asked for.
-    asked: usize,
-    /// R2T that are not answered: number and end.
-    open: VecDeque<(u32, usize)>,
-    /// Number of the next R2T.
+    /// Where what is asked for begins, R2T by R2T and all of one length but the last.
+    base: usize,
+    /// R2T that were sent.
     number: u32,
+    /// R2T that were answered.
+    answered: u32,
     /// Counted as staged.
     staged: bool,
     /// What it ends with whatever comes.
     verdict: Option<Verdict>,
 }
 
+impl Transfer {
+    /// Where the answer to an R2T begins and ends, each asking for `most` octets.
+    fn stretch(&self, number: u32, most: usize) -> (usize, usize) {
+        let at = |number: u32| (self.base + number as usize * most).min(self.want);
+        (at(number), at(number + 1))
+    }
+}
+
 impl Conn {
+    /// Most octets that one R2T asks for.
+    fn most(&self, env: &Env<'_>) -> usize {
+        match env.iscsi.shared.config.r2t_bytes as usize {
+            0 => self.agreed.max_burst,
+            n => n.min(self.agreed.max_burst),
+        }
+    }
+
     /// Whether a PDU has its turn now. One that is early is kept, one that is outside of the window is ignored.
     pub(super) fn in_order(&mut self, cmd_sn: CmdSn, immediate: bool, pdu: &[u8]) -> bool {
         if immediate {
@@ -144,9 +159,9 @@ impl Conn {
             stage,
             unsolicited: !cmd.is_final,
             data_sn: 0,
-            asked: data.len(),
-            open: VecDeque::new(),
+            base: data.len(),
             number: 0,
+            answered: 0,
             staged: false,
             verdict: admitted.err(),
         };
@@ -213,27 +228,19 @@ impl Conn {
 
     /// Sends as many R2T of a transfer as may be open.
     fn ask(&mut self, env: &Env<'_>, key: SlotKey) {
-        let most = match env.iscsi.shared.config.r2t_bytes as usize {
-            0 => self.agreed.max_burst,
-            n => n.min(self.agreed.max_burst),
-        };
+        let most = self.most(env);
         loop {
             let Some(Task { cmd, state: State::Transfer(t), .. }) = self.tasks.get_mut(key) else { return };
             if !t.staged {
                 t.staged = true;
                 self.staged += t.want;
             }
-            if t.open.len() >= self.agreed.max_r2t || t.asked >= t.want {
-                return;
-            }
-            let (offset, number) = (t.asked, t.number);
-            let len = (t.want - offset).min(most);
-            t.asked += len;
+            let (number, open) = (t.number, (t.number - t.answered) as usize);
+            let (from, to) = t.stretch(number, most);
+            let (Some(ttt), true) = (tag(key, number), from < to && open < self.agreed.max_r2t) else { return };
             t.number += 1;
-            t.open.push_back((number, t.asked));
-            let r2t = (cmd.lun, cmd.itt, tag(key, number));
-            let Some(ttt) = r2t.2 else { return };
-            self.send_r2t(env, (r2t.0, r2t.1, ttt), number, offset as u32, len as u32);
+            let (lun, itt) = (cmd.lun, cmd.itt);
+            self.send_r2t(env, (lun, itt, ttt), number, from as u32, (to - from) as u32);
         }
     }
 
@@ -242,17 +249,18 @@ impl Conn {
     pub(super) fn data_out(&mut self, env: &Env<'_>, out: &DataOut, data: &[u8]) {
         // Data of a task that is over may still be on their way: they are of no interest.
         let Some(key) = self.task_of_data(out) else { return };
-        let first = self.agreed.first_burst;
+        let (first, most) = (self.agreed.first_burst, self.most(env));
         let Some(Task { cmd, state: State::Transfer(t), .. }) = self.tasks.get_mut(key) else { return };
         let end = t.got + data.len();
         let good = out.buffer_offset as usize == t.got
             && out.data_sn == t.data_sn
-            && match (out.ttt, t.open.front()) {
-                (None, _) => t.unsolicited && end <= first.min(cmd.expected_len as usize),
-                (Some(ttt), Some(&(number, to))) => {
-                    tag(key, number) == Some(ttt) && end <= to && out.is_final == (end == to)
+            && match out.ttt {
+                None => t.unsolicited && end <= first.min(cmd.expected_len as usize),
+                Some(ttt) => {
+                    let (_, to) = t.stretch(t.answered, most);
+                    let asked = t.answered < t.number && tag(key, t.answered) == Some(ttt);
+                    asked && end <= to && out.is_final == (end == to)
                 }
-                (Some(_), None) => false,
             };
         if !good {
             let verdict = t.verdict.unwrap_or(Verdict::check(sense::WRONG_AMOUNT_OF_DATA));
@@ -267,11 +275,11 @@ impl Conn {
         t.got = end;
         t.data_sn = if out.is_final { 0 } else { t.data_sn + 1 };
         if out.is_final && out.ttt.is_some() {
-            t.open.pop_front();
+            t.answered += 1;
         }
         if out.is_final && out.ttt.is_none() {
             t.unsolicited = false;
-            t.asked = t.got;
+            t.base = t.got;
         }
         if t.unsolicited {
             if whole {
