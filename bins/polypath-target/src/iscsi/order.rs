@@ -139,9 +139,11 @@ impl Conn {
         } else {
             self.admit(env, &cmd)
         };
-        let wanted = match &admitted {
-            Ok((_, Data::Out(wanted))) => *wanted,
-            _ => 0,
+        let (admitted, wanted) = match admitted {
+            // It takes data, and the initiator expects some.
+            Ok((_, Data::Out(wanted))) if wanted > 0 && cmd.read => (Err(Verdict::check(sense::INFORMATION_UNIT)), 0),
+            Ok((_, Data::Out(wanted))) => (admitted, wanted),
+            _ => (admitted, 0),
         };
         let want = if cmd.write { wanted.min(cmd.expected_len.into()) as usize } else { 0 };
         if cmd.is_final && (data.len() >= want || admitted.is_err()) {

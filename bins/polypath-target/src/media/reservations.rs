@@ -14,6 +14,9 @@ pub(crate) struct Party {
     pub(crate) port: u16,
 }
 
+/// Somebody who has registered nowhere.
+static NOBODY: Party = Party { initiator: String::new(), port: 0 };
+
 /// How a reservation forbids others what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Hold {
@@ -75,6 +78,12 @@ impl Reservations {
     #[inline]
     pub(crate) fn allows(&self, party: &Party, write: bool) -> bool {
         !self.held.load(Ordering::Acquire) || lock(&self.picture).allows(party, write)
+    }
+
+    /// May somebody read, or write, who cannot register?
+    #[inline]
+    pub(crate) fn allows_anybody(&self, write: bool) -> bool {
+        self.allows(&NOBODY, write)
     }
 
     pub(crate) fn picture(&self) -> Picture {
@@ -268,6 +277,7 @@ mod tests {
             r.register(&b, Some(0), 2).unwrap();
             assert!(r.allows(&c, true));
             r.reserve(&a, 1, hold).unwrap();
+            assert_eq!((r.allows_anybody(false), r.allows_anybody(true)), others, "{hold:?}");
             let can = |p: &Party| (r.allows(p, false), r.allows(p, true));
             assert_eq!((can(&a), can(&b), can(&c)), ((true, true), registered, others), "{hold:?}");
             let all = matches!(hold, Hold::All { .. });

@@ -81,6 +81,7 @@ impl Conn {
     #[inline]
     pub(super) fn range(&self, env: &Env<'_>, sqe: &Sqe) -> Result<Range<'_>, StatusField> {
         let namespace = self.namespace(env, sqe.nsid())?;
+        allowed(namespace, !matches!(sqe.opcode(), op::READ | op::COMPARE))?;
         let (lba, blocks) = (sqe.slba(), u64::from(sqe.nlb_z()) + 1);
         match lba.checked_add(blocks) {
             Some(end) if end <= namespace.blocks => {
@@ -209,6 +210,7 @@ impl Conn {
 
     fn dataset_management(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {
         let namespace = self.namespace(env, sqe.nsid())?;
+        allowed(namespace, true)?;
         let ranges = usize::from(sqe.dsm_ranges_z()) + 1;
         let Some(list) = data.get(..ranges * DsmRange::LEN) else {
             return Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
@@ -225,6 +227,12 @@ impl Conn {
         }
         Ok(())
     }
+}
+
+/// What somebody else has reserved is his: hosts cannot register here, but who speaks the other protocol can.
+#[inline]
+fn allowed(disk: &Disk, write: bool) -> Result<(), StatusField> {
+    if disk.reservations.allows_anybody(write) { Ok(()) } else { Err(StatusField::RESERVATION_CONFLICT) }
 }
 
 /// Digest of `len` zeroes.

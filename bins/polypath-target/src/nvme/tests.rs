@@ -357,3 +357,28 @@ fn a_host_without_a_name_is_served_and_is_not_another_one() {
     assert_eq!(answer(&mut nonsense), wrong);
     finish(&shared, [admin, io, other, nonsense]);
 }
+
+#[test]
+fn what_others_have_reserved_is_theirs() {
+    use crate::media::{Hold, Party};
+    let shared = shared(|_| {});
+    let (admin, mut io) = pair(&shared, 0);
+    let e = env(&shared, 0);
+    let disk = shared.subsystems[1].store.disks()[0].clone();
+    let party = Party { initiator: "iqn.2026-01.org.example:i,i,0x400001370000".into(), port: 1 };
+    disk.reservations.register(&party, Some(0), 5).unwrap();
+    let read = Sqe::read(6, 1, 0, 0, false).with_sgl(SglDescriptor::Transport { length: 512 });
+    let mut status = |bytes: Vec<u8>| {
+        io.receive(&e, &bytes);
+        let all = drain(&mut io.out);
+        Cqe::parse(&pdus(&all).last().unwrap().2).unwrap().status
+    };
+    for (access, want) in [(false, StatusField::SUCCESS), (true, StatusField::RESERVATION_CONFLICT)] {
+        disk.reservations.reserve(&party, 5, Hold::One { access }).unwrap();
+        assert_eq!(status(capsule(write(5, 0, 1, true), &[7; 512])), StatusField::RESERVATION_CONFLICT);
+        assert_eq!(status(capsule(read, &[])), want);
+        disk.reservations.release(&party, 5, Hold::One { access }).unwrap();
+    }
+    assert_eq!(status(capsule(write(5, 0, 1, true), &[7; 512])), StatusField::SUCCESS);
+    finish(&shared, [io, admin]);
+}
