@@ -1,7 +1,8 @@
-//! The ghost write: a target holds a write whose path is lost, and applies it late.
+//! The ghost write: a target holds a write whose path is lost, and applies it late. Over NVMe/TCP and over iSCSI.
 //!
-//! Inside the bound that the controller advertises it cannot make the disk return old data; with the fence switched off it can;
-//! beyond its own bound it can too, and then it is the target that is reported. Real sockets, real time; no Linux needed.
+//! Inside the bound it cannot make the disk return old data; with the fence switched off it can; beyond the bound it can too, and then it is
+//! the target that is reported. A target that takes an iSCSI session anew has ended what the one before it held. Real sockets, real
+//! time; no Linux needed.
 
 use anyhow::{Context, Result, ensure};
 use polypath::block::{Device, Proof};
@@ -14,10 +15,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const NQN: &str = "nqn.2026-01.org.polypath:fencing";
+const IQN: &str = "iqn.2026-01.org.polypath:fencing";
+/// What a lost iSCSI session is given where its target does not take it anew.
+const FENCE_MS: u64 = 1200;
 /// Keep-alive timeout asked for; the target rounds to 100 ms, so the fence takes twice this and the quiesce time.
 const KEEP_ALIVE_MS: u64 = 500;
 const CQT_MS: u16 = 300;
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// What is spoken, and how the path is lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// NVMe/TCP; its listener closes.
+    NvmeTcp,
+    /// iSCSI; its portal closes.
+    Iscsi,
+    /// iSCSI; its connection is reset and its portal takes the next one.
+    IscsiReset,
+}
 
 struct Played {
     errors: Vec<VerifyError>,
@@ -31,7 +46,7 @@ struct Played {
 
 #[test]
 fn a_late_write_inside_its_bound_cannot_bring_back_old_data() -> Result<()> {
-    let played = play(Fencing::On, 700, false)?;
+    let played = play(Over::NvmeTcp, Fencing::On, 700, false)?;
     ensure!(played.errors.is_empty(), "old data came back although fenced: {:?}", played.errors);
     ensure!(played.verdict == Verdict::Clean);
     let bound = Duration::from_millis(2 * KEEP_ALIVE_MS + u64::from(CQT_MS));
@@ -45,7 +60,7 @@ fn a_late_write_inside_its_bound_cannot_bring_back_old_data() -> Result<()> {
 
 #[test]
 fn without_the_fence_the_same_late_write_brings_back_old_data() -> Result<()> {
-    let played = play(Fencing::Off, 700, false)?;
+    let played = play(Over::NvmeTcp, Fencing::Off, 700, false)?;
     ensure!(!played.errors.is_empty(), "no old data came back: the oracle is blind, or the fence is not off");
     ensure!(matches!(played.verdict, Verdict::Unfenced { .. }), "{}", played.verdict);
     Ok(())
@@ -53,22 +68,68 @@ fn without_the_fence_the_same_late_write_brings_back_old_data() -> Result<()> {
 
 #[test]
 fn a_target_later_than_its_own_bound_is_detected_and_reported() -> Result<()> {
-    let played = play(Fencing::On, 3500, true)?;
+    let played = play(Over::NvmeTcp, Fencing::On, 3500, true)?;
     ensure!(!played.errors.is_empty(), "a write beyond every bound landed and the oracle did not see it");
     ensure!(matches!(played.verdict, Verdict::NonConforming { .. }), "{}", played.verdict);
     ensure!(played.verdict.to_string().contains("non-conforming"), "{}", played.verdict);
     Ok(())
 }
 
+#[test]
+fn a_late_write_of_an_iscsi_session_inside_its_bound_cannot_bring_back_old_data() -> Result<()> {
+    let played = play(Over::Iscsi, Fencing::On, 700, false)?;
+    ensure!(played.errors.is_empty(), "old data came back although fenced: {:?}", played.errors);
+    let bound = Duration::from_millis(FENCE_MS);
+    ensure!(played.write_took >= bound, "acknowledged after {:?}, before the bound {bound:?}", played.write_took);
+    let named = |p: &Proof| matches!(p, Proof::ConfiguredBound { bound_ms } if u64::from(*bound_ms) == FENCE_MS);
+    ensure!(played.proofs.iter().any(named), "the proof is not named: {:?}", played.proofs);
+    ensure!(played.log_names_proof, "the log does not name the proof");
+    ensure!(played.held_after_loss_ms > 0, "the held write was applied before the path was lost: nothing was tested");
+    Ok(())
+}
+
+#[test]
+fn without_the_fence_the_late_write_of_an_iscsi_session_brings_back_old_data() -> Result<()> {
+    let played = play(Over::Iscsi, Fencing::Off, 700, false)?;
+    ensure!(!played.errors.is_empty(), "no old data came back: the oracle is blind, or the fence is not off");
+    ensure!(matches!(played.verdict, Verdict::Unfenced { .. }), "{}", played.verdict);
+    Ok(())
+}
+
+/// The target answers: nobody waits for a bound, and what was held is never applied.
+#[test]
+fn a_session_that_is_taken_anew_ends_the_write_that_the_one_before_it_held() -> Result<()> {
+    let played = play(Over::IscsiReset, Fencing::On, 700, false)?;
+    ensure!(played.errors.is_empty(), "old data came back although the session was taken anew: {:?}", played.errors);
+    ensure!(played.proofs.contains(&Proof::Reinstated), "the proof is not named: {:?}", played.proofs);
+    ensure!(played.log_names_proof, "the log does not name the proof");
+    let bound = Duration::from_millis(FENCE_MS);
+    ensure!(played.write_took < bound, "acknowledged after {:?}: that is the bound, not an answer", played.write_took);
+    // Nothing, or carried out before the login was answered.
+    let (held, again) = (played.held_after_loss_ms, played.write_took.as_millis() as i64);
+    ensure!(
+        held <= again,
+        "applied {held} ms after the loss, when the write had been acknowledged for {} ms",
+        held - again
+    );
+    println!("taken anew, and the write sent again and acknowledged, {:?} after the loss", played.write_took);
+    Ok(())
+}
+
 /// One write is held by the path it went to, that path is lost, the write is sent again on the other, a newer write follows, the
 /// held one lands `apply_after_ms` after it was taken; then the block is read.
-fn play(fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Result<Played> {
+fn play(over: Over, fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Result<Played> {
     let log = capture::start();
-    let target = start_target()?;
+    let target = start_target(over)?;
     let stack = Stack::start(StackConfig::default())?;
     let mut spec = GroupSpec { fencing, ..GroupSpec::new("fencing", []) };
     for (i, address) in target.addresses().iter().enumerate() {
-        let uri = format!("nvme-tcp://{address}/{NQN}?ns=1&keep_alive_ms={KEEP_ALIVE_MS}");
+        let uri = match over {
+            Over::NvmeTcp => format!("nvme-tcp://{address}/{NQN}?ns=1&keep_alive_ms={KEEP_ALIVE_MS}"),
+            Over::Iscsi | Over::IscsiReset => {
+                format!("iscsi://{address}/{IQN}/0?fence_ms={FENCE_MS}&reconnect_delay_ms=20")
+            }
+        };
         spec.paths.push(PathSpec { name: Some(format!("path{i}")), ..PathSpec::new(uri.parse()?) });
     }
     let group = stack.open_group(spec)?;
@@ -102,7 +163,11 @@ fn play(fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Result<Played> {
     wait_for("the write to be held", || !target.held_writes().is_empty())?;
     let lost = Instant::now();
     let lost_unix_us = unix_us();
-    target.close_listener(0).map_err(anyhow::Error::msg)?;
+    match over {
+        Over::NvmeTcp | Over::Iscsi => target.close_listener(0),
+        Over::IscsiReset => target.reset(0),
+    }
+    .map_err(anyhow::Error::msg)?;
     held.join()
         .map_err(|_| anyhow::anyhow!("the writer panicked"))?
         .context("the held write must succeed elsewhere")?;
@@ -111,12 +176,17 @@ fn play(fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Result<Played> {
 
     write(&disk, &mut verifier, 7)?;
     let mut errors = read(&disk, &mut verifier, 7)?.err().unwrap_or_default();
-    wait_for("the held write to be applied", || {
-        target.held_writes().first().is_some_and(|h| h.applied_unix_us.is_some())
-    })?;
+    if over == Over::IscsiReset {
+        // It must not be; it would have been by now.
+        thread::sleep(Duration::from_millis(apply_after_ms + 100).saturating_sub(lost.elapsed()));
+    } else {
+        wait_for("the held write to be applied", || {
+            target.held_writes().first().is_some_and(|h| h.applied_unix_us.is_some())
+        })?;
+    }
     errors.extend(read(&disk, &mut verifier, 7)?.err().unwrap_or_default());
 
-    let applied = target.held_writes()[0].applied_unix_us.unwrap_or(0);
+    let applied = target.held_writes()[0].applied_unix_us.map_or(0, |at| at as i64 - lost_unix_us as i64);
     let redriven = redriven(&events);
     let verdict = judge(&errors, &redriven);
     println!("{verdict}");
@@ -130,17 +200,26 @@ fn play(fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Result<Played> {
         verdict,
         proofs: redriven.iter().map(|r| r.proof).collect(),
         write_took,
-        held_after_loss_ms: (applied as i64 - lost_unix_us as i64) / 1000,
-        log_names_proof: log.contains("keep-alive-bound"),
+        held_after_loss_ms: applied / 1000,
+        log_names_proof: log.contains(match over {
+            Over::NvmeTcp => "keep-alive-bound",
+            Over::Iscsi => "configured-bound(1200ms)",
+            Over::IscsiReset => "session-reinstated",
+        }),
     })
 }
 
-fn start_target() -> Result<TargetHandle> {
+fn start_target(over: Over) -> Result<TargetHandle> {
     let mut config = TargetConfig { kas_ms: 100, cqt_ms: CQT_MS, ..TargetConfig::default() };
     for ana in [polypath_target::AnaState::Optimized, polypath_target::AnaState::NonOptimized] {
-        config.listeners.push(ListenerConfig { ana, ..ListenerConfig::new("127.0.0.1:0") });
+        let listener = match over {
+            Over::NvmeTcp => ListenerConfig::new("127.0.0.1:0"),
+            Over::Iscsi | Over::IscsiReset => ListenerConfig::iscsi("127.0.0.1:0"),
+        };
+        config.listeners.push(ListenerConfig { ana, ..listener });
     }
-    config.subsystems.push(SubsystemConfig::new(NQN, vec![NamespaceConfig::new("ram://16MiB?bs=4096")]));
+    let namespaces = vec![NamespaceConfig::new("ram://16MiB?bs=4096")];
+    config.subsystems.push(SubsystemConfig { iqn: Some(IQN.into()), ..SubsystemConfig::new(NQN, namespaces) });
     Target::start(config).context("target")
 }
 
