@@ -11,11 +11,14 @@ command -v "$profdata" >/dev/null && command -v "$cov" >/dev/null || {
     exit 1
 }
 rm -rf "$out/profile" && mkdir -p "$out/profile"
-RUSTFLAGS="-C instrument-coverage" LLVM_PROFILE_FILE="$PWD/$out/profile/%p-%m.profraw" \
-    cargo test --quiet --target-dir "$out" \
-    -p polypath-nvme -p polypath-nvmf-tcp -p polypath-scsi -p polypath-iscsi -p polypath-nbd --test corpus
+run() {
+    RUSTFLAGS="-C instrument-coverage" LLVM_PROFILE_FILE="$PWD/$out/profile/%p-%m.profraw" \
+        cargo test --quiet --target-dir "$out" "$@"
+}
+run -p polypath-nvme -p polypath-scsi -p polypath-nbd --test corpus
+run -p polypath-nvmf-tcp -p polypath-iscsi --test all corpus::
 "$profdata" merge -sparse "$out"/profile/*.profraw -o "$out/corpus.profdata"
-objects=$(find "$out/debug/deps" -maxdepth 1 -name 'corpus-*' -type f -perm -u+x | sed 's/^/--object /')
+objects=$(find "$out/debug/deps" -maxdepth 1 \( -name 'corpus-*' -o -name 'all-*' \) -type f -perm -u+x | sed 's/^/--object /')
 # shellcheck disable=SC2086
 "$cov" report $objects --instr-profile "$out/corpus.profdata" --show-branch-summary=false \
     --ignore-filename-regex='(registry|rustc|/tests/|tests\.rs|fuzzing\.rs|crates/(block|memory|net)/)'

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod captures;
+mod corpus;
 mod logins;
 mod recorded;
 mod script;
