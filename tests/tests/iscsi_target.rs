@@ -11,7 +11,7 @@ use polypath_target::{
     TargetConfig, TargetHandle,
 };
 use polypath_tests::Lab;
-use polypath_tests::lab::Need;
+use polypath_tests::lab::{Need, find_program};
 use polypath_tests::process::Process;
 use polypath_tests::products::program;
 
@@ -310,15 +310,20 @@ fn what_changes_is_noticed() -> Result<()> {
 #[test]
 fn the_program_serves_what_its_command_line_says() -> Result<()> {
     let Some(lab) = Lab::enter("libiscsi", "iscsi_target_program", &LIBISCSI) else { return Ok(()) };
-    let arguments = ["--listen", "iscsi://127.0.0.1:0,7", "--namespace", "ram://16MiB?eui64=0011223344556677"];
-    let (_process, mut console) =
-        Process::start_with_console(&program("polypath-target")?, &arguments, lab.log("polypath-target"))?;
+    let (variable, target) =
+        (format!("POLYPATH_TARGET_CHAP_SECRET={SECRET}"), program("polypath-target")?.display().to_string());
+    let serve = ["--listen", "iscsi://127.0.0.1:0,7", "--namespace", "ram://16MiB?eui64=0011223344556677"];
+    let arguments = [&[&*variable, &target, "--chap-user", "user"][..], &serve].concat();
+    let env = find_program("env").context("env (package coreutils) is not installed")?;
+    let (_process, mut console) = Process::start_with_console(&env, &arguments, lab.log("polypath-target"))?;
     let mut port = 0;
     console.wait_for(Duration::from_secs(60), |line| {
         port = line.strip_prefix("listening on 127.0.0.1:").and_then(|p| p.parse().ok()).unwrap_or(port);
         (line == "ready").then_some(())
     })?;
-    let portal = format!("iscsi://127.0.0.1:{port}");
+    let (content, said) = run("iscsi-ls", &[&format!("iscsi://127.0.0.1:{port}")])?;
+    ensure!(!content && !said.contains(DEFAULT_IQN), "everybody is let in: {said}");
+    let portal = format!("iscsi://user%{SECRET}@127.0.0.1:{port}");
     let (content, said) = run("iscsi-ls", &["--show-luns", &portal])?;
     ensure!(content && said.contains(&format!("Target:{DEFAULT_IQN} Portal:127.0.0.1:{port},7")), "{said}");
     ensure!(said.contains("Lun:0") && said.contains("DIRECT_ACCESS"), "{said}");

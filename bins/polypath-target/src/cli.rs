@@ -384,6 +384,38 @@ mod tests {
     }
 
     #[test]
+    fn iscsi_is_a_listener_and_a_name() {
+        let c = serve(
+            "--listen iscsi://127.0.0.1:0,9 --listen nvme-tcp://[::1]:0 --namespace ram://1MiB --subsystem nqn.a --iqn iqn.2026-01.org.example:a --namespace ram://1MiB?lun=7",
+        );
+        let listeners: Vec<_> = c.listeners.iter().map(|l| (l.protocol, l.address.as_str(), l.portal_group)).collect();
+        let want = [(Protocol::Iscsi, "127.0.0.1:0", Some(9)), (Protocol::NvmeTcp, "[::1]:0", None)];
+        assert_eq!(listeners, want);
+        let names: Vec<_> = c.subsystems.iter().map(|s| s.iqn.as_deref()).collect();
+        assert_eq!(names, [Some(DEFAULT_IQN), Some("iqn.2026-01.org.example:a")]);
+        assert_eq!(c.subsystems[1].plan().unwrap()[0].lun, 7);
+        assert_eq!(c.subsystems[0].plan().unwrap()[0].lun, 0, "one less than the NSID");
+        let only_nvme = serve("--namespace ram://1MiB");
+        assert_eq!(only_nvme.subsystems[0].iqn, None);
+        let c = serve(
+            "--listen iscsi://127.0.0.1:0 --namespace ram://1MiB --chap-user u --chap-secret-file /s --chap-own-user t --chap-own-secret very-secret",
+        );
+        let chap = c.iscsi.chap.unwrap();
+        assert_eq!((chap.user.as_str(), chap.own_user.as_deref()), ("u", Some("t")));
+        assert_eq!((chap.secret, chap.secret_file), (None, Some(PathBuf::from("/s"))));
+        assert!(!format!("{:?}", chap.own_secret).contains("very"));
+        for text in ["iscsi://127.0.0.1:1,x", "nbd://127.0.0.1:1"] {
+            assert!(args(&format!("--listen {text} --namespace ram://1MiB")).unwrap_err().contains(text));
+        }
+        let toml = "[[listeners]]\naddress = \"127.0.0.1:0\"\nprotocol = \"iscsi\"\nportal_group = 3\n[iscsi]\nfirst_burst = 4096\n[iscsi.chap]\nuser = \"u\"\nsecret = \"passw0rd1234\"\n[[subsystems]]\nnqn = \"nqn.x\"\niqn = \"iqn.2026-01.org.example:x\"\n";
+        let c = TargetConfig::from_toml(toml).unwrap();
+        assert_eq!((c.listeners[0].protocol, c.iscsi.first_burst), (Protocol::Iscsi, 4096));
+        assert!(
+            TargetConfig::from_toml(&toml.replace("4096", "999999")).unwrap_err().to_string().contains("first_burst")
+        );
+    }
+
+    #[test]
     fn mistakes_are_told() {
         assert!(args("--listen 127.0.0.1:0").unwrap_err().contains("--namespace"));
         assert!(args("--namespace ram://1MiB --kas-ms 50").unwrap_err().contains("kas_ms"));
