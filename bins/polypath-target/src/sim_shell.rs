@@ -76,7 +76,7 @@ impl SimTarget {
         })
     }
 
-    /// A new connection on `listener`; returns its number.
+    /// A new connection on `listener`, whose protocol it speaks; returns its number.
     pub fn accept(&mut self, now_us: u64, listener: usize) -> u64 {
         self.rooms.set_now_us(now_us);
         let id = self.rooms.next_conn.fetch_add(1, Ordering::Relaxed);
