@@ -390,6 +390,13 @@ fn what_was_lost_in_the_middle_is_looked_up_and_not_sent_again() {
             assert_eq!(logs, [vec![op], vec![Op::Report]], "{op:?}");
         }
     }
+    // Held by somebody else, in the same way: not by us.
+    let mut w = World::new(2);
+    w.ask(Op::Register { key: KEY }).unwrap();
+    w.disk.lock().unwrap().registered.push((OTHER, THEIRS));
+    w.disk.lock().unwrap().held = Some((OTHER, KIND));
+    w.paths[0].set_mode(Mode::Fail(Code::OutcomeUnknown));
+    assert_eq!(w.ask(Op::Reserve { key: KEY, kind: KIND }), Err(Code::Aborted));
     // Nobody is left who could tell.
     let mut w = World::new(1);
     w.ask(Op::Register { key: KEY }).unwrap();
