@@ -58,7 +58,7 @@ impl Scheme {
 }
 
 /// What stands between the scheme and the options.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// `host:port/NQN`. The port is 4420 (or 8009 for the discovery NQN) when left out. IPv6 addresses stand in brackets.
     NvmeTcp {
@@ -105,8 +105,8 @@ pub enum Endpoint {
     },
 }
 
-/// A parsed disk URI.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A parsed disk URI. It is shown, for people and for programmers, with its secret hidden.
+#[derive(Clone, PartialEq, Eq)]
 pub struct DiskUri {
     /// Kind of disk.
     pub scheme: Scheme,
@@ -223,6 +223,28 @@ impl DiskUri {
 impl fmt::Display for DiskUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for DiskUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DiskUri({self})")
+    }
+}
+
+/// Without the secret.
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::NvmeTcp { host, port, subnqn } => write!(f, "NvmeTcp({host:?}, {port}, {subnqn:?})"),
+            Endpoint::Iscsi { user, secret, host, port, iqn, lun } => {
+                let secret = secret.as_ref().map(|_| "***");
+                write!(f, "Iscsi({user:?}, {secret:?}, {host:?}, {port}, {iqn:?}, {lun})")
+            }
+            Endpoint::Pci { bdf, sas } => write!(f, "Pci({bdf:?}, {sas:x?})"),
+            Endpoint::Path { path, sas } => write!(f, "Path({path:?}, {sas:x?})"),
+            Endpoint::Size { bytes } => write!(f, "Size({bytes})"),
+        }
     }
 }
 
@@ -440,6 +462,14 @@ pub fn hide_secret(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_sees_a_secret() {
+        let uri: DiskUri = "iscsi://joe%hush@10.0.0.1/iqn.2026-01.org.example:a/1?x=1".parse().unwrap();
+        for shown in [uri.to_string(), format!("{uri:?}"), format!("{:?}", uri.endpoint)] {
+            assert!(shown.contains("joe") && shown.contains("***") && !shown.contains("hush"), "{shown}");
+        }
+    }
 
     #[test]
     fn parses_every_scheme() {
