@@ -2,7 +2,7 @@
 
 use crate::script::{BLOCKS, Script, Shown, What};
 use crate::turns::{World, config};
-use polypath_block::{Access, Code, Device, Fate, Health, Identifier, Io, Proof, Scope};
+use polypath_block::{Access, Code, Cx, Device, Fate, Health, Identifier, Io, Proof, RefusedWhy, Rest, Scope};
 use polypath_nvme::StatusField;
 use polypath_nvme::identify::cns;
 use polypath_nvme::log::{AnaState, EventKind, lid};
@@ -65,6 +65,21 @@ fn writes_go_to_a_disk_already_known_to_be_another_one() {
     assert_eq!((completion.status.code, completion.status.scope()), (Code::PathIdentity, Scope::Path));
     assert_eq!(world.queues[0].queue.health(), Health::Down);
     assert_eq!(world.controller.statistics().losses, 0, "nothing had left in part: the connection need not suffer");
+}
+
+/// And a batch finds the door shut, once that is known.
+#[test]
+fn writes_go_to_a_disk_already_known_to_be_another_one_in_a_batch() {
+    let mut world = World::up(32);
+    let span = world.memory(512, 7);
+    change(&mut world, |s| s.namespaces.get_mut(&1).unwrap().nguid = [2; 16]);
+    world.turn_queue(0);
+    let mut cx = Cx { now: world.now, segs: &mut world.segs, reactor: 0 };
+    let batch = [Io::write(1, 0, 1, span), Io::write(2, 8, 1, span)];
+    let refused = world.queues[0].queue.submit_all(&mut cx, &batch);
+    assert_eq!(refused, Err(Rest { taken: 0, why: RefusedWhy::Gone }));
+    world.turn_queue(0);
+    assert!(world.script.seen(1).is_empty(), "writes went to another disk");
 }
 
 /// The same with the news in the mailbox and no poll yet: a submit and a kick must not overtake them.

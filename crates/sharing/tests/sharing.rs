@@ -10,6 +10,7 @@ use polypath_memory::Arena;
 use polypath_sharing::SharedDevice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 const DISK: &str = "ram://8MiB?bs=4096";
 
@@ -24,6 +25,45 @@ fn a_share_on_the_same_reactor_keeps_the_contract() {
         contract::check(&mut RealRig::new(shared.clone(), true));
         contract::check(&mut RealRig::new(shared.clone(), true).misaligned());
         drop(first);
+    }
+}
+
+/// What only the wrapped device knows is its own answer.
+#[test]
+fn what_a_device_says_of_itself_is_said_by_its_shares() {
+    struct Telling(bool, AtomicU64);
+    impl Device for Telling {
+        fn name(&self) -> &str {
+            "telling"
+        }
+        fn state(&self) -> DeviceState {
+            DeviceState::Starting
+        }
+        fn version(&self) -> u64 {
+            7
+        }
+        fn open_queue(&self, _: QueueConfig) -> Result<Box<dyn IoQueue>, OpenError> {
+            unreachable!("nobody opens one")
+        }
+        fn landing_bound(&self) -> Duration {
+            Duration::from_secs(3)
+        }
+        fn is_preferred(&self) -> bool {
+            self.0
+        }
+        fn ask_for_access(&self) {
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+        fn close(&self) {}
+    }
+    for preferred in [false, true] {
+        let device = Arc::new(Telling(preferred, AtomicU64::new(0)));
+        let shared = SharedDevice::new(device.clone(), Vec::new());
+        assert_eq!((shared.name(), shared.version()), ("telling", 7));
+        assert_eq!((shared.is_preferred(), shared.landing_bound()), (preferred, Duration::from_secs(3)));
+        shared.ask_for_access();
+        assert_eq!(device.1.load(Ordering::SeqCst), 1);
+        assert!(shared.reservations().is_none());
     }
 }
 
