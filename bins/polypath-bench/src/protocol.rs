@@ -1,7 +1,9 @@
 //! The protocols whose bytes are measured, as far as this program must know them.
 
 use clap::ValueEnum;
+use polypath_target::ListenerConfig;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 
 /// What is spoken on the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Serialize, Deserialize)]
@@ -37,6 +39,22 @@ impl Protocol {
         match self {
             Protocol::NvmeTcp => 72,
             Protocol::Iscsi => 48,
+        }
+    }
+
+    /// A listener of `polypath-target` that speaks it.
+    pub(crate) fn listener(self, address: String) -> ListenerConfig {
+        match self {
+            Protocol::NvmeTcp => ListenerConfig::new(address),
+            Protocol::Iscsi => ListenerConfig::iscsi(address),
+        }
+    }
+
+    /// The URI of the first disk at `address` of a target with these names.
+    pub(crate) fn uri(self, address: SocketAddr, nqn: &str, iqn: &str) -> String {
+        match self {
+            Protocol::NvmeTcp => format!("nvme-tcp://{address}/{nqn}?ns=1"),
+            Protocol::Iscsi => format!("iscsi://{address}/{iqn}/0"),
         }
     }
 }

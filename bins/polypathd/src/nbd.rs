@@ -2,6 +2,7 @@
 
 use crate::config::NbdConfig;
 use crate::resources::lock;
+use crate::service::EndMark;
 use crate::state::SocketMark;
 use polypath::vhost_user_blk::SocketAccess;
 use polypath_nbd::{Ending, ExportStatistics, Limits, Server, ServerError};
@@ -109,10 +110,7 @@ pub(crate) struct Nbd {
     pub(crate) place: Place,
     listener: Arc<Listener>,
     serving: Mutex<Serving>,
-    /// Why it could not be written down that it has ended.
-    unwritten: Mutex<Option<String>>,
-    /// What is kept of it for the daemon after this one.
-    mark: Arc<SocketMark>,
+    mark: EndMark,
 }
 
 #[derive(Debug)]
@@ -126,8 +124,8 @@ enum Serving {
 impl Nbd {
     /// `disk`: that which it serves all or a slice of.
     pub(crate) fn new(config: NbdConfig, disk: String, listener: Arc<Listener>, mark: Arc<SocketMark>) -> Nbd {
-        let (place, serving, unwritten) = (listener.place(), Mutex::new(Serving::Yes), Mutex::default());
-        Nbd { config, disk, place, listener, serving, unwritten, mark }
+        let (place, serving, mark) = (listener.place(), Mutex::new(Serving::Yes), EndMark::new(mark));
+        Nbd { config, disk, place, listener, serving, mark }
     }
 
     /// What it has done, while it serves.
@@ -187,22 +185,12 @@ impl Nbd {
         if !matches!(*lock(&self.serving), Serving::Ended) {
             return Ok(());
         }
-        let ended = self.mark.end(Vec::new()).map_err(|error| {
-            let disk = &self.disk;
-            format!("that disk \"{disk}\" was left in order could not be written down in the state folder: {error}; changes wait until it is")
-        });
-        let news = ended.clone().err();
-        let mut unwritten = lock(&self.unwritten);
-        if let Some(problem) = news.as_ref().filter(|_| *unwritten != news) {
-            tracing::error!("{problem}");
-        }
-        *unwritten = news;
-        ended
+        self.mark.end(&self.disk, Vec::new())
     }
 
     /// Why it could not be written down that it has ended, if that is so.
     pub(crate) fn unwritten(&self) -> Option<String> {
-        lock(&self.unwritten).clone()
+        self.mark.unwritten()
     }
 
     /// Where it is reached, and under which name.

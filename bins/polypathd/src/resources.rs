@@ -2,6 +2,7 @@
 
 use crate::config::{DiskConfig, SliceConfig, VhostConfig};
 use crate::ledger::DiskLedger;
+use crate::service::EndMark;
 use crate::state::SocketMark;
 use polypath::multipath::Group;
 use polypath::vhost_user_blk::Server;
@@ -36,10 +37,7 @@ pub(crate) struct Vhost {
     pub(crate) disk: String,
     serving: Mutex<Serving>,
     stopped: Condvar,
-    /// Why it could not be written down that it has ended.
-    unwritten: Mutex<Option<String>>,
-    /// What is kept of it for the daemon after this one.
-    pub(crate) mark: Arc<SocketMark>,
+    pub(crate) mark: EndMark,
 }
 
 /// How far its end has got.
@@ -56,8 +54,8 @@ enum Serving {
 
 impl Vhost {
     pub(crate) fn new(config: VhostConfig, disk: String, server: Server, mark: Arc<SocketMark>) -> Vhost {
-        let (serving, unwritten) = (Mutex::new(Serving::Yes(server)), Mutex::default());
-        Vhost { config, disk, serving, stopped: Condvar::new(), unwritten, mark }
+        let (serving, mark) = (Mutex::new(Serving::Yes(server)), EndMark::new(mark));
+        Vhost { config, disk, serving, stopped: Condvar::new(), mark }
     }
 
     /// What `ask` wants to know of the server, if it is still there.
@@ -122,22 +120,12 @@ impl Vhost {
             Serving::Ended(orphans) => orphans.clone(),
             Serving::Yes(_) | Serving::Stopping | Serving::Late(_) => return Ok(()),
         };
-        let ended = self.mark.end(orphans).map_err(|error| {
-            let disk = &self.disk;
-            format!("that disk \"{disk}\" was left in order could not be written down in the state folder: {error}; changes wait until it is")
-        });
-        let news = ended.clone().err();
-        let mut unwritten = lock(&self.unwritten);
-        if let Some(problem) = news.as_ref().filter(|_| *unwritten != news) {
-            tracing::error!("{problem}");
-        }
-        *unwritten = news;
-        ended
+        self.mark.end(&self.disk, orphans)
     }
 
     /// Why it could not be written down that it has ended, if that is so.
     pub(crate) fn unwritten(&self) -> Option<String> {
-        lock(&self.unwritten).clone()
+        self.mark.unwritten()
     }
 }
 

@@ -1,9 +1,11 @@
 //! What serves a disk, of whatever kind: how it ends is the same for all.
 
 use crate::nbd::Nbd;
-use crate::resources::Vhost;
+use crate::resources::{Vhost, lock};
+use crate::state::SocketMark;
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// A vhost socket or an NBD export.
 #[derive(Clone)]
@@ -87,5 +89,51 @@ impl Service {
             (Service::Nbd(one), Service::Nbd(other)) => Arc::ptr_eq(one, other),
             _ => false,
         }
+    }
+}
+
+/// What is kept of a service for the daemon after this one: whether it was left in order.
+#[derive(Debug)]
+pub(crate) struct EndMark {
+    mark: Arc<SocketMark>,
+    /// Why it could not be written down that it has ended.
+    unwritten: Mutex<Option<String>>,
+}
+
+/// The mark itself.
+impl Deref for EndMark {
+    type Target = SocketMark;
+
+    fn deref(&self) -> &SocketMark {
+        &self.mark
+    }
+}
+
+impl EndMark {
+    pub(crate) fn new(mark: Arc<SocketMark>) -> EndMark {
+        EndMark { mark, unwritten: Mutex::default() }
+    }
+
+    /// Writes down that the service of `disk` has ended; `orphans` are its rings that no front-end has shown. That it cannot be is logged
+    /// once for each reason.
+    ///
+    /// # Errors
+    /// It could not be written down, for people.
+    pub(crate) fn end(&self, disk: &str, orphans: Vec<u16>) -> Result<(), String> {
+        let ended = self.mark.end(orphans).map_err(|error| {
+            format!("that disk \"{disk}\" was left in order could not be written down in the state folder: {error}; changes wait until it is")
+        });
+        let news = ended.clone().err();
+        let mut unwritten = lock(&self.unwritten);
+        if let Some(problem) = news.as_ref().filter(|_| *unwritten != news) {
+            tracing::error!("{problem}");
+        }
+        *unwritten = news;
+        ended
+    }
+
+    /// Why that could not be written down, if it could not.
+    pub(crate) fn unwritten(&self) -> Option<String> {
+        lock(&self.unwritten).clone()
     }
 }

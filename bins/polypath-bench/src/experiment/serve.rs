@@ -6,7 +6,7 @@ use crate::output;
 use crate::process::{Process, answer_all};
 use crate::protocol::Protocol;
 use anyhow::Context as _;
-use polypath_target::{ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig, TargetHandle};
+use polypath_target::{NamespaceConfig, SubsystemConfig, Target, TargetConfig, TargetHandle};
 
 const NQN: &str = "nqn.2024-01.org.polypath:experiment";
 const IQN: &str = "iqn.2024-01.org.polypath:experiment";
@@ -57,8 +57,12 @@ fn start(protocol: Protocol, links: usize) -> anyhow::Result<(TargetHandle, Vec<
     for link in 0..links {
         network::up(link, true)?;
     }
+    let port = match protocol {
+        Protocol::NvmeTcp => 4420,
+        Protocol::Iscsi => 3260,
+    };
     let target = Target::start(TargetConfig {
-        listeners: (0..links).map(|link| listener(protocol, link)).collect(),
+        listeners: (0..links).map(|link| protocol.listener(format!("{}:{port}", address(link, true)))).collect(),
         subsystems: vec![SubsystemConfig {
             iqn: Some(IQN.into()),
             ..SubsystemConfig::new(NQN, vec![NamespaceConfig::new(MEDIUM)])
@@ -67,20 +71,8 @@ fn start(protocol: Protocol, links: usize) -> anyhow::Result<(TargetHandle, Vec<
         spin_us: 0,
         ..TargetConfig::default()
     })?;
-    let uri = |at: &std::net::SocketAddr| match protocol {
-        Protocol::NvmeTcp => format!("nvme-tcp://{at}/{NQN}?ns=1"),
-        Protocol::Iscsi => format!("iscsi://{at}/{IQN}/0"),
-    };
-    let uris = target.addresses().iter().map(uri).collect();
+    let uris = target.addresses().into_iter().map(|at| protocol.uri(at, NQN, IQN)).collect();
     Ok((target, uris))
-}
-
-fn listener(protocol: Protocol, link: usize) -> ListenerConfig {
-    let at = address(link, true);
-    match protocol {
-        Protocol::NvmeTcp => ListenerConfig::new(format!("{at}:4420")),
-        Protocol::Iscsi => ListenerConfig::iscsi(format!("{at}:3260")),
-    }
 }
 
 /// The same, as its parent sees it.

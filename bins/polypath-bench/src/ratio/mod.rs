@@ -13,15 +13,14 @@ use crate::cpu;
 use crate::latency::round3;
 use crate::limit::{self, LimitConfig};
 use crate::output;
+use crate::process::{Process, answer_all};
 use crate::protocol::Protocol;
 use crate::run::{self, RunConfig};
 use anyhow::Context as _;
 use polypath_block::DiskUri;
 use polypath_reactor::{CpuList, IdlePolicy};
-use polypath_target::{ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig};
+use polypath_target::{NamespaceConfig, SubsystemConfig, Target, TargetConfig};
 use serde::Serialize;
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const NQN: &str = "nqn.2024-01.org.polypath:null";
@@ -268,49 +267,25 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
 /// A null target in a process of its own. It ends when its standard input is closed: with this value, or with this process.
 pub(crate) struct NullTarget {
     pub(crate) uri: String,
-    child: Child,
+    _process: Process,
 }
 
 impl NullTarget {
     pub(crate) fn start(cpu: usize, idle: IdlePolicy, protocol: Protocol) -> anyhow::Result<NullTarget> {
-        let program = std::env::current_exe().context("asking for the name of this program")?;
-        let mut child = Command::new(program)
-            .args(["serve-null", "--cpu", &cpu.to_string(), "--idle", idle.as_str(), "--protocol", protocol.as_str()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("starting the null target")?;
-        let out = child.stdout.take().context("the null target has no output")?;
-        let mut line = String::new();
-        BufReader::new(out).read_line(&mut line).context("reading the address of the null target")?;
-        let uri = line.trim().to_owned();
-        let mut target = NullTarget { uri, child };
-        if target.uri.is_empty() {
-            anyhow::bail!("the null target did not start: {:?}", target.child.wait());
-        }
-        Ok(target)
+        let args = ["serve-null", "--cpu", &cpu.to_string(), "--idle", idle.as_str(), "--protocol", protocol.as_str()];
+        let mut process = Process::start("the null target", &args.map(str::to_owned))?;
+        let uri = process.answer().context("starting the null target")?;
+        Ok(NullTarget { uri, _process: process })
     }
 }
 
-impl Drop for NullTarget {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        if let Err(error) = self.child.wait() {
-            tracing::warn!(%error, "waiting for the null target");
-        }
-    }
-}
-
-/// `polypath-bench serve-null`: prints the URI of a null disk and serves it until standard input ends.
+/// `polypath-bench serve-null`: says the URI of a null disk, as JSON, and serves it until standard input ends.
 ///
 /// # Errors
 /// When the target cannot be started.
 pub fn serve_null(cpu: usize, idle: IdlePolicy, protocol: Protocol) -> anyhow::Result<()> {
     let target = Target::start(TargetConfig {
-        listeners: vec![match protocol {
-            Protocol::NvmeTcp => ListenerConfig::new("127.0.0.1:0"),
-            Protocol::Iscsi => ListenerConfig::iscsi("127.0.0.1:0"),
-        }],
+        listeners: vec![protocol.listener("127.0.0.1:0".into())],
         subsystems: vec![SubsystemConfig {
             iqn: Some(IQN.into()),
             ..SubsystemConfig::new(NQN, vec![NamespaceConfig::new("null://64GiB?bs=4096")])
@@ -323,13 +298,8 @@ pub fn serve_null(cpu: usize, idle: IdlePolicy, protocol: Protocol) -> anyhow::R
         },
         ..TargetConfig::default()
     })?;
-    let port = target.port(0);
-    output::line(match protocol {
-        Protocol::NvmeTcp => format!("nvme-tcp://127.0.0.1:{port}/{NQN}?ns=1"),
-        Protocol::Iscsi => format!("iscsi://127.0.0.1:{port}/{IQN}/0"),
-    })?;
-    let mut rest = Vec::new();
-    std::io::stdin().read_to_end(&mut rest).context("waiting for the end of standard input")?;
+    output::line(serde_json::to_string(&protocol.uri(target.addresses()[0], NQN, IQN))?)?;
+    answer_all(|question| anyhow::bail!("{question:?} is no question to a target"))?;
     target.stop();
     Ok(())
 }
