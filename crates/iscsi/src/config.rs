@@ -75,6 +75,9 @@ pub struct TargetConfig {
     pub alternates: Vec<Portal>,
     /// iSCSI name of the target.
     pub target: Name,
+    /// Number that the identities (ISID) of this path's sessions are made of, of which 24 bits count: no two paths of one initiator name to
+    /// one target may have the same. None, as it should be but in tests: one that stays the same, and that no other process has meanwhile.
+    pub identity: Option<u32>,
     /// iSCSI name of ours (`initiator`; otherwise that of the machine).
     pub initiator: Name,
     /// How we prove who we are; none: we do not.
@@ -142,6 +145,7 @@ impl TargetConfig {
             portal,
             alternates: Vec::new(),
             target,
+            identity: None,
             initiator: crate::identity::initiator_name(),
             account: None,
             target_account: None,

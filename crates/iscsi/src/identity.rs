@@ -103,6 +103,9 @@ impl Sessions {
             let taken = Mutex::new(vec![false; usize::from(config.queues)]);
             Sessions { base: base as u32, taken, _held: held }
         };
+        if let Some(number) = config.identity {
+            return made(number.into(), None);
+        }
         let name = hash(&[config.initiator.as_str(), config.target.as_str(), &portal]);
         for instance in 0..INSTANCES {
             let number = hash(&[&format!("{name:x}"), &instance.to_string()]);
@@ -153,6 +156,9 @@ mod tests {
         let mut other = config.clone();
         other.portal.port = 3261;
         assert_ne!(Sessions::of(&other).isid(3), isid, "another path to the same portal group");
+        other.identity = Some(7);
+        let (one, two) = (Sessions::of(&other), Sessions::of(&other));
+        assert_eq!((one.isid(3), one.isid(3).0[1..4].to_vec()), (two.isid(3), vec![0, 0, 7]), "whoever says so knows");
         assert_eq!(isid.0[0] >> 6, 2, "of the random kind");
     }
 

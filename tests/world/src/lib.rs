@@ -4,8 +4,8 @@
 //! a transport, the wire of `polypath-sim`, a target that speaks the transport; what goes wrong ([`Plan`]), what must never
 //! happen ([`Rule`]), and how to cut a failing plan down ([`shrink`]).
 //!
-//! **Refuses to know:** real time and real sockets, and any transport by name outside `nvme_tcp.rs`: the next one plugs in behind
-//! [`Peer`] and [`Family`].
+//! **Refuses to know:** real time and real sockets, and any transport by name outside `transport.rs`, `target.rs`, `nvme_tcp.rs`
+//! and `iscsi.rs`: the next one plugs in behind [`Peer`] and [`Family`].
 //!
 //! **Threading:** a world lives on one thread, from its first turn to its last; worlds on different threads share nothing that is
 //! visible in a run. The same plan gives the same run, byte for byte.
@@ -19,6 +19,7 @@ mod batch;
 mod checker;
 mod conditions;
 mod guest;
+mod iscsi;
 pub mod log;
 mod nvme_tcp;
 mod panics;
@@ -27,13 +28,16 @@ mod plan;
 mod reactor;
 mod shrink;
 mod sockets;
+mod target;
 mod trace;
+mod transport;
 mod world;
 
 pub use batch::{Failure, batch};
 pub use checker::{Rule, Violation};
-pub use nvme_tcp::NvmeTcp;
 pub use peer::{Family, Initiator, Peer, Wish, address};
 pub use plan::{Action, Cut, GuestPlan, Op, PathPlan, Plan, Settings, Timed};
 pub use shrink::{Shrunk, shrink};
+pub use target::Transports;
+pub use transport::{IscsiPath, IscsiSettings, Mix, Transport};
 pub use world::{Outcome, Report, run};

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
-use polypath_world::{NvmeTcp, Plan, batch, run, shrink};
+use polypath_world::{Mix, Plan, Transports, batch, run, shrink};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ usage: polypath-sim --seeds N [--from S] [--jobs J] [--first]   run N worlds fro
        polypath-sim --seed S [--log LEVEL] [--no-shrink]        replay one, with its trace
        polypath-sim --plan FILE [--log LEVEL]                   run a plan that was printed before
 
+--family FAMILY (nvme-tcp, iscsi, mixed) gives every world paths of that kind (nvme-tcp).
 --without KIND[,KIND...] leaves actions out of what seeds give, by their names in the plan (PowerLoss, Swap, ...).
 
 LEVEL is error, warn, info, debug or trace: the logs of the code under test, told by virtual time, on the standard error.";
@@ -43,7 +44,14 @@ struct Options {
     jobs: Option<usize>,
     first: bool,
     no_shrink: bool,
+    family: Option<Mix>,
     without: Vec<String>,
+}
+
+impl Options {
+    fn plan(&self, seed: u64) -> Plan {
+        Plan::from_seed(seed, self.family).without(&self.without)
+    }
 }
 
 fn command(mut words: impl Iterator<Item = String>) -> Result<bool> {
@@ -57,6 +65,7 @@ fn command(mut words: impl Iterator<Item = String>) -> Result<bool> {
             "--jobs" => options.jobs = Some(value()?.parse().context("--jobs: expected a number")?),
             "--plan" => options.plan = Some(value()?),
             "--log" => polypath_world::log::to_stderr(value()?.parse().context("--log: expected a level")?),
+            "--family" => options.family = Some(value()?.parse().map_err(anyhow::Error::msg).context("--family")?),
             "--without" => options.without = value()?.split(',').map(str::to_owned).collect(),
             "--first" => options.first = true,
             "--no-shrink" => options.no_shrink = true,
@@ -69,7 +78,7 @@ fn command(mut words: impl Iterator<Item = String>) -> Result<bool> {
     }
     match (options.seeds, options.seed, &options.plan) {
         (Some(count), None, None) => Ok(many(count, &options)),
-        (None, Some(seed), None) => replay(&Plan::from_seed(seed).without(&options.without), !options.no_shrink),
+        (None, Some(seed), None) => replay(&options.plan(seed), !options.no_shrink),
         (None, None, Some(file)) => {
             let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
             replay(&serde_json::from_str(&text).with_context(|| format!("{file} is no plan"))?, false)
@@ -87,21 +96,15 @@ fn many(count: u64, options: &Options) -> bool {
         }
     };
     let jobs = options.jobs.unwrap_or_else(cores);
-    let (done, failures) = batch(
-        &NvmeTcp,
-        &|seed| Plan::from_seed(seed).without(&options.without),
-        (options.from, count),
-        jobs,
-        options.first,
-        told,
-    );
+    let (done, failures) =
+        batch(&Transports, &|seed| options.plan(seed), (options.from, count), jobs, options.first, told);
     let seconds = started.elapsed().as_secs_f64();
     for failure in &failures {
         println!("seed {}: {}", failure.seed, failure.violation);
     }
     for failure in failures.iter().take(if options.no_shrink { 0 } else { SHOWN }) {
-        let plan = Plan::from_seed(failure.seed).without(&options.without);
-        show(&plan, Some(shrink(&plan, failure.violation.clone(), &NvmeTcp, SHRINK_RUNS).plan));
+        let plan = options.plan(failure.seed);
+        show(&plan, Some(shrink(&plan, failure.violation.clone(), &Transports, SHRINK_RUNS).plan));
     }
     println!("{} passed, {} failed in {seconds:.1} s", done - failures.len() as u64, failures.len());
     failures.is_empty()
@@ -109,7 +112,7 @@ fn many(count: u64, options: &Options) -> bool {
 
 /// Runs `plan`, prints what happened, and cuts it down when it fails and `smaller`.
 fn replay(plan: &Plan, smaller: bool) -> Result<bool> {
-    let outcome = run(plan, &NvmeTcp, TRACE);
+    let outcome = run(plan, &Transports, TRACE);
     match outcome.result {
         Ok(report) => {
             outcome.trace.iter().for_each(|line| println!("{line}"));
@@ -117,7 +120,7 @@ fn replay(plan: &Plan, smaller: bool) -> Result<bool> {
             Ok(true)
         }
         Err(violation) => {
-            let smaller = smaller.then(|| shrink(plan, violation, &NvmeTcp, SHRINK_RUNS).plan);
+            let smaller = smaller.then(|| shrink(plan, violation, &Transports, SHRINK_RUNS).plan);
             show(plan, smaller);
             Ok(false)
         }
@@ -127,7 +130,7 @@ fn replay(plan: &Plan, smaller: bool) -> Result<bool> {
 /// Prints a failing plan, or the one it was cut down to, with the trace of that.
 fn show(plan: &Plan, smaller: Option<Plan>) {
     let plan = smaller.as_ref().unwrap_or(plan);
-    let outcome = run(plan, &NvmeTcp, TRACE);
+    let outcome = run(plan, &Transports, TRACE);
     println!("\n--- seed {}: the last events", plan.seed);
     outcome.trace.iter().for_each(|line| println!("{line}"));
     match serde_json::to_string(plan) {

@@ -49,7 +49,16 @@ pub trait Family {
     /// For people: what of the plan cannot be served.
     fn peer(&self, plan: &Plan, other: bool) -> Result<Box<dyn Peer>, String>;
     /// Starts the initiator of path `path`, which dials over `net`. `hosts` are the reactors in order.
-    fn initiator(&self, plan: &Plan, path: usize, net: &Net, hosts: &[Arc<dyn Host>]) -> Box<dyn Initiator>;
+    ///
+    /// # Errors
+    /// For people: it cannot be started.
+    fn initiator(
+        &self,
+        plan: &Plan,
+        path: usize,
+        net: &Net,
+        hosts: &[Arc<dyn Host>],
+    ) -> Result<Box<dyn Initiator>, String>;
 }
 
 /// Where the target of path `path` listens.

@@ -1,6 +1,7 @@
 //! What happens in a world: everything that a seed decides, written down so that it can be cut down and run again.
 
 use crate::guest::LARGEST;
+use crate::transport::{IscsiPath, IscsiSettings, Mix, Transport};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -15,11 +16,11 @@ pub struct Plan {
     pub length_ms: u64,
     /// Reactors, all on one thread of the operating system.
     pub reactors: u16,
-    /// Disks: namespaces of one subsystem, each joined from its paths in a group of its own.
+    /// Disks: namespaces of one subsystem, or logical units of one target, which are the same; each joined from its paths in a group of its own.
     pub disks: u32,
     /// Blocks of a disk at the start.
     pub blocks: u64,
-    /// Ways to the subsystem.
+    /// Ways to it.
     pub paths: Vec<PathPlan>,
     /// Who uses the disks.
     pub guests: Vec<GuestPlan>,
@@ -29,7 +30,7 @@ pub struct Plan {
     pub actions: Vec<Timed>,
 }
 
-/// One way to the subsystem: a listener of the target, and a controller of ours.
+/// One way to the disks: a listener of the target, and an initiator of ours.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathPlan {
@@ -39,8 +40,14 @@ pub struct PathPlan {
     pub delay_us: (u64, u64),
     /// Most that a connection lags behind the others, in microseconds.
     pub skew_us: u64,
-    /// Data digests.
+    /// Digests.
     pub digests: bool,
+    /// What it speaks.
+    #[serde(default)]
+    pub transport: Transport,
+    /// What matters over iSCSI only.
+    #[serde(default)]
+    pub iscsi: IscsiPath,
 }
 
 /// One guest on one disk.
@@ -95,6 +102,9 @@ pub struct Settings {
     pub unnamed: bool,
     /// Each turn of the last reactor takes so long, in milliseconds, from the first to the last; zero for a reactor like the others.
     pub slow_turns_ms: u64,
+    /// What matters over iSCSI only.
+    #[serde(default)]
+    pub iscsi: IscsiSettings,
 }
 
 /// An action and when it begins.
@@ -234,9 +244,16 @@ impl Action {
 }
 
 impl Plan {
-    /// The plan of a seed.
-    pub fn from_seed(seed: u64) -> Plan {
-        let mut dice = Dice(Xoshiro256PlusPlus::seed_from_u64(seed));
+    /// The plan of a seed, over the transports of `mix`, or all over NVMe/TCP.
+    pub fn from_seed(seed: u64, mix: Option<Mix>) -> Plan {
+        let mut plan = Plan::over_nvme_tcp(seed);
+        // Dice of their own: what goes wrong, and everything else, is the same over all transports.
+        mix.unwrap_or(Mix::NvmeTcp).lay_out(&mut plan, &mut Dice::new(seed ^ 0x15c5_1000));
+        plan
+    }
+
+    fn over_nvme_tcp(seed: u64) -> Plan {
+        let mut dice = Dice::new(seed);
         let reactors = dice.one_of(&[1, 2, 2, 3]);
         let disks = dice.one_of(&[1, 1, 2]);
         let settings = settings(&mut dice, reactors, disks);
@@ -268,19 +285,23 @@ impl Plan {
     }
 }
 
-struct Dice(Xoshiro256PlusPlus);
+pub(crate) struct Dice(Xoshiro256PlusPlus);
 
 impl Dice {
+    fn new(seed: u64) -> Dice {
+        Dice(Xoshiro256PlusPlus::seed_from_u64(seed))
+    }
+
     /// From `least` to `most`, both included.
-    fn range(&mut self, least: u64, most: u64) -> u64 {
+    pub(crate) fn range(&mut self, least: u64, most: u64) -> u64 {
         self.0.random_range(least..=most)
     }
 
-    fn chance(&mut self, percent: u64) -> bool {
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.range(0, 99) < percent
     }
 
-    fn one_of<T: Copy>(&mut self, list: &[T]) -> T {
+    pub(crate) fn one_of<T: Copy>(&mut self, list: &[T]) -> T {
         list[self.range(0, list.len() as u64 - 1) as usize]
     }
 
@@ -311,6 +332,7 @@ fn settings(dice: &mut Dice, reactors: u16, disks: u32) -> Settings {
         fencing: true,
         unnamed: disks == 1 && dice.chance(30),
         slow_turns_ms,
+        iscsi: IscsiSettings::default(),
     };
     // Several turns, which count, and one for each time that the largest request fills the buffer of a connection.
     let turns = 6 + u64::from(LARGEST) * 512 / settings.buffer as u64;
@@ -325,6 +347,8 @@ fn path(dice: &mut Dice, reactors: u16) -> PathPlan {
         delay_us: (least, least + dice.span(10, 200)),
         skew_us: dice.one_of(&[0, 100, 1000]),
         digests: dice.chance(25),
+        transport: Transport::NvmeTcp,
+        iscsi: IscsiPath::default(),
     }
 }
 

@@ -124,7 +124,8 @@ impl<'a> World<'a> {
         }
         let mut conditions = Conditions::new(plan);
         (0..plan.paths.len()).for_each(|path| conditions.apply(path, &net));
-        let initiators: Vec<_> = (0..plan.paths.len()).map(|path| family.initiator(plan, path, &net, &hosts)).collect();
+        let initiators = (0..plan.paths.len()).map(|path| family.initiator(plan, path, &net, &hosts));
+        let initiators = initiators.collect::<Result<Vec<_>, _>>().map_err(fault)?;
         let disks =
             (0..plan.disks).map(|disk| found(plan, disk, &initiators)).collect::<Result<Vec<_>, _>>().map_err(fault)?;
         let mut world = World {
@@ -479,7 +480,8 @@ impl<'a> World<'a> {
         let swapped: Vec<usize> =
             (0..self.disks.len()).filter(|&d| self.checker.disk(d as u32).borrow().swapped).collect();
         self.watch_swaps = !swapped.is_empty();
-        for path in 0..self.plan.paths.len() {
+        let mut known = vec![false; self.plan.paths.len()];
+        for (path, known) in known.iter_mut().enumerate() {
             let is_known = |disk: &usize| {
                 let state = self.disks[*disk].devices[path].state();
                 matches!(state, DeviceState::Down { cause: Code::PathIdentity, .. })
@@ -488,8 +490,14 @@ impl<'a> World<'a> {
             for disk in swapped.iter().filter(|disk| is_known(disk)) {
                 self.checker.disk(*disk as u32).borrow_mut().path_says(path, true);
             }
-            let known = self.watch_swaps && swapped.iter().all(is_known);
-            self.sockets.set_known_swapped(path, known, &self.net);
+            *known = self.watch_swaps && swapped.iter().all(is_known);
+        }
+        for at in 0..known.len() {
+            // Whoever may have connected there.
+            let users = self.plan.paths.iter().zip(&known).enumerate();
+            let mut users = users.filter(|(path, (p, _))| *path == at || p.iscsi.alternates.contains(&at));
+            let all = users.all(|(_, (_, known))| *known);
+            self.sockets.set_known_swapped(at, all, &self.net);
         }
     }
 

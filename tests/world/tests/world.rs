@@ -2,12 +2,20 @@
 
 use polypath_sim::seeds;
 use polypath_world::{
-    Action, Cut, GuestPlan, NvmeTcp, Op, PathPlan, Plan, Rule, Settings, Timed, Violation, run, shrink,
+    Action, Cut, GuestPlan, IscsiPath, IscsiSettings, Op, PathPlan, Plan, Rule, Settings, Timed, Transport, Transports,
+    Violation, run, shrink,
 };
 
 /// Two fast paths, one disk, one reactor, one guest that writes all the time.
 fn calm(seed: u64) -> Plan {
-    let path = PathPlan { admin: 0, delay_us: (20, 60), skew_us: 0, digests: false };
+    let path = PathPlan {
+        admin: 0,
+        delay_us: (20, 60),
+        skew_us: 0,
+        digests: false,
+        transport: Transport::NvmeTcp,
+        iscsi: IscsiPath::default(),
+    };
     let guest = GuestPlan { disk: 0, reactor: 0, depth: 8, most_blocks: 4, pause_us: 1500, reads: 30 };
     let settings = Settings {
         keep_alive_ms: 200,
@@ -25,6 +33,7 @@ fn calm(seed: u64) -> Plan {
         fencing: true,
         unnamed: false,
         slow_turns_ms: 0,
+        iscsi: IscsiSettings::default(),
     };
     Plan {
         seed,
@@ -44,7 +53,7 @@ fn at(at_ms: u64, action: Action) -> Timed {
 }
 
 fn broken(plan: &Plan) -> Option<Violation> {
-    run(plan, &NvmeTcp, 0).result.err()
+    run(plan, &Transports, 0).result.err()
 }
 
 /// Writes of path 0 are held back, and the path is reset while they are.
@@ -58,17 +67,17 @@ fn late_writes(seed: u64, after_ms: u64, beyond: bool) -> Plan {
 #[test]
 fn the_same_seed_gives_the_same_run_byte_for_byte() {
     for seed in seeds(0, 6) {
-        let plan = Plan::from_seed(seed);
-        let (first, second) = (run(&plan, &NvmeTcp, 1), run(&plan, &NvmeTcp, 1));
+        let plan = Plan::from_seed(seed, None);
+        let (first, second) = (run(&plan, &Transports, 1), run(&plan, &Transports, 1));
         assert_eq!((first.hash, first.result), (second.hash, second.result), "seed {seed}");
-        assert_ne!(first.hash, run(&Plan::from_seed(seed + 1), &NvmeTcp, 1).hash, "seed {seed}");
+        assert_ne!(first.hash, run(&Plan::from_seed(seed + 1, None), &Transports, 1).hash, "seed {seed}");
     }
 }
 
 #[test]
 fn a_plan_is_the_same_after_it_was_printed() {
     for seed in seeds(0, 200) {
-        let plan = Plan::from_seed(seed);
+        let plan = Plan::from_seed(seed, None);
         let text = serde_json::to_string(&plan).expect("a plan can be written");
         assert_eq!(serde_json::from_str::<Plan>(&text).expect("and read"), plan, "seed {seed}");
     }
@@ -76,7 +85,7 @@ fn a_plan_is_the_same_after_it_was_printed() {
 
 #[test]
 fn a_quiet_world_gets_a_lot_done() {
-    let report = run(&calm(1), &NvmeTcp, 0).result.expect("nothing goes wrong");
+    let report = run(&calm(1), &Transports, 0).result.expect("nothing goes wrong");
     assert!(report.completed > 500, "{report:?}");
     assert!(report.turns < 20 * report.completed, "reactors sleep while nothing happens: {report:?}");
 }
@@ -130,7 +139,7 @@ fn a_failing_plan_is_cut_down_to_what_fails() {
     plan.actions.push(at(300, Action::Delay { path: 1, op: Op::Read, us: 500, count: 3, ms: 20 }));
     plan.actions.sort_by_key(|timed| timed.at_us);
     let violation = broken(&plan).expect("the target lies");
-    let shrunk = shrink(&plan, violation.clone(), &NvmeTcp, 60);
+    let shrunk = shrink(&plan, violation.clone(), &Transports, 60);
     assert!(shrunk.runs <= 60);
     assert_eq!(shrunk.violation.rule, violation.rule);
     assert!(shrunk.plan.actions.len() <= 2 && shrunk.plan.guests.len() == 1, "{:?}", shrunk.plan);
