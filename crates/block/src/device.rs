@@ -194,6 +194,12 @@ pub trait Device: Send + Sync {
         0
     }
 
+    /// How often this way has heard that the disk's volatile write cache lost its power, where the name of the cache does not tell
+    /// ([`crate::CacheDomain::since`]). Other ways to the same disk have heard of other losses. The version grows with it.
+    fn power_losses(&self) -> u64 {
+        0
+    }
+
     /// Its power over reservations, if it has one. A part of a disk has none: they concern the whole.
     fn reservations(&self) -> Option<&dyn Reservations> {
         None

@@ -74,7 +74,7 @@ pub struct Session {
     up_since: Time,
     lost: LostTasks,
     asked: Vec<Asked>,
-    /// To be left by then: the target asked for it.
+    /// To be left by then: the target asked for it, or it is closed.
     leaving: Option<Time>,
     clock: TurnClock,
     depth: u16,
@@ -331,13 +331,13 @@ impl Session {
         }
     }
 
-    /// Leaves in order what the target wants to be left, as soon as nothing is on it.
+    /// Leaves in order what is to be left, as soon as nothing is on it.
     fn leave(&mut self, now: Time, done: &mut TaskDone) {
         let (Some(by), Some(connection)) = (self.leaving, &mut self.connection) else { return };
         if connection.link().in_flight() == 0 {
             connection.link_mut().log_out();
         } else if now >= by {
-            let broken = Broken::new(Code::PathLost, "the target wants to be left, and tasks are not answered");
+            let broken = Broken::new(Code::PathLost, "it is to be left, and tasks are not answered");
             self.lose(done, broken, now);
         }
     }
@@ -436,6 +436,11 @@ impl TaskQueue for Session {
         self.nexus
     }
 
+    fn target_port(&self) -> u64 {
+        // One that does not say its tag has only one, as far as can be told.
+        self.lost.portal_group().map_or(u64::MAX, u64::from)
+    }
+
     fn limits(&self) -> TaskLimits {
         TaskLimits { depth: self.depth, max_transfer_bytes: 0, max_segments: 0 }
     }
@@ -469,8 +474,12 @@ impl TaskQueue for Session {
         sent
     }
 
-    fn close(&mut self, _: &mut Cx<'_>) {
+    fn close(&mut self, cx: &mut Cx<'_>) {
         self.closing = true;
+        if self.connection.is_some() {
+            // Whoever closes waits for what is in flight, and nobody else will end it.
+            self.leaving.get_or_insert(cx.now.after(self.config.disks.io_timeout));
+        }
         if let Some(connection) = self.connection.take_if(|c| !c.is_ready() || c.link().in_flight() == 0) {
             connection.close();
         }

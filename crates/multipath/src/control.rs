@@ -28,6 +28,8 @@ pub(crate) struct Control {
     exported: Option<Exported>,
     /// Names of the caches, by their numbers.
     cache_names: Vec<CacheDomain>,
+    /// How often each of them has lost its power, as paths have heard of which the name does not tell.
+    power_losses: Vec<u64>,
     /// Caches in doubt, as bits of their numbers.
     doubted: u64,
     outage: Arc<Outage>,
@@ -50,6 +52,7 @@ impl Control {
             ledger: config.ledger.clone(),
             exported: None,
             cache_names: Vec::new(),
+            power_losses: Vec::new(),
             doubted: 0,
             outage,
             desk,
@@ -423,7 +426,11 @@ impl Control {
     fn export(&mut self, info: &DeviceInfo) {
         match &mut self.exported {
             Some(exported) if !exported.frozen => exported.limits = exported.limits.meet(info.limits),
-            Some(_) => {}
+            Some(exported) => {
+                if exported.take_back(&info.limits) {
+                    tracing::warn!(group = %self.name, "a path does not do Compare: the group does it no more");
+                }
+            }
             None => {
                 let limits = self.stated_limits.map_or(info.limits, |l| l.meet(info.limits));
                 tracing::info!(
@@ -470,11 +477,13 @@ impl Control {
                 }
                 _ => {
                     self.cache_names.push(name);
+                    self.power_losses.push(0);
                     self.cache_names.len() - 1
                 }
             }
         });
         caches.join(index as u8, info.limits.write_cache);
+        self.paths[at].losses_followed = self.power_losses[index];
         (self.paths[at].cache, self.paths[at].place) = (Some(index as u8), Some(place));
         self.follow_doubts(caches);
     }
@@ -496,11 +505,29 @@ impl Control {
                 let is_another = self.is_this_disk(at, info).is_err();
                 self.set_doubt(at, is_another, caches);
                 if !is_another {
+                    self.hear_losses(at, now, caches);
                     self.hear_power(at, info, now, caches);
                 }
             }
             DeviceState::Starting | DeviceState::Gone { .. } | DeviceState::Down { .. } => {}
         }
+    }
+
+    /// A path has heard that the cache has lost its power, where the name of that does not tell. Each path hears of one loss on its own
+    /// account, and the first one tells of it: the others are behind.
+    fn hear_losses(&mut self, at: usize, now: Time, caches: &Caches) {
+        let record = &mut self.paths[at];
+        let heard = record.shared.device.power_losses();
+        let before = core::mem::replace(&mut record.losses_heard, heard);
+        let (true, Some(cache)) = (heard > before, record.cache) else { return };
+        let losses = &mut self.power_losses[usize::from(cache)];
+        if record.losses_followed == *losses {
+            *losses += 1;
+            if caches.lose(cache) {
+                self.cache_lost(cache, "a write cache lost its power while it was dirty: the next flush fails", now);
+            }
+        }
+        self.paths[at].losses_followed = self.power_losses[usize::from(cache)];
     }
 
     /// Another cache in the same place is the same one, which has lost its power.

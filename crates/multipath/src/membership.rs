@@ -14,6 +14,15 @@ pub(crate) struct Exported {
     pub(crate) frozen: bool,
 }
 
+impl Exported {
+    /// Takes back what is promised beyond what a path does that was admitted; says whether anything was.
+    pub(crate) fn take_back(&mut self, have: &Limits) -> bool {
+        let lacks = self.limits.compare && !have.compare;
+        self.limits.compare &= have.compare;
+        lacks
+    }
+}
+
 /// May a path that shows `info` carry I/O? `before` is what the same path showed when it was admitted last.
 pub(crate) fn admit(
     policy: &MatchPolicy,
@@ -130,7 +139,8 @@ fn pinned(expected: &[Identifier], shown: &Identity) -> Result<(), String> {
     Err(format!("it shows {:?}, the configuration expects {expected:?}", shown.identifiers))
 }
 
-/// Is everything promised still there? Smaller sizes are no matter: the group splits.
+/// Is everything promised still there? Smaller sizes are no matter: the group splits. Nor is Compare: no guest is ever told that there is
+/// one, and paths of another transport may not have it. The promise is taken back then ([`Exported::take_back`]).
 fn abilities(exported: &Exported, have: &Limits) -> Result<(), String> {
     let want = &exported.limits;
     if have.read_only && !want.read_only {
@@ -141,7 +151,6 @@ fn abilities(exported: &Exported, have: &Limits) -> Result<(), String> {
     }
     let lacks = [
         (want.fua && !have.fua, "force unit access"),
-        (want.compare && !have.compare, "Compare"),
         (want.max_write_zeroes_blocks > 0 && have.max_write_zeroes_blocks == 0, "Write Zeroes"),
         (want.max_discard_blocks > 0 && have.max_discard_blocks == 0, "Discard"),
     ];
@@ -342,9 +351,8 @@ mod tests {
             i
         };
         type Edit = fn(&mut Limits);
-        let abilities: [(&str, Edit); 4] = [
+        let abilities: [(&str, Edit); 3] = [
             ("force unit access", |l| l.fua = false),
-            ("Compare", |l| l.compare = false),
             ("Write Zeroes", |l| l.max_write_zeroes_blocks = 0),
             ("Discard", |l| l.max_discard_blocks = 0),
         ];
@@ -356,6 +364,11 @@ mod tests {
             assert!(check(&able, &unable).unwrap_err().contains(what));
             assert_eq!((check(&able, &able), check(&unable, &able), check(&unable, &unable)), (Ok(()), Ok(()), Ok(())));
         }
+        let (able, unable) = (with(|_| {}), with(|l| l.compare = false));
+        let mut promised = exported(&able, true);
+        assert_eq!(admit(&MatchPolicy::Worldwide, Some(&promised), None, &unable), Ok(()), "of another transport");
+        let changes = [&able, &unable, &unable].map(|path| promised.take_back(&path.limits));
+        assert_eq!((changes, promised.limits.compare), ([false, true, false], false));
         // Who may take changes is a matter of what the disk is, and no ability that could be narrowed.
         let (open, protected) = (with(|_| {}), with(|l| l.read_only = true));
         for frozen in [false, true] {

@@ -107,6 +107,9 @@ pub(crate) struct PathRecord {
     pub(crate) closing: bool,
     /// Number of the cache it leads to.
     pub(crate) cache: Option<u8>,
+    /// How often its device has heard that this cache lost its power, and up to which loss of the cache that comes.
+    pub(crate) losses_heard: u64,
+    pub(crate) losses_followed: u64,
     /// The place of the cache that it led to last.
     pub(crate) place: Option<Box<str>>,
     /// It shows another disk: whoever answers at that place is in doubt.
@@ -140,6 +143,8 @@ impl PathRecord {
             gone: false,
             closing: false,
             cache: None,
+            losses_heard: 0,
+            losses_followed: 0,
             place: None,
             doubts: false,
             unwritten: false,

@@ -89,9 +89,11 @@ fn later_paths_narrow_what_is_shown_until_somebody_relies_on_it() {
             true => drop(b.submit(READ(1))),
             false => b.group.freeze(),
         }
-        b.add(lacking(|l| l.compare = false));
-        assert!(shown(&b).limits.compare, "promised");
+        b.add(lacking(|l| l.max_discard_blocks = 0));
+        assert!(shown(&b).limits.max_discard_blocks > 0, "promised");
         assert_eq!((b.stats(1).state, b.stats(2).state), (PathState::Usable, PathState::Quarantined), "{by_io}");
+        b.add(lacking(|l| (l.fua, l.compare) = (true, false)));
+        assert_eq!((b.stats(3).state, shown(&b).limits.compare), (PathState::Usable, false), "no guest was told of it");
         b.finish();
     }
 }
@@ -105,6 +107,33 @@ fn a_group_over_several_caches_names_one_of_its_own() {
     assert_eq!(domain(&b), "a", "it may come back");
     let b = Bench::with_caches(&["a", "b"]);
     assert_eq!(domain(&b), "multipath:disk");
+}
+
+#[test]
+fn a_loss_of_power_that_each_path_hears_of_for_itself_is_one_loss() {
+    let mut b = Bench::with_caches(&["a", "a"]);
+    assert_eq!(b.flush_now(), Some(Code::Ok));
+    for round in 1..4 {
+        b.dirty(0, 1);
+        b.devices[0].hear_of_power_loss();
+        b.turns(2);
+        assert_eq!(b.flush_now(), Some(Code::CacheLost), "{round}");
+        b.dirty(0, 2);
+        b.devices[1].hear_of_power_loss();
+        b.turns(2);
+        assert_eq!(b.flush_now(), Some(Code::Ok), "{round}: that is the same loss");
+    }
+    b.dirty(0, 3);
+    b.devices[0].hear_of_power_loss();
+    b.turns(2);
+    assert_eq!(b.flush_now(), Some(Code::CacheLost));
+    b.devices[1].hear_of_power_loss();
+    b.turns(2);
+    b.dirty(0, 4);
+    b.devices[1].hear_of_power_loss();
+    b.turns(2);
+    assert_eq!(b.flush_now(), Some(Code::CacheLost), "a new one, whoever hears of it first");
+    b.finish();
 }
 
 #[test]

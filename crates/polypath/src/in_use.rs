@@ -72,6 +72,10 @@ impl<D: Device, U: Send + Sync> Device for Unit<D, U> {
         self.device.is_preferred()
     }
 
+    fn power_losses(&self) -> u64 {
+        self.device.power_losses()
+    }
+
     fn ask_for_access(&self) {
         self.device.ask_for_access();
     }

@@ -90,6 +90,10 @@ impl Device for SharedDevice {
         self.device.is_preferred()
     }
 
+    fn power_losses(&self) -> u64 {
+        self.device.power_losses()
+    }
+
     fn ask_for_access(&self) {
         self.device.ask_for_access();
     }

@@ -108,6 +108,10 @@ impl Device for CountedDevice {
         self.inner.is_preferred()
     }
 
+    fn power_losses(&self) -> u64 {
+        self.inner.power_losses()
+    }
+
     fn ask_for_access(&self) {
         self.inner.ask_for_access();
     }

@@ -39,7 +39,7 @@ const KNOWN: usize = 4096;
 
 /// Unit attention conditions, ASC and ASCQ (SPC-4 annex F).
 pub(crate) mod attention {
-    pub(crate) const POWER_ON: u16 = 0x2900;
+    pub(crate) const POWER_ON: u16 = 0x2901;
     pub(crate) const DEVICE_RESET: u16 = 0x2903;
     pub(crate) const NEXUS_LOSS: u16 = 0x2907;
     pub(crate) const RESERVATIONS_PREEMPTED: u16 = 0x2a03;

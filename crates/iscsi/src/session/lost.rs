@@ -40,6 +40,11 @@ impl LostTasks {
         self.portal_group = tag;
     }
 
+    /// The portal group that sessions belong to.
+    pub(super) fn portal_group(&self) -> Option<u16> {
+        self.portal_group
+    }
+
     pub(super) fn add(&mut self, tag: u64, code: Code) {
         self.list.push(Lost { tag, code, portal_group: self.portal_group, by: None });
     }

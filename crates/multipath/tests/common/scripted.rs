@@ -33,6 +33,7 @@ struct Inner {
     undrained: bool,
     /// Its target wants it to be used.
     preferred: bool,
+    power_losses: u64,
     /// How often somebody asked it for access.
     asked_for_access: usize,
     on_health: Option<fn(&Scripted)>,
@@ -104,6 +105,7 @@ impl Scripted {
                 asked_for_queues: 0,
                 undrained: false,
                 preferred: false,
+                power_losses: 0,
                 asked_for_access: 0,
                 on_health: None,
                 on_version: None,
@@ -168,6 +170,12 @@ impl Scripted {
 
     pub fn set_undrained(&self, undrained: bool) {
         self.lock().undrained = undrained;
+    }
+
+    /// It has heard that the cache has lost its power.
+    pub fn hear_of_power_loss(&self) {
+        self.lock().power_losses += 1;
+        self.touch();
     }
 
     /// Its target wants it to be used before others, or not any more.
@@ -283,6 +291,9 @@ impl Device for Opener {
         }
         inner.queues.push(Seat::default());
         Ok(Box::new(Queue { device: self.0.clone(), at: inner.queues.len() - 1 }))
+    }
+    fn power_losses(&self) -> u64 {
+        self.0.lock().power_losses
     }
     fn is_preferred(&self) -> bool {
         self.0.lock().preferred

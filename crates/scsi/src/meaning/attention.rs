@@ -77,6 +77,25 @@ impl Attention {
         matches!(self, Attention::PowerOnOrReset | Attention::PowerOn)
     }
 
+    /// May another disk be there now, or the same of another size? Requests wait until that is known.
+    pub const fn may_be_another(self) -> bool {
+        use Attention as A;
+        matches!(
+            self,
+            A::PowerOnOrReset
+                | A::PowerOn
+                | A::Reset
+                | A::NexusLoss
+                | A::MediumChanged
+                | A::ParametersChanged
+                | A::ModeParametersChanged
+                | A::CapacityChanged
+                | A::LunsChanged
+                | A::InquiryChanged
+                | A::ConditionsChanged
+        )
+    }
+
     /// May our commands that were in flight never be answered?
     pub const fn commands_are_gone(self) -> bool {
         matches!(

@@ -6,7 +6,7 @@
 use super::listing::Listing;
 use super::probe::LogicalUnit;
 use super::reserve::{Claim, Order};
-use crate::Lun;
+use crate::{Attention, Lun};
 use polypath_block::{Code, DeviceState, Host, Identity, OpenError, ReservationError, UnitId, Verdict};
 use polypath_net::Bell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -71,6 +71,9 @@ struct Entry {
     known: Option<Arc<LogicalUnit>>,
     /// To be looked at again.
     stale: bool,
+    /// How often its power was lost, as our nexuses have heard; and up to which of these losses the control nexus has.
+    power_losses: u64,
+    control_heard: Heard,
     /// What its nexuses are to be registered with.
     claim: Claim,
     /// How far each queue has followed the claim: its epoch, or [`NOT_USED`].
@@ -80,6 +83,57 @@ struct Entry {
     alarmed: bool,
     /// Somebody wants it to be made active.
     asked: bool,
+}
+
+/// Target ports of one session that are remembered.
+const PORTS: usize = 16;
+
+/// Up to which loss of power of a logical unit the nexuses of one session have heard: one for each target port that it was at.
+#[derive(Debug, Default)]
+pub(super) struct Heard(Vec<(u64, u64)>);
+
+impl Heard {
+    fn of(&self, port: u64) -> Option<u64> {
+        self.0.iter().find(|(of, _)| *of == port).map(|(_, losses)| *losses)
+    }
+
+    fn set(&mut self, port: u64, losses: u64) {
+        self.0.retain(|(of, _)| *of != port);
+        if self.0.len() >= PORTS {
+            self.0.remove(0);
+        }
+        self.0.push((port, losses));
+    }
+}
+
+impl Entry {
+    /// See [`UnitUse::hears`]. A nexus hears of each loss of power once, and several nexuses of the same one: the first counts it. One
+    /// that has never been looked at hears of what was before it, which is no loss of ours.
+    fn hear(&mut self, bus: &Bus, heard: &mut Heard, port: u64, attention: Option<Attention>) -> bool {
+        if attention == Some(Attention::NexusLoss) {
+            bus.tells_nexus_loss.store(true, Ordering::Relaxed);
+        }
+        let lost = match attention {
+            Some(Attention::PowerOn) => true,
+            // Many say this to whoever logs in again. Those that have another word for that mean it.
+            Some(Attention::PowerOnOrReset) => bus.tells_nexus_loss.load(Ordering::Relaxed),
+            Some(_) => false,
+            None => {
+                heard.set(port, self.power_losses);
+                return false;
+            }
+        };
+        let before = heard.of(port);
+        let new = lost && before == Some(self.power_losses);
+        if new {
+            self.power_losses += 1;
+            tracing::warn!(path = %bus.name, lun = %self.address.lun, losses = self.power_losses, "a logical unit has lost its power");
+        }
+        if lost && before.is_some() {
+            heard.set(port, self.power_losses);
+        }
+        new
+    }
 }
 
 /// A queue sends nothing to the logical unit before it has looked at the claim again.
@@ -95,6 +149,8 @@ pub struct Bus {
     pub(super) listing: Mutex<Listing>,
     bells: Mutex<Vec<Weak<Bell>>>,
     queues_open: AtomicU32,
+    /// The target has a word of its own for a nexus that was lost, and does not say then that its power was.
+    tells_nexus_loss: AtomicBool,
     landing_bound_ms: AtomicU64,
     closing: AtomicBool,
     called: AtomicBool,
@@ -114,6 +170,7 @@ impl Bus {
             listing: Mutex::default(),
             bells: Mutex::default(),
             queues_open: AtomicU32::new(0),
+            tells_nexus_loss: AtomicBool::new(false),
             landing_bound_ms: AtomicU64::new(landing_bound.as_millis() as u64),
             closing: AtomicBool::new(false),
             called: AtomicBool::new(false),
@@ -211,6 +268,19 @@ impl Bus {
         lock(&self.units).iter().find(|entry| entry.address == address)?.known.clone()
     }
 
+    /// The control nexus, to target port `port`, hears this of `address`, or nothing more (`None`): it has been looked at.
+    pub(super) fn control_hears(&self, address: Address, port: u64, attention: Option<Attention>) {
+        let mut units = lock(&self.units);
+        let Some(entry) = units.iter_mut().find(|entry| entry.address == address) else { return };
+        let mut heard = std::mem::take(&mut entry.control_heard);
+        let new = entry.hear(self, &mut heard, port, attention);
+        entry.control_heard = heard;
+        drop(units);
+        if new {
+            self.announce();
+        }
+    }
+
     /// Logical units that somebody wants to be made active (SET TARGET PORT GROUPS), since this was asked last.
     pub fn take_asked(&self) -> Vec<Address> {
         let mut units = lock(&self.units);
@@ -261,6 +331,8 @@ impl Bus {
                     shown: None,
                     known: None,
                     stale: true,
+                    power_losses: 0,
+                    control_heard: Heard::default(),
                     asked: false,
                     claim,
                     followed,
@@ -456,6 +528,19 @@ impl UnitUse {
         self.bus.call();
     }
 
+    /// As [`polypath_block::Device::power_losses`].
+    pub fn power_losses(&self) -> u64 {
+        lock(&self.bus.units)[self.at].power_losses
+    }
+
+    /// The nexus to target port `port` of a session that has heard so much hears this now, or nothing more (`None`): it has been looked at.
+    pub(super) fn hears(&self, heard: &mut Heard, port: u64, attention: Option<Attention>) {
+        let new = lock(&self.bus.units)[self.at].hear(&self.bus, heard, port, attention);
+        if new {
+            self.bus.announce();
+        }
+    }
+
     /// The disk that was seen there last.
     pub fn known(&self) -> Option<Arc<LogicalUnit>> {
         lock(&self.bus.units)[self.at].known.clone()
@@ -517,6 +602,7 @@ impl Drop for UnitUse {
         entry.users -= 1;
         if entry.users == 0 {
             (entry.first, entry.known, entry.stale, entry.asked) = (None, None, true, false);
+            entry.control_heard = Heard::default();
             entry.claim = Claim { key: None, leaving: None, epoch: entry.claim.epoch + 1 };
             drop(units);
             self.bus.announce();

@@ -137,6 +137,10 @@ impl<H: HostBus> Device for ScsiDisk<H> {
         matches!(self.unit.shown(), Some(Shown::Disk(unit)) if unit.alua.preferred)
     }
 
+    fn power_losses(&self) -> u64 {
+        self.unit.power_losses()
+    }
+
     fn ask_for_access(&self) {
         let tpgs = match self.unit.shown() {
             Some(Shown::Disk(unit)) => unit.alua.tpgs,

@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// How often a step is tried again at once: a logical unit has several attentions to report, not many.
 const MOST_TRIES: u32 = 32;
+/// How often a step is tried again, with a pause, that was refused for trouble of the moment.
+const MOST_REFUSALS: u32 = 8;
 /// How long a logical unit may take to become ready.
 const READY: Duration = Duration::from_secs(60);
 /// Pause between two looks at one that is not ready yet.
@@ -139,6 +141,10 @@ pub struct Probe {
     step: Step,
     /// Of the step.
     tries: u32,
+    /// Of the step.
+    refusals: u32,
+    /// How often it began anew.
+    restarts: u32,
     waited: Duration,
     pausing: bool,
     started: bool,
@@ -177,6 +183,8 @@ impl Probe {
         Probe {
             step: Step::Ready,
             tries: 0,
+            refusals: 0,
+            restarts: 0,
             waited: Duration::ZERO,
             pausing: false,
             started: false,
@@ -257,6 +265,10 @@ impl Probe {
         }
         match meaning(answer.status, answer.sense.as_ref()) {
             Meaning::Done => self.take(data),
+            // What was told so far may be of the one before.
+            Meaning::UnitAttention(attention) if attention.may_be_another() && self.step != Step::Ready => {
+                self.restart()
+            }
             Meaning::UnitAttention(_) | Meaning::Deferred(_) => self.again(false),
             Meaning::Again(again) => {
                 let now = matches!(again, Again::Damaged | Again::Aborted | Again::NothingWrong);
@@ -303,8 +315,23 @@ impl Probe {
         self.pausing = later;
     }
 
+    fn restart(&mut self) {
+        let anew = Probe::new(self.task_limits, self.queues, std::mem::take(&mut self.place));
+        let (restarts, waited, started) = (self.restarts + 1, self.waited, self.started);
+        *self = Probe { restarts, waited, started, known: self.known.take(), ..anew };
+        if restarts > MOST_TRIES {
+            self.failed = Some((Code::PathBusy, "it changes all the time".into()));
+        }
+    }
+
+    /// Does the step ask for something without which a disk can be used, and then is taken for one that lacks it?
+    fn describes(&self) -> bool {
+        use Step::{Capacity16, Identification, Limits, Mode, Pages, PortGroups, Provisioning, Serial};
+        matches!(self.step, Pages | Identification | Serial | Limits | Provisioning | Capacity16 | Mode | PortGroups)
+    }
+
     fn go(&mut self, step: Step) {
-        (self.step, self.tries) = (step, 0);
+        (self.step, self.tries, self.refusals) = (step, 0, 0);
     }
 
     /// The next of `steps` that it has a page for.
@@ -451,6 +478,11 @@ impl Probe {
 
     /// It does not do this step, or not now.
     fn refused(&mut self, code: Code, answer: &Answer) {
+        // That a device has trouble says nothing of what it can do, or who it is.
+        if matches!(code, Code::PathLost | Code::PathBusy) && self.describes() && self.refusals < MOST_REFUSALS {
+            self.refusals += 1;
+            return self.again(true);
+        }
         let sense = answer.sense.map_or_else(String::new, |sense| format!(": {sense}"));
         let start = answer.sense.is_some_and(|s| s.is(key::NOT_READY, 0x04, 0x02));
         match self.step {

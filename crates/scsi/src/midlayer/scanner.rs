@@ -20,6 +20,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long a command may take, unless its owner says otherwise ([`Scanner::with_time_limit`]).
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+
 /// Pause before a logical unit in trouble is looked at again.
 const TROUBLE: Duration = Duration::from_secs(1);
 
@@ -58,12 +61,14 @@ struct Busy {
     address: Address,
     work: Work,
     task: Option<(u64, u32)>,
+    /// When that was sent.
+    sent: Time,
     until: Time,
 }
 
 impl Busy {
     fn new(address: Address, work: Work) -> Busy {
-        Busy { address, work, task: None, until: Time::ZERO }
+        Busy { address, work, task: None, sent: Time::ZERO, until: Time::ZERO }
     }
 }
 
@@ -79,6 +84,7 @@ pub struct Scanner<Q> {
     bus: Arc<Bus>,
     queues: u16,
     watch: Duration,
+    time_limit: Duration,
     segs: SegTable,
     memory: Memory,
     taken: TaskDone,
@@ -114,6 +120,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             bus,
             queues,
             watch,
+            time_limit: TIME_LIMIT,
             segs,
             memory,
             taken: TaskDone::with_capacity(8),
@@ -131,6 +138,12 @@ impl<Q: TaskQueue> Scanner<Q> {
             up: false,
             tags: 0,
         })
+    }
+
+    /// The same, with the longest time for one command: one that takes longer costs the way, which is for them alone.
+    #[must_use]
+    pub fn with_time_limit(self, time_limit: Duration) -> Self {
+        Scanner { time_limit, ..self }
     }
 
     /// Its tasks.
@@ -160,6 +173,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         self.taken = taken;
         self.follow(now);
         self.take_orders(cx);
+        self.check_time(cx);
         if self.up {
             self.choose(now);
             self.step(cx);
@@ -177,7 +191,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         if self.up {
             let next = match &self.busy {
                 Some(Busy { task: None, until, .. }) => *until,
-                Some(_) => Time::NEVER,
+                Some(busy) => busy.sent.after(self.time_limit),
                 None => self.watched.after(self.watch).min(self.retried.after(self.access.pause(TROUBLE))),
             };
             if next != Time::NEVER {
@@ -315,6 +329,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             ProbeStep::Done(mut unit) => {
                 self.access.bound_change(self.bus.name(), address, &mut unit, cx.now);
                 tracing::debug!(path = %self.bus.name(), lun = %address.lun, disk = %unit.label, "logical unit");
+                self.bus.control_hears(address, self.tasks.target_port(), None);
                 self.bus.show(address, Shown::Disk(Arc::from(unit)));
                 self.busy = None;
             }
@@ -332,7 +347,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         let Address { target, lun } = busy.address;
         let task = Task { tag: self.tags, target, lun, cdb, data, changes };
         if self.tasks.submit(cx, &task).is_ok() {
-            busy.task = Some((self.tags, data.len()));
+            (busy.task, busy.sent) = (Some((self.tags, data.len())), cx.now);
         }
     }
 
@@ -419,6 +434,19 @@ impl<Q: TaskQueue> Scanner<Q> {
         self.end_late_order(cx);
     }
 
+    /// A question that is not answered in time costs the session: nothing else would ever be asked.
+    fn check_time(&mut self, cx: &mut Cx<'_>) {
+        let Some(busy) = &mut self.busy else { return };
+        if busy.task.is_none() || !self.up || cx.now.since(busy.sent) < self.time_limit {
+            return;
+        }
+        // Looked at again after as long once more: what changes something may have to wait for its proof.
+        busy.sent = cx.now;
+        let ms = self.time_limit.as_millis();
+        tracing::warn!(path = %self.bus.name(), lun = %busy.address.lun, "a command of the control session is not answered within {ms} ms");
+        self.tasks.recover(cx, Recovery::ResetHost, 0);
+    }
+
     /// A command that is not answered in time costs the session: only then it is known to be over.
     fn end_late_order(&mut self, cx: &mut Cx<'_>) {
         let Some(Busy { work: Work::Order(exchange, asker), task, .. }) = &mut self.busy else { return };
@@ -466,6 +494,9 @@ impl<Q: TaskQueue> Scanner<Q> {
             Outcome::Answered(answer) => Some(meaning(answer.status, answer.sense.as_ref())),
             Outcome::Lost(_) | Outcome::BadMemory => None,
         };
+        if let Some(Meaning::UnitAttention(attention)) = meant {
+            self.bus.control_hears(busy.address, self.tasks.target_port(), Some(attention));
+        }
         if matches!(meant, Some(Meaning::UnitAttention(Attention::LunsChanged))) {
             self.bus.doubt_listing();
         }

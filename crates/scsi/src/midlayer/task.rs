@@ -232,6 +232,12 @@ pub trait TaskQueue {
     /// Counts how often the way has come up. Whoever was there before it grew may not be there now.
     fn nexus(&self) -> u64;
 
+    /// The target port that the way which came up last leads to. Another one makes another nexus, to which the target may say anew what it
+    /// has said before.
+    fn target_port(&self) -> u64 {
+        0
+    }
+
     /// What it takes.
     fn limits(&self) -> TaskLimits;
 

@@ -1,6 +1,7 @@
 //! The mid-layer over a host-bus driver that does what a test says.
 
 mod alua;
+mod asking;
 mod persistent;
 mod reservations;
 mod script;

@@ -186,7 +186,11 @@ impl<Q: TaskQueue> DiskQueue<Q> {
         }
         for recovery in &taken.recoveries {
             let DiskQueue { ladder, requests, .. } = self;
-            ladder.answered(recovery, requests, cx.now);
+            if recovery.token & PROBE_TAG == 0 {
+                ladder.answered(recovery, requests, cx.now);
+            } else {
+                self.units.recovered(recovery);
+            }
         }
     }
 
@@ -272,7 +276,7 @@ impl<Q: TaskQueue> DiskQueue<Q> {
             return;
         }
         if nexus != self.nexus {
-            self.units.forget();
+            self.units.forget(self.tasks.target_port());
             self.nexus = nexus;
         }
         if self.requests.has_backlog() {
@@ -305,6 +309,18 @@ impl<Q: TaskQueue> DiskQueue<Q> {
                 && !matches!(part.stage, Stage::Suspect)
             {
                 part.stage = Stage::Ending(rung, cx.now);
+            }
+        }
+    }
+
+    /// Another disk answers where units of ours were, as another way has shown: their requests are not for that one. What was sent may go
+    /// on by itself, data that the target asks for among it, so that the way is given up with it.
+    fn leave_others(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
+        for unit in self.units.take_others() {
+            self.requests.revoke(unit, Code::PathIdentity, done);
+            if self.requests.in_flight(unit) > 0 {
+                tracing::warn!(path = %self.bus.name(), unit = unit.0, "another disk answers while requests are under way: the way is given up");
+                self.tasks.recover(cx, Recovery::ResetHost, PROBE_TAG);
             }
         }
     }
@@ -349,6 +365,9 @@ impl<Q: TaskQueue> ControllerQueue for DiskQueue<Q> {
             self.memory.reserve(cx.segs);
         }
         let rung = self.bell.answer();
+        if rung {
+            self.leave_others(cx, done);
+        }
         self.harvest(cx, done);
         self.follow(done);
         if !self.closing && (rung || self.units.next_due().is_some_and(|at| cx.now >= at)) {
@@ -361,10 +380,14 @@ impl<Q: TaskQueue> ControllerQueue for DiskQueue<Q> {
         if self.requests.has_backlog() {
             self.feed(cx);
         }
+        if self.units.awaits_answer() {
+            self.ladder.started(cx.now);
+        }
         if self.ladder.is_due(cx.now) {
             self.check_time(cx);
+            self.units.check_time(&mut self.tasks, &self.config, cx);
             self.units.allow_more(self.tasks.limits().depth);
-            self.ladder.looked(cx.now, !self.requests.is_empty());
+            self.ladder.looked(cx.now, !self.requests.is_empty() || self.units.awaits_answer());
         }
         self.tasks.kick(cx);
         if self.requests.has_early() {

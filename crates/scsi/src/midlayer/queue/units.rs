@@ -4,11 +4,14 @@
 //! a unit attention says that it may have changed; what was taken meanwhile waits for the outcome.
 
 use super::command::{Memory, PROBE};
-use crate::Attention;
-use crate::midlayer::bus::{Address, Bus, NOT_USED, UnitUse, unit_of};
+use crate::midlayer::DiskConfig;
+use crate::midlayer::bus::{Address, Bus, Heard, NOT_USED, Shown, UnitUse, unit_of};
 use crate::midlayer::probe::{DiskTraits, LogicalUnit, Probe, ProbeStep};
 use crate::midlayer::reserve::{Claim, Exchange, ExchangeStep, Payload, is_alarm};
-use crate::midlayer::task::{Outcome, Task, TaskData, TaskEnd, TaskLimits, TaskQueue};
+use crate::midlayer::task::{
+    Outcome, Recovered, Recovery, RecoveryEnd, Task, TaskData, TaskEnd, TaskLimits, TaskQueue,
+};
+use crate::{Attention, Meaning, meaning};
 use polypath_block::{Code, Cx, Health, OpenError, ReservationResult, Time, Unit, UnitId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,6 +51,8 @@ pub(super) struct UnitState {
     pub(super) allowed: u16,
     /// What it takes is not known for sure: another host had reserved it.
     guessed: bool,
+    /// Up to which loss of its power this session has heard.
+    heard: Heard,
     /// How far the claim of a registration was followed over the way that is up; [`NOT_USED`]: nothing is sent before it was.
     followed: Arc<AtomicU64>,
 }
@@ -64,15 +69,28 @@ enum Look {
 struct Probing {
     unit: Unit,
     look: Look,
-    /// The tag of its task, and the octets it asked for, while one is outstanding.
-    task: Option<(u64, u32)>,
     until: Time,
+}
+
+/// The task of a look that is outstanding: one at a time, for they share their memory.
+struct Sent {
+    tag: u64,
+    /// Octets it asked for.
+    len: u32,
+    at: Time,
+    /// It takes too long, and is being ended since then.
+    ending: Option<Time>,
+    /// Nobody waits for its answer any more.
+    stray: bool,
 }
 
 /// See the module.
 pub(super) struct Units {
     units: Vec<Option<UnitState>>,
     probing: Option<Probing>,
+    sent: Option<Sent>,
+    /// Target port of the way that is up.
+    port: u64,
     tags: u64,
 }
 
@@ -87,7 +105,7 @@ pub(super) enum Change {
 
 impl Units {
     pub(super) fn new() -> Self {
-        Units { units: Vec::new(), probing: None, tags: 0 }
+        Units { units: Vec::new(), probing: None, sent: None, port: 0, tags: 0 }
     }
 
     pub(super) fn open(&mut self, bus: &Arc<Bus>, id: UnitId) -> Result<Unit, OpenError> {
@@ -110,8 +128,19 @@ impl Units {
         let (users, stage, known, traits, allowed) = (1, Stage::Unchecked, false, DiskTraits::NONE, u16::MAX);
         let followed = Arc::new(AtomicU64::new(NOT_USED));
         who.show_followed(&followed);
-        self.units[at] =
-            Some(UnitState { id, users, who, address, stage, known, traits, allowed, guessed: false, followed });
+        self.units[at] = Some(UnitState {
+            id,
+            users,
+            who,
+            address,
+            stage,
+            known,
+            traits,
+            allowed,
+            guessed: false,
+            heard: Heard::default(),
+            followed,
+        });
         Ok(Unit(at as u16))
     }
 
@@ -146,12 +175,67 @@ impl Units {
         self.get(unit).is_some_and(|u| u.stage == Stage::Usable)
     }
 
-    /// The way is another one: nobody is known over it.
-    pub(super) fn forget(&mut self) {
-        self.probing = None;
+    /// The way is another one, to target port `port`: nobody is known over it.
+    pub(super) fn forget(&mut self, port: u64) {
+        (self.probing, self.port) = (None, port);
+        // What it sent over the one before has ended, or waits for a proof.
+        self.sent = None;
         for unit in self.units.iter_mut().flatten() {
             (unit.stage, unit.known, unit.allowed) = (Stage::Unchecked, false, u16::MAX);
             unit.followed.store(NOT_USED, Ordering::Release);
+        }
+    }
+
+    fn stop_probing(&mut self) {
+        self.probing = None;
+        if let Some(sent) = &mut self.sent {
+            sent.stray = true;
+        }
+    }
+
+    /// Units of which is known by now that another disk answers there: whatever was sent to them must not go on.
+    #[cold]
+    pub(super) fn take_others(&mut self) -> Vec<Unit> {
+        let units = self.units.iter_mut().zip(0u16..);
+        let others = units.filter_map(|(unit, at)| {
+            let state = unit.as_mut().filter(|u| u.known)?;
+            if !matches!(state.who.shown(), Some(Shown::Trouble { code: Code::PathIdentity, .. })) {
+                return None;
+            }
+            (state.stage, state.known) = (Stage::Unchecked, false);
+            Some(Unit(at))
+        });
+        others.collect()
+    }
+
+    /// Is the task of a look outstanding?
+    #[inline]
+    pub(super) fn awaits_answer(&self) -> bool {
+        self.sent.is_some()
+    }
+
+    /// Looks at the time limit of the task that is outstanding: it is aborted, and if that does not help, the way is given up.
+    pub(super) fn check_time<Q: TaskQueue>(&mut self, tasks: &mut Q, config: &DiskConfig, cx: &mut Cx<'_>) {
+        let Some(sent) = &mut self.sent else { return };
+        let step = match sent.ending {
+            None if cx.now.since(sent.at) >= config.io_timeout => Recovery::AbortTask { tag: sent.tag },
+            Some(since) if cx.now.since(since) >= config.grace => Recovery::ResetHost,
+            _ => return,
+        };
+        sent.ending = Some(cx.now);
+        let ms = config.io_timeout.as_millis();
+        tracing::warn!(?step, "a question to a logical unit is not answered within {ms} ms");
+        if !tasks.recover(cx, step, sent.tag) && step != Recovery::ResetHost {
+            tasks.recover(cx, Recovery::ResetHost, sent.tag);
+        }
+    }
+
+    /// A recovery was answered that [`Units::check_time`] has asked for.
+    pub(super) fn recovered(&mut self, end: &RecoveryEnd) {
+        if let Some(sent) = self.sent.as_mut().filter(|sent| sent.tag == end.token)
+            && end.outcome == Recovered::Failed
+        {
+            sent.ending = Some(Time::ZERO);
         }
     }
 
@@ -178,13 +262,15 @@ impl Units {
 
     /// A unit attention has come.
     pub(super) fn attention(&mut self, unit: Unit, attention: Attention) {
+        let port = self.port;
         let Some(state) = self.get_mut(unit) else { return };
         tracing::debug!(path = %state.who.bus().name(), lun = %state.address.lun, ?attention, "unit attention");
-        if may_be_another(attention) {
+        state.who.hears(&mut state.heard, port, Some(attention));
+        if attention.may_be_another() {
             state.stage = Stage::Unchecked;
             if self.probing.as_ref().is_some_and(|p| p.unit == unit) {
                 // What it has asked so far may be of the one before.
-                self.probing = None;
+                self.stop_probing();
             }
         }
         if let Some(state) = self.get_mut(unit)
@@ -234,14 +320,14 @@ impl Units {
                     return Some(Change::Usable);
                 }
             };
-            self.probing = Some(Probing { unit: Unit(at as u16), look, task: None, until: Time::ZERO });
+            self.probing = Some(Probing { unit: Unit(at as u16), look, until: Time::ZERO });
         }
         self.step(tasks, memory, cx)
     }
 
     fn step<Q: TaskQueue>(&mut self, tasks: &mut Q, memory: &Memory, cx: &mut Cx<'_>) -> Option<Change> {
         let probing = self.probing.as_mut()?;
-        if probing.task.is_some() || cx.now < probing.until {
+        if self.sent.is_some() || cx.now < probing.until {
             return None;
         }
         let unit = probing.unit;
@@ -280,7 +366,7 @@ impl Units {
                 ProbeStep::Done(found) => {
                     let epoch = *epoch;
                     self.probing = None;
-                    return Some(state.found(unit, &found, epoch, cx.now));
+                    return Some(state.found(unit, &found, (epoch, self.port), cx.now));
                 }
             },
         };
@@ -289,7 +375,7 @@ impl Units {
         let tag = PROBE_TAG | self.tags;
         let task = Task { tag, target: address.target, lun: address.lun, cdb, data, changes };
         if tasks.submit(cx, &task).is_ok() {
-            probing.task = Some((tag, data.len()));
+            self.sent = Some(Sent { tag, len: data.len(), at: cx.now, ending: None, stray: false });
         }
         None
     }
@@ -337,11 +423,14 @@ impl Units {
 
     /// A task of a probe has ended.
     pub(super) fn probe_ended(&mut self, end: &TaskEnd, memory: &Memory) {
-        let Some(probing) = &mut self.probing else { return };
-        if probing.task.is_none_or(|(tag, _)| tag != end.tag) {
-            return;
+        let Some(sent) = self.sent.take_if(|sent| sent.tag == end.tag) else { return };
+        let Some(probing) = self.probing.as_mut().filter(|_| !sent.stray) else { return };
+        let unit = probing.unit;
+        if let Some(attention) = attention_of(&end.outcome)
+            && let Some(state) = self.units.get_mut(usize::from(unit.0)).and_then(Option::as_mut)
+        {
+            state.who.hears(&mut state.heard, self.port, Some(attention));
         }
-        probing.task = None;
         let moved = if let Outcome::Answered(answer) = &end.outcome { answer.moved } else { 0 };
         match (&mut probing.look, &end.outcome) {
             (Look::Claim(exchange, ..), outcome) => {
@@ -358,20 +447,22 @@ impl Units {
 
     /// A task of a probe has ended good.
     pub(super) fn probe_good(&mut self, tag: u64, memory: &Memory) {
-        let Some(probing) = &mut self.probing else { return };
-        if let Some((_, len)) = probing.task.take_if(|(of, _)| *of == tag) {
-            let data = memory.probe_octets(len);
-            match &mut probing.look {
-                Look::Claim(exchange, ..) => exchange.good(&data),
-                Look::Probe(probe, _) => probe.good(&data),
-            }
+        let Some(sent) = self.sent.take_if(|sent| sent.tag == tag) else { return };
+        let Some(probing) = self.probing.as_mut().filter(|_| !sent.stray) else { return };
+        let data = memory.probe_octets(sent.len);
+        match &mut probing.look {
+            Look::Claim(exchange, ..) => exchange.good(&data),
+            Look::Probe(probe, _) => probe.good(&data),
         }
     }
 
     /// When a probe, or a unit in trouble, is to be looked at.
     pub(super) fn next_due(&self) -> Option<Time> {
+        if self.sent.is_some() {
+            return None;
+        }
         match &self.probing {
-            Some(probing) => (probing.task.is_none()).then_some(probing.until),
+            Some(probing) => Some(probing.until),
             None => {
                 let due = self.units.iter().flatten().filter_map(|u| match u.stage {
                     Stage::Unchecked => Some(Time::ZERO),
@@ -390,8 +481,8 @@ impl UnitState {
         Look::Probe(Box::new(Probe::new(limits, 1, place).knowing(self.who.known())), epoch)
     }
 
-    /// A probe has found a disk, after the claim of `epoch` was followed.
-    fn found(&mut self, unit: Unit, found: &LogicalUnit, epoch: u64, now: Time) -> Change {
+    /// A probe has found a disk at a target port, after the claim of `epoch` was followed.
+    fn found(&mut self, unit: Unit, found: &LogicalUnit, (epoch, port): (u64, u64), now: Time) -> Change {
         match self.who.check(&found.info.identity) {
             Err((code, reason)) => {
                 tracing::error!(path = %self.who.bus().name(), %reason, "a logical unit is not used");
@@ -408,6 +499,7 @@ impl UnitState {
                 Change::Usable
             }
             Ok(()) => {
+                self.who.hears(&mut self.heard, port, None);
                 (self.stage, self.known, self.traits) = (Stage::Usable, true, found.traits);
                 self.guessed = found.guessed;
                 self.followed.store(epoch, Ordering::Release);
@@ -431,28 +523,18 @@ impl UnitState {
     }
 }
 
-/// May another disk be there now, or the same of another size? Requests wait until that is known.
-fn may_be_another(attention: Attention) -> bool {
-    use Attention as A;
-    matches!(
-        attention,
-        A::PowerOnOrReset
-            | A::PowerOn
-            | A::Reset
-            | A::NexusLoss
-            | A::MediumChanged
-            | A::ParametersChanged
-            | A::ModeParametersChanged
-            | A::CapacityChanged
-            | A::LunsChanged
-            | A::InquiryChanged
-            | A::ConditionsChanged
-    )
+/// The unit attention that a task was answered with.
+fn attention_of(outcome: &Outcome) -> Option<Attention> {
+    let Outcome::Answered(answer) = outcome else { return None };
+    match meaning(answer.status, answer.sense.as_ref()) {
+        Meaning::UnitAttention(attention) => Some(attention),
+        _ => None,
+    }
 }
 
 /// Is it of interest to whoever watches devices?
 fn concerns_devices(attention: Attention) -> bool {
     use Attention as A;
     let of_a_new_nexus = matches!(attention, A::PowerOnOrReset | A::PowerOn | A::Reset | A::NexusLoss);
-    (may_be_another(attention) && !of_a_new_nexus) || attention == A::AccessStateChanged
+    (attention.may_be_another() && !of_a_new_nexus) || attention == A::AccessStateChanged
 }

@@ -1,0 +1,141 @@
+//! What the mid-layer asks on its own account, when it is not answered, answered late, or told that something has changed meanwhile.
+
+use crate::script::{BLOCK, Driven, Reply, ms, rig};
+use crate::{attention, rule};
+use polypath_block::{Code, Device, DeviceState, Io};
+use polypath_scsi::Sense;
+use polypath_scsi::midlayer::{HostBus, Recovered};
+use polypath_scsi::opcode;
+use polypath_scsi::sense::key;
+
+#[test]
+fn trouble_of_the_moment_says_nothing_of_what_a_disk_can_do() {
+    let internal_failure = Reply::Sense(Sense::new(key::HARDWARE_ERROR, 0x44, 0));
+    for (times, does) in [(3, true), (usize::MAX, false)] {
+        let mut rig = rig(100);
+        rig.script(|s| s.rules = vec![rule(&[opcode::MODE_SENSE_10], times, internal_failure)]);
+        rig.disk.host().bus().all_stale();
+        rig.scan();
+        let DeviceState::Live(info) = rig.disk.state() else { panic!("{:?}", rig.disk.state()) };
+        assert_eq!(info.limits.fua, does, "refused {times} times");
+    }
+}
+
+#[test]
+fn a_question_that_is_not_answered_is_aborted_and_then_costs_the_way() {
+    let answers = [
+        (vec![], &["AbortTask"][..]),
+        (vec![Recovered::Failed], &["AbortTask", "ResetHost"]),
+        (vec![Recovered::NoSuchTask], &["AbortTask", "ResetHost"]),
+    ];
+    for (recovered, steps) in answers {
+        let mut rig = rig(100);
+        let mut d = Driven::open(&mut rig);
+        rig.script(|s| {
+            s.recovered = recovered.clone().into();
+            // Looked at once more, and the first question is lost.
+            let look = rule(&[opcode::READ_10, opcode::READ_16], 1, attention(0x2a, 0x09));
+            s.rules = vec![look, rule(&[opcode::TEST_UNIT_READY], 1, Reply::Never)];
+        });
+        let span = d.span(0, BLOCK);
+        d.submit(&rig, Io::read(1, 0, 1, span)).unwrap();
+        assert!(d.until(&mut rig, 3000, |done| done.completions.len() == 1), "{recovered:?}: it waits for ever");
+        assert_eq!(d.done.completions[0].status.code, Code::PathTimeout, "another path may do");
+        let log = rig.script(|s| s.log.clone());
+        let begins = |(said, step): (&String, &&str)| said.starts_with(*step);
+        assert!(log.len() == steps.len() && log.iter().zip(steps).all(begins), "{recovered:?}: {log:?}");
+        // It is looked at again.
+        assert!((0..3000).any(|_| {
+            d.turn(&mut rig, 1);
+            d.submit(&rig, Io::read(2, 0, 1, span)).is_ok()
+        }));
+        assert!(d.until(&mut rig, 100, |done| done.completions.len() == 2));
+        assert_eq!(d.done.completions[1].status.code, Code::Ok);
+    }
+}
+
+#[test]
+fn a_control_session_that_is_not_answered_is_given_up() {
+    let mut rig = rig(100);
+    rig.scanner = rig.scanner.with_time_limit(ms(500));
+    rig.script(|s| s.rules = vec![rule(&[opcode::TEST_UNIT_READY], 1, Reply::Never)]);
+    rig.scan();
+    assert_eq!(rig.script(|s| s.log.clone()), ["ResetHost"]);
+    rig.script(|s| s.naa = 9);
+    rig.disk.host().bus().all_stale();
+    rig.scan();
+    assert!(matches!(rig.disk.state(), DeviceState::Down { cause: Code::PathIdentity, .. }), "and it goes on looking");
+}
+
+#[test]
+fn whoever_changes_while_it_is_looked_at_is_looked_at_anew() {
+    // Before each of the questions that follow the identification.
+    for opcodes in [&[opcode::SERVICE_ACTION_IN_16][..], &[opcode::MODE_SENSE_10]] {
+        let mut rig = rig(100);
+        rig.script(|s| {
+            s.rules = vec![rule(opcodes, 1, attention(0x3f, 0x03))];
+            s.commands.clear();
+        });
+        rig.disk.host().bus().all_stale();
+        rig.scan();
+        let asked = rig.script(|s| s.commands.iter().filter(|c| **c == opcode::INQUIRY).count());
+        assert_eq!(asked % 6, 0, "INQUIRY and five pages, each time");
+        assert!(asked >= 12, "who it is was asked again: {asked}");
+    }
+}
+
+#[test]
+fn what_is_under_way_to_another_disk_costs_the_way() {
+    let mut rig = rig(100);
+    let mut d = Driven::open(&mut rig);
+    rig.script(|s| s.rules = vec![rule(&[opcode::WRITE_10, opcode::WRITE_16], 1, Reply::Never)]);
+    let span = d.span(0, BLOCK);
+    d.submit(&rig, Io::write(1, 0, 1, span)).unwrap();
+    d.turn(&mut rig, 1);
+    assert!(rig.script(|s| s.log.is_empty()));
+    // The control session finds another disk there, before this one hears of it.
+    rig.script(|s| s.naa = 9);
+    rig.disk.host().bus().all_stale();
+    rig.scan();
+    rig.script(|s| s.log.clear());
+    d.turn(&mut rig, 0);
+    assert_eq!(rig.script(|s| s.log.clone()), ["ResetHost"], "data that are asked for are not for the other one");
+    assert!(d.submit(&rig, Io::read(2, 0, 1, span)).is_err(), "nor is anything else");
+}
+
+#[test]
+fn a_loss_of_power_is_counted_once_and_not_for_a_nexus_that_is_new() {
+    // The attention that a nexus hears when it has come again, and what comes of it.
+    type Case = (&'static str, &'static [(u8, u8)], u64);
+    let cases: [Case; 5] = [
+        ("power on", &[(0x29, 0x01)], 1),
+        ("not told which", &[(0x29, 0x00)], 0),
+        ("not told which, by one that tells the nexus apart", &[(0x29, 0x07), (0x29, 0x00)], 1),
+        ("nexus loss", &[(0x29, 0x07)], 0),
+        ("twice", &[(0x29, 0x01), (0x29, 0x01)], 2),
+    ];
+    for (what, attentions, losses) in cases {
+        let mut rig = rig(100);
+        let mut d = Driven::open(&mut rig);
+        assert_eq!(rig.disk.power_losses(), 0);
+        for &(asc, ascq) in attentions {
+            let version = rig.disk.version();
+            let hear = || vec![rule(&[opcode::TEST_UNIT_READY], 1, attention(asc, ascq))];
+            rig.script(|s| (s.rules, s.nexus) = (hear(), s.nexus + 1));
+            for _ in 0..100 {
+                d.turn(&mut rig, 1);
+            }
+            let early = rig.disk.power_losses();
+            rig.script(|s| s.rules = hear());
+            rig.scan();
+            assert_eq!(rig.disk.power_losses(), early, "{what}: the second to hear of it");
+            assert!(rig.disk.version() > version);
+        }
+        assert_eq!(rig.disk.power_losses(), losses, "{what}");
+    }
+    let mut rig = rig(100);
+    rig.script(|s| s.rules = vec![rule(&[opcode::TEST_UNIT_READY], 1, attention(0x29, 0x01))]);
+    let _new = Driven::open(&mut rig);
+    assert_eq!(rig.disk.power_losses(), 0, "what was before it");
+    assert_eq!(rig.script(|s| s.rules[0].times), 0);
+}
