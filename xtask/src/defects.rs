@@ -74,11 +74,11 @@ impl Bench {
         ensure!(applied.success(), "{} does not apply any more: make it anew", patch.display());
         match UnitTest::of(name)? {
             Some(test) => test.must_fail(&self.tree),
-            None => self.find_by_seeds(),
+            None => self.find_by_seeds(&family(name)?),
         }
     }
 
-    fn find_by_seeds(&self) -> Result<String> {
+    fn find_by_seeds(&self, family: &str) -> Result<String> {
         if self.sound.get().is_none() {
             let sound = self.folder.join("sound");
             fs::copy(sim::build(&repository())?, &sound).context("cannot keep polypath-sim")?;
@@ -89,11 +89,12 @@ impl Bench {
         let begun = Instant::now();
         let mut from = 0;
         while from < SEEDS {
-            let Some(seed) = first_failure(&with_defect, from)? else { break };
+            let Some(seed) = first_failure(&with_defect, family, from)? else { break };
             // A seed that fails without the defect says nothing about it.
-            let without = Command::new(sound).args(["--seed", &seed.to_string(), "--no-shrink"]).output();
+            let words = ["--seed", &seed.to_string(), "--family", family, "--no-shrink"];
+            let without = Command::new(sound).args(words).output();
             if without.context("cannot run polypath-sim")?.status.success() {
-                return Ok(format!("seed {seed} in {:.1} s", begun.elapsed().as_secs_f64()));
+                return Ok(format!("seed {seed} over {family} in {:.1} s", begun.elapsed().as_secs_f64()));
             }
             println!("seed {seed} breaks a rule without the defect, too; looking on");
             from = seed + 1;
@@ -102,10 +103,20 @@ impl Bench {
     }
 }
 
+/// The family of worlds that defect `name` is looked for in: what `NAME.family` beside the patch says, or NVMe/TCP.
+fn family(name: &str) -> Result<String> {
+    let path = repository().join(FOLDER).join(format!("{name}.family"));
+    if !path.is_file() {
+        return Ok("nvme-tcp".into());
+    }
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.trim().to_owned())
+}
+
 /// The first seed from `from` on that fails.
-fn first_failure(program: &Path, from: u64) -> Result<Option<u64>> {
+fn first_failure(program: &Path, family: &str, from: u64) -> Result<Option<u64>> {
     let (count, from) = ((SEEDS - from).to_string(), from.to_string());
-    let words = ["--seeds", &count, "--from", &from, "--first", "--no-shrink"];
+    let words = ["--seeds", &count, "--from", &from, "--family", family, "--first", "--no-shrink"];
     let output = Command::new(program).args(words).output().context("cannot run polypath-sim")?;
     if output.status.success() {
         return Ok(None);

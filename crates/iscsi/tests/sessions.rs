@@ -227,6 +227,21 @@ fn an_aborted_write_is_quiet_and_what_came_after_a_reset_is_not_its_business() {
 }
 
 #[test]
+fn a_task_that_is_not_there_is_not_quiet_for_that() {
+    let mut rig = Rig::new("no-such-task");
+    rig.submit(1, true).unwrap();
+    rig.turns(1);
+    assert!(rig.recover(Recovery::AbortTask { tag: 1 }, 50));
+    let asked = rig.target.take().iter().find(|h| h.header.opcode == Opcode::TaskRequest).unwrap().itt();
+    rig.target.say(true, &[], |sn, out| {
+        TaskResponse { result: TaskResult::NoTask, itt: asked, sn }.encode(&any(), out).unwrap()
+    });
+    rig.turns(1);
+    assert_eq!(rig.done.ends, [], "its answer may be on the way, or it may have been executed");
+    assert_eq!(rig.done.recoveries, [RecoveryEnd { token: 50, outcome: Recovered::NoSuchTask }]);
+}
+
+#[test]
 fn a_target_that_drops_every_session_is_not_asked_without_a_pause() {
     let mut rig = Rig::new("drops");
     for _ in 0..1000 {

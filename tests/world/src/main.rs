@@ -12,7 +12,7 @@ usage: polypath-sim --seeds N [--from S] [--jobs J] [--first]   run N worlds fro
        polypath-sim --seed S [--log LEVEL] [--no-shrink]        replay one, with its trace
        polypath-sim --plan FILE [--log LEVEL]                   run a plan that was printed before
 
---family FAMILY (nvme-tcp, iscsi, mixed) gives every world paths of that kind (nvme-tcp).
+--family FAMILY (nvme-tcp, iscsi, mixed) gives every world paths of that kind; each seed has its own otherwise.
 --without KIND[,KIND...] leaves actions out of what seeds give, by their names in the plan (PowerLoss, Swap, ...).
 
 LEVEL is error, warn, info, debug or trace: the logs of the code under test, told by virtual time, on the standard error.";
@@ -106,6 +106,13 @@ fn many(count: u64, options: &Options) -> bool {
         let plan = options.plan(failure.seed);
         show(&plan, Some(shrink(&plan, failure.violation.clone(), &Transports, SHRINK_RUNS).plan));
     }
+    let each = Mix::ALL.map(|mix| {
+        let of = |seed: u64| options.family.unwrap_or_else(|| Mix::of_seed(seed)) == mix;
+        let failed = failures.iter().filter(|f| of(f.seed)).count();
+        let worlds = (options.from..options.from + done).filter(|seed| of(*seed)).count();
+        format!("{}: {worlds} worlds, {failed} failed", mix.name())
+    });
+    println!("{}", each.join("; "));
     println!("{} passed, {} failed in {seconds:.1} s", done - failures.len() as u64, failures.len());
     failures.is_empty()
 }

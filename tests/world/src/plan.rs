@@ -244,11 +244,11 @@ impl Action {
 }
 
 impl Plan {
-    /// The plan of a seed, over the transports of `mix`, or all over NVMe/TCP.
+    /// The plan of a seed, over the transports of `mix`, or those that the seed says.
     pub fn from_seed(seed: u64, mix: Option<Mix>) -> Plan {
         let mut plan = Plan::over_nvme_tcp(seed);
         // Dice of their own: what goes wrong, and everything else, is the same over all transports.
-        mix.unwrap_or(Mix::NvmeTcp).lay_out(&mut plan, &mut Dice::new(seed ^ 0x15c5_1000));
+        mix.unwrap_or_else(|| Mix::of_seed(seed)).lay_out(&mut plan, &mut Dice::new(seed ^ 0x15c5_1000));
         plan
     }
 

@@ -39,6 +39,11 @@ impl Mix {
         }
     }
 
+    /// That of a seed: each in its turn.
+    pub fn of_seed(seed: u64) -> Mix {
+        Mix::ALL[(seed % 3) as usize]
+    }
+
     /// What the paths of `plan` are.
     pub fn of(plan: &Plan) -> Mix {
         let iscsi = plan.paths.iter().filter(|p| p.transport == Transport::Iscsi).count();

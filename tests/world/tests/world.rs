@@ -2,8 +2,8 @@
 
 use polypath_sim::seeds;
 use polypath_world::{
-    Action, Cut, GuestPlan, IscsiPath, IscsiSettings, Op, PathPlan, Plan, Rule, Settings, Timed, Transport, Transports,
-    Violation, run, shrink,
+    Action, Cut, GuestPlan, IscsiPath, IscsiSettings, Mix, Op, PathPlan, Plan, Rule, Settings, Timed, Transport,
+    Transports, Violation, run, shrink,
 };
 
 /// Two fast paths, one disk, one reactor, one guest that writes all the time.
@@ -104,6 +104,46 @@ fn a_target_that_lies_about_its_bound_is_caught() {
     let rules: Vec<Rule> = caught.map(|violation| violation.rule).collect();
     assert!(rules.len() >= 5, "a late write lands on a newer one nearly always: {rules:?}");
     assert!(rules.iter().all(|rule| matches!(rule, Rule::Data | Rule::Durable)), "{rules:?}");
+}
+
+/// The same over iSCSI: the paths have these portal groups, and the sessions of path 0 try the portal of path 1 when theirs is closed.
+fn late_tasks(seed: u64, groups: [u16; 2], beyond: bool) -> Plan {
+    let mut plan = late_writes(seed, 800, beyond);
+    for (path, group) in plan.paths.iter_mut().zip(groups) {
+        path.transport = Transport::Iscsi;
+        path.iscsi.portal_group = group;
+    }
+    plan.paths[0].iscsi.alternates = vec![1];
+    // While its own portal is closed, it logs in through the other.
+    plan.actions.push(at(80, Action::Close { path: 0, ms: 300 }));
+    plan
+}
+
+#[test]
+fn late_tasks_harm_nobody_behind_a_reinstatement_or_a_bound() {
+    for seed in seeds(0, 6) {
+        for groups in [[1, 1], [1, 2]] {
+            assert_eq!(broken(&late_tasks(seed, groups, false)), None, "seed {seed}, {groups:?}");
+        }
+    }
+}
+
+#[test]
+fn a_target_that_does_not_end_the_tasks_of_a_session_is_caught() {
+    let caught = seeds(0, 6).into_iter().filter_map(|seed| broken(&late_tasks(seed, [1, 1], true)));
+    let rules: Vec<Rule> = caught.map(|violation| violation.rule).collect();
+    assert!(rules.len() >= 3, "it has taken the login: {rules:?}");
+    assert!(rules.iter().all(|rule| matches!(rule, Rule::Data | Rule::Durable)), "{rules:?}");
+}
+
+#[test]
+fn each_family_has_the_faults_of_the_others() {
+    for seed in seeds(0, 60) {
+        let [nvme, iscsi, mixed] = Mix::ALL.map(|mix| Plan::from_seed(seed, Some(mix)));
+        assert_eq!([&nvme, &iscsi, &mixed].map(Mix::of), Mix::ALL, "seed {seed}");
+        assert!(nvme.actions == iscsi.actions && iscsi.actions == mixed.actions, "seed {seed}");
+        assert_eq!(Mix::of(&Plan::from_seed(seed, None)), Mix::of_seed(seed), "seed {seed}");
+    }
 }
 
 #[test]

@@ -92,3 +92,30 @@ impl LostTasks {
         (released > 0).then_some(released)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_loss_has_its_own_bound_and_its_own_portal_group() {
+        let (at, bound) = (Time::from_millis, Duration::from_millis(100));
+        let mut lost = LostTasks::new(4);
+        for (tag, group, closed) in [(1, Some(1), 1000), (2, Some(2), 1060), (3, None, 1070)] {
+            lost.set_portal_group(group);
+            lost.add(tag, Code::PathLost);
+            lost.closed(at(closed), bound);
+        }
+        let mut done = TaskDone::default();
+        let ended = |done: &mut TaskDone| done.ends.drain(..).map(|end| end.tag).collect::<Vec<_>>();
+        assert_eq!((lost.expired(at(1099), &mut done), lost.due()), (None, Some(at(1100))));
+        lost.expired(at(1159), &mut done);
+        assert_eq!(ended(&mut done), [1]);
+        for (group, quiet) in [(Some(3), &[][..]), (None, &[]), (Some(2), &[2])] {
+            lost.reinstated(group, &mut done);
+            assert_eq!(ended(&mut done), quiet, "{group:?}");
+        }
+        lost.expired(at(1170), &mut done);
+        assert_eq!((ended(&mut done), lost.is_empty()), (vec![3], true));
+    }
+}

@@ -139,3 +139,16 @@ fn a_loss_of_power_is_counted_once_and_not_for_a_nexus_that_is_new() {
     assert_eq!(rig.disk.power_losses(), 0, "what was before it");
     assert_eq!(rig.script(|s| s.rules[0].times), 0);
 }
+
+#[test]
+fn each_way_finds_out_for_itself_who_is_there() {
+    let mut rig = rig(100);
+    let mut d = Driven::open(&mut rig);
+    // Its way comes again, and nobody else has looked yet.
+    rig.script(|s| (s.naa, s.nexus) = (9, s.nexus + 1));
+    for _ in 0..100 {
+        d.turn(&mut rig, 1);
+    }
+    let span = d.span(0, BLOCK);
+    assert!(d.submit(&rig, Io::read(1, 0, 1, span)).is_err(), "another disk answers there");
+}
