@@ -241,14 +241,19 @@ impl SimTarget {
         self.rooms.put_back(nqn, &original);
     }
 
-    /// How often the media were changed that came by `swap_identity` with new contents.
+    /// How often the media that came by `swap_identity` with new contents were changed by commands as they came. Writes that were held
+    /// do not count: they land with whatever ends their session, and say nothing of when their host sent them.
     pub fn changes_of_strangers(&self) -> u64 {
-        self.strangers.iter().map(|m| changes(m)).sum()
+        let prompt = |medium: &Arc<Medium>| match &**medium {
+            Medium::Cached(cached) => cached.prompt_changes(),
+            _ => 0,
+        };
+        self.strangers.iter().map(prompt).sum()
     }
 
     /// How often namespace `nsid` of `nqn`, or of the target that is named so over iSCSI, was changed. Only media with a simulated cache count.
     pub fn changes(&self, nqn: &str, nsid: u32) -> u64 {
-        self.namespace(nqn, nsid).map_or(0, |n| changes(&n.medium))
+        self.namespace(nqn, nsid).map_or(0, |n| n.medium.changes())
     }
 
     /// Bytes of namespace `nsid` of `nqn` (or of the target that is named so), attached or not: as they are read, or as a loss of power would leave them. The original,
@@ -336,12 +341,5 @@ impl Drop for SimTarget {
     fn drop(&mut self) {
         // Connections that nobody has ended: half open ones, or a world that was left.
         self.connections.values_mut().for_each(|c| c.conn.close(&self.rooms));
-    }
-}
-
-fn changes(medium: &Medium) -> u64 {
-    match medium {
-        Medium::Cached(cached) => cached.changes(),
-        _ => 0,
     }
 }

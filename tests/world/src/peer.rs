@@ -35,7 +35,7 @@ pub trait Peer {
     fn act(&mut self, now: Time, action: &Action, begins: bool) -> Result<(), String>;
     /// Reads `out.len()` bytes at `offset` of disk `disk`: as they are now, or as a loss of power would leave them.
     fn look(&self, disk: u32, offset: u64, durable: bool, out: &mut [u8]);
-    /// How often media were changed that were swapped in for disks.
+    /// How often media that were swapped in for disks were changed by commands as they came, not by writes that were held.
     fn changes_of_swapped(&self) -> u64;
     /// How often any disk of the target was changed.
     fn changes(&self) -> u64;

@@ -39,9 +39,13 @@ pub(crate) struct HeldWrite {
 
 impl HeldWrite {
     fn land(&self) -> Result<(), MediumError> {
+        let before = self.medium.changes();
         match &self.data {
             Some(data) => self.medium.write(self.offset, data)?,
             None => self.medium.zero(self.offset, self.len)?,
+        }
+        if let Medium::Cached(cached) = &*self.medium {
+            cached.tell_landed(cached.changes() - before);
         }
         if self.fua { self.medium.persist(self.offset, self.len) } else { Ok(()) }
     }

@@ -15,6 +15,8 @@ pub(crate) struct Cached {
     through: bool,
     inner: Mutex<Inner>,
     changes: AtomicU64,
+    /// Of these, by writes that had been held.
+    landed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -29,7 +31,7 @@ impl Cached {
     pub(crate) fn new(bytes: u64, through: bool) -> Cached {
         let zeroes = || vec![0; bytes as usize];
         let inner = Inner { current: zeroes(), durable: zeroes(), dirty: BTreeSet::new() };
-        Cached { through, inner: Mutex::new(inner), changes: AtomicU64::new(0) }
+        Cached { through, inner: Mutex::new(inner), changes: AtomicU64::new(0), landed: AtomicU64::new(0) }
     }
 
     pub(crate) fn is_volatile(&self) -> bool {
@@ -43,6 +45,16 @@ impl Cached {
     /// How often it was changed.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
+    }
+
+    /// How often it was changed by a command as it came, and not by one that had been held.
+    pub(crate) fn prompt_changes(&self) -> u64 {
+        self.changes() - self.landed.load(Ordering::Relaxed)
+    }
+
+    /// The last `changes` were made by a write that had been held.
+    pub(crate) fn tell_landed(&self, changes: u64) {
+        self.landed.fetch_add(changes, Ordering::Relaxed);
     }
 
     pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), MediumError> {

@@ -134,6 +134,14 @@ impl Medium {
         }
     }
 
+    /// How often it was changed; only a medium with a simulated cache counts.
+    pub(crate) fn changes(&self) -> u64 {
+        match self {
+            Medium::Cached(cached) => cached.changes(),
+            _ => 0,
+        }
+    }
+
     /// Whether the medium holds `data` at byte `offset`.
     pub(crate) fn compare(&self, offset: u64, data: &[u8]) -> Result<bool, MediumError> {
         let mut buffer = [0; STRIPE as usize];

@@ -261,9 +261,10 @@ impl MultipathQueue {
     /// Lets what waits go on, if anything does: whatever waits is a task, or a part that is to become one.
     #[inline]
     fn run_waiting(&mut self, cx: &mut Cx<'_>) {
-        if !self.tasks.is_empty() || !self.parents.is_empty() || self.told_waiting > 0 {
+        if !self.tasks.is_empty() || !self.parents.is_empty() {
             self.run_tasks(cx);
         } else {
+            debug_assert_eq!(self.told_waiting, 0, "what waits for a path is a task");
             self.next_expiry = Time::NEVER;
         }
         self.stranded_under = self.usable();

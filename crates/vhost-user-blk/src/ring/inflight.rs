@@ -123,7 +123,6 @@ pub(super) mod split {
     const USED_INDEX: usize = 14;
     pub(super) const ENTRIES: usize = 16;
     pub(super) const ENTRY: usize = 16;
-    const IN_FLIGHT: usize = 0;
     const NEXT: usize = 6;
     const COUNTER: usize = 8;
 
@@ -153,7 +152,7 @@ pub(super) mod split {
             }
             record.end_batch(size, used)?;
             let mut open: Vec<(u64, u16)> = (0..size)
-                .filter(|&head| load_byte(&record.window, entry(head) + IN_FLIGHT) != 0)
+                .filter(|&head| load_byte(&record.window, in_flight(head)) != 0)
                 .map(|head| (sure(record.window.load_u64(entry(head) + COUNTER, Ordering::Relaxed)), head))
                 .collect();
             open.sort_unstable();
@@ -187,7 +186,7 @@ pub(super) mod split {
                 if head >= size {
                     return bad("its list of what was given back names a descriptor that is not there");
                 }
-                store_byte(&self.window, entry(head) + IN_FLIGHT, 0);
+                store_byte(&self.window, in_flight(head), 0);
                 head = load(&self.window, entry(head) + NEXT);
             }
             then();
@@ -200,11 +199,11 @@ pub(super) mod split {
             store_long(&self.window, entry(head) + COUNTER, self.counter);
             self.counter = self.counter.wrapping_add(1);
             then();
-            store_byte(&self.window, entry(head) + IN_FLIGHT, 1);
+            store_byte(&self.window, in_flight(head), 1);
         }
 
         pub(in crate::ring) fn put_back(&mut self, head: u16) {
-            store_byte(&self.window, entry(head) + IN_FLIGHT, 0);
+            store_byte(&self.window, in_flight(head), 0);
         }
 
         #[inline]
@@ -221,7 +220,7 @@ pub(super) mod split {
         pub(in crate::ring) fn shown(&mut self, used: u16) {
             then();
             for head in self.batch.drain(..) {
-                store_byte(&self.window, entry(head) + IN_FLIGHT, 0);
+                store_byte(&self.window, in_flight(head), 0);
             }
             then();
             store(&self.window, USED_INDEX, used);
@@ -231,6 +230,12 @@ pub(super) mod split {
     #[inline]
     fn entry(head: u16) -> usize {
         ENTRIES + ENTRY * usize::from(head)
+    }
+
+    /// Where an entry says whether it is in flight: its first octet.
+    #[inline]
+    fn in_flight(head: u16) -> usize {
+        entry(head)
     }
 }
 
@@ -245,7 +250,6 @@ pub(super) mod packed {
     const USED: usize = 16;
     pub(super) const ENTRIES: usize = 32;
     pub(super) const ENTRY: usize = 32;
-    const IN_FLIGHT: usize = 0;
     const NEXT: usize = 2;
     const LAST: usize = 4;
     const NUM: usize = 6;
@@ -378,13 +382,13 @@ pub(super) mod packed {
             self.free_count = 0;
             let mut at = self.free;
             while at < size && !std::mem::replace(&mut seen[usize::from(at)], true) {
-                store_byte(&self.window, entry(at) + IN_FLIGHT, 0);
+                store_byte(&self.window, in_flight(at), 0);
                 self.free_count += 1;
                 at = self.next[usize::from(at)];
             }
             let mut open: Vec<(u64, Open)> = Vec::new();
             for first in 0..size {
-                if load_byte(&self.window, entry(first) + IN_FLIGHT) != 0 {
+                if load_byte(&self.window, in_flight(first)) != 0 {
                     open.push(self.read_chain(first, &mut seen)?);
                 }
             }
@@ -450,7 +454,7 @@ pub(super) mod packed {
             store(&self.window, at + NUM, descs.len() as u16);
             store_long(&self.window, at + COUNTER, self.counter);
             self.counter = self.counter.wrapping_add(1);
-            store_byte(&self.window, at + IN_FLIGHT, 1);
+            store_byte(&self.window, in_flight(first), 1);
             self.ends[usize::from(id)] = (first, last);
             self.free_count = left;
             self.store_free();
@@ -471,7 +475,7 @@ pub(super) mod packed {
             self.store_free();
             then();
             let (first, _) = self.ends[usize::from(id)];
-            store_byte(&self.window, entry(first) + IN_FLIGHT, 0);
+            store_byte(&self.window, in_flight(first), 0);
         }
 
         fn release(&mut self, id: u16, count: u16) {
@@ -506,7 +510,7 @@ pub(super) mod packed {
             for id in self.batch.drain(..) {
                 forget(id);
                 let (first, _) = self.ends[usize::from(id)];
-                store_byte(&self.window, entry(first) + IN_FLIGHT, 0);
+                store_byte(&self.window, in_flight(first), 0);
             }
             then();
             store(&self.window, OLD_FREE_HEAD, self.free);
@@ -518,5 +522,11 @@ pub(super) mod packed {
     #[inline]
     fn entry(index: u16) -> usize {
         ENTRIES + ENTRY * usize::from(index)
+    }
+
+    /// Where an entry says whether it is in flight: its first octet.
+    #[inline]
+    fn in_flight(index: u16) -> usize {
+        entry(index)
     }
 }
