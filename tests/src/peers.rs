@@ -36,6 +36,7 @@ impl NvmetGuest {
             .card(&[(ports[1], 4421)])
             .module("nvmet-tcp", "")
             .module("crc32c-intel", "")
+            .script("cards.sh")
             .setup("nvmet.sh");
         Ok(NvmetGuest { guest: Guest::boot(lab, &spec)?, ports })
     }
@@ -101,6 +102,54 @@ impl NvmetGuest {
 
     fn command(&mut self, command: &str) -> Result<()> {
         self.guest.run(command, COMMAND_LIMIT).map(drop)
+    }
+}
+
+/// LIO, the iSCSI target of Linux's kernel, in a guest: one target with two portals, each a portal group and an ALUA target port group of
+/// its own, and a ram disk of 64 MiB as LUN 0.
+#[derive(Debug)]
+pub struct LioGuest {
+    guest: Guest,
+    /// The portals of groups 1 and 2, as ports of 127.0.0.1.
+    pub ports: [u16; 2],
+}
+
+impl LioGuest {
+    /// The target's name.
+    pub const IQN: &'static str = "iqn.2026-01.org.polypath.lab:lio";
+
+    /// Boots the guest. Group 1 is optimized, group 2 is not; everybody may come in.
+    ///
+    /// # Errors
+    /// The guest does not come up.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let ports = [free_port()?, free_port()?];
+        let spec = GuestSpec::new("lio")
+            .memory_mib(640)
+            .module("brd", "rd_nr=1 rd_size=65536")
+            .card(&[(ports[0], 3260)])
+            .card(&[(ports[1], 3260)])
+            .module("target_core_iblock", "")
+            .module("crc32c_generic", "")
+            .module("crc32c-intel", "")
+            .module("iscsi_target_mod", "")
+            .script("cards.sh")
+            .setup("lio.sh");
+        Ok(LioGuest { guest: Guest::boot(lab, &spec)?, ports })
+    }
+
+    /// The URI of logical unit `lun` through group 1 or 2; `user` is what stands before the host, with its `@`.
+    #[must_use]
+    pub fn uri(&self, user: &str, group: usize, lun: u32, options: &str) -> String {
+        format!("iscsi://{user}127.0.0.1:{}/{}/{lun}{options}", self.ports[group - 1], Self::IQN)
+    }
+
+    /// Has the guest run one of the functions of `lab/lio.sh`, and returns what it prints.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn command(&mut self, command: &str) -> Result<String> {
+        self.guest.run(command, COMMAND_LIMIT)
     }
 }
 

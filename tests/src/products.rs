@@ -211,6 +211,15 @@ impl Daemon {
         Ok(answer.get_mut("result").map(Value::take).unwrap_or_default())
     }
 
+    /// What its statistics say of each path of the disk `disk`.
+    ///
+    /// # Errors
+    /// As [`Daemon::rpc`].
+    pub fn paths(&self) -> Result<Vec<Value>> {
+        let all = self.rpc("statistics", &json!({ "disk": "disk" }))?;
+        Ok(all["disk"].as_array().context("a list of paths")?.clone())
+    }
+
     /// Asks it to end and checks that it drains and ends well.
     ///
     /// # Errors
@@ -220,6 +229,29 @@ impl Daemon {
         ensure!(status.success(), "polypathd ended with {status}\n{}", self.process.log_tail());
         Ok(())
     }
+}
+
+/// `polypath-bench run --rw verify` on these paths for so many seconds: whether it was content, and what it says.
+///
+/// # Errors
+/// It cannot be run.
+pub fn bench(uris: &[&str], seconds: &str, more: &[&str]) -> Result<(bool, String)> {
+    let mut command = Command::new(program("polypath-bench")?);
+    command.args(["run", "--rw", "verify", "--qd", "16", "--time", seconds]);
+    command.args(uris.iter().flat_map(|uri| ["--path", uri])).args(more);
+    let output = command.output().context("cannot run polypath-bench")?;
+    let said = [output.stdout, output.stderr].map(|o| String::from_utf8_lossy(&o).into_owned()).concat();
+    Ok((output.status.success(), said))
+}
+
+/// The same for a second, which finds that everything that was written was read back.
+///
+/// # Errors
+/// It does not.
+pub fn verifies(uris: &[&str]) -> Result<()> {
+    let (content, said) = bench(uris, "1", &[])?;
+    ensure!(content && said.contains("verified: 0 errors") && !said.contains("requests failed"), "{uris:?}: {said}");
+    Ok(())
 }
 
 /// A running `polypath-bench run --rw verify`.

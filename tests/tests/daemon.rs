@@ -123,7 +123,7 @@ fn weights_are_kept_and_statistics_show_the_paths_that_were_used() -> Result<()>
         ),
     )?;
     wait_for(&mut daemon, "all paths", |d| {
-        Ok(paths(d)?.iter().all(|p| p["state"] == "usable" && p["access"].is_string()))
+        Ok(d.paths()?.iter().all(|p| p["state"] == "usable" && p["access"].is_string()))
     })?;
     let load = BlkioLoad::start(BlkioOptions { blocks: 4096, ..BlkioOptions::new(&daemon.socket, 0xdae3_0003) });
     load.wait_for_more(500, LIMIT)?;
@@ -354,17 +354,12 @@ fn start(lab: &Lab, log: &str, config: &str) -> Result<Daemon> {
     Daemon::start_with(&["-c".to_owned(), file.display().to_string()], lab.log(log), rpc, socket)
 }
 
-fn paths(daemon: &Daemon) -> Result<Vec<Value>> {
-    let all = daemon.rpc("statistics", &json!({ "disk": "disk" }))?;
-    Ok(all["disk"].as_array().context("a list of paths")?.clone())
-}
-
 fn names(daemon: &Daemon) -> Result<Vec<String>> {
-    Ok(paths(daemon)?.iter().filter_map(|p| p["name"].as_str().map(str::to_owned)).collect())
+    Ok(daemon.paths()?.iter().filter_map(|p| p["name"].as_str().map(str::to_owned)).collect())
 }
 
 fn path(daemon: &Daemon, name: &str) -> Result<Value> {
-    let all = paths(daemon)?;
+    let all = daemon.paths()?;
     all.iter().find(|p| p["name"] == name).cloned().with_context(|| format!("no path {name}: {all:#?}"))
 }
 

@@ -13,7 +13,7 @@ use polypath_target::{
 use polypath_tests::Lab;
 use polypath_tests::lab::{Need, find_program};
 use polypath_tests::process::Process;
-use polypath_tests::products::program;
+use polypath_tests::products::{bench, program, verifies};
 
 const LIBISCSI: [Need; 3] = [Need::Program("iscsi-test-cu"), Need::Program("iscsi-ls"), Need::Program("iscsi-inq")];
 const NQN: &str = "nqn.2026-01.org.polypath.lab:disk";
@@ -49,21 +49,6 @@ fn run(program: &str, arguments: &[&str]) -> Result<(bool, String)> {
     let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
     let said = [output.stdout, output.stderr].map(|o| String::from_utf8_lossy(&o).into_owned()).concat();
     Ok((output.status.success(), said))
-}
-
-/// `polypath-bench run` on these paths for so many seconds.
-fn bench(uris: &[&str], seconds: &str) -> Result<(bool, String)> {
-    let bench = program("polypath-bench")?.display().to_string();
-    let paths = uris.iter().flat_map(|uri| ["--path", uri]);
-    let arguments: Vec<&str> =
-        ["run", "--rw", "verify", "--qd", "16", "--time", seconds].into_iter().chain(paths).collect();
-    run(&bench, &arguments)
-}
-
-fn verifies(uris: &[&str]) -> Result<()> {
-    let (content, said) = bench(uris, "1")?;
-    ensure!(content && said.contains("verified: 0 errors") && !said.contains("requests failed"), "{uris:?}: {said}");
-    Ok(())
 }
 
 /// What the target makes of a family of the tool's tests.
@@ -202,7 +187,7 @@ fn a_disk_is_the_same_over_both_protocols() -> Result<()> {
     let nvme = format!("nvme-tcp://127.0.0.1:{}/{NQN}?ns=1", target.port(2));
     verifies(&[&uri(&target, "", 0, 0, ""), &nvme, &uri(&target, "", 1, 0, "")])?;
     let other = format!("nvme-tcp://127.0.0.1:{}/{NQN}?ns=2", target.port(2));
-    let (content, said) = bench(&[&uri(&target, "", 0, 0, ""), &other], "1")?;
+    let (content, said) = bench(&[&uri(&target, "", 0, 0, ""), &other], "1", &[])?;
     ensure!(!content || said.contains("quarantine") || said.contains("another"), "two disks as one: {said}");
     Ok(())
 }
@@ -244,7 +229,7 @@ fn each_side_proves_who_it_is_and_what_is_wrong_is_said_in_a_line() -> Result<()
             "LUN 9: the target has no logical unit at this LUN",
         ),
     ] {
-        let (content, said) = bench(&[&uri], "1")?;
+        let (content, said) = bench(&[&uri], "1", &[])?;
         let last = said.lines().last().unwrap_or_default();
         ensure!(!content && last.contains(says), "{uri}: {said}");
     }

@@ -4,47 +4,32 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use polypath::sources::{Sources, SourcesConfig};
 use polypath::{Disk, Stack, StackConfig};
 use polypath_tests::Lab;
 use polypath_tests::lab::Need;
-use polypath_tests::products::{program, program_of};
+use polypath_tests::products::{bench, program_of, verifies};
 use polypath_tests::tgt::Tgt;
 
 const TGT: [Need; 2] = [Need::Program("tgtd"), Need::Program("tgtadm")];
 const SECRET: &str = "passw0rd1234";
 const THEIRS: &str = "tpassw0rd5678";
 
-/// `polypath-bench run` on `uri` for so many seconds: what it says, and whether it was content.
-fn bench(uri: &str, seconds: &str, more: &[&str]) -> Result<(bool, String)> {
-    let mut command = Command::new(program("polypath-bench")?);
-    command.args(["run", "--path", uri, "--rw", "verify", "--qd", "16", "--time", seconds]).args(more);
-    let output = command.output().context("cannot run polypath-bench")?;
-    let said = [output.stdout, output.stderr].map(|o| String::from_utf8_lossy(&o).into_owned()).concat();
-    Ok((output.status.success(), said))
-}
-
-fn verifies(uri: &str) -> Result<()> {
-    let (content, said) = bench(uri, "1", &[])?;
-    ensure!(content && said.contains("verified: 0 errors"), "{uri}: {said}");
-    Ok(())
-}
-
 #[test]
 fn everything_that_is_written_is_read_back() -> Result<()> {
     let Some(lab) = Lab::enter("tgt", "tgt_verify", &TGT) else { return Ok(()) };
     let tgt = Tgt::start(&lab, 1, 64)?;
-    verifies(&tgt.uri("", 0, 1, ""))?;
+    verifies(&[&tgt.uri("", 0, 1, "")])?;
     tgt.take_digests()?;
     for options in ["?hdgst=on", "?ddgst=on", "?hdgst=on&ddgst=on"] {
-        verifies(&tgt.uri("", 0, 1, options))?;
+        verifies(&[&tgt.uri("", 0, 1, options)])?;
     }
     // What may be sent unasked, and how much at a time.
     for options in
         ["?initial_r2t=on", "?immediate_data=off", "?initial_r2t=on&immediate_data=off&max_burst=8192&first_burst=4096"]
     {
-        verifies(&tgt.uri("", 1, 1, options))?;
+        verifies(&[&tgt.uri("", 1, 1, options)])?;
     }
     Ok(())
 }
@@ -61,12 +46,12 @@ fn each_side_proves_who_it_is_and_what_is_wrong_is_said_in_a_line() -> Result<()
     };
     let (ours, theirs) = (secret("ours", SECRET)?, secret("theirs", THEIRS)?);
     let wrong = secret("wrong", "another-secret")?;
-    verifies(&tgt.uri("user@", 0, 1, &format!("?secret_file={ours}")))?;
+    verifies(&[&tgt.uri("user@", 0, 1, &format!("?secret_file={ours}"))])?;
     tgt.prove_account("tuser", THEIRS)?;
     let mutual = |ours: &str, theirs: &str| {
         tgt.uri("user@", 0, 1, &format!("?secret_file={ours}&target_user=tuser&target_secret_file={theirs}"))
     };
-    verifies(&mutual(&ours, &theirs))?;
+    verifies(&[&mutual(&ours, &theirs)])?;
     let elsewhere =
         tgt.uri("user@", 0, 1, &format!("?secret_file={ours}")).replace(Tgt::IQN, "iqn.2026-01.org.example:no");
     for (uri, says) in [
@@ -78,7 +63,7 @@ fn each_side_proves_who_it_is_and_what_is_wrong_is_said_in_a_line() -> Result<()
         (elsewhere, "no target of this name"),
         (tgt.uri("user@", 0, 9, &format!("?secret_file={ours}")), "LUN 9: the target has no logical unit at this LUN"),
     ] {
-        let (content, said) = bench(&uri, "1", &[])?;
+        let (content, said) = bench(&[&uri], "1", &[])?;
         let last = said.lines().last().unwrap_or_default();
         ensure!(!content && last.contains(says), "{uri}: {said}");
         ensure!(!said.contains(SECRET) && !said.contains("another-secret"), "a secret is shown: {said}");
@@ -91,7 +76,7 @@ fn a_target_that_dies_and_comes_back_costs_no_request() -> Result<()> {
     let Some(lab) = Lab::enter("tgt", "tgt_restart", &TGT) else { return Ok(()) };
     let mut tgt = Tgt::start(&lab, 1, 64)?;
     let uri = tgt.uri("", 0, 1, "");
-    let running = std::thread::spawn(move || bench(&uri, "6", &["--selector", "queue-length"]));
+    let running = std::thread::spawn(move || bench(&[&uri], "6", &["--selector", "queue-length"]));
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(1500));
         tgt.kill()?;
@@ -145,7 +130,7 @@ fn a_portal_is_a_source_of_every_logical_unit() -> Result<()> {
         said.contains(&target) && disk(1) && disk(2)
     };
     ensure!(content && tgt.ports().iter().filter(is_listed).count() == 1, "{said}");
-    verifies(&tgt.uri("", 1, 2, ""))?;
+    verifies(&[&tgt.uri("", 1, 2, "")])?;
     let (content, said) = discover(&["--devices", &portal])?;
     ensure!(content && said.matches("proves nothing").count() == 2 && said.contains("it is no disk"), "{said}");
     // Logical units come and go while it is looked after.
