@@ -40,7 +40,7 @@ pub fn program_of(package: &str, name: &str) -> Result<PathBuf> {
     Ok(profile_folder().join(name))
 }
 
-/// `polypath-target`: a software NVMe/TCP target with one namespace of RAM behind several listeners.
+/// `polypath-target`: a software target with one disk of RAM behind several listeners, for NVMe/TCP and, where a test wants it, iSCSI.
 #[derive(Debug)]
 pub struct Target {
     process: Process,
@@ -49,21 +49,40 @@ pub struct Target {
     _console: Console,
     /// One port of 127.0.0.1 per listener.
     pub ports: Vec<u16>,
+    /// Which of the listeners speak iSCSI, as portals of one group.
+    portals: Vec<usize>,
 }
 
 impl Target {
     /// The subsystem's name.
     pub const NQN: &'static str = "nqn.2026-01.org.polypath.lab:target";
+    /// Its name over iSCSI.
+    pub const IQN: &'static str = "iqn.2026-01.org.polypath.lab:target";
 
     /// Starts it with `listeners` listeners over `mib` MiB of RAM in blocks of 512 bytes.
     ///
     /// # Errors
     /// It does not come up.
     pub fn start(lab: &Lab, listeners: usize, mib: u32) -> Result<Self> {
+        Self::start_on(lab, &vec![Self::NVME_TCP; listeners], mib)
+    }
+
+    /// The same with two listeners for NVMe/TCP (0 and 3) and two for iSCSI (1 and 2).
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_mixed(lab: &Lab, mib: u32) -> Result<Self> {
+        Self::start_on(lab, &[Self::NVME_TCP, Self::ISCSI, Self::ISCSI, Self::NVME_TCP], mib)
+    }
+
+    const NVME_TCP: &'static str = "127.0.0.1:0";
+    const ISCSI: &'static str = "iscsi://127.0.0.1:0,1";
+
+    fn start_on(lab: &Lab, listeners: &[&str], mib: u32) -> Result<Self> {
         let control = lab.path("target.ctl");
         let mut arguments: Vec<String> =
-            (0..listeners).flat_map(|_| ["--listen", "127.0.0.1:0"].map(str::to_owned)).collect();
-        arguments.extend(["--subsystem".to_owned(), Self::NQN.to_owned()]);
+            listeners.iter().flat_map(|listener| ["--listen", listener].map(str::to_owned)).collect();
+        arguments.extend(["--subsystem", Self::NQN, "--iqn", Self::IQN].map(str::to_owned));
         arguments.extend(["--namespace".to_owned(), format!("ram://{mib}MiB?nsid=1&anagrp=1")]);
         arguments.extend(["--control".to_owned(), control.display().to_string()]);
         let (process, mut console) =
@@ -76,15 +95,22 @@ impl Target {
             })
             .with_context(|| process.log_tail())?;
         ensure!(
-            ports.len() == listeners,
-            "polypath-target told of the listeners {ports:?}, {listeners} were asked for"
+            ports.len() == listeners.len(),
+            "polypath-target told of the listeners {ports:?}, {listeners:?} were asked for"
         );
-        Ok(Target { process, control, ports, _console: console })
+        let portals = (0..listeners.len()).filter(|&index| listeners[index] == Self::ISCSI).collect();
+        Ok(Target { process, control, ports, portals, _console: console })
     }
 
-    /// The namespace's URI through listener `index` (from 0). The keep-alive timeout is 1 s so that fences are short.
+    /// The disk's URI through listener `index` (from 0). The keep-alive timeout is 1 s so that fences are short; a lost session is made
+    /// again through another portal at once.
     #[must_use]
     pub fn uri(&self, index: usize) -> String {
+        if self.portals.contains(&index) {
+            let others = self.portals.iter().filter(|&&other| other != index);
+            let others: Vec<String> = others.map(|&other| format!("127.0.0.1:{}", self.ports[other])).collect();
+            return format!("iscsi://127.0.0.1:{}/{}/0?portals={}", self.ports[index], Self::IQN, others.join(","));
+        }
         format!("nvme-tcp://127.0.0.1:{}/{}?ns=1&keep_alive_ms=1000", self.ports[index], Self::NQN)
     }
 

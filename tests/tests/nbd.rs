@@ -1,5 +1,5 @@
 //! Everybody else's NBD clients against our exports: what they copy, write and verify must be what is there, over UNIX and TCP sockets, also
-//! while paths die.
+//! while paths of a group over NVMe/TCP and iSCSI die.
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -187,9 +187,14 @@ fn qemu_io_writes_zeroes_trims_and_hears_errors() -> Result<()> {
     Ok(())
 }
 
-/// A daemon with a disk of these paths, exported at a socket and at a port.
-fn export(lab: &Lab, paths: &[String]) -> Result<(Daemon, String, String)> {
-    let daemon = Daemon::start(lab, paths, 1)?;
+/// A daemon with a disk of all paths of this target, two for each protocol, exported at a socket and at a port.
+fn export(lab: &Lab, target: &Target) -> Result<(Daemon, String, String)> {
+    let mut daemon = Daemon::start(lab, &target.uris(), 1)?;
+    let until = Instant::now() + MINUTE;
+    while daemon.paths()?.iter().any(|path| path["state"] != "usable") {
+        ensure!(Instant::now() < until, "{:#?}\n{}", daemon.paths()?, daemon.process().log_tail());
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
     let socket = lab.path("n.sock");
     daemon.rpc("nbd_create", &json!({ "disk": "disk", "socket": socket }))?;
     let made = daemon.rpc("nbd_create", &json!({ "disk": "disk", "address": "127.0.0.1:0", "name": "tcp" }))?;
@@ -202,6 +207,19 @@ fn done(daemon: &Daemon, name: &str, key: &str) -> Result<u64> {
     let all = daemon.rpc("nbd_list", &json!({}))?;
     let export = all.as_array().context("a list")?.iter().find(|export| export["name"] == name);
     export.and_then(|export| export[key].as_u64()).with_context(|| format!("{name}, {key}: {all:#}"))
+}
+
+/// Every path has carried I/O, and of each protocol one was lost.
+fn all_paths_were_used(daemon: &Daemon) -> Result<()> {
+    let paths = daemon.paths()?;
+    ensure!(paths.len() == 4 && paths.iter().all(|path| path["ios"].as_u64() > Some(0)), "{paths:#?}");
+    for protocol in ["nvme-tcp:", "iscsi:"] {
+        let lost = |path: &&Value| {
+            path["uri"].as_str().is_some_and(|uri| uri.starts_with(protocol)) && path["failures"].as_u64() > Some(0)
+        };
+        ensure!(paths.iter().any(|path| lost(&path)), "no path over {protocol} was lost: {paths:#?}");
+    }
+    Ok(())
 }
 
 /// Waits until an export has written more than `bytes`, while `client` is still at it.
@@ -221,8 +239,8 @@ fn copies_equal_their_source_while_paths_die() -> Result<()> {
     let mib = 192;
     let source = image(&lab, "source.img", mib)?;
     let back = lab.path("back.img");
-    let target = Target::start(&lab, 4, mib as u32)?;
-    let (daemon, unix, tcp) = export(&lab, &target.uris())?;
+    let target = Target::start_mixed(&lab, mib as u32)?;
+    let (daemon, unix, tcp) = export(&lab, &target)?;
 
     let nbdcopy = find_program("nbdcopy").context("nbdcopy")?;
     let line = ["--flush", "--connections=4", "--threads=4", text(&source), &unix];
@@ -254,6 +272,7 @@ fn copies_equal_their_source_while_paths_die() -> Result<()> {
     let (back, other, source) = (std::fs::read(&back)?, std::fs::read(&other)?, std::fs::read(&source)?);
     ensure!(back[..other.len()] == other[..] && back[other.len()..] == source[other.len()..]);
     ensure!(done(&daemon, "disk", "errors")? == 0 && done(&daemon, "tcp", "errors")? == 0);
+    all_paths_were_used(&daemon)?;
     daemon.stop()
 }
 
@@ -262,8 +281,8 @@ fn fio_verifies_what_it_writes_while_paths_die() -> Result<()> {
     let Some(lab) = Lab::enter("fio-nbd", "nbd_fio", &FIO) else { return Ok(()) };
     let engines = tool("fio", &["--enghelp"])?;
     ensure!(engines.split_whitespace().any(|engine| engine == "nbd"), "this fio has no nbd engine: {engines}");
-    let target = Target::start(&lab, 3, 64)?;
-    let (daemon, unix, tcp) = export(&lab, &target.uris())?;
+    let target = Target::start_mixed(&lab, 64)?;
+    let (daemon, unix, tcp) = export(&lab, &target)?;
     let job = |uri: &str, seed: &str| {
         ["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=16", "--verify=crc32c"]
             .map(str::to_owned)
@@ -287,6 +306,7 @@ fn fio_verifies_what_it_writes_while_paths_die() -> Result<()> {
         target.restore(lost)?;
         ensure!(done(&daemon, name, "errors")? == 0 && done(&daemon, name, "bytes_read")? >= 16 << 20);
     }
+    all_paths_were_used(&daemon)?;
     daemon.stop()
 }
 
@@ -339,8 +359,8 @@ fn changes_wait_after_a_daemon_that_was_killed() -> Result<()> {
 #[test]
 fn linux_keeps_a_file_system_on_an_export_while_a_path_dies() -> Result<()> {
     let Some(lab) = Lab::enter("linux-nbd", "nbd_linux", &GUEST) else { return Ok(()) };
-    let target = Target::start(&lab, 3, 256)?;
-    let (daemon, _, tcp) = export(&lab, &target.uris())?;
+    let target = Target::start_mixed(&lab, 256)?;
+    let (daemon, _, tcp) = export(&lab, &target)?;
     let port = tcp.trim_start_matches("nbd://127.0.0.1:").trim_end_matches("/tcp");
     let mut guest = nbd_guest(&lab)?;
     let size = guest.run(&format!("nbd_connect {port} tcp 512 2"), MINUTE)?;
@@ -358,6 +378,7 @@ fn linux_keeps_a_file_system_on_an_export_while_a_path_dies() -> Result<()> {
     let errors = guest.run("io_errors", MINUTE)?;
     ensure!(errors.is_empty(), "the guest's kernel saw I/O errors:\n{errors}");
     ensure!(done(&daemon, "tcp", "clients")? == 2, "two connections");
+    all_paths_were_used(&daemon)?;
     guest.run("nbd_disconnect", MINUTE)?;
     drop(guest);
     daemon.stop()
