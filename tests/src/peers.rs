@@ -252,6 +252,28 @@ pub fn nbd_guest(lab: &Lab) -> Result<Guest> {
     Guest::boot(lab, &spec)
 }
 
+/// A guest with Linux's iSCSI initiator (open-iscsi) and dm-multipath, not logged in anywhere. Targets listen on 127.0.0.1 of this host,
+/// and have that address in the guest.
+///
+/// # Errors
+/// The guest does not come up.
+pub fn open_iscsi_guest(lab: &Lab) -> Result<Guest> {
+    let modules = [
+        "sd_mod",
+        "iscsi_tcp",
+        "scsi_dh_alua",
+        "dm-multipath",
+        "dm-service-time",
+        "ext4",
+        "crc32c_generic",
+        "crc32c-intel",
+    ];
+    let programs = ["iscsid", "iscsiadm", "dmsetup", "mke2fs", "e2fsck"];
+    let spec = GuestSpec::new("open-iscsi").card(&[]).script("vhost-blk.sh").setup("open-iscsi.sh");
+    let spec = modules.iter().fold(spec, |spec, module| spec.module(module, ""));
+    Guest::boot(lab, &programs.iter().fold(spec, |spec, program| spec.program(program)))
+}
+
 /// QEMU's own vhost-user-blk back-end over a sparse file.
 #[derive(Debug)]
 pub struct StorageDaemon {

@@ -117,7 +117,7 @@ fn access_is_asked_for_where_linux_leaves_it_to_its_initiators() -> Result<()> {
     let Some(lab) = Lab::enter("lio", "lio_explicit_alua", &NEEDS) else { return Ok(()) };
     let mut lio = LioGuest::start(&lab)?;
     lio.command(&format!("alua 1 {STANDBY} && alua 2 {STANDBY} && alua_by 2"))?;
-    let mut rig = Rig::start(&lab, &lio)?;
+    let rig = Rig::start(&lab, &lio)?;
     let load = rig.load(0x0011_0e11);
     load.wait_for_more(300, LIMIT)?;
     let has = |rig: &Rig| -> Result<Vec<bool>> { Ok(rig.shown()?.iter().map(|shown| shown == "optimized").collect()) };

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// A program that some test or the lab itself calls, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 26] = [
+const PROGRAMS: [(&str, &str); 28] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-storage-daemon", "qemu-utils"),
     ("qemu-img", "qemu-utils"),
@@ -31,6 +31,8 @@ const PROGRAMS: [(&str, &str); 26] = [
     ("iscsi-ls", "libiscsi-bin"),
     ("iscsi-inq", "libiscsi-bin"),
     ("iscsistart", "open-iscsi"),
+    ("iscsid", "open-iscsi"),
+    ("iscsiadm", "open-iscsi"),
     ("dmsetup", "dmsetup"),
 ];
 
