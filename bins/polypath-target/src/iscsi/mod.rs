@@ -39,6 +39,7 @@ const KNOWN: usize = 4096;
 
 /// Unit attention conditions, ASC and ASCQ (SPC-4 annex F).
 pub(crate) mod attention {
+    pub(crate) const POWER_ON_OR_RESET: u16 = 0x2900;
     pub(crate) const POWER_ON: u16 = 0x2901;
     pub(crate) const DEVICE_RESET: u16 = 0x2903;
     pub(crate) const NEXUS_LOSS: u16 = 0x2907;
@@ -116,6 +117,8 @@ pub(crate) struct Iscsi {
     next_tsih: AtomicU16,
     /// Who was here since the power came.
     known: Mutex<Vec<(usize, Arc<Party>)>>,
+    /// It has gone and come while there were initiators to hear of it.
+    lost_power: AtomicBool,
 }
 
 impl Iscsi {
@@ -138,6 +141,7 @@ impl Iscsi {
             sessions: Mutex::default(),
             next_tsih: AtomicU16::new(0),
             known: Mutex::default(),
+            lost_power: AtomicBool::new(false),
             shared,
         })
     }
@@ -181,14 +185,20 @@ impl Iscsi {
         drop(sessions);
         let mut known = lock(&self.known);
         let nexus = (session.store, session.party.clone());
-        let code = if known.contains(&nexus) { attention::NEXUS_LOSS } else { attention::POWER_ON };
-        if code == attention::POWER_ON {
+        let is_known = known.contains(&nexus);
+        if !is_known {
             if known.len() >= KNOWN {
                 known.clear();
             }
             known.push(nexus);
         }
         drop(known);
+        let code = match (is_known, self.lost_power.load(Ordering::Acquire)) {
+            (true, _) => attention::NEXUS_LOSS,
+            (false, true) => attention::POWER_ON,
+            // Nobody has anything to lose yet, and this is the word that every client knows.
+            (false, false) => attention::POWER_ON_OR_RESET,
+        };
         if let Some(store) = self.shared.stores.get(session.store) {
             store.disks().iter().for_each(|disk| session.attend(disk.lun, code));
         }
@@ -238,6 +248,7 @@ impl Iscsi {
     pub(crate) fn lose_power(&self) {
         let sessions: Vec<_> = lock(&self.sessions).values().cloned().collect();
         sessions.iter().for_each(|session| self.forget(session, "the power failed"));
+        self.lost_power.store(true, Ordering::Release);
         lock(&self.known).clear();
         self.shared.wake_all();
     }

@@ -142,7 +142,7 @@ impl<'a> Wire<'a> {
         for unit in [0, 1] {
             wire.good(unit, Cdb::inquiry(36), 36);
             let (status, sense) = wire.status(unit, Cdb::test_unit_ready(), &[], 0);
-            assert_eq!((status, sense.map(|s| s.code())), (2, Some(attention::POWER_ON)), "unit {unit}");
+            assert_eq!((status, sense.map(|s| s.code())), (2, Some(attention::POWER_ON_OR_RESET)), "unit {unit}");
         }
         wire
     }
@@ -445,6 +445,22 @@ fn what_happens_is_heard_of_once() {
     }
     wire.close();
     other.close();
+}
+
+/// Clients there are (libiscsi's `iscsi-ls`) that know no other word of a unit that is new to them than 29h/00h.
+#[test]
+fn a_nexus_hears_first_why_it_is_new() {
+    let iscsi = target(|_| ());
+    for (power_is_lost, code) in [(false, 0x2900), (false, 0x2907), (true, 0x2901), (false, 0x2907)] {
+        if power_is_lost {
+            iscsi.lose_power();
+        }
+        let mut wire = Wire::fresh(&iscsi, 7, 0, Offer::default());
+        let (status, sense) = wire.status(0, Cdb::test_unit_ready(), &[], 0);
+        assert_eq!((status, sense.map(|s| s.code())), (2, Some(code)));
+        let session = lock(&iscsi.sessions).values().next().cloned().unwrap();
+        iscsi.forget(&session, "the connection is lost");
+    }
 }
 
 #[test]
