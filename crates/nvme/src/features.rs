@@ -24,6 +24,10 @@ pub mod fid {
     pub const HOST_BEHAVIOR: u8 = 0x16;
     /// Host identifier.
     pub const HOST_IDENTIFIER: u8 = 0x81;
+    /// Reservation notification mask, for each namespace; see [`mask`](crate::reservation::mask).
+    pub const RESERVATION_NOTIFICATION_MASK: u8 = 0x82;
+    /// Reservation persistence, for each namespace; bit 0: reservations persist through a loss of power.
+    pub const RESERVATION_PERSISTENCE: u8 = 0x83;
 }
 
 /// Value and result of feature 07h.

@@ -3,6 +3,7 @@
 use crate::fabrics::{ConnectData, ConnectRequest, ConnectResponse};
 use crate::identify::{IdentifyController, IdentifyNamespace, NamespaceIds, active_namespaces};
 use crate::log::{AnaLog, AsyncEvent, ChangedNamespaces, DiscoveryLog, ErrorLogEntry, SmartLog};
+use crate::reservation::{ReservationCommand, ReservationNotification, ReservationStatus};
 use crate::{Cqe, Sqe};
 
 /// Identify Controller and its derived values.
@@ -61,6 +62,9 @@ pub fn entries(data: &[u8]) {
         let _ = (sqe.cns(), sqe.cntid(), sqe.lid(), sqe.lsp(), sqe.rae(), sqe.log_offset(), sqe.fid());
         let _ = (sqe.connect_qid(), sqe.connect_sqsize_z(), sqe.connect_kato_ms(), sqe.property_value());
         assert_eq!(Sqe::parse(sqe.as_bytes()), Ok(sqe));
+        if let Ok(command) = ReservationCommand::of(&sqe) {
+            assert_eq!(ReservationCommand::of(&command.to_sqe(sqe.cid(), sqe.nsid())), Ok(command));
+        }
     }
     if let Ok(cqe) = Cqe::parse(data) {
         assert_eq!(&cqe.to_bytes()[..], &data[..16]);
@@ -68,6 +72,11 @@ pub fn entries(data: &[u8]) {
         let event = AsyncEvent::from_dw0(cqe.dw0());
         assert_eq!(AsyncEvent::from_dw0(event.to_dw0()), event);
     }
+    if let Ok(status) = ReservationStatus::parse(data) {
+        let again = ReservationStatus::parse(&status.to_bytes()).expect("what we build, we read");
+        assert_eq!(again, status);
+    }
+    let _ = ReservationNotification::parse(data);
     if let Ok(connect) = ConnectRequest::parse(data)
         && let Some(hostnqn) = connect.hostnqn.clone()
     {

@@ -3,7 +3,7 @@
 //! **Knows** the NVM Express Base Specification 2.1 and the NVM Command Set Specification 1.1 as far
 //! as a block device needs them: submission and completion entries ([`sqe`], [`cqe`], [`status`]),
 //! fabrics commands ([`fabrics`]), Identify data ([`identify`]), log pages ([`log`]), features
-//! ([`features`]), controller registers ([`properties`]), the one bring-up machine that serves PCIe
+//! ([`features`]), reservations ([`reservation`]), controller registers ([`properties`]), the one bring-up machine that serves PCIe
 //! and fabrics alike ([`bringup`]), names ([`nqn`]) and keep-alive arithmetic ([`keepalive`]).
 //!
 //! **Refuses to know** sockets, DMA, queues, retries, multipath and the clock: time is an argument,
@@ -31,6 +31,7 @@ pub mod keepalive;
 pub mod log;
 pub mod nqn;
 pub mod properties;
+pub mod reservation;
 pub mod sgl;
 pub mod sqe;
 pub mod status;

@@ -47,6 +47,14 @@ pub mod io {
     pub const WRITE_ZEROES: u8 = 0x08;
     /// Dataset Management.
     pub const DATASET_MANAGEMENT: u8 = 0x09;
+    /// Reservation Register.
+    pub const RESERVATION_REGISTER: u8 = 0x0d;
+    /// Reservation Report.
+    pub const RESERVATION_REPORT: u8 = 0x0e;
+    /// Reservation Acquire.
+    pub const RESERVATION_ACQUIRE: u8 = 0x11;
+    /// Reservation Release.
+    pub const RESERVATION_RELEASE: u8 = 0x15;
 }
 
 /// Which way a command's data goes: bits 1:0 of the opcode (of the fabrics command type for
@@ -142,6 +150,13 @@ impl Sqe {
     fn set_cdw(&mut self, n: usize, value: u32) {
         debug_assert!((10..16).contains(&n));
         value.put(&mut self.0, n * 4);
+    }
+
+    /// The same command with this command dword, 10 to 15.
+    #[must_use]
+    pub(crate) fn with_cdw(mut self, n: usize, value: u32) -> Self {
+        self.set_cdw(n, value);
+        self
     }
 
     #[inline]

@@ -27,6 +27,8 @@ pub enum EventKind {
     AnaChanged,
     /// Notice F0h: the discovery log page has changed.
     DiscoveryChanged,
+    /// Type 6h, information 00h: there is something in the reservation notification log.
+    ReservationLog,
     /// Any other.
     Other {
         /// Type, 0 to 7.
@@ -47,6 +49,7 @@ impl AsyncEvent {
             (2, 0x01) => EventKind::FirmwareActivation,
             (2, 0x03) => EventKind::AnaChanged,
             (2, 0xf0) => EventKind::DiscoveryChanged,
+            (6, 0x00) => EventKind::ReservationLog,
             (kind, info) => EventKind::Other { kind, info },
         };
         AsyncEvent { kind, log_page: (dw0 >> 16) as u8 }
@@ -61,6 +64,7 @@ impl AsyncEvent {
             EventKind::FirmwareActivation => (2, 0x01),
             EventKind::AnaChanged => (2, 0x03),
             EventKind::DiscoveryChanged => (2, 0xf0),
+            EventKind::ReservationLog => (6, 0x00),
             EventKind::Other { kind, info } => (kind & 7, info),
         };
         u32::from(kind) | u32::from(info) << 8 | u32::from(self.log_page) << 16
@@ -118,6 +122,9 @@ mod tests {
         let ana = AsyncEvent::from_dw0(0x000c_0302);
         assert_eq!(ana, AsyncEvent { kind: EventKind::AnaChanged, log_page: 0x0c });
         assert_eq!(AsyncEvent::from_dw0(0x0070_f002).kind, EventKind::DiscoveryChanged);
+        // drivers/nvme/target/pr.c: type 6, information 0, log page 80h.
+        let reservation = AsyncEvent { kind: EventKind::ReservationLog, log_page: crate::log::lid::RESERVATION };
+        assert_eq!(reservation.to_dw0(), 0x0080_0006);
         for dw0 in (0..=0xff_ffffu32).step_by(97) {
             let kept = dw0 & 0x00ff_ff07;
             assert_eq!(AsyncEvent::from_dw0(dw0).to_dw0(), kept);

@@ -29,4 +29,6 @@ pub mod lid {
     pub const ANA: u8 = 0x0c;
     /// Discovery.
     pub const DISCOVERY: u8 = 0x70;
+    /// Reservation notifications; see [`ReservationNotification`](crate::reservation::ReservationNotification).
+    pub const RESERVATION: u8 = 0x80;
 }
