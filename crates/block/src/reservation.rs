@@ -43,6 +43,23 @@ impl ReservationType {
         Self::ALL.into_iter().find(|&kind| kind as u8 == bits)
     }
 
+    /// The type of NVMe's number; `None` for zero, which is no reservation, and for reserved ones.
+    pub fn from_nvme_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.nvme_number() == number)
+    }
+
+    /// Its number in NVMe, from 1 to 6.
+    pub const fn nvme_number(self) -> u8 {
+        match self {
+            ReservationType::WriteExclusive => 1,
+            ReservationType::ExclusiveAccess => 2,
+            ReservationType::WriteExclusiveRegistrantsOnly => 3,
+            ReservationType::ExclusiveAccessRegistrantsOnly => 4,
+            ReservationType::WriteExclusiveAllRegistrants => 5,
+            ReservationType::ExclusiveAccessAllRegistrants => 6,
+        }
+    }
+
     /// Does it leave it to all registrants what it forbids others? Of the others only the holder has it.
     pub const fn is_for_registrants(self) -> bool {
         !matches!(self, ReservationType::WriteExclusive | ReservationType::ExclusiveAccess)
@@ -138,6 +155,33 @@ pub enum ReservationOp {
 }
 
 impl ReservationOp {
+    /// The key that this host is, or is to be, registered with.
+    pub const fn key(&self) -> Option<u64> {
+        use ReservationOp as Op;
+        match *self {
+            Op::Register { key } | Op::Join { key } | Op::Unregister { key } | Op::Clear { key } => Some(key),
+            Op::Reserve { key, .. } | Op::Release { key, .. } | Op::Preempt { key, .. } => Some(key),
+            Op::Report => None,
+        }
+    }
+
+    /// How it is to be reserved, if it is.
+    pub const fn kind(&self) -> Option<ReservationType> {
+        match *self {
+            ReservationOp::Reserve { kind, .. } | ReservationOp::Preempt { kind, .. } => Some(kind),
+            _ => None,
+        }
+    }
+
+    /// # Errors
+    /// [`Code::Invalid`] for a key of zero, which is none.
+    pub fn check_key(&self) -> Result<(), ReservationError> {
+        match self.key() {
+            Some(0) => Err(ReservationError::new(Code::Invalid, "key 0 is none; expected another number")),
+            _ => Ok(()),
+        }
+    }
+
     /// Does it change nothing at the device?
     pub const fn is_read(self) -> bool {
         matches!(self, ReservationOp::Report)
@@ -256,6 +300,12 @@ pub trait Reservations: Send + Sync {
     /// Grows, with the version of the device, whenever something was heard that may mean that another host has ended the registration or
     /// the reservation: a unit attention, a notification, a conflict. A report tells.
     fn alarms(&self) -> u64;
+
+    /// The identifier of this host, where one registration covers every way from it to the disk (NVMe). `None`: each way is registered by
+    /// itself (SCSI), so that a reservation for one alone is no use to the others.
+    fn host(&self) -> Option<[u8; 16]> {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -271,6 +321,10 @@ mod tests {
         }
         let error = "shared".parse::<ReservationType>().unwrap_err().to_string();
         assert!(error.contains("\"shared\"") && error.contains("write-exclusive-registrants-only"), "{error}");
+        for (kind, number) in ReservationType::ALL.into_iter().zip(1..) {
+            assert_eq!((kind.nvme_number(), ReservationType::from_nvme_number(number)), (number, Some(kind)));
+        }
+        assert!([0, 7].iter().all(|&number| ReservationType::from_nvme_number(number).is_none()));
         assert!([0, 2, 4, 9, 15].iter().all(|&bits| ReservationType::from_bits(bits).is_none()));
     }
 

@@ -57,6 +57,8 @@ pub(crate) struct Admin {
     link: Option<Link>,
     /// Tells the fence of the association that `link` is closed.
     socket: Option<OpenSocket>,
+    /// An I/O queue that this poller has opened beside it.
+    control: Option<Handle>,
     broken: Option<Fault>,
     tickets: Slots<Ticket>,
     arena: Arena,
@@ -94,6 +96,7 @@ impl Admin {
             forgive_until: Time::ZERO,
             link: None,
             socket: None,
+            control: None,
             broken: None,
             tickets: Slots::new(ADMIN_DEPTH),
             arena,
@@ -116,6 +119,15 @@ impl Admin {
         self.socket = socket;
     }
 
+    /// The I/O queue that the poller drives as well.
+    pub(crate) fn control(&self) -> Option<&Handle> {
+        self.control.as_ref()
+    }
+
+    pub(crate) fn set_control(&mut self, control: Option<Handle>) {
+        self.control = control;
+    }
+
     /// Closes the connection abortively, if there is one, and forgets the commands on it.
     pub(crate) fn close(&mut self) {
         if let Some(mut link) = self.link.take() {
@@ -124,6 +136,9 @@ impl Admin {
         // After the link.
         self.socket = None;
         self.tickets.clear();
+        if let Some(control) = self.control.take() {
+            control.borrow_mut().close();
+        }
     }
 
     /// Takes what has come; says whether anything came.

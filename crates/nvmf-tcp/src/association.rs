@@ -20,6 +20,8 @@ pub(crate) struct Namespace {
     pub(crate) info: Arc<DeviceInfo>,
     /// ANA group, 0 without ANA.
     pub(crate) ana_group: u32,
+    /// Reservations that it does: bits of [`polypath_nvme::reservation::rescap`].
+    pub(crate) rescap: u8,
     /// Why it cannot be used although it is there.
     pub(crate) trouble: Option<(Code, String)>,
 }
@@ -32,6 +34,8 @@ pub(crate) struct Association {
     pub(crate) cntlid: u16,
     /// I/O queues granted.
     pub(crate) queues: u16,
+    /// An I/O queue granted beyond them, for what the admin poller has to send.
+    pub(crate) control_qid: Option<u16>,
     /// Commands an I/O queue holds, as the controller and the configuration allow.
     pub(crate) depth: u16,
     /// Data bytes an I/O capsule may carry.
@@ -70,6 +74,7 @@ pub(crate) struct Shape {
     pub(crate) address: SocketAddr,
     pub(crate) cntlid: u16,
     pub(crate) queues: u16,
+    pub(crate) control_qid: Option<u16>,
     pub(crate) depth: u16,
     pub(crate) in_capsule: u32,
     pub(crate) fence: AssociationFence,
@@ -77,12 +82,13 @@ pub(crate) struct Shape {
 
 impl Association {
     pub(crate) fn new(shape: Shape) -> Self {
-        let Shape { generation, address, cntlid, queues, depth, in_capsule, fence } = shape;
+        let Shape { generation, address, cntlid, queues, control_qid, depth, in_capsule, fence } = shape;
         Association {
             generation,
             address,
             cntlid,
             queues,
+            control_qid,
             depth,
             in_capsule,
             fence,
@@ -246,7 +252,9 @@ mod tests {
         let reported = Reported { kato_ms: 1000, kas: 1, traffic_based: false, cqt_ms: 0 };
         let fence = AssociationFence::new(reported, Assumed { without_keep_alive_ms: 1, quiesce_ms: 1 });
         let address = "127.0.0.1:1".parse().unwrap();
-        Association::new(Shape { generation: 1, address, cntlid: 1, queues: 1, depth: 1, in_capsule: 0, fence })
+        let shape =
+            Shape { generation: 1, address, cntlid: 1, queues: 1, control_qid: None, depth: 1, in_capsule: 0, fence };
+        Association::new(shape)
     }
 
     fn identity(identifier: &Identifier) -> Identity {
@@ -264,7 +272,7 @@ mod tests {
                 max_queues: 1,
                 max_depth: 1,
             };
-            Namespace { info: Arc::new(info), ana_group: 0, trouble: None }
+            Namespace { info: Arc::new(info), ana_group: 0, rescap: 0, trouble: None }
         };
         association.set_namespaces(all.iter().map(|(nsid, identifier)| (*nsid, namespace(identifier))).collect());
         association

@@ -80,9 +80,18 @@ pub(crate) async fn connect(
     address: SocketAddr,
     kato_ms: u32,
 ) -> Result<u16, Fault> {
-    let deadline = admin.borrow().now.after(config.connect_timeout);
     let link = Link::dial(&*config.dialer, address, host_config(config, ADMIN_DEPTH), RX_ADMIN)?;
     admin.borrow_mut().set_link(link);
+    link_up(admin, config).await?;
+    let sqe = Sqe::connect(0, 0, ADMIN_DEPTH, cattr::DISABLE_SQ_FLOW_CONTROL, kato_ms);
+    let data = connect_data(config, CNTLID_DYNAMIC);
+    let answer = command(admin, sqe, Data::Out(&data), Some(config.connect_timeout)).await?;
+    connected(&answer.cqe)
+}
+
+/// Waits until the link takes commands.
+pub(crate) async fn link_up(admin: &Handle, config: &ControllerConfig) -> Result<(), Fault> {
+    let deadline = admin.borrow().now.after(config.connect_timeout);
     poll_fn(|_| {
         let mut a = admin.borrow_mut();
         if let Some(fault) = a.fault() {
@@ -97,11 +106,7 @@ pub(crate) async fn connect(
         }
         Poll::Pending
     })
-    .await?;
-    let sqe = Sqe::connect(0, 0, ADMIN_DEPTH, cattr::DISABLE_SQ_FLOW_CONTROL, kato_ms);
-    let data = connect_data(config, CNTLID_DYNAMIC);
-    let answer = command(admin, sqe, Data::Out(&data), Some(config.connect_timeout)).await?;
-    connected(&answer.cqe)
+    .await
 }
 
 /// Enables the controller.
@@ -164,13 +169,14 @@ pub(crate) fn in_capsule(config: &ControllerConfig, controller: &IdentifyControl
     Ok(bytes)
 }
 
-/// How many I/O queues the controller grants.
+/// How many I/O queues the controller grants. One more is asked for than is wanted for I/O: reservations take it.
 pub(crate) async fn request_queues(admin: &Handle, config: &ControllerConfig) -> Result<u16, Fault> {
-    let wanted = NumberOfQueues::pairs(config.queues.into()).to_dword();
+    let most = config.queues.saturating_add(1);
+    let wanted = NumberOfQueues::pairs(most.into()).to_dword();
     let sqe = Sqe::set_features(0, 0, fid::NUMBER_OF_QUEUES, wanted);
     let answer = demand(admin, "Set Features Number of Queues", sqe, Data::None, config.connect_timeout).await?;
     let granted = NumberOfQueues::from_dword(answer.cqe.dw0()).usable_pairs();
-    Ok(granted.min(config.queues.into()) as u16)
+    Ok(granted.min(most.into()) as u16)
 }
 
 /// Asks for the events we understand and the controller has.

@@ -5,7 +5,8 @@ use crate::controller::Controller;
 use crate::queue::{NamespaceQueue, QueuePair};
 use crate::shared::WantedNamespace;
 use polypath_block::{
-    ControllerQueue, Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, QueueSource, UnitId, UriError,
+    ControllerQueue, Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, QueueSource, ReservationOp,
+    ReservationReply, Reservations, UnitId, UriError,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -124,6 +125,10 @@ impl Device for NvmeDevice {
         self.controller.shared.landing_bound()
     }
 
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        Some(self)
+    }
+
     fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         if self.whole {
@@ -131,6 +136,25 @@ impl Device for NvmeDevice {
         } else {
             self.controller.shared.announce();
         }
+    }
+}
+
+/// Reservations of the namespace (Base 2.1 section 8.1.22). The registration is that of the host, whose identifier every Connect states.
+impl Reservations for NvmeDevice {
+    fn start(&self, op: ReservationOp, limit: Duration, reply: ReservationReply) {
+        self.controller.shared.order_reservation(self.ns, op, limit, reply);
+    }
+
+    fn forget(&self) {
+        self.controller.shared.forget_reservation(self.ns);
+    }
+
+    fn alarms(&self) -> u64 {
+        self.controller.shared.reserved.alarms()
+    }
+
+    fn host(&self) -> Option<[u8; 16]> {
+        Some(*self.controller.shared.config.identity.id.as_bytes())
     }
 }
 

@@ -40,6 +40,7 @@ pub mod pdu;
 mod poller;
 pub mod proto;
 mod queue;
+mod reserve;
 mod shared;
 pub mod status;
 

@@ -100,6 +100,7 @@ async fn attempt(
         fault = live(living).await;
         shared.counts.losses.fetch_add(1, Ordering::Relaxed);
         shared.lose(&association, fault.code, format!("{address}: {}", fault.reason));
+        shared.refuse_reservations(&fault);
         admin.borrow_mut().close();
         *down_since = admin.borrow().now;
         if fault.code != Code::Gone {
@@ -157,11 +158,13 @@ async fn get_to_know(
     let identify = attach::identify_controller(admin, config, cntlid).await?;
     attach::configure_events(admin, config, &identify).await?;
     let discovery = config.is_discovery();
-    let (queues, in_capsule) = if discovery {
+    let (granted, in_capsule) = if discovery {
         (0, 0)
     } else {
         (attach::request_queues(admin, config).await?, attach::in_capsule(config, &identify)?)
     };
+    let queues = granted.min(config.queues);
+    let control_qid = (granted > queues).then_some(queues + 1);
     let depth = queue_depth(config.queue_depth, identify.maxcmd, ready.cap.mqes_z());
     let assumed = Assumed {
         without_keep_alive_ms: config.fence.as_millis() as u64,
@@ -170,8 +173,16 @@ async fn get_to_know(
     let fence = AssociationFence::new(identify.keep_alive(kato_ms), assumed);
     // Before anything can be sent.
     shared.raise_landing_bound(fence.terms().within);
-    let association =
-        Arc::new(Association::new(Shape { generation, address, cntlid, queues, depth, in_capsule, fence }));
+    let association = Arc::new(Association::new(Shape {
+        generation,
+        address,
+        cntlid,
+        queues,
+        control_qid,
+        depth,
+        in_capsule,
+        fence,
+    }));
     // The admin socket, open since Connect.
     admin.borrow_mut().set_socket(association.open_socket(&shared.host));
     let power = if discovery { None } else { attach::power_history(admin, shared, &identify, generation).await? };

@@ -63,7 +63,8 @@ pub(crate) async fn live(living: Living) -> Fault {
         Box::pin(keep_alive(living.clone())),
         Box::pin(ended(events(living.clone()))),
         Box::pin(ended(read_news(living.clone()))),
-        Box::pin(ended(aborts(living))),
+        Box::pin(ended(aborts(living.clone()))),
+        Box::pin(crate::reserve::serve(living)),
     ];
     let fault = race(tasks).await;
     admin.borrow_mut().settled = false;
@@ -159,6 +160,7 @@ async fn events(l: Living) -> Result<(), Fault> {
             EventKind::NamespacesChanged => l.want(News::NAMESPACES),
             EventKind::AnaChanged => l.want(News::ANA),
             EventKind::DiscoveryChanged => l.want(News::DISCOVERY),
+            EventKind::ReservationLog => crate::reserve::read_notifications(&l).await?,
             _ => drop(clear_event(&l, event.log_page, 512).await?),
         }
         // A storm of events must not keep us, nor every queue that is told of each, from everything else.

@@ -113,7 +113,7 @@ pub(crate) fn describe(
         max_queues: view.queues,
         max_depth: view.depth,
     };
-    Namespace { info: Arc::new(info), ana_group: ns.anagrpid, trouble }
+    Namespace { info: Arc::new(info), ana_group: ns.anagrpid, rescap: ns.rescap, trouble }
 }
 
 fn limits(view: &ControllerView, ns: &IdentifyNamespace, block_size: u32) -> Limits {

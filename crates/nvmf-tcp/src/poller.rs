@@ -1,6 +1,6 @@
 //! The poller of a controller's admin queue: it sets the time, moves bytes, and drives [`life`].
 
-use crate::admin::{Admin, Handle, Task, poll_once};
+use crate::admin::{Admin, Fault, Handle, Task, poll_once};
 use crate::life::life;
 use crate::shared::{Shared, Stage};
 use polypath_block::{Armed, Code, Cx, Poller, SLACK, Time, Turn, TurnClock, Waits};
@@ -53,12 +53,18 @@ impl Poller for AdminPoller {
         let (Some(admin), Some(life)) = (&self.admin, &mut self.life) else { return Turn::Finished };
         if self.clock.turn(cx.now, SLACK).is_some() {
             // We were not looking: what was due meanwhile may be waiting to be read, or still be on its way.
-            admin.borrow_mut().forgive_until(cx.now.after(SLACK));
+            let mut a = admin.borrow_mut();
+            a.forgive_until(cx.now.after(SLACK));
+            if let Some(control) = a.control() {
+                control.borrow_mut().forgive_until(cx.now.after(SLACK));
+            }
         }
         let called = self.shared.answer_call();
         let (due, urgent) = {
             let a = admin.borrow();
-            (cx.now >= a.deadline, a.link().is_some_and(|link| !a.settled || link.in_flight() > 2))
+            let control =
+                a.control().is_some_and(|c| c.borrow().link().is_some_and(|l| !l.is_ready() || l.in_flight() > 0));
+            (cx.now >= a.deadline, control || a.link().is_some_and(|link| !a.settled || link.in_flight() > 2))
         };
         let pause = if urgent || self.slept { LOOK_SOON } else { LOOK_EVERY };
         if !called && !due && cx.now < self.looked.after(pause) {
@@ -66,14 +72,25 @@ impl Poller for AdminPoller {
         }
         self.looked = cx.now;
         self.slept = false;
-        let moved = {
-            let mut a = admin.borrow_mut();
+        let begin = |a: &mut Admin| {
             a.now = cx.now;
             a.deadline = Time::NEVER;
             a.receive()
         };
+        let moved = {
+            let mut a = admin.borrow_mut();
+            let control = a.control().is_some_and(|control| begin(&mut control.borrow_mut()));
+            begin(&mut a) || control
+        };
         let end = poll_once(life);
-        admin.borrow_mut().flush();
+        let mut a = admin.borrow_mut();
+        a.flush();
+        if let Some(control) = a.control().cloned() {
+            let mut control = control.borrow_mut();
+            control.flush();
+            a.deadline = a.deadline.min(control.deadline);
+        }
+        drop(a);
         match end {
             Poll::Ready(reason) => {
                 tracing::info!(path = %self.shared.config.name, %reason, "controller closed");
@@ -94,6 +111,13 @@ impl Poller for AdminPoller {
         }
         let a = admin.borrow();
         if let Some(link) = a.link() {
+            if link.has_news() {
+                return Armed::Busy;
+            }
+            link.arm(waits);
+        }
+        let control = a.control().map(|control| control.borrow());
+        if let Some(link) = control.as_ref().and_then(|control| control.link()) {
             if link.has_news() {
                 return Armed::Busy;
             }
@@ -123,6 +147,7 @@ impl Drop for AdminPoller {
         if let Some(association) = self.shared.live() {
             self.shared.lose(&association, Code::PathLost, reason.clone());
         }
+        self.shared.refuse_reservations(&Fault::new(Code::PathLost, reason.clone()));
         self.shared.set_stage(Stage::Gone { reason });
     }
 }

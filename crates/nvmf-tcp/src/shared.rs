@@ -122,6 +122,30 @@ impl Drop for WantedNamespace {
     }
 }
 
+/// The identifier of an I/O queue that the admin poller has.
+pub(crate) struct ControlQueue {
+    shared: Arc<Shared>,
+    qid: u16,
+    /// From those of I/O.
+    taken: bool,
+}
+
+impl ControlQueue {
+    pub(crate) fn qid(&self) -> u16 {
+        self.qid
+    }
+}
+
+impl Drop for ControlQueue {
+    fn drop(&mut self) {
+        if self.taken
+            && let Some(taken) = lock(&self.shared.qids).get_mut(usize::from(self.qid).wrapping_sub(1))
+        {
+            *taken = false;
+        }
+    }
+}
+
 #[derive(Default)]
 struct PinnedNamespace {
     users: u32,
@@ -156,6 +180,7 @@ pub(crate) struct Shared {
     discovered: Mutex<Vec<DiscoveryEntry>>,
     /// How often the controller has refused to tell how often it lost its power since it told that; `None`: it never has.
     power_refusals: Mutex<Option<u32>>,
+    pub(crate) reserved: crate::reserve::Desk,
     /// Longest bound of any association so far, in milliseconds, and what is to be expected of the next.
     landing_bound_ms: AtomicU64,
 }
@@ -195,6 +220,7 @@ impl Shared {
             queues_open: AtomicU32::new(0),
             discovered: Mutex::new(Vec::new()),
             power_refusals: Mutex::new(None),
+            reserved: crate::reserve::Desk::default(),
         }
     }
 
@@ -390,6 +416,17 @@ impl Shared {
         self.call_and_wake();
     }
 
+    /// An I/O queue identifier for the admin poller: the one that the controller grants beyond those of I/O, or else the last that nobody has.
+    pub(crate) fn control_queue(self: &Arc<Self>, association: &Association) -> Option<ControlQueue> {
+        if let Some(qid) = association.control_qid {
+            return Some(ControlQueue { shared: self.clone(), qid, taken: false });
+        }
+        let mut qids = lock(&self.qids);
+        let at = qids.iter().take(usize::from(association.queues)).rposition(|taken| !taken)?;
+        qids[at] = true;
+        Some(ControlQueue { shared: self.clone(), qid: at as u16 + 1, taken: true })
+    }
+
     pub(crate) fn queues_open(&self) -> u32 {
         self.queues_open.load(Ordering::SeqCst)
     }
@@ -512,7 +549,7 @@ mod tests {
             max_queues: 1,
             max_depth: 1,
         };
-        Namespace { info: Arc::new(info), ana_group: 0, trouble: None }
+        Namespace { info: Arc::new(info), ana_group: 0, rescap: 0, trouble: None }
     }
 
     /// Shows namespaces (identifier, NGUID) one set after the other; what becomes of "the only one"?
@@ -525,7 +562,8 @@ mod tests {
         let reported = Reported { kato_ms: 1000, kas: 1, traffic_based: false, cqt_ms: 0 };
         let fence = AssociationFence::new(reported, Assumed { without_keep_alive_ms: 1, quiesce_ms: 1 });
         let address = "127.0.0.1:1".parse().unwrap();
-        let shape = Shape { generation: 1, address, cntlid: 1, queues: 1, depth: 1, in_capsule: 0, fence };
+        let shape =
+            Shape { generation: 1, address, cntlid: 1, queues: 1, control_qid: None, depth: 1, in_capsule: 0, fence };
         let config = ControllerConfig {
             keep_alive: Duration::from_secs(1),
             ..ControllerConfig::new("h", 1, Nqn::new("nqn.x").unwrap())

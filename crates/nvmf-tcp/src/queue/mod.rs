@@ -277,6 +277,9 @@ impl QueuePair {
             if matches!(ending.code, Code::PathNoAccess | Code::PathBusy) {
                 shared.ask_ana();
             }
+            if ending.code == Code::ReservationConflict {
+                shared.ask_reservations();
+            }
             counts.bytes += ending.bytes;
         });
         if let Some(finished) = connected {

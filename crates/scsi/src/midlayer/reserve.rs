@@ -58,18 +58,8 @@ pub(super) struct Order {
 /// # Errors
 /// Why not.
 pub(super) fn check(op: &ReservationOp) -> Result<(), ReservationError> {
-    use ReservationOp as Op;
-    let (key, kind) = match *op {
-        Op::Register { key } | Op::Join { key } | Op::Unregister { key } | Op::Clear { key } => (key, None),
-        Op::Reserve { key, kind } | Op::Release { key, kind } | Op::Preempt { key, kind, .. } => (key, Some(kind)),
-        Op::Report => return Ok(()),
-    };
-    if key == 0 {
-        return Err(ReservationError::new(Code::Invalid, "key 0 is none; expected another number"));
-    }
-    // Release what we find, whatever it is.
-    let takes = !matches!(op, Op::Release { .. });
-    match kind.filter(|kind| takes && !kind.is_for_registrants()) {
+    op.check_key()?;
+    match op.kind().filter(|kind| !kind.is_for_registrants()) {
         None => Ok(()),
         Some(kind) => Err(ReservationError::new(
             Code::Unsupported,
