@@ -181,7 +181,8 @@ impl Conn {
         env.iscsi.shared.land_held(|w| {
             let Some((store, party)) = &w.owner else { return false };
             let mine = match whose {
-                Whose::Everybody => true,
+                // Hosts of the other protocol are not reset.
+                Whose::Everybody => !party.is_everywhere(),
                 Whose::Mine => *party == session.party,
                 Whose::Theirs(parties) => parties.iter().any(|p| *p == **party),
             };

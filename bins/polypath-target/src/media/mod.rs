@@ -7,7 +7,7 @@ mod cache;
 mod reservations;
 
 pub(crate) use cache::Cached;
-pub(crate) use reservations::{Hold, News, Party, Refusal, Reservations, Told};
+pub(crate) use reservations::{Hold, News, Party, Picture, Refusal, Reservations, Told};
 
 use crate::config::{Backing, ConfigError};
 use polypath_block::Segment;

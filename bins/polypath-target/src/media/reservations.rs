@@ -2,6 +2,7 @@
 //! and who may read and write. They belong to the disk, whichever protocol its users speak.
 
 use crate::shared::lock;
+use polypath_block::ReservationType;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,12 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) struct Party {
     /// Its name, as its protocol gives it.
     pub(crate) initiator: String,
-    /// Number of the target port.
+    /// Number of the target port; [`Party::EVERY_PORT`] where a registration is good for all of them.
     pub(crate) port: u16,
 }
 
-/// Somebody who has registered nowhere.
-static NOBODY: Party = Party { initiator: String::new(), port: 0 };
+impl Party {
+    pub(crate) const EVERY_PORT: u16 = 0;
+
+    /// Is its registration good for every port?
+    pub(crate) fn is_everywhere(&self) -> bool {
+        self.port == Party::EVERY_PORT
+    }
+}
 
 /// How a reservation forbids others what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +33,32 @@ pub(crate) enum Hold {
     Registrants { access: bool },
     /// The same, and every registrant holds it.
     All { access: bool },
+}
+
+impl From<ReservationType> for Hold {
+    fn from(kind: ReservationType) -> Hold {
+        match kind {
+            ReservationType::WriteExclusive => Hold::One { access: false },
+            ReservationType::ExclusiveAccess => Hold::One { access: true },
+            ReservationType::WriteExclusiveRegistrantsOnly => Hold::Registrants { access: false },
+            ReservationType::ExclusiveAccessRegistrantsOnly => Hold::Registrants { access: true },
+            ReservationType::WriteExclusiveAllRegistrants => Hold::All { access: false },
+            ReservationType::ExclusiveAccessAllRegistrants => Hold::All { access: true },
+        }
+    }
+}
+
+impl From<Hold> for ReservationType {
+    fn from(hold: Hold) -> ReservationType {
+        match hold {
+            Hold::One { access: false } => ReservationType::WriteExclusive,
+            Hold::One { access: true } => ReservationType::ExclusiveAccess,
+            Hold::Registrants { access: false } => ReservationType::WriteExclusiveRegistrantsOnly,
+            Hold::Registrants { access: true } => ReservationType::ExclusiveAccessRegistrantsOnly,
+            Hold::All { access: false } => ReservationType::WriteExclusiveAllRegistrants,
+            Hold::All { access: true } => ReservationType::ExclusiveAccessAllRegistrants,
+        }
+    }
 }
 
 /// What somebody is to hear of.
@@ -68,9 +101,13 @@ pub(crate) struct Reservations {
     picture: Mutex<Picture>,
     /// Something is held: only then need anybody look.
     held: AtomicBool,
+    /// For users of the other protocol, oldest first.
+    left: Mutex<Told>,
+    /// There is some.
+    news: AtomicBool,
 }
 
-/// Registrations of one disk.
+/// Registrations of one disk, and news that wait.
 const MOST: usize = 256;
 
 impl Reservations {
@@ -80,10 +117,29 @@ impl Reservations {
         !self.held.load(Ordering::Acquire) || lock(&self.picture).allows(party, write)
     }
 
-    /// May somebody read, or write, who cannot register?
+    /// Leaves what users of the other protocol are to hear of.
+    pub(crate) fn leave_news(&self, told: Told) {
+        if told.is_empty() {
+            return;
+        }
+        let mut left = lock(&self.left);
+        left.extend(told);
+        let over = left.len().saturating_sub(MOST);
+        left.drain(..over);
+        self.news.store(true, Ordering::Release);
+    }
+
+    /// Takes what was left for the users that `whose` names.
     #[inline]
-    pub(crate) fn allows_anybody(&self, write: bool) -> bool {
-        self.allows(&NOBODY, write)
+    pub(crate) fn take_news(&self, whose: impl Fn(&Party) -> bool) -> Told {
+        if !self.news.load(Ordering::Acquire) {
+            return Told::new();
+        }
+        let mut left = lock(&self.left);
+        let (taken, rest): (Told, Told) = std::mem::take(&mut *left).into_iter().partition(|(party, _)| whose(party));
+        self.news.store(!rest.is_empty(), Ordering::Release);
+        *left = rest;
+        taken
     }
 
     pub(crate) fn picture(&self) -> Picture {
@@ -208,6 +264,11 @@ impl Picture {
         self.registered.iter().position(|(p, _)| p == party)
     }
 
+    /// The key that `party` is registered with.
+    pub(crate) fn key_of(&self, party: &Party) -> Option<u64> {
+        Some(self.registered.get(self.place(party)?)?.1)
+    }
+
     fn check(&self, party: &Party, key: u64) -> Result<(), Refusal> {
         match self.place(party) {
             Some(at) if self.registered[at].1 == key => Ok(()),
@@ -277,7 +338,6 @@ mod tests {
             r.register(&b, Some(0), 2).unwrap();
             assert!(r.allows(&c, true));
             r.reserve(&a, 1, hold).unwrap();
-            assert_eq!((r.allows_anybody(false), r.allows_anybody(true)), others, "{hold:?}");
             let can = |p: &Party| (r.allows(p, false), r.allows(p, true));
             assert_eq!((can(&a), can(&b), can(&c)), ((true, true), registered, others), "{hold:?}");
             let all = matches!(hold, Hold::All { .. });
@@ -287,6 +347,18 @@ mod tests {
             let registrants = matches!(hold, Hold::Registrants { .. });
             assert_eq!(told == [(b.clone(), News::ReservationsReleased)], registrants, "{hold:?}: {told:?}");
         }
+    }
+
+    #[test]
+    fn news_wait_for_those_whom_they_concern() {
+        let r = Reservations::default();
+        let host = Party { port: Party::EVERY_PORT, ..party("h") };
+        r.leave_news(vec![(party("a"), News::ReservationsReleased), (host.clone(), News::RegistrationsPreempted)]);
+        assert_eq!(r.take_news(Party::is_everywhere), [(host.clone(), News::RegistrationsPreempted)]);
+        assert!(r.take_news(Party::is_everywhere).is_empty());
+        assert_eq!(r.take_news(|p| !p.is_everywhere()), [(party("a"), News::ReservationsReleased)]);
+        r.leave_news(vec![(host, News::ReservationsPreempted); MOST + 7]);
+        assert_eq!(r.take_news(|_| true).len(), MOST);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Admin commands.
 
-use super::state::{Controller, EVENT_ANA, EVENT_DISCOVERY, EVENT_NAMESPACE};
+use super::state::{Controller, EVENT_ANA, EVENT_DISCOVERY, EVENT_NAMESPACE, EVENT_RESERVATION};
 use super::{Conn, Env, Pending, data};
 use crate::mail::{Address, Msg};
 use crate::media::ZEROES;
 use crate::shared::lock;
 use polypath_nvme::features::{NumberOfQueues, fid};
 use polypath_nvme::log::{AsyncEvent, EventKind, lid};
-use polypath_nvme::sqe::admin as op;
+use polypath_nvme::reservation::mask;
+use polypath_nvme::sqe::{NSID_ALL, admin as op};
 use polypath_nvme::{Cqe, Sqe, StatusField};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -59,7 +60,9 @@ impl Conn {
             let event = {
                 let mut inner = lock(&controller.inner);
                 let ready = inner.pending & !inner.masked;
-                let Some(bit) = [EVENT_ANA, EVENT_NAMESPACE, EVENT_DISCOVERY].into_iter().find(|b| ready & b != 0)
+                let Some(bit) = [EVENT_ANA, EVENT_NAMESPACE, EVENT_RESERVATION, EVENT_DISCOVERY]
+                    .into_iter()
+                    .find(|b| ready & b != 0)
                 else {
                     return;
                 };
@@ -69,6 +72,7 @@ impl Conn {
             };
             let (kind, log_page) = match event {
                 EVENT_ANA => (EventKind::AnaChanged, lid::ANA),
+                EVENT_RESERVATION => (EventKind::ReservationLog, lid::RESERVATION),
                 EVENT_NAMESPACE => (EventKind::NamespacesChanged, lid::CHANGED_NAMESPACES),
                 _ => (EventKind::DiscoveryChanged, lid::DISCOVERY),
             };
@@ -117,6 +121,7 @@ impl Conn {
             lid::CHANGED_NAMESPACES => EVENT_NAMESPACE,
             lid::ANA => EVENT_ANA,
             lid::DISCOVERY => EVENT_DISCOVERY,
+            lid::RESERVATION => EVENT_RESERVATION,
             _ => 0,
         };
         if event != 0 && !sqe.rae() {
@@ -152,7 +157,7 @@ impl Conn {
             fid::ASYNC_EVENT_CONFIG => {
                 let mut inner = lock(&controller.inner);
                 inner.wanted = value & EVENTS;
-                inner.pending &= inner.wanted;
+                inner.pending &= inner.wanted | EVENT_RESERVATION;
                 Ok(0)
             }
             fid::KEEP_ALIVE_TIMER => {
@@ -169,8 +174,30 @@ impl Conn {
             fid::ARBITRATION | fid::POWER_MANAGEMENT | fid::TEMPERATURE_THRESHOLD | fid::ERROR_RECOVERY => Ok(0),
             fid::WRITE_ATOMICITY => Ok(0),
             fid::HOST_IDENTIFIER => Err(StatusField::COMMAND_SEQUENCE_ERROR),
+            fid::RESERVATION_NOTIFICATION_MASK if !discovery => {
+                self.each_namespace(sqe.nsid(), |nsid| {
+                    lock(&controller.inner).notification_mask.insert(nsid, value & mask::ALL);
+                })?;
+                Ok(0)
+            }
+            // They do not persist.
+            fid::RESERVATION_PERSISTENCE if !discovery && value & 1 == 0 => {
+                self.each_namespace(sqe.nsid(), |_| ())?;
+                Ok(0)
+            }
             _ => Err(StatusField::INVALID_FIELD),
         }
+    }
+
+    /// Does `what` for the namespace, or for all of them.
+    fn each_namespace(&self, nsid: u32, what: impl FnMut(u32)) -> Result<(), StatusField> {
+        let meant: Vec<u32> =
+            self.namespaces.iter().map(|n| n.nsid).filter(|n| nsid == NSID_ALL || nsid == *n).collect();
+        if meant.is_empty() {
+            return Err(StatusField::INVALID_NAMESPACE);
+        }
+        meant.into_iter().for_each(what);
+        Ok(())
     }
 
     fn get_feature(&mut self, env: &Env<'_>, controller: &Controller, sqe: &Sqe) -> Result<u64, StatusField> {
@@ -190,6 +217,14 @@ impl Conn {
             },
             fid::ARBITRATION | fid::POWER_MANAGEMENT | fid::ERROR_RECOVERY | fid::WRITE_ATOMICITY => Ok(0),
             fid::TEMPERATURE_THRESHOLD => Ok(0xffff),
+            fid::RESERVATION_NOTIFICATION_MASK | fid::RESERVATION_PERSISTENCE if sqe.nsid() == NSID_ALL => {
+                Err(StatusField::INVALID_NAMESPACE)
+            }
+            fid::RESERVATION_NOTIFICATION_MASK => {
+                self.each_namespace(sqe.nsid(), |_| ())?;
+                Ok(lock(&controller.inner).notification_mask.get(&sqe.nsid()).copied().unwrap_or(0).into())
+            }
+            fid::RESERVATION_PERSISTENCE => self.each_namespace(sqe.nsid(), |_| ()).map(|()| 0),
             _ => Err(StatusField::INVALID_FIELD),
         }
     }

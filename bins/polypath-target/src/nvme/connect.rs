@@ -103,6 +103,7 @@ impl Conn {
         keys.into_iter().for_each(|k| self.forget(k));
         self.pending = Slots::new(sqsize + 1);
         let id = controller.id;
+        self.party = controller.party.clone();
         self.controller = Some(controller);
         Ok(id)
     }
@@ -125,6 +126,7 @@ impl Conn {
             listener: self.info.listener,
             hostnqn: connect.hostnqn().to_owned(),
             hostid: *connect.host_id.as_bytes(),
+            party: Arc::new(super::reserve::party(*connect.host_id.as_bytes())),
             admin: (self.info.thread, self.info.id),
             dead: Arc::default(),
             cc: AtomicU32::new(0),

@@ -15,6 +15,7 @@ use polypath_nvme::log::{
     lid,
 };
 use polypath_nvme::nqn::Nqn;
+use polypath_nvme::reservation::rescap;
 use polypath_nvme::sqe::{NSID_ALL, admin, io};
 use polypath_nvme::{Sqe, StatusField};
 use std::net::SocketAddr;
@@ -65,6 +66,7 @@ pub(super) fn identify(nvme: &Nvme, controller: &Controller, sqe: &Sqe) -> Resul
             let mut page = vec![0; 4096];
             if let Some(n) = find() {
                 page[1] = nmic::SHARED;
+                page[2] = rescap::ALL_TYPES | rescap::IGNORE_KEY_1_3;
                 page[4..8].copy_from_slice(&n.group.to_le_bytes());
                 page[14] = 1; // NSTAT: ready
             }
@@ -148,7 +150,7 @@ fn identify_controller(nvme: &Nvme, controller: &Controller) -> IdentifyControll
     id.cqes = 0x44;
     id.nn = 1024;
     id.mnan = 1024;
-    id.oncs = oncs::COMPARE | oncs::DATASET_MANAGEMENT | oncs::WRITE_ZEROES;
+    id.oncs = oncs::COMPARE | oncs::DATASET_MANAGEMENT | oncs::WRITE_ZEROES | oncs::RESERVATIONS;
     // Flush takes NSID FFFFFFFFh.
     id.vwc = u8::from(has_write_cache(nvme, controller)) | 0b110;
     id.ioccsz = (64 + config.in_capsule) / 16;
@@ -164,6 +166,7 @@ fn identify_namespace(n: &Disk) -> IdentifyNamespace {
         ncap: n.blocks,
         nuse: n.blocks,
         nmic: nmic::SHARED,
+        rescap: rescap::ALL_TYPES | rescap::IGNORE_KEY_1_3,
         dlfeat: 1, // deallocated blocks read as zeroes
         anagrpid: n.group,
         nguid: n.nguid,
@@ -195,6 +198,7 @@ pub(super) fn log_page(
         lid::ERROR => Ok(vec![0; 64]),
         _ if subsystem.discovery => Err(StatusField::INVALID_LOG_PAGE),
         lid::SMART => Ok(smart(&nvme.shared).to_bytes().to_vec()),
+        lid::RESERVATION => Ok(controller.notification(!sqe.rae()).to_bytes().to_vec()),
         lid::FIRMWARE_SLOT => {
             let mut page = vec![0; 512];
             page[0] = 1;
@@ -226,7 +230,15 @@ pub(super) fn log_page(
             ] {
                 set(0, opcode, 1);
             }
-            for opcode in [io::READ, io::FLUSH, io::COMPARE] {
+            for opcode in [
+                io::READ,
+                io::FLUSH,
+                io::COMPARE,
+                io::RESERVATION_REGISTER,
+                io::RESERVATION_REPORT,
+                io::RESERVATION_ACQUIRE,
+                io::RESERVATION_RELEASE,
+            ] {
                 set(1024, opcode, 1);
             }
             for opcode in [io::WRITE, io::WRITE_ZEROES, io::DATASET_MANAGEMENT] {

@@ -43,6 +43,10 @@ impl Conn {
                 self.counts.others += 1;
                 self.dataset_management(env, sqe, data)
             }
+            op::RESERVATION_REGISTER | op::RESERVATION_REPORT | op::RESERVATION_ACQUIRE | op::RESERVATION_RELEASE => {
+                self.counts.others += 1;
+                return self.reservation(env, sqe, data);
+            }
             _ => Err(StatusField::INVALID_OPCODE.with_dnr()),
         };
         self.complete(env, Cqe::new(cid, result.err().unwrap_or(StatusField::SUCCESS)));
@@ -81,7 +85,7 @@ impl Conn {
     #[inline]
     pub(super) fn range(&self, env: &Env<'_>, sqe: &Sqe) -> Result<Range<'_>, StatusField> {
         let namespace = self.namespace(env, sqe.nsid())?;
-        allowed(namespace, !matches!(sqe.opcode(), op::READ | op::COMPARE))?;
+        self.allowed(namespace, !matches!(sqe.opcode(), op::READ | op::COMPARE))?;
         let (lba, blocks) = (sqe.slba(), u64::from(sqe.nlb_z()) + 1);
         match lba.checked_add(blocks) {
             Some(end) if end <= namespace.blocks => {
@@ -201,16 +205,28 @@ impl Conn {
 
     fn flush(&self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {
         if sqe.nsid() == NSID_ALL {
+            self.namespaces.iter().try_for_each(|n| self.allowed(n, true))?;
             self.namespaces.iter().try_for_each(|n| n.medium.flush())?;
             return Ok(());
         }
-        self.namespace(env, sqe.nsid())?.medium.flush()?;
+        let namespace = self.namespace(env, sqe.nsid())?;
+        self.allowed(namespace, true)?;
+        namespace.medium.flush()?;
         Ok(())
+    }
+
+    /// What somebody else has reserved is his, whichever protocol he speaks.
+    #[inline]
+    fn allowed(&self, disk: &Disk, write: bool) -> Result<(), StatusField> {
+        match disk.reservations.allows(&self.party, write) {
+            true => Ok(()),
+            false => Err(StatusField::RESERVATION_CONFLICT.with_dnr()),
+        }
     }
 
     fn dataset_management(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {
         let namespace = self.namespace(env, sqe.nsid())?;
-        allowed(namespace, true)?;
+        self.allowed(namespace, true)?;
         let ranges = usize::from(sqe.dsm_ranges_z()) + 1;
         let Some(list) = data.get(..ranges * DsmRange::LEN) else {
             return Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
@@ -227,12 +243,6 @@ impl Conn {
         }
         Ok(())
     }
-}
-
-/// What somebody else has reserved is his: hosts cannot register here, but who speaks the other protocol can.
-#[inline]
-fn allowed(disk: &Disk, write: bool) -> Result<(), StatusField> {
-    if disk.reservations.allows_anybody(write) { Ok(()) } else { Err(StatusField::RESERVATION_CONFLICT) }
 }
 
 /// Digest of `len` zeroes.

@@ -107,8 +107,8 @@ impl Conn {
                 tag: sqe.cid().into(),
             }),
             gone: controller.dead.clone(),
-            owner: None,
-            unit: 0,
+            owner: Some((self.subsystem.saturating_sub(1), self.party.clone())),
+            unit: range.disk.lun,
             tag: sqe.cid().into(),
             beyond,
         };

@@ -5,6 +5,7 @@ mod connect;
 mod data;
 mod io;
 mod meddle;
+mod reserve;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ pub(crate) use state::{Controller, Nvme};
 
 use crate::conn::Ending;
 use crate::faults::{self, Rule, Who};
-use crate::media::MediumError;
+use crate::media::{MediumError, Party};
 use crate::out::Out;
 use crate::shared::ConnInfo;
 use crate::store::Disk;
@@ -85,6 +86,8 @@ pub(crate) struct Conn {
     flow_control: bool,
     namespaces: Arc<Vec<Arc<Disk>>>,
     version: u64,
+    /// Its host, as users of disks are known.
+    party: Arc<Party>,
     pending: Slots<Pending>,
     /// Transfers that wait for staging room, in order.
     waiting: std::collections::VecDeque<SlotKey>,
@@ -120,6 +123,7 @@ impl Conn {
             flow_control: true,
             namespaces: Arc::default(),
             version: 0,
+            party: Arc::new(reserve::party([0; 16])),
             pending: Slots::new(64),
             waiting: Default::default(),
             staged: 0,
@@ -199,6 +203,10 @@ impl Conn {
         if controller.dead.load(Ordering::Acquire) || old_epoch {
             self.ending = Some(Ending::Now);
         } else if self.qid == 0 {
+            for disk in self.namespaces.iter() {
+                let news = disk.reservations.take_news(Party::is_everywhere);
+                env.nvme.tell_of_reservations(self.subsystem, disk, news);
+            }
             self.tell_events(env, &controller);
         }
     }

@@ -1,10 +1,12 @@
 //! What an NVMe target has besides its disks: subsystems, associations, their keep alive.
 
 use crate::faults::Operation;
+use crate::media::Party;
 use crate::shared::{Shared, lock};
 use crate::store::{Change, Store};
 use polypath_nvme::nqn::DISCOVERY_NQN;
-use std::collections::BTreeMap;
+use polypath_nvme::reservation::ReservationNotification;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +14,8 @@ use std::sync::{Arc, Mutex};
 pub(crate) const EVENT_NAMESPACE: u32 = 1 << 8;
 pub(crate) const EVENT_ANA: u32 = 1 << 11;
 pub(crate) const EVENT_DISCOVERY: u32 = 1 << 31;
+/// Not a bit of feature 0Bh: feature 82h says for each namespace what is told.
+pub(crate) const EVENT_RESERVATION: u32 = 1 << 30;
 /// Highest controller identifier (FFF0h and up are reserved).
 const LAST_CNTLID: u16 = 0xffef;
 /// Changed namespaces a log page names; more become "all of them".
@@ -50,6 +54,12 @@ pub(crate) struct ControllerInner {
     /// Events told and not to be told again before their log page was read.
     pub(crate) masked: u32,
     pub(crate) changed: Vec<u32>,
+    /// Feature 82h of each namespace.
+    pub(crate) notification_mask: BTreeMap<u32, u32>,
+    /// What the host has not read, oldest first.
+    pub(crate) notifications: VecDeque<ReservationNotification>,
+    /// How many there were.
+    pub(crate) notified: u64,
     /// I/O queues: thread and connection of each.
     pub(crate) queues: BTreeMap<u16, (usize, u64)>,
 }
@@ -62,6 +72,7 @@ pub(crate) struct Controller {
     pub(crate) listener: usize,
     pub(crate) hostnqn: String,
     pub(crate) hostid: [u8; 16],
+    pub(crate) party: Arc<Party>,
     /// Thread and connection of the admin queue.
     pub(crate) admin: (usize, u64),
     pub(crate) dead: Arc<AtomicBool>,
@@ -205,6 +216,7 @@ pub(crate) fn operation(admin: bool, opcode: u8) -> Operation {
         (false, io::COMPARE) => Operation::Compare,
         (false, io::WRITE_ZEROES) => Operation::Zero,
         (false, io::DATASET_MANAGEMENT) => Operation::Trim,
+        (false, io::RESERVATION_REPORT) => Operation::Report,
         (true, a::KEEP_ALIVE) => Operation::Alive,
         (true, a::IDENTIFY) => Operation::Identify,
         (true, a::GET_LOG_PAGE) => Operation::Report,

@@ -126,6 +126,8 @@ impl Conn {
     pub(super) fn admit(&mut self, env: &Env<'_>, cmd: &ScsiCommand) -> Result<(Command, Data), Verdict> {
         let disk = self.disk(cmd).ok();
         if let (Some(session), Some(disk)) = (&self.session, disk) {
+            let news = disk.reservations.take_news(|party| !party.is_everywhere());
+            reserve::tell(env, session.store, disk.lun, &news);
             let silent = matches!(cmd.cdb[0], opcode::INQUIRY | opcode::REPORT_LUNS | opcode::REQUEST_SENSE);
             if !silent && let Some(code) = session.take_attention(disk.lun) {
                 return Err(Verdict::check(Sense::new(key::UNIT_ATTENTION, (code >> 8) as u8, code as u8)));

@@ -35,28 +35,6 @@ pub(super) fn touches(command: &Command) -> Option<bool> {
     }
 }
 
-fn hold(kind: ReservationType) -> Hold {
-    match kind {
-        ReservationType::WriteExclusive => Hold::One { access: false },
-        ReservationType::ExclusiveAccess => Hold::One { access: true },
-        ReservationType::WriteExclusiveRegistrantsOnly => Hold::Registrants { access: false },
-        ReservationType::ExclusiveAccessRegistrantsOnly => Hold::Registrants { access: true },
-        ReservationType::WriteExclusiveAllRegistrants => Hold::All { access: false },
-        ReservationType::ExclusiveAccessAllRegistrants => Hold::All { access: true },
-    }
-}
-
-fn kind(hold: Hold) -> ReservationType {
-    match hold {
-        Hold::One { access: false } => ReservationType::WriteExclusive,
-        Hold::One { access: true } => ReservationType::ExclusiveAccess,
-        Hold::Registrants { access: false } => ReservationType::WriteExclusiveRegistrantsOnly,
-        Hold::Registrants { access: true } => ReservationType::ExclusiveAccessRegistrantsOnly,
-        Hold::All { access: false } => ReservationType::WriteExclusiveAllRegistrants,
-        Hold::All { access: true } => ReservationType::ExclusiveAccessAllRegistrants,
-    }
-}
-
 impl From<Refusal> for Verdict {
     fn from(refusal: Refusal) -> Verdict {
         match refusal {
@@ -64,6 +42,23 @@ impl From<Refusal> for Verdict {
             Refusal::InvalidRelease => Verdict::check(sense::INVALID_RELEASE),
             Refusal::NoKey => Verdict::check(sense::INVALID_FIELD_IN_PARAMETERS),
             Refusal::Full => Verdict::check(sense::INSUFFICIENT_REGISTRATIONS),
+        }
+    }
+}
+
+/// Has initiators hear what has become of their registrations and reservations.
+pub(super) fn tell(env: &Env<'_>, store: usize, unit: u32, told: &Told) {
+    if told.is_empty() {
+        return;
+    }
+    for session in env.iscsi.sessions_of(store) {
+        for (_, news) in told.iter().filter(|(party, _)| *party == *session.party) {
+            let code = match news {
+                News::ReservationsPreempted => attention::RESERVATIONS_PREEMPTED,
+                News::ReservationsReleased => attention::RESERVATIONS_RELEASED,
+                News::RegistrationsPreempted => attention::REGISTRATIONS_PREEMPTED,
+            };
+            session.attend(unit, code);
         }
     }
 }
@@ -88,7 +83,7 @@ impl Conn {
                 let held = picture.held.as_ref().map(|(held, holder)| {
                     let key = picture.registered.iter().find(|(party, _)| party == holder).map_or(0, |(_, key)| *key);
                     let all = matches!(held, Hold::All { .. });
-                    (if all { 0 } else { key }, kind(*held))
+                    (if all { 0 } else { key }, (*held).into())
                 });
                 Reservation { generation, held }.to_bytes()
             }
@@ -103,7 +98,7 @@ impl Conn {
                 let one = |(party, key): &(Party, u64)| FullStatus {
                     key: *key,
                     all_target_ports: false,
-                    holds: picture.held.as_ref().filter(|_| picture.holds(party)).map(|(held, _)| kind(*held)),
+                    holds: picture.held.as_ref().filter(|_| picture.holds(party)).map(|(held, _)| (*held).into()),
                     relative_target_port: party.port,
                     initiator: transport_id(party),
                 };
@@ -131,7 +126,7 @@ impl Conn {
         if list.initiators.is_some() || list.all_target_ports || list.persist {
             return Err(Verdict::check(sense::INVALID_FIELD_IN_PARAMETERS));
         }
-        let wanted = parse_scope_type(scope_type).map(hold).map_err(|_| invalid);
+        let wanted = parse_scope_type(scope_type).map(Hold::from).map_err(|_| invalid);
         let (party, all) = (&*session.party, &disk.reservations);
         let told = match action {
             pr_out::REGISTER => all.register(party, Some(list.key), list.action_key)?,
@@ -144,18 +139,9 @@ impl Conn {
             pr_out::CLEAR => all.clear(party, list.key)?,
             _ => all.preempt(party, list.key, list.action_key, wanted?)?,
         };
-        for other in env.iscsi.sessions_of(session.store) {
-            for (_, news) in told.iter().filter(|(party, _)| *party == *other.party) {
-                other.attend(
-                    disk.lun,
-                    match news {
-                        News::ReservationsPreempted => attention::RESERVATIONS_PREEMPTED,
-                        News::ReservationsReleased => attention::RESERVATIONS_RELEASED,
-                        News::RegistrationsPreempted => attention::REGISTRATIONS_PREEMPTED,
-                    },
-                );
-            }
-        }
+        tell(env, session.store, disk.lun, &told);
+        disk.reservations.leave_news(told.iter().filter(|(party, _)| party.is_everywhere()).cloned().collect());
+        env.iscsi.shared.wake_all();
         if action != pr_out::PREEMPT_AND_ABORT {
             return Ok(());
         }
