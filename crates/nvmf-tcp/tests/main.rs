@@ -19,5 +19,6 @@ mod lifecycle;
 mod news;
 mod queues;
 mod reactors;
+mod reservations;
 mod target;
 mod waking;

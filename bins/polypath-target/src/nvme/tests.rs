@@ -361,6 +361,7 @@ fn a_host_without_a_name_is_served_and_is_not_another_one() {
 #[test]
 fn what_others_have_reserved_is_theirs() {
     use crate::media::{Hold, Party};
+    let conflict = StatusField::RESERVATION_CONFLICT.with_dnr();
     let shared = shared(|_| {});
     let (admin, mut io) = pair(&shared, 0);
     let e = env(&shared, 0);
@@ -373,12 +374,92 @@ fn what_others_have_reserved_is_theirs() {
         let all = drain(&mut io.out);
         Cqe::parse(&pdus(&all).last().unwrap().2).unwrap().status
     };
-    for (access, want) in [(false, StatusField::SUCCESS), (true, StatusField::RESERVATION_CONFLICT)] {
+    for (access, want) in [(false, StatusField::SUCCESS), (true, conflict)] {
         disk.reservations.reserve(&party, 5, Hold::One { access }).unwrap();
-        assert_eq!(status(capsule(write(5, 0, 1, true), &[7; 512])), StatusField::RESERVATION_CONFLICT);
+        assert_eq!(status(capsule(write(5, 0, 1, true), &[7; 512])), conflict);
         assert_eq!(status(capsule(read, &[])), want);
         disk.reservations.release(&party, 5, Hold::One { access }).unwrap();
     }
     assert_eq!(status(capsule(write(5, 0, 1, true), &[7; 512])), StatusField::SUCCESS);
     finish(&shared, [io, admin]);
+}
+
+/// A host registers, takes what another has over SCSI, and hears of what that one does; nothing persists.
+#[test]
+fn a_host_reserves_in_one_state_with_everybody() {
+    use crate::media::{Hold, News, Party};
+    use polypath_nvme::log::{AsyncEvent, EventKind, lid};
+    use polypath_nvme::reservation::*;
+    let shared = shared(|_| {});
+    let (mut admin, mut io) = pair(&shared, 0);
+    let e = env(&shared, 0);
+    let disk = shared.subsystems[1].store.disks()[0].clone();
+    let theirs = Party { initiator: "iqn.2026-01.org.example:i,i,0x400001370000".into(), port: 1 };
+    disk.reservations.register(&theirs, Some(0), 5).unwrap();
+    disk.reservations.reserve(&theirs, 5, Hold::Registrants { access: true }).unwrap();
+    let ignore_key = false;
+    let mut send = |command: ReservationCommand, data: &[u8]| {
+        let length = data.len() as u32;
+        let sgl = match command {
+            ReservationCommand::Report { len, .. } => SglDescriptor::Transport { length: len as u32 },
+            _ => SglDescriptor::InCapsule { offset: 0, length },
+        };
+        io.receive(&e, &capsule(command.to_sqe(9, 1).with_sgl(sgl), data));
+        let all = drain(&mut io.out);
+        let status = Cqe::parse(&pdus(&all).last().unwrap().2).unwrap().status;
+        (status.is_success(), status, all)
+    };
+    let register = |action, persist| ReservationCommand::Register { action, ignore_key, persist };
+    let keys = |current_key, new_key| RegisterData { current_key, new_key }.to_bytes();
+    let first = register(RegisterAction::Register, ChangePersist::Keep);
+    let persists = send(register(RegisterAction::Register, ChangePersist::Set), &keys(0, 7));
+    assert_eq!(persists.1, StatusField::INVALID_FIELD.with_dnr(), "what does not persist is not said to");
+    assert_eq!(send(first, &keys(0, 7)[..15]).1, StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
+    assert!(send(first, &keys(0, 7)).0 && send(first, &keys(0, 7)).0, "once more with the same key is nothing");
+    assert_eq!(send(first, &keys(0, 8)).1, StatusField::RESERVATION_CONFLICT.with_dnr());
+    assert!(send(register(RegisterAction::Replace, ChangePersist::Clear), &keys(7, 8)).0);
+    let rtype = rtype::WRITE_EXCLUSIVE;
+    let acquire = |action, ignore_key| ReservationCommand::Acquire { action, ignore_key, rtype };
+    let victim = AcquireData { current_key: 8, victim_key: 5 }.to_bytes();
+    assert_eq!(send(acquire(AcquireAction::Acquire, false), &victim).1, StatusField::RESERVATION_CONFLICT.with_dnr());
+    assert_eq!(send(acquire(AcquireAction::Preempt, true), &victim).1, StatusField::INVALID_FIELD.with_dnr());
+    assert!(send(acquire(AcquireAction::PreemptAndAbort, false), &victim).0);
+    let left = disk.reservations.take_news(|party| *party == theirs);
+    let expected = [News::RegistrationsPreempted];
+    assert_eq!(left.iter().map(|(_, news)| *news).collect::<Vec<_>>(), expected, "the other room is to tell");
+    // What is told: one of SCSI is here again, and holds nothing.
+    disk.reservations.register(&theirs, Some(0), 6).unwrap();
+    let short = send(ReservationCommand::Report { len: 64, extended: false }, &[]);
+    assert_eq!(short.1, StatusField::HOST_ID_INCONSISTENT.with_dnr());
+    let (_, _, all) = send(ReservationCommand::Report { len: 256, extended: true }, &[]);
+    let status = ReservationStatus::parse(&all[24..24 + 256]).unwrap();
+    assert!(status.is_whole() && !status.persists && status.rtype == rtype, "{status:?}");
+    let shown: Vec<_> = status.registered.iter().map(|r| (r.cntlid, r.key, r.is_holder())).collect();
+    assert_eq!(shown, [(admin.controller.as_ref().unwrap().id, 8, true), (u16::MAX, 6, false)]);
+    assert_eq!(status.registered[0].host_id, [3; 16]);
+    // And what is heard.
+    admin.receive(&e, &bare(Sqe::async_event_request(4)));
+    drain(&mut admin.out);
+    let host = io_party(&shared);
+    disk.reservations.leave_news(vec![(host, News::ReservationsPreempted)]);
+    admin.look_around(&e);
+    let all = drain(&mut admin.out);
+    let event = AsyncEvent::from_dw0(Cqe::parse(&pdus(&all).last().unwrap().2).unwrap().dw0());
+    assert_eq!(event, AsyncEvent { kind: EventKind::ReservationLog, log_page: lid::RESERVATION });
+    for (kind, count) in [(ReservationNotification::RESERVATION_PREEMPTED, 1), (ReservationNotification::EMPTY, 0)] {
+        let read = Sqe::get_log_page(5, u32::MAX, lid::RESERVATION, 0, false, 0, 64);
+        admin.receive(&e, &capsule(read.with_sgl(SglDescriptor::Transport { length: 64 }), &[]));
+        let all = drain(&mut admin.out);
+        let page = ReservationNotification::parse(&all[24..88]).unwrap();
+        assert_eq!((page.kind, page.count, page.left), (kind, count, 0));
+    }
+    let clear = ReservationCommand::Release { action: ReleaseAction::Clear, ignore_key, rtype: 0 };
+    assert!(send(clear, &ReleaseData { current_key: 8 }.to_bytes()).0);
+    assert!(disk.reservations.picture().registered.is_empty());
+    finish(&shared, [io, admin]);
+}
+
+fn io_party(shared: &Nvme) -> crate::media::Party {
+    let controllers = crate::shared::lock(&shared.subsystems[1].controllers);
+    controllers.values().next().map(|c| (*c.party).clone()).expect("a controller")
 }

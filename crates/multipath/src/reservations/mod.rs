@@ -52,12 +52,27 @@ pub(crate) struct Desk {
 #[derive(Default)]
 struct State {
     shown: ReservationState,
-    /// The path over which it was reserved: others may not be able to release it.
-    holder: Option<PathId>,
+    /// Who reserved it: others may not be able to release it.
+    holder: Option<Holder>,
     paths: BTreeMap<PathId, Membership>,
     /// An operation is under way.
     busy: bool,
     attempts: u64,
+}
+
+/// The way over which it was reserved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Holder {
+    path: PathId,
+    /// As [`polypath_block::Reservations::host`] of its device.
+    host: Option<[u8; 16]>,
+}
+
+impl Holder {
+    /// Is what was reserved that of `path`, too?
+    fn is(&self, path: &Candidate) -> bool {
+        self.path == path.id || (self.host.is_some() && self.host == path.host())
+    }
 }
 
 /// How far a path is with its registration.
@@ -86,6 +101,11 @@ pub(crate) struct Candidate {
 impl Candidate {
     fn alarms(&self) -> u64 {
         self.device.reservations().map_or(0, |power| power.alarms())
+    }
+
+    /// As [`polypath_block::Reservations::host`].
+    fn host(&self) -> Option<[u8; 16]> {
+        self.device.reservations()?.host()
     }
 
     /// Asks it. `take` is called once.
@@ -161,6 +181,15 @@ impl GroupShared {
         }
         let mut candidates = self.candidates();
         candidates.retain(|c| c.fits);
+        if let Some(kind) = op.kind().filter(|kind| !kind.is_for_registrants())
+            && (candidates.iter().any(|c| c.host().is_none() || c.host() != candidates[0].host()))
+        {
+            let reason = format!(
+                "{kind}: that is granted to one host, or to one session alone, and the paths are several; expected {} or another type for registrants",
+                ReservationType::WriteExclusiveRegistrantsOnly
+            );
+            return refused(reply, Code::Unsupported, reason);
+        }
         {
             let mut state = self.desk.lock();
             if state.busy {
@@ -171,7 +200,8 @@ impl GroupShared {
             // What was reserved over a path is released there, and what is registered is asked before what is not.
             candidates.sort_by_key(|c| {
                 let registered = matches!(state.paths.get(&c.id), Some(Membership::Registered(_)));
-                (state.holder != Some(c.id), !registered)
+                let holds = state.holder.is_some_and(|holder| holder.is(c));
+                (state.holder.is_none_or(|holder| holder.path != c.id), !holds, !registered)
             });
             state.busy = !candidates.is_empty();
         }
@@ -191,7 +221,14 @@ impl GroupShared {
         {
             let mut state = self.desk.lock();
             let Some(key) = state.shown.key.filter(|_| !state.busy) else { return };
+            // What is reserved for one alone is no use to the others.
+            let alone = state.holder.filter(|_| state.shown.kind.is_some_and(|kind| !kind.is_for_registrants()));
             for candidate in candidates {
+                if let Some(holder) = alone.filter(|holder| !holder.is(&candidate)) {
+                    let why = format!("the disk is reserved for one host alone, over path {}", holder.path);
+                    state.paths.insert(candidate.id, Membership::Failed(why, now.after(AGAIN)));
+                    continue;
+                }
                 let alarms = candidate.alarms();
                 let attempt = state.attempts + 1;
                 match state.paths.entry(candidate.id).or_insert(Membership::Wanted) {

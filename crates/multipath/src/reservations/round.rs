@@ -1,6 +1,6 @@
 //! One operation on the paths of a group, one path after the other.
 
-use super::{Candidate, Membership};
+use super::{Candidate, Holder, Membership};
 use crate::shared::GroupShared;
 use core::time::Duration;
 use polypath_block::{Code, ReservationError, ReservationOp, ReservationReply, ReservationReport, ReservationResult};
@@ -131,10 +131,11 @@ impl Round {
         let Some(group) = self.group.upgrade() else { return };
         let held_elsewhere = {
             let mut state = group.desk.lock();
-            let held_elsewhere = state.holder.is_some_and(|holder| holder != path.id);
+            let held_elsewhere = state.holder.is_some_and(|holder| !holder.is(path));
             match self.op {
                 Op::Reserve { kind, .. } | Op::Preempt { kind, .. } => {
-                    (state.shown.kind, state.holder) = (Some(kind), Some(path.id));
+                    let holder = Holder { path: path.id, host: path.host() };
+                    (state.shown.kind, state.holder) = (Some(kind), Some(holder));
                 }
                 Op::Release { .. } if !held_elsewhere => (state.shown.kind, state.holder) = (None, None),
                 _ => {}
