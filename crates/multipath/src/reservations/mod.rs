@@ -217,7 +217,7 @@ impl GroupShared {
             return;
         }
         let (candidates, now) = (self.candidates(), self.time());
-        let (mut joins, mut reports) = (Vec::new(), Vec::new());
+        let (mut joins, mut reports, mut kept_out) = (Vec::new(), Vec::new(), false);
         {
             let mut state = self.desk.lock();
             let Some(key) = state.shown.key.filter(|_| !state.busy) else { return };
@@ -226,7 +226,8 @@ impl GroupShared {
             for candidate in candidates {
                 if let Some(holder) = alone.filter(|holder| !holder.is(&candidate)) {
                     let why = format!("the disk is reserved for one host alone, over path {}", holder.path);
-                    state.paths.insert(candidate.id, Membership::Failed(why, now.after(AGAIN)));
+                    let before = state.paths.insert(candidate.id, Membership::Failed(why.clone(), now.after(AGAIN)));
+                    kept_out |= !matches!(before, Some(Membership::Failed(w, _)) if w == why);
                     continue;
                 }
                 let alarms = candidate.alarms();
@@ -245,6 +246,9 @@ impl GroupShared {
                     Membership::Registered(_) | Membership::Asked(_) => {}
                 }
             }
+        }
+        if kept_out {
+            self.look_again();
         }
         for (candidate, key, attempt) in joins {
             let (me, asked) = (self.me.clone(), candidate.clone());
