@@ -4,6 +4,8 @@ use anyhow::{Context, Result, ensure};
 use polypath::block::{ReservationOp as Op, ReservationReport, ReservationType};
 use polypath::{Code, Device, Disk, Group, GroupSpec, MatchPolicy, PathSpec, Stack, StackConfig, block_on};
 use polypath_target::{ListenerConfig, NamespaceConfig, SubsystemConfig, Target, TargetConfig, TargetHandle};
+use polypath_tests::products::Daemon;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -204,4 +206,51 @@ fn what_is_for_one_host_is_for_all_its_nvme_paths() -> Result<()> {
     ensure!((a.writes(), b.writes()) == (OK.into(), OK.into()));
     [&a, &b].iter().for_each(|computer| computer.group.close());
     Ok(())
+}
+
+/// The same by RPC: the daemon is one host, and another one takes the disk from it.
+#[test]
+fn a_daemon_shares_its_disk_by_rpc() -> Result<()> {
+    let target = start_target()?;
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name);
+    let arguments = ["-S", &folder.path().display().to_string(), "-m", "0x1", "-r", &path("rpc").display().to_string()];
+    let daemon = Daemon::start_with(&arguments.map(str::to_owned), path("log"), path("rpc"), path("vm.sock"))?;
+    let paths: Vec<String> = (0..4).map(|port| uri(&target, 'd', port)).collect();
+    daemon.rpc("disk_create", &json!({ "name": "shared", "paths": paths }))?;
+    let b = Computer::new(&target, 'b', &[1, 2])?;
+    let disk = json!({ "disk": "shared" });
+    let usable = || {
+        let disks = daemon.rpc("disk_list", &json!({})).unwrap_or_default();
+        let states = disks[0]["paths"].as_array().map_or(&[][..], Vec::as_slice);
+        states.iter().filter(|path| path["state"] == "usable").count() == 4
+    };
+    until("all paths of the daemon are usable", usable)?;
+    let refused = daemon.rpc("reservation_reserve", &disk).unwrap_err().to_string();
+    ensure!(refused.contains("reservation_register"), "{refused}");
+    daemon.rpc("reservation_register", &json!({ "disk": "shared", "key": "0xa11ce" }))?;
+    daemon.rpc("reservation_reserve", &disk)?;
+    let report = daemon.rpc("reservation_report", &disk)?;
+    ensure!(report["type"] == "write-exclusive-registrants-only", "{report}");
+    let registrants = report["registrants"].as_array().cloned().unwrap_or_default();
+    ensure!(registrants.iter().all(|r| r["key"] == "0xa11ce") && !registrants.is_empty(), "{report}");
+    ensure!(b.writes() == CONFLICT);
+    ensure!(b.ask(Op::Register { key: THEIRS }) == Ok(None));
+    b.wait_for_paths(2)?;
+    ensure!(b.ask(Op::Preempt { key: THEIRS, victim: OURS, kind: KIND, abort: false }) == Ok(None));
+    ensure!(b.writes() == OK);
+    let ended = || {
+        let disks = daemon.rpc("disk_list", &json!({})).unwrap_or_default();
+        disks[0]["reservation"]["ended"] != Value::Null
+    };
+    until("the daemon knows that its registration was ended", ended)?;
+    daemon.rpc("reservation_register", &json!({ "disk": "shared", "key": "0xa11ce" }))?;
+    daemon.rpc("reservation_preempt", &json!({ "disk": "shared", "victim": "0xb0b", "abort": true }))?;
+    daemon.rpc("reservation_release", &disk)?;
+    ensure!(b.writes() == OK);
+    daemon.rpc("reservation_clear", &disk)?;
+    let report = daemon.rpc("reservation_report", &disk)?;
+    ensure!(report["registrants"].as_array().is_some_and(Vec::is_empty), "{report}");
+    b.group.close();
+    daemon.stop()
 }

@@ -1,6 +1,6 @@
 //! A small NVMe/TCP and iSCSI target in software, for demonstrations, tests and measurements.
 //!
-//! **Knows:** NVMe/TCP as a controller speaks it (digests, R2T, in-capsule data, SUCCESS) and iSCSI as a target speaks it (digests, R2T,
+//! **Knows:** NVMe/TCP as a controller speaks it (digests, R2T, in-capsule data, SUCCESS, reservations) and iSCSI as a target speaks it (digests, R2T,
 //! immediate and unsolicited data, CHAP, task management, persistent reservations), disks over memory, nothing or a file that both
 //! export at once under identifiers that prove them the same, several listeners, ANA and ALUA per listener, discovery, bounds and
 //! proofs after which nothing of an association or a session is executed, and faults on command.

@@ -2,7 +2,7 @@
 //!
 //! What SCSI (SPC-4 5.9, persistent reservations) and NVMe (Base 2.1 8.1.22) have in common: hosts register with a key; one of them
 //! reserves; another registered host may preempt it. SCSI registers each I_T nexus by itself, NVMe each host; a device registers all
-//! ways of its own, so that whoever is above it need not know.
+//! ways of its own, so that whoever is above it need not know; only a reservation for one alone ([`Reservations::host`]) is another matter.
 
 use crate::status::{Code, Scope, Status};
 use core::fmt;

@@ -4,8 +4,8 @@
 //! [`proto`] is the host's side of one connection without socket and clock; the shell over `net` moves
 //! bytes between the two: [`Controller`] with its admin queue, [`NvmeDevice`] and its I/O queues, [`discover`].
 //!
-//! **Knows** the NVMe/TCP Transport Specification 1.0 and 1.1, reconnecting, and how to prove that the commands of a lost
-//! connection are quiet. **Refuses to know** which of several paths an I/O should take, and the clock: time is an argument
+//! **Knows** the NVMe/TCP Transport Specification 1.0 and 1.1, reconnecting, how to prove that the commands of a lost
+//! connection are quiet, and how reservations of namespaces are carried out. **Refuses to know** which of several paths an I/O should take, and the clock: time is an argument
 //! (but for the blocking [`discover`]).
 //!
 //! **Threading:** the admin queue is a poller on one named reactor; an I/O queue belongs to the reactor it was opened on. They
