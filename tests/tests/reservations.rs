@@ -37,7 +37,9 @@ fn uri(target: &TargetHandle, name: char, port: usize) -> String {
         let host = format!("nqn.2014-08.org.nvmexpress:uuid:{id}");
         return format!("nvme-tcp://{address}/{NQN}?ns=1&keep_alive_ms=400&hostid={id}&hostnqn={host}");
     }
-    format!("iscsi://{address}/{IQN}/0?initiator=iqn.2026-01.org.polypath.lab:{name}&fence_ms=2000")
+    format!(
+        "iscsi://{address}/{IQN}/0?initiator=iqn.2026-01.org.polypath.lab:{name}&fence_ms=2000&silence_timeout_ms=500"
+    )
 }
 
 /// One host: a stack, and the disk over some ports of the target.
@@ -253,4 +255,42 @@ fn a_daemon_shares_its_disk_by_rpc() -> Result<()> {
     ensure!(report["registrants"].as_array().is_some_and(Vec::is_empty), "{report}");
     b.group.close();
     daemon.stop()
+}
+
+/// Writes `new` where the disk has `old`, a block each.
+fn compare_and_write(disk: &Disk, old: u8, new: u8) -> Code {
+    let block = disk.geometry().block_size as usize;
+    let mut buffer = disk.buffer(2 * block as u32).expect("memory");
+    buffer.write_at(0, &[vec![old; block], vec![new; block]].concat()).expect("both fit");
+    let result = block_on(disk.compare_and_write(0, buffer)).0;
+    result.map_or_else(|error| error.code().unwrap_or(Code::Gone), |()| Code::Ok)
+}
+
+/// Through a group of which every path does it; what was lost in the middle is neither sent again nor called done.
+#[test]
+fn compare_and_write_is_sent_once() -> Result<()> {
+    let target = start_target()?;
+    let a = Computer::new(&target, 'a', &[1, 3])?;
+    ensure!(a.disk.limits().max_compare_and_write_blocks > 0, "{:?}", a.disk.limits());
+    for (old, new, want) in [(0, 7, Code::Ok), (7, 8, Code::Ok), (7, 9, Code::Miscompare), (8, 9, Code::Ok)] {
+        let got = compare_and_write(&a.disk, old, new);
+        ensure!(got == want, "{old} to {new}: {got:?}");
+    }
+    let mixed = Computer::new(&target, 'm', &[0, 1])?;
+    ensure!(compare_and_write(&mixed.disk, 9, 1) == Code::Unsupported, "not over NVMe/TCP");
+    let b = Computer::new(&target, 'b', &[1])?;
+    ensure!(a.ask(Op::Register { key: OURS }) == Ok(None));
+    a.wait_for_paths(2)?;
+    ensure!(a.ask(Op::Reserve { key: OURS, kind: KIND }) == Ok(None));
+    ensure!(compare_and_write(&b.disk, 9, 1) == Code::ReservationConflict);
+    ensure!(compare_and_write(&a.disk, 9, 10) == Code::Ok);
+    ensure!(a.ask(Op::Clear { key: OURS }) == Ok(None));
+    [1, 3].iter().try_for_each(|port| target.drop_silently(*port)).map_err(anyhow::Error::msg)?;
+    let lost = compare_and_write(&b.disk, 10, 11);
+    ensure!(lost == Code::OutcomeUnknown, "{lost:?}");
+    [1, 3].iter().try_for_each(|port| target.restore(*port)).map_err(anyhow::Error::msg)?;
+    b.wait_for_paths(1)?;
+    ensure!(compare_and_write(&b.disk, 10, 11) == Code::Ok, "it never came");
+    [&a, &b, &mixed].iter().for_each(|computer| computer.group.close());
+    Ok(())
 }

@@ -18,20 +18,38 @@ pub enum Op {
     Discard,
     /// The range is compared with memory; [`crate::Code::Miscompare`] if it differs.
     Compare,
+    /// The range is compared with the first half of the data; if it does not differ, the second half is written there, and nobody else comes
+    /// between ([`crate::Code::Miscompare`] if it differs). Never cut, and never sent twice: a second one would meet what the first has written.
+    CompareAndWrite,
 }
 
 impl Op {
     /// Every operation, for tables and tests.
-    pub const ALL: [Op; 6] = [Op::Read, Op::Write, Op::Flush, Op::WriteZeroes, Op::Discard, Op::Compare];
+    pub const ALL: [Op; 7] =
+        [Op::Read, Op::Write, Op::Flush, Op::WriteZeroes, Op::Discard, Op::Compare, Op::CompareAndWrite];
 
     /// May this change what a later read returns? Such a command is re-driven only after its fence.
     pub const fn changes_medium(self) -> bool {
-        matches!(self, Op::Write | Op::WriteZeroes | Op::Discard)
+        matches!(self, Op::Write | Op::WriteZeroes | Op::Discard | Op::CompareAndWrite)
+    }
+
+    /// Must it be one command, which is sent once? Where its outcome is not known, [`crate::Code::OutcomeUnknown`] says so.
+    pub const fn is_once(self) -> bool {
+        matches!(self, Op::CompareAndWrite)
+    }
+
+    /// Blocks of data for each block of the range.
+    pub const fn data_per_block(self) -> u32 {
+        match self {
+            Op::Read | Op::Write | Op::Compare => 1,
+            Op::CompareAndWrite => 2,
+            Op::Flush | Op::WriteZeroes | Op::Discard => 0,
+        }
     }
 
     /// Does data flow from the caller's memory to the device?
     pub const fn data_out(self) -> bool {
-        matches!(self, Op::Write | Op::Compare)
+        matches!(self, Op::Write | Op::Compare | Op::CompareAndWrite)
     }
 
     /// Does data flow from the device to the caller's memory?
@@ -64,7 +82,7 @@ bitflags::bitflags! {
 /// One request. `Copy`, so that a retry on another path copies and allocates nothing.
 ///
 /// The data lies in the segments `segs` of the reactor's [`crate::SegTable`], starting `skip` bytes into them and
-/// `blocks * block_size` bytes long. Whoever submits guarantees that the segments stay as they are until completion.
+/// `blocks * block_size` bytes long, or twice that ([`Op::CompareAndWrite`]). Whoever submits guarantees that the segments stay as they are until completion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Io {
     /// The submitter's own number for it; comes back in the completion. A queue gives it no meaning.
@@ -113,6 +131,6 @@ impl Io {
 
     /// Bytes of data it moves on a device of `block_size` bytes a block; zero when it carries none.
     pub const fn data_len(&self, block_size: u32) -> u64 {
-        if self.op.has_data() { self.blocks as u64 * block_size as u64 } else { 0 }
+        self.blocks as u64 * block_size as u64 * self.op.data_per_block() as u64
     }
 }

@@ -25,12 +25,14 @@ pub struct Limits {
     pub fua: bool,
     /// Does [`Op::Compare`].
     pub compare: bool,
+    /// Largest [`Op::CompareAndWrite`] in blocks of its range; zero: not supported.
+    pub max_compare_and_write_blocks: u32,
     /// Takes no changes.
     pub read_only: bool,
 }
 
 impl Limits {
-    /// No limits, every ability, no write cache: what memory can do.
+    /// No limits, no write cache, every ability but [`Op::CompareAndWrite`], which somebody must see to: what memory can do.
     pub const UNLIMITED: Limits = Limits {
         max_transfer_bytes: 0,
         max_segments: 0,
@@ -41,6 +43,7 @@ impl Limits {
         write_cache: false,
         fua: true,
         compare: true,
+        max_compare_and_write_blocks: 0,
         read_only: false,
     };
 
@@ -61,6 +64,7 @@ impl Limits {
             write_cache: self.write_cache || other.write_cache,
             fua: self.fua && other.fua,
             compare: self.compare && other.compare,
+            max_compare_and_write_blocks: self.max_compare_and_write_blocks.min(other.max_compare_and_write_blocks),
             read_only: self.read_only || other.read_only,
         }
     }
@@ -74,12 +78,13 @@ impl Limits {
             },
             Op::WriteZeroes => self.max_write_zeroes_blocks,
             Op::Discard => self.max_discard_blocks,
+            Op::CompareAndWrite => self.max_compare_and_write_blocks,
             Op::Flush => u32::MAX,
         }
     }
 
     /// Is `io` one this device can be asked at all? Checks ability, range, and that the segments cover the data.
-    /// Size limits are not checked: a request that is too large is split, not refused.
+    /// Size limits are not checked: a request that is too large is split, not refused, unless it must be one command ([`Op::is_once`]).
     ///
     /// # Errors
     /// A status of scope `Io` that says why not.
@@ -102,6 +107,7 @@ impl Limits {
             Op::WriteZeroes => self.max_write_zeroes_blocks > 0,
             Op::Discard => self.max_discard_blocks > 0,
             Op::Compare => self.compare,
+            Op::CompareAndWrite => self.max_compare_and_write_blocks > 0,
             _ => true,
         };
         if !able || (io.flags.contains(Flags::FUA) && !self.fua) {
@@ -110,7 +116,7 @@ impl Limits {
         if !io.op.has_range() {
             return Ok(());
         }
-        if io.blocks == 0 {
+        if io.blocks == 0 || (io.op.is_once() && io.blocks > self.max_blocks(io.op, block_size)) {
             return Err(Code::Invalid.into());
         }
         match io.lba.checked_add(u64::from(io.blocks)) {
@@ -138,7 +144,7 @@ impl Limits {
 /// Do the segments of a request with data cover it? Parts count the bytes they skip in 32 bits.
 #[inline]
 fn covers(io: &Io, block_size: u32, segs: &SegTable) -> bool {
-    let end = u64::from(io.skip) + u64::from(io.blocks) * u64::from(block_size);
+    let end = u64::from(io.skip) + io.data_len(block_size);
     end <= u64::from(u32::MAX) && segs.span_len(io.segs) >= end
 }
 
@@ -202,7 +208,7 @@ impl Splitter {
         }
         let mut blocks = io.blocks.min(self.max_blocks);
         if io.op.has_data() && self.max_segments > 0 {
-            let want = u64::from(blocks) * u64::from(self.block_size);
+            let want = Io { blocks, ..io }.data_len(self.block_size);
             let covered: u64 = segs
                 .pieces(io.segs, u64::from(io.skip), want)
                 .take(self.max_segments as usize)
@@ -210,10 +216,13 @@ impl Splitter {
                 .sum();
             if covered < want {
                 blocks = (covered / u64::from(self.block_size)) as u32;
-                if blocks == 0 {
+                if blocks == 0 || io.op.is_once() {
                     return Some(Err(Code::Invalid.into()));
                 }
             }
+        }
+        if blocks < io.blocks && io.op.is_once() {
+            return Some(Err(Code::Invalid.into()));
         }
         if blocks < io.blocks {
             let data = if io.op.has_data() { blocks * self.block_size } else { 0 };
@@ -285,6 +294,25 @@ mod tests {
         let got = split(Io::range(1, Op::WriteZeroes, 0, 12), &limits, 512, &t);
         assert_eq!(got, [Ok((0, 5, 0)), Ok((5, 5, 0)), Ok((10, 2, 0))]);
         assert_eq!(split(Io::flush(1), &limits, 512, &t), [Ok((0, 0, 0))]);
+    }
+
+    #[test]
+    fn compare_and_write_is_one_command_with_twice_the_data() {
+        let (t, span) = table(&[2048, 2048]);
+        let io = |blocks| Io { op: Op::CompareAndWrite, ..Io::write(1, 0, blocks, span) };
+        let limits = Limits { max_compare_and_write_blocks: 4, ..Limits::UNLIMITED };
+        let check = |io: Io, limits: Limits| limits.check(&io, 100, 512, &t).map_err(|s| s.code);
+        assert_eq!(io(3).data_len(512), 3072);
+        assert_eq!([check(io(4), limits), check(io(5), limits)], [Ok(()), Err(Code::Invalid)], "it is not cut");
+        let five = Limits { max_compare_and_write_blocks: 5, ..limits };
+        assert_eq!(check(io(5), five), Err(Code::Invalid), "the segments hold four blocks twice");
+        assert_eq!(check(io(1), Limits::UNLIMITED), Err(Code::Unsupported));
+        assert_eq!(check(io(1), Limits { read_only: true, ..limits }), Err(Code::WriteProtected));
+        assert_eq!(split(io(4), &limits, 512, &t), [Ok((0, 4, 0))]);
+        for less in [Limits { max_compare_and_write_blocks: 3, ..limits }, Limits { max_segments: 1, ..limits }] {
+            assert_eq!(split(io(4), &less, 512, &t), [Err(Code::Invalid.into())]);
+        }
+        assert_eq!(limits.meet(five).max_compare_and_write_blocks, 4);
     }
 
     #[test]

@@ -122,6 +122,8 @@ impl Medium {
             Op::Flush => Ok(true),
             Op::WriteZeroes | Op::Discard => self.zero(table, at, len).map(|()| true),
             Op::Read | Op::Write | Op::Compare => self.transfer(io, at, len, segs, table),
+            // Other queues may come between.
+            Op::CompareAndWrite => return Code::Unsupported.into(),
         };
         match result {
             Ok(true) => Status::OK,

@@ -37,7 +37,7 @@ pub(crate) fn on_completion(status: Status, op: Op, proof: Proof, fencing: Fenci
     if status.scope() == Scope::Io {
         return Disposition::Report;
     }
-    if unproven {
+    if unproven || (op.is_once() && !was_not_carried_out(status.code, proof)) {
         return Disposition::OutcomeUnknown;
     }
     Disposition::Retry(match status.code {
@@ -47,10 +47,17 @@ pub(crate) fn on_completion(status: Status, op: Op, proof: Proof, fencing: Fenci
     })
 }
 
+/// Is it certain that nothing of it was done? That it is quiet does not tell: a fence proves that nothing more comes, not that nothing has.
+fn was_not_carried_out(code: Code, proof: Proof) -> bool {
+    proof == Proof::NeverSent || (proof == Proof::Answered && matches!(code, Code::PathBusy | Code::PathNoAccess))
+}
+
 /// Decides about a request that became suspect: the proof by which it may be sent again now, or `None` to wait for its completion.
 pub(crate) fn on_suspect(fate: Fate, op: Op, fencing: Fencing) -> Option<Proof> {
     match (fate, fencing) {
         (Fate::NotSent, _) => Some(Proof::NeverSent),
+        // What it was answered tells whether it was done.
+        (Fate::Finished | Fate::Unknown, _) if op.is_once() => None,
         (Fate::Finished, _) => Some(Proof::Answered),
         // What changes nothing waits for its buffers, with or without fencing.
         (Fate::Unknown, Fencing::Off) if op.changes_medium() => Some(Proof::None),
@@ -78,6 +85,9 @@ mod tests {
             for op in Op::ALL {
                 let got = on_completion(code.into(), op, Proof::Answered, Fencing::On);
                 match retried.iter().find(|(c, _)| *c == code) {
+                    Some((_, Penalty::Failure)) if op.is_once() => {
+                        assert_eq!(got, Disposition::OutcomeUnknown, "{code:?} {op:?}");
+                    }
                     Some(&(_, penalty)) => assert_eq!(got, Disposition::Retry(penalty), "{code:?} {op:?}"),
                     None if code == Code::OutOfRange => assert_eq!(got, Disposition::AskAnother),
                     None => assert_eq!(got, Disposition::Report, "{code:?} {op:?}"),
@@ -87,20 +97,42 @@ mod tests {
     }
 
     #[test]
+    fn what_is_sent_once_is_sent_again_only_where_nothing_was_done() {
+        for (code, proof, again) in [
+            (Code::PathLost, Proof::NeverSent, true),
+            (Code::PathNoAccess, Proof::Answered, true),
+            (Code::PathBusy, Proof::Answered, true),
+            (Code::PathLost, Proof::Answered, false),
+            (Code::PathBusy, Proof::SocketClosed, false),
+            (Code::PathLost, Proof::SocketClosed, false),
+            (Code::PathTimeout, Proof::None, false),
+        ] {
+            for fencing in [Fencing::On, Fencing::Off] {
+                let got = on_completion(code.into(), Op::CompareAndWrite, proof, fencing);
+                assert_eq!(got == Disposition::OutcomeUnknown, !again, "{code:?} {proof:?}");
+            }
+        }
+        let differs = on_completion(Code::Miscompare.into(), Op::CompareAndWrite, Proof::Answered, Fencing::On);
+        assert_eq!(differs, Disposition::Report);
+    }
+
+    #[test]
     fn changes_need_a_proof() {
         for op in Op::ALL {
             let lost = Status::new(Code::PathLost);
             let unproven = on_completion(lost, op, Proof::None, Fencing::On) == Disposition::OutcomeUnknown;
             assert_eq!(unproven, op.changes_medium());
-            assert_ne!(on_completion(lost, op, Proof::None, Fencing::Off), Disposition::OutcomeUnknown);
+            let unfenced = on_completion(lost, op, Proof::None, Fencing::Off) == Disposition::OutcomeUnknown;
+            assert_eq!(unfenced, op.is_once());
             // Asking another path is sending it again.
             let range = on_completion(Code::OutOfRange.into(), op, Proof::None, Fencing::On);
             let want = if op.changes_medium() { Disposition::Report } else { Disposition::AskAnother };
             assert_eq!(range, want, "{op:?}");
             assert_eq!(on_suspect(Fate::Unknown, op, Fencing::On), None);
-            assert_eq!(on_suspect(Fate::Unknown, op, Fencing::Off), op.changes_medium().then_some(Proof::None));
+            let replayed = op.changes_medium() && !op.is_once();
+            assert_eq!(on_suspect(Fate::Unknown, op, Fencing::Off), replayed.then_some(Proof::None));
             assert_eq!(on_suspect(Fate::NotSent, op, Fencing::On), Some(Proof::NeverSent));
-            assert_eq!(on_suspect(Fate::Finished, op, Fencing::On), Some(Proof::Answered));
+            assert_eq!(on_suspect(Fate::Finished, op, Fencing::On), (!op.is_once()).then_some(Proof::Answered));
         }
     }
 }

@@ -17,8 +17,10 @@ pub(crate) struct Exported {
 impl Exported {
     /// Takes back what is promised beyond what a path does that was admitted; says whether anything was.
     pub(crate) fn take_back(&mut self, have: &Limits) -> bool {
-        let lacks = self.limits.compare && !have.compare;
+        let most = self.limits.max_compare_and_write_blocks.min(have.max_compare_and_write_blocks);
+        let lacks = (self.limits.compare && !have.compare) || most < self.limits.max_compare_and_write_blocks;
         self.limits.compare &= have.compare;
+        self.limits.max_compare_and_write_blocks = most;
         lacks
     }
 }
@@ -139,7 +141,7 @@ fn pinned(expected: &[Identifier], shown: &Identity) -> Result<(), String> {
     Err(format!("it shows {:?}, the configuration expects {expected:?}", shown.identifiers))
 }
 
-/// Is everything promised still there? Smaller sizes are no matter: the group splits. Nor is Compare: no guest is ever told that there is
+/// Is everything promised still there? Smaller sizes are no matter: the group splits. Nor is Compare, nor Compare and Write: no guest is ever told that there is
 /// one, and paths of another transport may not have it. The promise is taken back then ([`Exported::take_back`]).
 fn abilities(exported: &Exported, have: &Limits) -> Result<(), String> {
     let want = &exported.limits;
@@ -369,6 +371,10 @@ mod tests {
         assert_eq!(admit(&MatchPolicy::Worldwide, Some(&promised), None, &unable), Ok(()), "of another transport");
         let changes = [&able, &unable, &unable].map(|path| promised.take_back(&path.limits));
         assert_eq!((changes, promised.limits.compare), ([false, true, false], false));
+        let most = |blocks| Limits { max_compare_and_write_blocks: blocks, ..Limits::UNLIMITED };
+        promised.limits = most(8);
+        let changes = [8, 9, 1, 0, 0].map(|blocks| promised.take_back(&most(blocks)));
+        assert_eq!((changes, promised.limits.max_compare_and_write_blocks), ([false, false, true, true, false], 0));
         // Who may take changes is a matter of what the disk is, and no ability that could be narrowed.
         let (open, protected) = (with(|_| {}), with(|l| l.read_only = true));
         for frozen in [false, true] {

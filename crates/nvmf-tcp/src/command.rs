@@ -15,7 +15,8 @@ pub(crate) fn build(part: &Io, nsid: u32) -> Sqe {
     match part.op {
         Op::Read => Sqe::read(0, nsid, part.lba, nlb_z, fua),
         Op::Write => Sqe::write(0, nsid, part.lba, nlb_z, fua),
-        Op::Compare => Sqe::compare(0, nsid, part.lba, nlb_z, fua),
+        // The limits have no Compare and Write: it would be a pair of fused commands.
+        Op::Compare | Op::CompareAndWrite => Sqe::compare(0, nsid, part.lba, nlb_z, fua),
         Op::WriteZeroes => Sqe::write_zeroes(0, nsid, part.lba, nlb_z, part.flags.contains(Flags::UNMAP), fua),
         Op::Discard => Sqe::deallocate(0, nsid, 0),
         Op::Flush => Sqe::flush(0, nsid),

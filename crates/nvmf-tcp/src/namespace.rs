@@ -137,6 +137,8 @@ fn limits(view: &ControllerView, ns: &IdentifyNamespace, block_size: u32) -> Lim
         write_cache: view.identify.has_volatile_write_cache(),
         fua: true,
         compare: can(oncs::COMPARE),
+        // Fused commands are not sent.
+        max_compare_and_write_blocks: 0,
         read_only: ns.nsattr & 1 != 0,
     }
 }

@@ -153,6 +153,20 @@ impl Disk {
         self.transfer(Op::Compare, Flags::empty(), offset, buffer)
     }
 
+    /// Compares the disk with the first half of `buffer`, and writes the second half there if they do not differ; no other host comes between.
+    /// Fails with [`polypath_block::Code::Miscompare`] if they differ. It is sent once: where a way was lost in the middle, the error is
+    /// [`polypath_block::Code::OutcomeUnknown`], once nothing of it can come any more, and a read tells.
+    ///
+    /// # Errors
+    /// As [`Disk::read`], of half the buffer; [`polypath_block::Code::Unsupported`] where not every path does it, which none over NVMe/TCP does
+    /// ([`Limits::max_compare_and_write_blocks`]), [`polypath_block::Code::Invalid`] for more than that.
+    pub fn compare_and_write(&self, offset: u64, buffer: Buffer) -> Transfer {
+        let (half, odd) = (buffer.len() as u64 / 2, buffer.len() as u64 % 2);
+        // An odd length is no multiple of anything.
+        let len = if odd == 0 { half } else { buffer.len() as u64 };
+        Transfer::new(self.clone(), self.request(Op::CompareAndWrite, Flags::empty(), offset, len), buffer)
+    }
+
     /// Makes durable what had completed before.
     ///
     /// # Errors
@@ -222,6 +236,7 @@ impl Disk {
             Op::WriteZeroes => "write zeroes",
             Op::Discard => "discard",
             Op::Compare => "compare",
+            Op::CompareAndWrite => "compare and write",
         };
         let block = u64::from(self.0.info.geometry.block_size);
         let (offset, len) = (request.lba * block, request.blocks * block);

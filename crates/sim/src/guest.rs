@@ -167,7 +167,7 @@ impl Guest {
                 Doing::Change(id)
             }
             Op::WriteZeroes | Op::Discard => Doing::Change(self.oracle.borrow_mut().begin_zero(io.lba, io.blocks)),
-            Op::Flush | Op::Compare => Doing::Nothing,
+            Op::Flush | Op::Compare | Op::CompareAndWrite => Doing::Nothing,
         };
         let now = self.world.now();
         let mut cx = Cx { now, segs: &mut self.segs, reactor: self.reactor };

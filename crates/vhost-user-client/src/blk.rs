@@ -91,6 +91,7 @@ pub(crate) fn describe(offer: &Offer, config: &ClientConfig) -> Result<DeviceInf
         write_cache: if has(VIRTIO_BLK_F_CONFIG_WCE) { space.u8(32) != 0 } else { has(VIRTIO_BLK_F_FLUSH) },
         fua: false,
         compare: false,
+        max_compare_and_write_blocks: 0,
         read_only: config.read_only,
         ..Limits::UNLIMITED
     };
@@ -120,7 +121,7 @@ pub(crate) fn header(part: &Io, block_size: u32) -> Option<Header> {
             let flags = if unmap { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP } else { 0 };
             Header { range: range(flags), ..plain(VIRTIO_BLK_T_WRITE_ZEROES, 0) }
         }
-        Op::Compare => return None,
+        Op::Compare | Op::CompareAndWrite => return None,
     })
 }
 

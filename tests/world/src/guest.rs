@@ -198,7 +198,7 @@ impl Guest {
         let disk = &mut *self.checker.disk(self.plan.disk).borrow_mut();
         let doing = match io.op {
             Op::Read => Doing::Read(disk.oracle.begin_read(io.lba, io.blocks)),
-            Op::Write | Op::Compare => {
+            Op::Write | Op::Compare | Op::CompareAndWrite => {
                 let mut data = vec![0; io.blocks as usize * 512];
                 let id = disk.oracle.begin_write(io.lba, &mut data);
                 self.slots[slot].window().copy_in(0, &data).expect("a slot holds its request");

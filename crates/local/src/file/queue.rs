@@ -324,6 +324,11 @@ impl IoQueue for FileQueue {
             Op::Flush => Step::Sync,
             Op::WriteZeroes => zero_step(io.flags, self.refused),
             Op::Discard => Step::Discard,
+            // Others may come between.
+            Op::CompareAndWrite => {
+                self.completions.push(io.tag, Code::Unsupported.into());
+                return Ok(());
+            }
         };
         match self.slots.insert(Work { io, step, moved: 0, total, bounced: false, retries: 0 }) {
             Ok(key) => self.launch(key, cx.segs),

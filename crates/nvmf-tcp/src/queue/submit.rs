@@ -107,7 +107,7 @@ impl QueuePair {
         let len = part.data_len(unit.block_size) as u32;
         let transfer = match part.op {
             Op::Read => Transfer::In { span: part.segs, skip: part.skip, len, exact: true },
-            Op::Write | Op::Compare => Transfer::Out { span: part.segs, skip: part.skip, len },
+            Op::Write | Op::Compare | Op::CompareAndWrite => Transfer::Out { span: part.segs, skip: part.skip, len },
             Op::Discard => {
                 let Some(row) = &self.ranges_row else { return false };
                 match command::put_range(&self.ranges, key.index(), part) {

@@ -612,6 +612,8 @@ impl Probe {
                 write_cache: self.caching.as_ref().is_none_or(|c| c.write_cache),
                 fua: self.fua,
                 compare: self.compares,
+                max_compare_and_write_blocks: u32::from(limits.max_compare_and_write_blocks)
+                    .min(transfer / 2 / block_size.max(1)),
                 read_only: self.write_protected,
             },
             form: if wide && (blocks > u64::from(u32::MAX) || inquiry.protect) { Form::Sixteen } else { Form::Ten },

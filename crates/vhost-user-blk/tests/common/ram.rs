@@ -248,7 +248,7 @@ impl State {
             Op::WriteZeroes => self.bytes[start..start + len].fill(0),
             // What a discarded range reads as is the device's choice; this one makes it visible.
             Op::Discard => self.bytes[start..start + len].fill(0xdc),
-            Op::Read | Op::Write | Op::Compare => {}
+            Op::Read | Op::Write | Op::Compare | Op::CompareAndWrite => {}
         }
         let mut at = start;
         for seg in cx.segs.pieces(io.segs, io.skip.into(), if io.op.has_data() { len as u64 } else { 0 }) {

@@ -1,7 +1,7 @@
 //! From a request to a CDB and its data, and the checks on its memory.
 
 use crate::Cdb;
-use crate::cdb::{ByteCheck, WriteSame};
+use crate::cdb::{ByteCheck, RwFlags, WriteSame};
 use crate::midlayer::probe::DiskTraits;
 use crate::midlayer::task::TaskData;
 use crate::unmap;
@@ -126,6 +126,11 @@ pub(super) fn build(
         Op::Flush => (Cdb::synchronize_cache_10(0, 0, false), TaskData::None),
         Op::Compare => {
             (Cdb::verify_16(part.lba, part.blocks, ByteCheck::Data, false), TaskData::Out { span, skip, len })
+        }
+        Op::CompareAndWrite => {
+            let flags = if fua { RwFlags::FUA } else { RwFlags::empty() };
+            let cdb = Cdb::compare_and_write(part.lba, part.blocks as u8, flags);
+            (cdb, TaskData::Out { span, skip, len: len.wrapping_mul(2) })
         }
         Op::Discard => (Cdb::unmap(UNMAP_LEN as u16, false), memory.unmap(segs, index, part)?),
         Op::WriteZeroes => {

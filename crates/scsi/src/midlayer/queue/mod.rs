@@ -242,6 +242,13 @@ impl<Q: TaskQueue> DiskQueue<Q> {
                 self.units.gives_no_access(unit);
                 fail(self, meant.give_up(answer.sense.as_ref()), done);
             }
+            // Given up, and nobody says how far it had come: what is sent once is not sent again.
+            meant @ Meaning::Again(again)
+                if op.is_once() && !matches!(again, Again::Busy | Again::TaskSetFull | Again::BecomingReady) =>
+            {
+                let detail = meant.give_up(answer.sense.as_ref()).detail;
+                fail(self, Status::with_detail(Code::OutcomeUnknown, detail), done);
+            }
             meant @ (Meaning::UnitAttention(_) | Meaning::Again(_))
                 if tries >= MOST_TRIES || cx.now.since(first) >= self.config.busy_limit =>
             {
