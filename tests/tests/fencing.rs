@@ -18,6 +18,10 @@ const NQN: &str = "nqn.2026-01.org.polypath:fencing";
 const IQN: &str = "iqn.2026-01.org.polypath:fencing";
 /// What a lost iSCSI session is given where its target does not take it anew.
 const FENCE_MS: u64 = 1200;
+/// How long a lost iSCSI session is given before the disk is reset through another one.
+const PATIENCE_MS: u64 = 50;
+/// After how long a command is aborted.
+const IO_TIMEOUT_MS: u64 = 200;
 /// Keep-alive timeout asked for; the target rounds to 100 ms, so the fence takes twice this and the quiesce time.
 const KEEP_ALIVE_MS: u64 = 500;
 const CQT_MS: u16 = 300;
@@ -32,6 +36,10 @@ enum Over {
     Iscsi,
     /// iSCSI; its connection is reset and its portal takes the next one.
     IscsiReset,
+    /// iSCSI; the network eats whatever goes to its portal and comes from there. LOGICAL UNIT RESET through the other path is allowed.
+    IscsiSilent,
+    /// iSCSI; its connection lives, and the write is not answered.
+    IscsiUnanswered,
 }
 
 struct Played {
@@ -40,6 +48,8 @@ struct Played {
     proofs: Vec<Proof>,
     /// From the loss of the path to the acknowledgement of the write that was held.
     write_took: Duration,
+    /// From the report that the write is suspect to its being sent again, where it was.
+    proof_took: Option<Duration>,
     held_after_loss_ms: i64,
     log_names_proof: bool,
 }
@@ -116,6 +126,42 @@ fn a_session_that_is_taken_anew_ends_the_write_that_the_one_before_it_held() -> 
     Ok(())
 }
 
+/// Nothing can be heard where the write went, and no login is answered there: the disk itself is asked, through the other path.
+#[test]
+fn a_reset_through_the_other_path_ends_the_write_that_a_silent_one_holds() -> Result<()> {
+    let played = play(Over::IscsiSilent, Fencing::On, 60_000, false)?;
+    ensure!(played.errors.is_empty(), "old data came back although the disk was reset: {:?}", played.errors);
+    ensure!(played.proofs.contains(&Proof::UnitReset), "the proof is not named: {:?}", played.proofs);
+    ensure!(played.log_names_proof, "the log does not name the proof");
+    let took = played.proof_took.context("the write was suspect")?;
+    ensure!(took < Duration::from_millis(FENCE_MS / 2), "quiet after {took:?}: that is no answer");
+    ensure!(played.held_after_loss_ms > 0, "the held write was applied before the path was lost: nothing was tested");
+    Ok(())
+}
+
+/// What each proof takes where the target answers, and where it does not. For `docs/PERFORMANCE.md`.
+#[test]
+fn what_each_proof_takes() -> Result<()> {
+    let mut rows = Vec::new();
+    for (over, proof, apply_after_ms) in [
+        (Over::IscsiUnanswered, Proof::Aborted, 60_000),
+        (Over::IscsiReset, Proof::Reinstated, 700),
+        (Over::IscsiSilent, Proof::UnitReset, 60_000),
+        (Over::Iscsi, Proof::ConfiguredBound { bound_ms: FENCE_MS as u32 }, 700),
+    ] {
+        let played = play(over, Fencing::On, apply_after_ms, false)?;
+        ensure!(played.errors.is_empty() && played.proofs.contains(&proof), "{proof}: {:?}", played.proofs);
+        let suspect = played.proof_took.map_or("-".into(), |took| format!("{:.0} ms", took.as_secs_f64() * 1e3));
+        let ms = played.write_took.as_secs_f64() * 1e3;
+        rows.push(format!("| `{proof}` | {suspect} | {ms:.1} ms |"));
+    }
+    println!(
+        "| proof | from suspect to quiet | from the fault to the acknowledgement |\n|---|---|---|\n{}",
+        rows.join("\n")
+    );
+    Ok(())
+}
+
 /// One write is held by the path it went to, that path is lost, the write is sent again on the other, a newer write follows, the
 /// held one lands `apply_after_ms` after it was taken; then the block is read.
 fn play(over: Over, fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Result<Played> {
@@ -129,6 +175,10 @@ fn play(over: Over, fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Resu
             Over::Iscsi | Over::IscsiReset => {
                 format!("iscsi://{address}/{IQN}/0?fence_ms={FENCE_MS}&reconnect_delay_ms=20")
             }
+            Over::IscsiSilent => format!(
+                "iscsi://{address}/{IQN}/0?fence_ms={FENCE_MS}&silence_timeout_ms=200&unit_reset_fence_ms={PATIENCE_MS}"
+            ),
+            Over::IscsiUnanswered => format!("iscsi://{address}/{IQN}/0?io_timeout_ms={IO_TIMEOUT_MS}"),
         };
         spec.paths.push(PathSpec { name: Some(format!("path{i}")), ..PathSpec::new(uri.parse()?) });
     }
@@ -148,10 +198,15 @@ fn play(over: Over, fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Resu
     read(&disk, &mut verifier, 7)?.map_err(|e| anyhow::anyhow!("wrong before anything happened: {e:?}"))?;
 
     // Path 0 is the only optimized one, so the next write goes there, and is held there.
-    let hold = Command {
-        apply_after_ms: Some(apply_after_ms),
-        beyond: Some(beyond),
-        ..Command::new("hold_write").listener(0)
+    let hold = match over {
+        Over::IscsiUnanswered => {
+            Command { op: Some("write".into()), count: Some(1), ..Command::new("lose").listener(0) }
+        }
+        _ => Command {
+            apply_after_ms: Some(apply_after_ms),
+            beyond: Some(beyond),
+            ..Command::new("hold_write").listener(0)
+        },
     };
     target.control(&hold).map_err(anyhow::Error::msg)?;
     let mut data = vec![0; block_size as usize];
@@ -160,12 +215,20 @@ fn play(over: Over, fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Resu
     buffer.write_at(0, &data)?;
     let writer = disk.clone();
     let held = thread::spawn(move || block_on(writer.write(7 * u64::from(block_size), buffer)).0);
-    wait_for("the write to be held", || !target.held_writes().is_empty())?;
+    if over != Over::IscsiUnanswered {
+        wait_for("the write to be held", || !target.held_writes().is_empty())?;
+    }
+    if over == Over::IscsiSilent {
+        // The answer says that the target has taken the write.
+        read(&disk, &mut verifier, 9)?.map_err(|e| anyhow::anyhow!("wrong before anything happened: {e:?}"))?;
+    }
     let lost = Instant::now();
     let lost_unix_us = unix_us();
     match over {
         Over::NvmeTcp | Over::Iscsi => target.close_listener(0),
         Over::IscsiReset => target.reset(0),
+        Over::IscsiSilent => target.drop_silently(0),
+        Over::IscsiUnanswered => Ok(()),
     }
     .map_err(anyhow::Error::msg)?;
     held.join()
@@ -179,15 +242,16 @@ fn play(over: Over, fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Resu
     if over == Over::IscsiReset {
         // It must not be; it would have been by now.
         thread::sleep(Duration::from_millis(apply_after_ms + 100).saturating_sub(lost.elapsed()));
-    } else {
+    } else if over != Over::IscsiUnanswered {
         wait_for("the held write to be applied", || {
             target.held_writes().first().is_some_and(|h| h.applied_unix_us.is_some())
         })?;
     }
     errors.extend(read(&disk, &mut verifier, 7)?.err().unwrap_or_default());
 
-    let applied = target.held_writes()[0].applied_unix_us.map_or(0, |at| at as i64 - lost_unix_us as i64);
-    let redriven = redriven(&events);
+    let held = target.held_writes().first().and_then(|held| held.applied_unix_us);
+    let applied = held.map_or(0, |at| at as i64 - lost_unix_us as i64);
+    let (redriven, proof_took) = redriven(&events);
     let verdict = judge(&errors, &redriven);
     println!("{verdict}");
     block_on(disk.close());
@@ -200,11 +264,14 @@ fn play(over: Over, fencing: Fencing, apply_after_ms: u64, beyond: bool) -> Resu
         verdict,
         proofs: redriven.iter().map(|r| r.proof).collect(),
         write_took,
+        proof_took,
         held_after_loss_ms: applied / 1000,
         log_names_proof: log.contains(match over {
             Over::NvmeTcp => "keep-alive-bound",
             Over::Iscsi => "configured-bound(1200ms)",
             Over::IscsiReset => "session-reinstated",
+            Over::IscsiSilent => "logical-unit-reset",
+            Over::IscsiUnanswered => "aborted-by-controller",
         }),
     })
 }
@@ -214,7 +281,7 @@ fn start_target(over: Over) -> Result<TargetHandle> {
     for ana in [polypath_target::AnaState::Optimized, polypath_target::AnaState::NonOptimized] {
         let listener = match over {
             Over::NvmeTcp => ListenerConfig::new("127.0.0.1:0"),
-            Over::Iscsi | Over::IscsiReset => ListenerConfig::iscsi("127.0.0.1:0"),
+            _ => ListenerConfig::iscsi("127.0.0.1:0"),
         };
         config.listeners.push(ListenerConfig { ana, ..listener });
     }
@@ -243,15 +310,21 @@ fn read(disk: &Disk, verifier: &mut Verifier, lba: u64) -> Result<Result<(), Vec
 }
 
 /// What was sent again, once the incident has been summed up (that takes a moment of quiet).
-fn redriven(events: &Events) -> Vec<Redriven> {
+/// And how long the first change among it was suspect.
+fn redriven(events: &Events) -> (Vec<Redriven>, Option<Duration>) {
     let (mut out, start) = (Vec::<Redriven>::new(), Instant::now());
+    let (mut suspect, mut took) = (None, None);
     while start.elapsed() < LIMIT && !out.iter().any(|r| r.changes > 0) {
         let Some(event) = events.next_within(Duration::from_millis(50)) else { continue };
+        if matches!(event.kind, EventKind::PathSuspect { .. }) {
+            suspect.get_or_insert(event.at);
+        }
         if let (EventKind::Redriven { changes, proof, .. }, Some((_, path))) = (event.kind, event.path) {
+            took = took.or(suspect.filter(|_| changes > 0).map(|from| event.at.since(from)));
             out.push(Redriven { path: path.to_string(), changes, proof });
         }
     }
-    out
+    (out, took)
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {

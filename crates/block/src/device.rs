@@ -1,5 +1,6 @@
 //! The control plane: what a disk is and how its queues are opened.
 
+use crate::cross_fence::CrossFence;
 use crate::identity::Identity;
 use crate::limits::{Limits, LimitsError};
 use crate::queue::IoQueue;
@@ -202,6 +203,12 @@ pub trait Device: Send + Sync {
 
     /// Its power over reservations, if it has one. A part of a disk has none: they concern the whole.
     fn reservations(&self) -> Option<&dyn Reservations> {
+        None
+    }
+
+    /// Its power to have lost changes proven quiet through another way to the disk, and to prove those of others, if it has one. A part of a
+    /// disk has none: its ways are those of the whole.
+    fn cross_fence(&self) -> Option<&dyn CrossFence> {
         None
     }
 

@@ -33,6 +33,8 @@ pub enum Proof {
     /// The target has taken a new login of the same initiator port at the same portal group, which ends the session before it and all of
     /// its tasks (iSCSI session reinstatement, RFC 7143 section 6.3.5).
     Reinstated,
+    /// LOGICAL UNIT RESET was answered FUNCTION COMPLETE through another nexus, which ends the tasks of all of them (SAM-5 section 7.6).
+    UnitReset,
     /// The queue was deleted or the controller disabled (PCIe).
     QueueDeleted,
     /// None. Only with fencing switched off, which can lose data.
@@ -65,6 +67,7 @@ impl fmt::Display for Proof {
             }
             Proof::ConfiguredBound { bound_ms } => write!(f, "configured-bound({bound_ms}ms)"),
             Proof::Reinstated => f.write_str("session-reinstated"),
+            Proof::UnitReset => f.write_str("logical-unit-reset(through another path)"),
             Proof::QueueDeleted => f.write_str("queue-deleted"),
             Proof::None => f.write_str("NONE(fencing is off)"),
         }

@@ -2,7 +2,7 @@
 //!
 //! **Knows:** requests ([`Io`]), memory references ([`Segment`], [`SegTable`]), outcomes ([`Status`], [`Scope`], [`Suspect`]),
 //! the data-plane traits ([`IoQueue`], and [`ControllerQueue`] for controllers with several units), the control-plane trait
-//! ([`Device`]) and its optional power over [`Reservations`], proofs of quiet ([`Fence`]), limits and splitting, identities, and the URI that names any disk.
+//! ([`Device`]) and its optional powers ([`Reservations`], [`CrossFence`]), proofs of quiet ([`Fence`]), limits and splitting, identities, and the URI that names any disk.
 //!
 //! **Refuses to know:** sockets, clocks, threads, allocators of DMA memory, any protocol. It imports no other crate of the workspace.
 //!
@@ -24,6 +24,7 @@ mod chain;
 mod clock;
 pub mod contract;
 mod controller;
+mod cross_fence;
 mod device;
 mod fence;
 mod identity;
@@ -41,6 +42,7 @@ mod uri;
 pub use chain::Chain;
 pub use clock::{SLACK, TurnClock};
 pub use controller::{ControllerQueue, QueueFence, QueueSource, Unit, UnitId};
+pub use cross_fence::{CrossFence, ProofReply, ProofResult};
 pub use device::{Access, Device, DeviceInfo, DeviceState, Geometry, OpenError, QueueConfig};
 pub use fence::{Fence, FenceState, FenceTerms, Proof};
 pub use identity::{CacheDomain, Identifier, IdentifierError, Identity, Verdict};

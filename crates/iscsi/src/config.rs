@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Every option of an `iscsi://` URI.
-pub const OPTIONS: [&str; 29] = [
+pub const OPTIONS: [&str; 30] = [
     "initiator",
     "secret_file",
     "secret_env",
@@ -42,6 +42,7 @@ pub const OPTIONS: [&str; 29] = [
     "max_r2t",
     "unit_reset",
     "target_reset",
+    "unit_reset_fence_ms",
     "explicit_alua",
 ];
 
@@ -97,7 +98,7 @@ pub struct TargetConfig {
     /// Silence with something outstanding after which the target is pinged, and after as long again given up (`silence_timeout_ms`, 1000).
     pub silence_timeout: Duration,
     /// How its disks are treated (`io_timeout_ms` 10000, `recovery_timeout_ms` 3000, `busy_timeout_ms` 5000, `unit_reset` off,
-    /// `target_reset` off, `explicit_alua` on only where the target changes no access by itself).
+    /// `target_reset` off, `unit_reset_fence_ms` none, `explicit_alua` on only where the target changes no access by itself).
     pub disks: DiskConfig,
     /// Pause before the first attempt to come back (`reconnect_delay_ms`, 500); grows up to ten times that.
     pub reconnect_delay: Duration,
@@ -162,6 +163,7 @@ impl TargetConfig {
                 unit_reset: false,
                 target_reset: false,
                 explicit_alua: None,
+                reset_fence: None,
             },
             reconnect_delay: ms(500),
             loss_timeout: Some(ms(600_000)),
@@ -230,6 +232,10 @@ impl TargetConfig {
                 explicit_alua: match uri.option("explicit_alua") {
                     Some(_) => Some(uri.option_bool("explicit_alua", false)?),
                     None => d.explicit_alua,
+                },
+                reset_fence: match uri.option("unit_reset_fence_ms") {
+                    Some(_) => Some(uri.option_ms("unit_reset_fence_ms", Duration::ZERO, 0)?),
+                    None => d.reset_fence,
                 },
             },
             reconnect_delay: uri.option_ms("reconnect_delay_ms", default.reconnect_delay, 1)?,

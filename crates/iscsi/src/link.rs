@@ -116,6 +116,10 @@ pub(crate) struct Ended {
     /// How it had been answered, if it had.
     pub(crate) finished: Option<Finished>,
     pub(crate) fate: Fate,
+    /// Its logical unit.
+    pub(crate) lun: Lun,
+    /// The target has said that it has taken the command.
+    pub(crate) taken: bool,
 }
 
 /// The way up: connecting, and the login phase, in which one PDU of ours follows one of the target's.
@@ -481,14 +485,15 @@ impl Link {
     pub(crate) fn next_outcome(&mut self) -> Option<Ended> {
         let Phase::Open(connection) = &mut self.phase else { return None };
         let (slot, outcome) = connection.poll_outcome()?;
+        let (lun, taken) = connection.command_of(slot);
         let Holding { user, bad, .. } = self.holdings[usize::from(slot)];
         Some(match outcome {
             Outcome::Ended(ending) => {
                 // Its sense data are gone with the octets behind them.
                 let finished = Finished { user, ending, sense: None, bad_memory: bad };
-                Ended { user, finished: Some(finished), fate: Fate::Finished }
+                Ended { user, finished: Some(finished), fate: Fate::Finished, lun, taken }
             }
-            Outcome::Lost(fate) => Ended { user, finished: None, fate },
+            Outcome::Lost(fate) => Ended { user, finished: None, fate, lun, taken },
         })
     }
 

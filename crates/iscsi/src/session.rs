@@ -2,8 +2,8 @@
 //!
 //! It connects, logs in, keeps alive and comes back by itself, always with the same ISID. What changes a medium and was on the way when
 //! the connection was lost is suspect, and ends with the first of these proofs: the target takes a new login of the same initiator port
-//! at the same portal group, which ends the session before it and all of its tasks (*reinstatement*, RFC 7143 section 6.3.5); or the
-//! configured bound has passed since our socket was closed. While the session lives, a task that takes too long is ended by ABORT TASK
+//! at the same portal group, which ends the session before it and all of its tasks (*reinstatement*, RFC 7143 section 6.3.5); where it was
+//! configured, LOGICAL UNIT RESET was answered through another way to the disk; or the configured bound has passed since our socket was closed. While the session lives, a task that takes too long is ended by ABORT TASK
 //! answered FUNCTION COMPLETE.
 //!
 //! Each fact is owned by a value with its life: what belongs to one task by its slot in the link, to one connection by [`Connection`], what is left of lost
@@ -29,7 +29,7 @@ use polypath_block::{
 use polypath_net::Bell;
 use polypath_scsi::ScsiStatus;
 use polypath_scsi::midlayer::{
-    Answer, Outcome, Recovered, Recovery, RecoveryEnd, Task, TaskDone, TaskEnd, TaskLimits, TaskQueue,
+    Address, Answer, Bus, Outcome, Recovered, Recovery, RecoveryEnd, Task, TaskDone, TaskEnd, TaskLimits, TaskQueue,
 };
 use portals::Portals;
 use std::sync::Arc;
@@ -44,6 +44,7 @@ pub(crate) struct Shape {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) number: SessionNumber,
     pub(crate) bell: Arc<Bell>,
+    pub(crate) bus: Arc<Bus>,
 }
 
 /// Task management that was asked for and not answered.
@@ -88,7 +89,7 @@ pub struct Session {
 
 impl Session {
     pub(crate) fn new(shape: Shape, depth: u16) -> Self {
-        let Shape { config, host, number, bell } = shape;
+        let Shape { config, host, number, bell, bus } = shape;
         let depth = depth.clamp(1, crate::proto::MAX_DEPTH);
         Session {
             isid: number.isid(),
@@ -101,7 +102,7 @@ impl Session {
             lasting: false,
             nexus: 0,
             up_since: Time::ZERO,
-            lost: LostTasks::new(depth),
+            lost: LostTasks::new(depth, bus),
             asked: Vec::with_capacity(32),
             leaving: None,
             clock: TurnClock::new(),
@@ -306,13 +307,14 @@ impl Session {
                 let outcome = Outcome::Lost(code);
                 done.ends.push(TaskEnd { tag: user, outcome, proof: Proof::SocketClosed });
             }
-            Ended { user, .. } => {
+            Ended { user, lun, taken, .. } => {
                 let tag = user & !CHANGES;
                 done.suspects.push(Suspect { tag, fate: Fate::Unknown, cause: code, fence: terms });
-                lost.add(tag, code);
+                let address = Address { target: 0, lun: polypath_scsi::Lun(lun.0) };
+                lost.add(tag, code, taken.then_some(address));
             }
         });
-        self.lost.closed(closed, self.config.fence);
+        self.lost.closed(closed, self.config.fence, self.config.disks.reset_fence);
         for asked in self.asked.drain(..) {
             done.recoveries.push(RecoveryEnd { token: asked.token, outcome: Recovered::Failed });
         }
@@ -328,6 +330,19 @@ impl Session {
             self.portals.again();
         } else {
             self.retry_later(now, &broken);
+        }
+    }
+
+    /// Ends what another way has proven quiet, and what has waited for its bound.
+    #[cold]
+    fn end_lost(&mut self, now: Time, done: &mut TaskDone) {
+        let (path, session) = (&self.config.name, self.number.get());
+        if let Some((commands, proof)) = self.lost.proven_elsewhere(now, done) {
+            tracing::info!(%path, session, commands, %proof, "lost changes are quiet");
+        }
+        if let Some(commands) = self.lost.expired(now, done) {
+            let proof = self.fence_terms().proof;
+            tracing::warn!(%path, session, commands, %proof, "the target does not answer; lost changes are taken for quiet");
         }
     }
 
@@ -392,12 +407,10 @@ impl TaskQueue for Session {
                 self.lose(done, broken, cx.now);
             }
         }
-        if let Some(commands) = self.lost.expired(cx.now, done) {
-            let proof = self.fence_terms().proof;
-            tracing::warn!(path = %self.config.name, session = self.number.get(), commands, %proof, "the target does not answer; lost changes are taken for quiet");
+        if !self.lost.is_empty() {
+            self.end_lost(cx.now, done);
         }
     }
-
     fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
         let news = self.connection.as_ref().is_some_and(Connection::has_news);
         if news || self.bell.arm(waits) == Armed::Busy {
@@ -497,6 +510,7 @@ impl TaskQueue for Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let mut open = !self.lost.is_empty();
+        self.lost.abandon();
         if let Some(connection) = self.connection.take() {
             if connection.link().in_flight() > 0 {
                 open = true;

@@ -84,7 +84,7 @@ impl Target {
     }
 
     fn shape(&self, number: SessionNumber, bell: Arc<Bell>) -> Shape {
-        Shape { config: self.config.clone(), host: self.host.clone(), number, bell }
+        Shape { config: self.config.clone(), host: self.host.clone(), number, bell, bus: self.bus.clone() }
     }
 }
 

@@ -9,7 +9,7 @@ use polypath_iscsi::pdu::{
 use polypath_iscsi::{Session, TargetConfig};
 use polypath_memory::{Arena, Chunk};
 use polypath_scsi::midlayer::{
-    HostBus, Outcome, Recovered, Recovery, RecoveryEnd, Task, TaskData, TaskDone, TaskEnd, TaskQueue,
+    Address, Bus, HostBus, Outcome, Recovered, Recovery, RecoveryEnd, Task, TaskData, TaskDone, TaskEnd, TaskQueue,
 };
 use polypath_scsi::{Cdb, Lun, cdb::Form};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ fn ms(n: u64) -> Duration {
 struct Rig {
     target: Target,
     session: Session,
+    bus: Arc<Bus>,
     segs: SegTable,
     row: SegRow,
     memory: Chunk,
@@ -43,10 +44,11 @@ impl Rig {
         change(&mut config);
         let host = polypath_iscsi::Target::start(config, Arc::new(target.clone())).unwrap();
         let session = host.open_tasks(QueueConfig { depth: 8 }).unwrap();
+        let bus = host.bus().clone();
         let mut segs = SegTable::new(64);
         let row = segs.reserve(32, 1).unwrap();
         let memory = Arena::new(1 << 20, false).unwrap().chunk(1 << 20).unwrap();
-        let mut rig = Rig { target, session, segs, row, memory, done: TaskDone::with_capacity(32) };
+        let mut rig = Rig { target, session, bus, segs, row, memory, done: TaskDone::with_capacity(32) };
         rig.turns(5);
         rig
     }
@@ -171,6 +173,49 @@ fn a_target_that_does_not_answer_is_waited_for_no_longer_than_was_said() {
     assert_eq!(rig.done.ends, [lost(1, Proof::ConfiguredBound { bound_ms: 1000 })]);
 }
 
+/// A reset of the logical unit through another session ends what the target had taken, and says nothing of what may still lie in front of it.
+#[test]
+fn what_the_target_had_not_taken_is_not_left_to_a_reset_through_another_way() {
+    let mut rig = Rig::with("reset", |config| {
+        (config.fence, config.disks.reset_fence) = (ms(1000), Some(ms(50)));
+    });
+    let address = Address { target: 0, lun: Lun::ZERO };
+    rig.submit(1, true).unwrap();
+    rig.submit(2, false).unwrap();
+    rig.turns(1);
+    // The answer says that the command before it was taken; the one after it is on its way.
+    let read = rig.commands().remove(1);
+    rig.target.answer(&read);
+    rig.submit(3, true).unwrap();
+    rig.turns(1);
+    rig.target.script().away = true;
+    rig.target.reset();
+    rig.turn(1);
+    assert_eq!((rig.done.suspects.len(), rig.bus.last_loss(address)), (2, None), "left to the session for now");
+    (0..6).for_each(|_| rig.turn(10));
+    let loss = rig.bus.last_loss(address).expect("made known");
+    rig.bus.prove_losses(address, loss, Proof::UnitReset);
+    rig.turn(1);
+    assert_eq!(rig.done.ends, [lost(1, Proof::UnitReset)]);
+    (0..110).for_each(|_| rig.turn(10));
+    assert_eq!(rig.done.ends[1..], [lost(3, Proof::ConfiguredBound { bound_ms: 1000 })]);
+}
+
+#[test]
+fn a_session_that_comes_back_in_time_bothers_nobody() {
+    let mut rig = Rig::with("back", |config| config.disks.reset_fence = Some(ms(500)));
+    rig.submit(1, true).unwrap();
+    rig.submit(2, false).unwrap();
+    rig.turns(1);
+    let read = rig.commands().remove(1);
+    rig.target.answer(&read);
+    rig.turns(1);
+    rig.target.reset();
+    (0..100).for_each(|_| rig.turn(10));
+    assert_eq!(rig.done.ends, [lost(1, Proof::Reinstated)]);
+    assert_eq!(rig.bus.open_loss(Address { target: 0, lun: Lun::ZERO }), 1, "there was none");
+}
+
 #[test]
 fn silence_is_asked_about_and_then_the_end() {
     let mut rig = Rig::new("silence");
@@ -288,11 +333,12 @@ fn a_target_that_has_moved_is_followed() {
     let mut config = TargetConfig::new("192.0.2.1", 3260, iqn);
     config.dialer = Arc::new(target.clone());
     let host = polypath_iscsi::Target::start(config, Arc::new(target.clone())).unwrap();
+    let bus = host.bus().clone();
     let session = host.open_tasks(QueueConfig { depth: 8 }).unwrap();
     let mut segs = SegTable::new(64);
     let row = segs.reserve(32, 1).unwrap();
     let memory = Arena::new(4096, false).unwrap().chunk(4096).unwrap();
-    let mut rig = Rig { target, session, segs, row, memory, done: TaskDone::default() };
+    let mut rig = Rig { target, session, bus, segs, row, memory, done: TaskDone::default() };
     rig.turns(10);
     let dials: Vec<String> = rig.target.script().dials.iter().map(ToString::to_string).collect();
     assert_eq!((rig.is_up(), &dials[..]), (true, &["192.0.2.1:3260".to_owned(), "192.0.2.99:3333".to_owned()][..]));

@@ -24,6 +24,7 @@
 mod cache;
 mod config;
 mod control;
+mod cross_fence;
 mod disposition;
 mod event;
 mod group;

@@ -3,6 +3,7 @@
 use crate::cache::Caches;
 use crate::config::{Fencing, GroupConfig, PathId, SelectorKind};
 use crate::control::Control;
+use crate::cross_fence::ProofDesk;
 use crate::event::EventKind;
 use crate::outage::{Outage, Tell};
 use crate::path::{PathRecord, PathUse, PathView, QueueTrouble};
@@ -28,6 +29,7 @@ pub(crate) struct GroupShared {
     pub(crate) caches: Caches,
     pub(crate) outage: Arc<Outage>,
     pub(crate) desk: Arc<Desk>,
+    pub(crate) proofs: ProofDesk,
     pub(crate) me: Weak<GroupShared>,
     now: AtomicU64,
     control: Mutex<Control>,
@@ -49,6 +51,7 @@ impl GroupShared {
         let control = Control::new(name.clone(), &config, outage.clone(), desk.clone());
         Arc::new_cyclic(|me| GroupShared {
             desk,
+            proofs: ProofDesk::new(),
             me: me.clone(),
             fencing: config.fencing,
             no_path_timeout: Duration::from_millis(config.no_path_timeout_ms),
@@ -76,6 +79,9 @@ impl GroupShared {
             self.now.store(now, Ordering::Relaxed);
             if self.desk.is_due(Time::from_nanos(now)) {
                 self.drive_reservations();
+            }
+            if self.proofs.is_due(Time::from_nanos(now)) {
+                self.drive_proofs();
             }
         }
     }
@@ -182,6 +188,7 @@ impl GroupShared {
     pub(crate) fn review(&self) {
         self.review_changed(&mut self.lock());
         self.drive_reservations();
+        self.drive_proofs();
     }
 
     pub(crate) fn review_changed(&self, control: &mut Control) {

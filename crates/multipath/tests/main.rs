@@ -4,6 +4,7 @@ mod common;
 
 mod access;
 mod asked;
+mod cross_fence;
 mod defects;
 mod doubt;
 mod endings;

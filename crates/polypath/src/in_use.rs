@@ -1,6 +1,6 @@
 //! What several URIs share: a controller or a target, for as long as one of its units is in use.
 
-use polypath_block::{Device, DeviceState, IoQueue, OpenError, QueueConfig, Reservations};
+use polypath_block::{CrossFence, Device, DeviceState, IoQueue, OpenError, QueueConfig, Reservations};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -82,6 +82,10 @@ impl<D: Device, U: Send + Sync> Device for Unit<D, U> {
 
     fn reservations(&self) -> Option<&dyn Reservations> {
         self.device.reservations()
+    }
+
+    fn cross_fence(&self) -> Option<&dyn CrossFence> {
+        self.device.cross_fence()
     }
 
     fn close(&self) {

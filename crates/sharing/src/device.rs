@@ -7,7 +7,8 @@ use crate::proxy;
 use crate::queue::SharedQueue;
 use crate::single::SingleUnit;
 use polypath_block::{
-    Cx, Device, DeviceState, Health, Host, IoQueue, OpenError, QueueConfig, QueueSource, Reservations, UnitId,
+    CrossFence, Cx, Device, DeviceState, Health, Host, IoQueue, OpenError, QueueConfig, QueueSource, Reservations,
+    UnitId,
 };
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -100,6 +101,10 @@ impl Device for SharedDevice {
 
     fn reservations(&self) -> Option<&dyn Reservations> {
         self.device.reservations()
+    }
+
+    fn cross_fence(&self) -> Option<&dyn CrossFence> {
+        self.device.cross_fence()
     }
 
     fn close(&self) {

@@ -49,6 +49,7 @@ pub(crate) fn initiator(
             unit_reset: s.iscsi.unit_reset,
             target_reset: false,
             explicit_alua: None,
+            reset_fence: s.iscsi.reset_fence_ms.map(ms),
         },
         reconnect_delay: ms(20),
         loss_timeout: None,

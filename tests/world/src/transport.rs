@@ -83,6 +83,8 @@ impl Mix {
                 plan.paths[i].iscsi.alternates = others.collect();
             }
         }
+        let resets = dice.chance(50);
+        plan.settings.iscsi.reset_fence_ms = resets.then(|| dice.one_of(&[0, 10, 60]));
     }
 }
 
@@ -127,6 +129,9 @@ pub struct IscsiSettings {
     pub grace_ms: u64,
     /// The bound after which the tasks of a lost session are taken for quiet: more than the target ever holds a write.
     pub fence_ms: u64,
+    /// How long a lost change is left to its own session before LOGICAL UNIT RESET through another path; none: for good.
+    #[serde(default)]
+    pub reset_fence_ms: Option<u64>,
 }
 
 impl Default for IscsiSettings {
@@ -142,6 +147,7 @@ impl Default for IscsiSettings {
             unit_reset: false,
             grace_ms: 100,
             fence_ms: 1400,
+            reset_fence_ms: None,
         }
     }
 }
@@ -160,6 +166,7 @@ impl IscsiSettings {
             unit_reset: dice.chance(40),
             grace_ms: dice.one_of(&[50, 100, 200]),
             fence_ms: dice.one_of(&[1300, 1500]),
+            reset_fence_ms: None,
         }
     }
 }

@@ -123,6 +123,8 @@ pub struct InitiatorConnection {
     pub(super) pinging: bool,
     cmd_sn: CmdSn,
     pub(super) max_cmd_sn: CmdSn,
+    /// Commands before this one the target has said to have taken.
+    pub(super) taken: CmdSn,
     pub(super) exp_stat_sn: StatSn,
     /// Where [`InitiatorConnection::poll_outcome`] goes on.
     cursor: u16,
@@ -148,6 +150,7 @@ impl InitiatorConnection {
             pinging: false,
             cmd_sn: parameters.cmd_sn,
             max_cmd_sn: parameters.max_cmd_sn,
+            taken: parameters.cmd_sn,
             exp_stat_sn: parameters.exp_stat_sn,
             cursor: 0,
         }
@@ -548,6 +551,13 @@ impl InitiatorConnection {
     /// The logical unit of the task in this slot.
     pub fn lun_of(&self, slot: u16) -> Lun {
         if self.is_active(slot) { self.slots.get(slot).lun } else { Lun::ZERO }
+    }
+
+    /// The logical unit of the task that is, or was last, in this slot; and whether the target has said (ExpCmdSN) that it has taken the command.
+    /// One that it has not taken may still lie in front of it when its connection is long gone.
+    pub fn command_of(&self, slot: u16) -> (Lun, bool) {
+        let task = self.slots.get(slot);
+        (task.lun, task.cmd_sn.is_before(self.taken))
     }
 
     /// Tasks that have not ended.

@@ -260,6 +260,10 @@ impl InitiatorConnection {
         if self.max_cmd_sn.is_before(sn.max_cmd_sn) {
             self.max_cmd_sn = sn.max_cmd_sn;
         }
+        // It cannot have taken what was not sent.
+        if self.taken.is_before(sn.exp_cmd_sn) && !self.next_cmd_sn().is_before(sn.exp_cmd_sn) {
+            self.taken = sn.exp_cmd_sn;
+        }
     }
 
     /// The task that a PDU names. It must be in flight, and its command must have left, or be leaving.

@@ -1,10 +1,11 @@
 //! Changes that were on the way when their connection was lost, until it is proven that nothing of them can happen any more.
 
 use polypath_block::{Code, Proof, Time};
-use polypath_scsi::midlayer::{Outcome, TaskDone, TaskEnd};
+use polypath_scsi::midlayer::{Address, Bus, Outcome, TaskDone, TaskEnd};
+use std::sync::Arc;
 use std::time::Duration;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Lost {
     tag: u64,
     code: Code,
@@ -12,19 +13,28 @@ struct Lost {
     portal_group: Option<u16>,
     /// By when it is taken for quiet if the target does not answer. Unset while the socket is being closed.
     by: Option<Time>,
+    /// The logical unit whose reset through another nexus would end it: the target had taken it. What it had not may still lie in front of it
+    /// when the reset is answered.
+    resettable: Option<Address>,
+    /// Until then it is left to the session to prove it by itself.
+    own_until: Time,
+    /// The number of the loss by which others know of it.
+    loss: Option<u64>,
 }
 
 /// See the module.
-#[derive(Debug)]
 pub(super) struct LostTasks {
     list: Vec<Lost>,
     portal_group: Option<u16>,
     bound_ms: u32,
+    bus: Arc<Bus>,
+    /// How many of the proofs that came through other ways were looked at.
+    proofs: u64,
 }
 
 impl LostTasks {
-    pub(super) fn new(depth: u16) -> Self {
-        LostTasks { list: Vec::with_capacity(depth.into()), portal_group: None, bound_ms: 0 }
+    pub(super) fn new(depth: u16, bus: Arc<Bus>) -> Self {
+        LostTasks { list: Vec::with_capacity(depth.into()), portal_group: None, bound_ms: 0, bus, proofs: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -45,16 +55,45 @@ impl LostTasks {
         self.portal_group
     }
 
-    pub(super) fn add(&mut self, tag: u64, code: Code) {
-        self.list.push(Lost { tag, code, portal_group: self.portal_group, by: None });
+    /// `resettable`: its logical unit, if the target had taken it.
+    pub(super) fn add(&mut self, tag: u64, code: Code, resettable: Option<Address>) {
+        let (portal_group, own_until) = (self.portal_group, Time::NEVER);
+        self.list.push(Lost { tag, code, portal_group, by: None, resettable, own_until, loss: None });
     }
 
-    /// The socket of those that were added last was closed at `at`.
-    pub(super) fn closed(&mut self, at: Time, bound: Duration) {
+    /// The socket of those that were added last was closed at `at`. For `patience` they are left to us; without one, for good.
+    pub(super) fn closed(&mut self, at: Time, bound: Duration, patience: Option<Duration>) {
         self.bound_ms = u32::try_from(bound.as_millis()).unwrap_or(u32::MAX);
         for lost in self.list.iter_mut().filter(|lost| lost.by.is_none()) {
             lost.by = Some(at.after(bound));
+            lost.own_until = patience.map_or(Time::NEVER, |patience| at.after(patience));
         }
+    }
+
+    /// Lets others know of what we have not proven by ourselves in time, and ends what they have proven. Says how many, and why.
+    pub(super) fn proven_elsewhere(&mut self, now: Time, done: &mut TaskDone) -> Option<(usize, Proof)> {
+        for at in 0..self.list.len() {
+            let Lost { resettable, own_until, loss, .. } = self.list[at];
+            let Some(address) = resettable.filter(|_| loss.is_none() && now >= own_until) else { continue };
+            let number = self.bus.open_loss(address);
+            let same =
+                |lost: &&mut Lost| lost.resettable == Some(address) && lost.loss.is_none() && now >= lost.own_until;
+            self.list.iter_mut().filter(same).for_each(|lost| lost.loss = Some(number));
+        }
+        let proofs = self.bus.proofs();
+        if std::mem::replace(&mut self.proofs, proofs) == proofs {
+            return None;
+        }
+        let bus = self.bus.clone();
+        let proof_of = |lost: &Lost| bus.proof_of(lost.resettable?, lost.loss?);
+        let proof = self.list.iter().find_map(proof_of)?;
+        let released = self.release(proof, |lost| proof_of(lost) == Some(proof), done)?;
+        Some((released, proof))
+    }
+
+    /// Nobody waits for them any more.
+    pub(super) fn abandon(&mut self) {
+        self.list.drain(..).filter_map(|lost| lost.loss).for_each(|number| self.bus.end_loss(number));
     }
 
     /// The target has taken a login of the same initiator port at the portal group `tag`, which has ended the session before it: all
@@ -74,20 +113,26 @@ impl LostTasks {
         self.release(proof, |lost| lost.by.is_some_and(|by| now >= by), done)
     }
 
-    /// When the first bound passes.
+    /// When the first bound passes, or the first is to be made known.
     pub(super) fn due(&self) -> Option<Time> {
-        self.list.iter().filter_map(|lost| lost.by).min()
+        let own = |lost: &Lost| lost.loss.is_none() && lost.resettable.is_some();
+        let due = |lost: &Lost| lost.by.map(|by| if own(lost) { by.min(lost.own_until) } else { by });
+        self.list.iter().filter_map(due).min()
     }
 
     fn release(&mut self, proof: Proof, which: impl Fn(&Lost) -> bool, done: &mut TaskDone) -> Option<usize> {
         let before = self.list.len();
+        let mut numbers = Vec::new();
         self.list.retain(|lost| {
             let quiet = which(lost);
             if quiet {
+                numbers.extend(lost.loss);
                 done.ends.push(TaskEnd { tag: lost.tag, outcome: Outcome::Lost(lost.code), proof });
             }
             !quiet
         });
+        numbers.retain(|number| self.list.iter().all(|lost| lost.loss != Some(*number)));
+        numbers.into_iter().for_each(|number| self.bus.end_loss(number));
         let released = before - self.list.len();
         (released > 0).then_some(released)
     }
@@ -96,18 +141,40 @@ impl LostTasks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use polypath_block::{Host, MakePoller};
+    use polypath_scsi::Lun;
+
+    struct Nowhere;
+
+    impl Host for Nowhere {
+        fn spawn(&self, _: MakePoller) {}
+        fn wake(&self) {}
+        fn reactor(&self) -> u16 {
+            0
+        }
+        fn now(&self) -> Time {
+            Time::ZERO
+        }
+    }
+
+    fn bus() -> Arc<Bus> {
+        Bus::new("bus", Arc::new(Nowhere), Duration::ZERO)
+    }
+
+    fn ended(done: &mut TaskDone) -> Vec<u64> {
+        done.ends.drain(..).map(|end| end.tag).collect()
+    }
 
     #[test]
     fn each_loss_has_its_own_bound_and_its_own_portal_group() {
         let (at, bound) = (Time::from_millis, Duration::from_millis(100));
-        let mut lost = LostTasks::new(4);
+        let mut lost = LostTasks::new(4, bus());
         for (tag, group, closed) in [(1, Some(1), 1000), (2, Some(2), 1060), (3, None, 1070)] {
             lost.set_portal_group(group);
-            lost.add(tag, Code::PathLost);
-            lost.closed(at(closed), bound);
+            lost.add(tag, Code::PathLost, None);
+            lost.closed(at(closed), bound, Some(Duration::ZERO));
         }
         let mut done = TaskDone::default();
-        let ended = |done: &mut TaskDone| done.ends.drain(..).map(|end| end.tag).collect::<Vec<_>>();
         assert_eq!((lost.expired(at(1099), &mut done), lost.due()), (None, Some(at(1100))));
         lost.expired(at(1159), &mut done);
         assert_eq!(ended(&mut done), [1]);
@@ -117,5 +184,49 @@ mod tests {
         }
         lost.expired(at(1170), &mut done);
         assert_eq!((ended(&mut done), lost.is_empty()), (vec![3], true));
+    }
+
+    /// What the target had not taken, what is left to the session for now, and what was lost after the proof was asked for wait on.
+    #[test]
+    fn a_reset_through_another_way_proves_what_the_target_had_taken_before() {
+        let (at, bound, patience) = (Time::from_millis, Duration::from_millis(1000), Duration::from_millis(50));
+        let unit = |lun| Some(Address { target: 0, lun: Lun::new(lun).unwrap() });
+        let bus = bus();
+        let mut lost = LostTasks::new(8, bus.clone());
+        let mut done = TaskDone::default();
+        for (tag, unit) in [(1, unit(0)), (2, None), (3, unit(1)), (4, unit(0))] {
+            lost.add(tag, Code::PathLost, unit);
+        }
+        lost.closed(at(1000), bound, Some(patience));
+        assert_eq!(lost.due(), Some(at(1050)), "when others are to know of it");
+        lost.proven_elsewhere(at(1049), &mut done);
+        bus.prove_losses(unit(0).unwrap(), u64::MAX, Proof::UnitReset);
+        assert_eq!((lost.proven_elsewhere(at(1049), &mut done), bus.last_loss(unit(0).unwrap())), (None, None));
+        lost.proven_elsewhere(at(1050), &mut done);
+        let asked = bus.last_loss(unit(0).unwrap()).expect("made known");
+        assert_eq!(lost.due(), Some(at(2000)));
+        lost.add(5, Code::PathLost, unit(0));
+        lost.closed(at(1060), bound, Some(patience));
+        lost.proven_elsewhere(at(1110), &mut done);
+        bus.prove_losses(unit(0).unwrap(), asked, Proof::UnitReset);
+        assert_eq!(lost.proven_elsewhere(at(1111), &mut done), Some((2, Proof::UnitReset)));
+        assert!(done.ends.iter().all(|end| end.proof == Proof::UnitReset) && ended(&mut done) == [1, 4]);
+        assert!(bus.last_loss(unit(0).unwrap()).is_some_and(|open| open > asked), "the younger loss is open still");
+        lost.set_portal_group(Some(1));
+        lost.expired(at(2000), &mut done);
+        assert_eq!((ended(&mut done), bus.last_loss(unit(1).unwrap())), (vec![2, 3], None), "by its bound");
+        lost.abandon();
+        assert_eq!((lost.is_empty(), bus.last_loss(unit(0).unwrap())), (true, None));
+    }
+
+    #[test]
+    fn without_being_asked_to_nobody_else_is_told() {
+        let (bus, mut done) = (bus(), TaskDone::default());
+        let mut lost = LostTasks::new(8, bus.clone());
+        let address = Address { target: 0, lun: Lun::ZERO };
+        lost.add(1, Code::PathLost, Some(address));
+        lost.closed(Time::from_millis(1), Duration::from_secs(1), None);
+        assert_eq!(lost.proven_elsewhere(Time::from_millis(900), &mut done), None);
+        assert_eq!(bus.last_loss(address), None);
     }
 }

@@ -4,6 +4,7 @@
 //! turn otherwise.
 
 use super::listing::Listing;
+use super::losses::Losses;
 use super::probe::LogicalUnit;
 use super::reserve::{Claim, Order};
 use crate::{Attention, Lun};
@@ -147,6 +148,7 @@ pub struct Bus {
     state: Mutex<BusState>,
     units: Mutex<Vec<Entry>>,
     pub(super) listing: Mutex<Listing>,
+    pub(super) losses: Losses,
     bells: Mutex<Vec<Weak<Bell>>>,
     queues_open: AtomicU32,
     /// The target has a word of its own for a nexus that was lost, and does not say then that its power was.
@@ -168,6 +170,7 @@ impl Bus {
             state: Mutex::new(BusState::Starting),
             units: Mutex::default(),
             listing: Mutex::default(),
+            losses: Losses::default(),
             bells: Mutex::default(),
             queues_open: AtomicU32::new(0),
             tells_nexus_loss: AtomicBool::new(false),
@@ -212,7 +215,7 @@ impl Bus {
         *lock(&self.state) = state;
         if gone {
             // Outside the lock: whoever asked is told by the drop.
-            let orders = std::mem::take(&mut *lock(&self.orders));
+            let orders = (std::mem::take(&mut *lock(&self.orders)), self.take_proof_orders());
             drop(orders);
         }
         self.announce();
@@ -261,6 +264,13 @@ impl Bus {
         entry.shown = Some(shown);
         drop(units);
         self.announce();
+    }
+
+    /// Is this who was at `address` when its users first saw it?
+    pub(super) fn is_first(&self, address: Address, found: &Identity) -> bool {
+        let units = lock(&self.units);
+        let first = units.iter().find(|entry| entry.address == address).and_then(|entry| entry.first.as_ref());
+        first.is_some_and(|first| another(address, first, found).is_none())
     }
 
     /// The disk that was seen last at `address`, if somebody uses it.

@@ -1,13 +1,14 @@
 //! A logical unit as a [`Device`], and the host-bus driver interface of the control plane.
 
 use super::bus::{Bus, Shown, UnitUse};
+use super::losses::ProofOrder;
 use super::queue::{DiskQueue, LogicalUnitQueue};
 use super::reserve::{self, Order};
 use super::task::TaskQueue;
 use crate::inquiry::Tpgs;
 use polypath_block::{
-    ControllerQueue, Device, DeviceState, IoQueue, OpenError, QueueConfig, QueueSource, ReservationOp,
-    ReservationReply, Reservations, UnitId,
+    ControllerQueue, CrossFence, Device, DeviceState, IoQueue, OpenError, Proof, ProofReply, QueueConfig, QueueSource,
+    ReservationOp, ReservationReply, Reservations, UnitId,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,9 @@ pub struct DiskConfig {
     /// A port may be made active by SET TARGET PORT GROUPS when no way to the disk gives access, where the target lets us. `None`: only
     /// where the target does not change anything by itself.
     pub explicit_alua: Option<bool>,
+    /// LOGICAL UNIT RESET through another way to the disk may prove quiet what a session has lost, and this way proves so for others. How long a
+    /// session tries to prove it by itself before that. It ends tasks of other initiators, too. `None`: never.
+    pub reset_fence: Option<Duration>,
 }
 
 /// A host-bus driver: what a vendor's driver implements beside [`TaskQueue`]. Shared between threads, nothing of it is on the data path.
@@ -133,6 +137,10 @@ impl<H: HostBus> Device for ScsiDisk<H> {
         Some(self)
     }
 
+    fn cross_fence(&self) -> Option<&dyn CrossFence> {
+        self.host.disk_config().reset_fence.map(|_| self as &dyn CrossFence)
+    }
+
     fn is_preferred(&self) -> bool {
         matches!(self.unit.shown(), Some(Shown::Disk(unit)) if unit.alua.preferred)
     }
@@ -177,6 +185,30 @@ impl<H: HostBus> Reservations for ScsiDisk<H> {
 
     fn alarms(&self) -> u64 {
         self.unit.bus().alarms(self.unit.address())
+    }
+}
+
+/// LOGICAL UNIT RESET over the nexus of the control side, which ends the tasks of every nexus (SAM-5 section 7.6), those of lost ones included.
+impl<H: HostBus> CrossFence for ScsiDisk<H> {
+    fn open_loss(&self) -> Option<u64> {
+        self.unit.bus().last_loss(self.unit.address())
+    }
+
+    fn proven(&self, loss: u64, proof: Proof) {
+        self.unit.bus().prove_losses(self.unit.address(), loss, proof);
+    }
+
+    fn can_prove(&self) -> bool {
+        let wanted = self.host.disk_config().reset_fence.is_some();
+        wanted && self.closed_reason().is_none() && self.unit.device_state().info().is_some()
+    }
+
+    fn prove(&self, limit: Duration, reply: ProofReply) {
+        if self.can_prove() {
+            self.unit.bus().order_proof(ProofOrder { address: self.unit.address(), limit, reply });
+        } else {
+            reply.answer(Err(format!("{} cannot be asked", self.name)));
+        }
     }
 }
 

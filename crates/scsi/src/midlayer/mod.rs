@@ -14,6 +14,7 @@ mod access;
 mod bus;
 mod disk;
 mod listing;
+mod losses;
 mod probe;
 mod queue;
 mod reserve;

@@ -3,6 +3,8 @@
 //! A driver's control poller gives it turns; what it has found is in the [`Bus`]. It has its own segment table and memory, so that it may
 //! run on any reactor.
 
+mod prove;
+
 use super::access::AccessWatch;
 use super::bus::{Address, Bus, BusState, Shown};
 use super::probe::{Probe, ProbeStep};
@@ -16,6 +18,7 @@ use polypath_block::{
     Access, Armed, Code, Cx, Health, ReservationError, ReservationOp, ReservationResult, SegTable, Time, Waits,
 };
 use polypath_memory::MemoryError;
+use prove::{Proving, Stage as ProvingStage};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +47,8 @@ enum Work {
     Order(Box<Exchange>, Asker),
     /// This target port group, the one of our port, is to be active.
     Activate(u16),
+    /// What other ways have lost is to be proven quiet.
+    Prove(Box<Proving>),
 }
 
 /// On whose account something of reservations is done.
@@ -90,6 +95,8 @@ pub struct Scanner<Q> {
     taken: TaskDone,
     busy: Option<Busy>,
     orders: VecDeque<Ordered>,
+    /// Logical units that are to be proven quiet.
+    proofs: Vec<Proving>,
     /// Carried out here, and not yet on every queue: with what is answered then.
     settling: Vec<(Ordered, ReservationResult)>,
     to_join: VecDeque<Address>,
@@ -126,6 +133,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             taken: TaskDone::with_capacity(8),
             busy: None,
             orders: VecDeque::new(),
+            proofs: Vec::new(),
             settling: Vec::new(),
             to_join: VecDeque::new(),
             to_probe: VecDeque::new(),
@@ -169,10 +177,14 @@ impl<Q: TaskQueue> Scanner<Q> {
         for end in &taken.ends {
             self.ended(end);
         }
+        for recovery in &taken.recoveries {
+            self.reset_answered(recovery);
+        }
         taken.clear();
         self.taken = taken;
         self.follow(now);
         self.take_orders(cx);
+        self.take_proofs(now);
         self.check_time(cx);
         if self.up {
             self.choose(now);
@@ -203,6 +215,10 @@ impl<Q: TaskQueue> Scanner<Q> {
         if let Some(Busy { work: Work::Order(_, Asker::Caller(ordered)), .. }) = &self.busy {
             waits.until(ordered.until);
         }
+        if let Some(Busy { work: Work::Prove(proving), .. }) = &self.busy {
+            waits.until(proving.until);
+        }
+        self.proofs.iter().for_each(|proving| waits.until(proving.until));
         armed
     }
 
@@ -251,6 +267,10 @@ impl<Q: TaskQueue> Scanner<Q> {
     /// What is to be done next?
     fn choose(&mut self, now: Time) {
         if self.busy.is_some() {
+            return;
+        }
+        if let Some(proving) = self.proofs.pop() {
+            self.busy = Some(Busy::new(proving.address, Work::Prove(Box::new(proving))));
             return;
         }
         // Our own nexus first: what it is asked for then may need its registration.
@@ -310,6 +330,11 @@ impl<Q: TaskQueue> Scanner<Q> {
             Work::Look => ProbeStep::Send { cdb: Cdb::test_unit_ready(), data_in: 0 },
             Work::List => ProbeStep::Send { cdb: Cdb::report_luns(0, LISTED), data_in: LISTED },
             Work::Order(..) => return self.step_order(cx),
+            Work::Prove(proving) => match &mut proving.stage {
+                ProvingStage::Look(probe) => probe.step(),
+                ProvingStage::Reset => return self.send_reset(cx),
+                ProvingStage::Asked(_) => return,
+            },
             Work::Activate(group) => {
                 let list = alua::set_target_port_groups(&[(*group, AluaState::Optimized)]);
                 let cdb = Cdb::set_target_port_groups(list.len() as u32);
@@ -329,12 +354,14 @@ impl<Q: TaskQueue> Scanner<Q> {
             ProbeStep::Done(mut unit) => {
                 self.access.bound_change(self.bus.name(), address, &mut unit, cx.now);
                 tracing::debug!(path = %self.bus.name(), lun = %address.lun, disk = %unit.label, "logical unit");
+                self.looked(Ok(&unit.info.identity));
                 self.bus.control_hears(address, self.tasks.target_port(), None);
                 self.bus.show(address, Shown::Disk(Arc::from(unit)));
                 self.busy = None;
             }
             ProbeStep::Failed { code, reason } => {
                 tracing::debug!(path = %self.bus.name(), lun = %address.lun, %reason, "logical unit");
+                self.looked(Err(&reason));
                 self.bus.show(address, Shown::Trouble { code, reason: format!("LUN {}: {reason}", address.lun) });
                 self.busy = None;
             }
@@ -471,6 +498,11 @@ impl<Q: TaskQueue> Scanner<Q> {
         match &mut busy.work {
             Work::Probe(probe) => probe.good(&self.memory.probe_octets(len)),
             Work::Order(exchange, _) => exchange.good(&self.memory.probe_octets(len)),
+            Work::Prove(proving) => {
+                if let ProvingStage::Look(probe) = &mut proving.stage {
+                    probe.good(&self.memory.probe_octets(len));
+                }
+            }
             Work::Look => {
                 // One that gave no access does what is asked of it: nobody else may say that this has changed.
                 if self.bus.known(busy.address).is_some_and(|unit| !unit.info.access.usable()) {
@@ -506,6 +538,14 @@ impl<Q: TaskQueue> Scanner<Q> {
             }
             (Work::Probe(probe), Outcome::Lost(code)) => probe.unanswered(*code),
             (Work::Probe(probe), Outcome::BadMemory) => probe.unanswered(Code::BadMemory),
+            (Work::Prove(proving), outcome) => {
+                let ProvingStage::Look(probe) = &mut proving.stage else { return };
+                match outcome {
+                    Outcome::Answered(answer) => probe.answered(answer, &self.memory.probe_octets(moved)),
+                    Outcome::Lost(code) => probe.unanswered(*code),
+                    Outcome::BadMemory => probe.unanswered(Code::BadMemory),
+                }
+            }
             (Work::Order(exchange, asker), outcome) => {
                 let reads = matches!(asker, Asker::Caller(ordered) if ordered.order.op.is_read());
                 let address = busy.address;

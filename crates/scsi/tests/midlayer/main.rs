@@ -3,6 +3,7 @@
 mod alua;
 mod asking;
 mod persistent;
+mod proofs;
 mod reservations;
 mod script;
 

@@ -189,6 +189,7 @@ pub(crate) fn rig_with(blocks: u64, alua: Option<ScriptAlua>, explicit_alua: Opt
         unit_reset: true,
         target_reset: true,
         explicit_alua,
+        reset_fence: Some(ms(50)),
     };
     let bus = Bus::new("script", Arc::new(Nowhere), Duration::ZERO);
     let host = Arc::new(ScriptBus { script: script.clone(), bus: bus.clone(), config });

@@ -20,6 +20,7 @@ pub(super) struct Ladder {
 const ABORT_TASK: u8 = 0;
 const UNIT_RESET: u8 = 1;
 const TARGET_RESET: u8 = 2;
+const HOST_RESET: u8 = 3;
 
 impl Ladder {
     pub(super) fn new(config: &DiskConfig) -> Self {
@@ -50,9 +51,18 @@ impl Ladder {
         self.due = if busy { now.after(self.tick) } else { Time::NEVER };
     }
 
-    /// The rung after `last`.
-    pub(super) fn next(&self, last: Option<u8>) -> u8 {
-        last.map_or(ABORT_TASK, |rung| rung.saturating_add(1))
+    /// The rung after `last`. What is in doubt because of a reset is not made better by another one, which would be heard by others in turn.
+    pub(super) fn next(&self, last: Option<u8>, doubted: bool) -> u8 {
+        match last {
+            None => ABORT_TASK,
+            Some(_) if doubted => HOST_RESET,
+            Some(rung) => rung.saturating_add(1),
+        }
+    }
+
+    /// Something is to be looked at now.
+    pub(super) fn hurry(&mut self, now: Time) {
+        self.due = self.due.min(now);
     }
 
     /// What is done on a rung; those that are not allowed are passed over.
@@ -72,6 +82,8 @@ impl Ladder {
         if let Stage::Ending(rung, _) = part.stage {
             let since = match end.outcome {
                 Recovered::Failed => Time::ZERO,
+                // Its answer would have come before this one.
+                Recovered::NoSuchTask if part.doubted => Time::ZERO,
                 Recovered::Complete | Recovered::NoSuchTask => now,
             };
             part.stage = Stage::Ending(rung, since);

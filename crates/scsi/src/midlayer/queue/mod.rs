@@ -15,7 +15,7 @@ pub use single::LogicalUnitQueue;
 use super::bus::Bus;
 use super::task::{Answer, Outcome, TaskDone, TaskEnd, TaskQueue};
 use super::{DiskConfig, Recovery};
-use crate::{Again, Meaning, meaning};
+use crate::{Again, Attention, Meaning, meaning};
 pub(super) use command::Memory;
 use ladder::Ladder;
 use polypath_block::{
@@ -255,6 +255,9 @@ impl<Q: TaskQueue> DiskQueue<Q> {
                 fail(self, meant.give_up(answer.sense.as_ref()), done);
             }
             Meaning::UnitAttention(attention) => {
+                if tells_reset(attention) && self.requests.doubt_older(key, unit) {
+                    self.ladder.hurry(cx.now);
+                }
                 self.units.attention(unit, attention);
                 self.requests.wait(key, cx.now);
             }
@@ -300,12 +303,13 @@ impl<Q: TaskQueue> DiskQueue<Q> {
             let Some(part) = self.requests.get(key) else { continue };
             let Some(state) = self.units.get(part.unit) else { continue };
             let (address, unit) = (state.address, part.unit);
-            let mut rung = self.ladder.next(rung);
+            let doubted = part.doubted;
+            let mut rung = self.ladder.next(rung, doubted);
             loop {
                 let step = self.ladder.step(rung, key.as_u32().into(), address);
                 tracing::warn!(
-                    path = %self.bus.name(), lun = %address.lun, ?step, unit = unit.0,
-                    "a task is not answered within {} ms", self.config.io_timeout.as_millis()
+                    path = %self.bus.name(), lun = %address.lun, ?step, unit = unit.0, after_a_reset = doubted,
+                    limit_ms = self.config.io_timeout.as_millis() as u64, "a task is not answered"
                 );
                 if self.tasks.recover(cx, step, key.as_u32().into()) || step == Recovery::ResetHost {
                     break;
@@ -336,6 +340,11 @@ impl<Q: TaskQueue> DiskQueue<Q> {
         self.memory.release(cx.segs);
         self.tasks.close(cx);
     }
+}
+
+/// Are tasks gone that were sent before it was heard?
+fn tells_reset(attention: Attention) -> bool {
+    matches!(attention, Attention::PowerOnOrReset | Attention::PowerOn | Attention::Reset)
 }
 
 impl<Q: TaskQueue> ControllerQueue for DiskQueue<Q> {

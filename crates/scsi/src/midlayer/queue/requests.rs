@@ -24,6 +24,8 @@ pub(super) struct Part {
     /// How often it was sent.
     pub(super) tries: u8,
     pub(super) stage: Stage,
+    /// The logical unit was reset after it had been sent: it will hardly be answered any more.
+    pub(super) doubted: bool,
     /// The logical unit is not the one that it was sent to: whatever is answered is no success.
     revoked: Option<Code>,
 }
@@ -304,10 +306,23 @@ impl Requests {
         }
     }
 
-    /// Parts with the driver for `limit` or longer, and how far each has come on the ladder.
+    /// The logical unit was reset, as the answer to part `key` says: what was sent before that is to be asked for, since many targets say
+    /// nothing more of it (SAM-5 section 5.6, TAS of zero). True when there is something.
+    pub(super) fn doubt_older(&mut self, key: SlotKey, unit: Unit) -> bool {
+        let Some(since) = self.parts.get(key).map(|part| part.since) else { return false };
+        let mut any = false;
+        for (at, part) in self.parts.iter_mut() {
+            if at != key && part.unit == unit && part.stage == Stage::Sent && part.since <= since {
+                (part.doubted, any) = (true, true);
+            }
+        }
+        any
+    }
+
+    /// Parts with the driver for `limit` or longer, or in doubt, and how far each has come on the ladder.
     pub(super) fn late(&self, now: Time, limit: Duration, grace: Duration) -> Vec<(SlotKey, Option<u8>)> {
         let late = self.parts.iter().filter_map(|(key, part)| match part.stage {
-            Stage::Sent if now.since(part.since) >= limit => Some((key, None)),
+            Stage::Sent if part.doubted || now.since(part.since) >= limit => Some((key, None)),
             Stage::Ending(rung, at) if now.since(at) >= grace => Some((key, Some(rung))),
             _ => None,
         });
@@ -359,13 +374,13 @@ impl Cut {
 impl Part {
     fn new(unit: Unit, io: &Io, cut: Option<SlotKey>, now: Time) -> Self {
         let (first, since) = (now, now);
-        Part { io: *io, unit, cut, first, since, tries: 0, stage: Stage::Waiting(now), revoked: None }
+        Part { io: *io, unit, cut, first, since, tries: 0, stage: Stage::Waiting(now), doubted: false, revoked: None }
     }
 
     #[inline]
     pub(super) fn sent(&mut self, now: Time) {
         self.since = now;
         self.tries = self.tries.saturating_add(1);
-        self.stage = Stage::Sent;
+        (self.stage, self.doubted) = (Stage::Sent, false);
     }
 }
