@@ -46,7 +46,9 @@ fn command() -> Command {
         .arg(many("ana", "[ADDR:PORT=]STATE", "ANA state at the start of all listeners, or of one"))
         .arg(many("subsystem", "NQN", "Serve a subsystem of this name; may be repeated"))
         .arg(many("iqn", "IQN", "Name of the subsystem before it as an iSCSI target [default, without --subsystem: iqn.2024-01.org.polypath:target]"))
-        .arg(many("namespace", "URI", "ram://SIZE, null://SIZE or file:///PATH, with ?bs= &nsid= &lun= &uuid= &nguid= &eui64= &anagrp="))
+        .arg(many("namespace", "URI", "ram://SIZE, null://SIZE, file:///PATH or any other disk, with ?bs= &nsid= &lun= &uuid= &nguid= &eui64= &anagrp="))
+        .arg(many("path", "URI", "One more path to the disk of the --namespace before it; may be repeated"))
+        .arg(number("no-path-timeout-ms", "MS", "How long requests to disks over a network wait while no path is usable [default: 30000]"))
         .arg(many("referral", "ADDR:PORT", "Name another discovery controller in the discovery log"))
         .arg(number("bs", "BYTES", "Logical block size of namespaces that do not say: 512 or 4096"))
         .arg(
@@ -85,7 +87,7 @@ fn command() -> Command {
             Arg::new("write-cache")
                 .long("write-cache")
                 .value_parser(["auto", "on", "off"])
-                .help("Report a volatile write cache [default: auto: for files]"),
+                .help("Report a volatile write cache [default: auto: where the disk has one]"),
         )
         .args(chap_arguments())
         .subcommand(
@@ -317,8 +319,18 @@ fn subsystems(m: &ArgMatches, config: &mut TargetConfig) -> Result<(), String> {
         let owner = named.iter_mut().rev().find(|(s, _)| *s < at).map_or(&mut nameless, |(_, s)| s);
         owner.iqn = Some(iqn);
     }
-    for (at, uri) in placed("namespace") {
-        let mut namespace = NamespaceConfig::new(uri);
+    let mut namespaces: Vec<(usize, NamespaceConfig)> =
+        placed("namespace").into_iter().map(|(at, uri)| (at, NamespaceConfig::new(uri))).collect();
+    for (at, uri) in placed("path") {
+        let before = namespaces.iter_mut().rev().find(|(n, _)| *n < at);
+        let (_, namespace) = before.ok_or("--path belongs to the --namespace before it, and there is none")?;
+        if namespace.paths.is_empty() {
+            namespace.paths.push(std::mem::take(&mut namespace.uri));
+        }
+        namespace.paths.push(uri);
+    }
+    for (at, mut namespace) in namespaces {
+        namespace.no_path_timeout_ms = m.get_one::<u64>("no-path-timeout-ms").copied();
         if !namespace.uri.contains("bs=") {
             namespace.bs = bs;
         }
@@ -395,6 +407,12 @@ mod tests {
         assert_eq!(names, [Some(DEFAULT_IQN), Some("iqn.2026-01.org.example:a")]);
         assert_eq!(c.subsystems[1].plan().unwrap()[0].lun, 7);
         assert_eq!(c.subsystems[0].plan().unwrap()[0].lun, 0, "one less than the NSID");
+        let paths = serve(
+            "--namespace nvme-tcp://h/nqn.a?ns=1 --path iscsi://h/iqn.2026-01.org.example:a/0 --namespace ram://1MiB",
+        );
+        let namespaces = &paths.subsystems[0].namespaces;
+        assert_eq!((namespaces[0].uri.as_str(), namespaces[0].paths.len(), namespaces[1].paths.len()), ("", 2, 0));
+        assert!(args("--path ram://1MiB --namespace ram://1MiB").unwrap_err().contains("--path"));
         let only_nvme = serve("--namespace ram://1MiB");
         assert_eq!(only_nvme.subsystems[0].iqn, None);
         let c = serve(

@@ -4,6 +4,7 @@ mod iscsi;
 
 pub use iscsi::{ChapConfig, IscsiConfig, SecretText};
 
+use crate::media::beneath::Source;
 use polypath_block::{DiskUri, Endpoint, Scheme};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -61,7 +62,7 @@ pub struct TargetConfig {
     pub allow_no_flow_control: bool,
     /// Connections at a time; more are closed at once (default 1024).
     pub max_connections: usize,
-    /// Whether namespaces report a volatile write cache; `None` (default) only those on files do.
+    /// Whether namespaces report a volatile write cache; `None` (default) those do whose disk has one.
     pub volatile_write_cache: Option<bool>,
     /// What concerns iSCSI only.
     pub iscsi: IscsiConfig,
@@ -184,26 +185,35 @@ pub struct SubsystemConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamespaceConfig {
-    /// `ram://SIZE`, `null://SIZE` or `file:///PATH`, with options `bs`, `nsid`, `lun`, `uuid`, `nguid`, `eui64`, `anagrp`, which
-    /// the fields below override; memory also with `cache=volatile` (`power_loss` loses what was not flushed) or
-    /// `cache=through` (it loses nothing).
+    /// `ram://SIZE`, `null://SIZE`, or any other disk URI of ours, with options `nsid`, `lun`, `uuid`, `nguid`, `eui64`, `anagrp`, which
+    /// the fields below override; memory also with `bs`, and with `cache=volatile` (`power_loss` loses what was not flushed) or
+    /// `cache=through` (it loses nothing). Further options of other disks are those of the URI. Either this or `paths`.
+    #[serde(default)]
     pub uri: String,
+    /// Several URIs that are paths to one disk; the options above are those of the first.
+    #[serde(default)]
+    pub paths: Vec<String>,
+    /// How long a request to a disk over a network waits while no path to it is usable, in milliseconds (default 30000). It is part of the
+    /// command quiesce time that is advertised, up to 65 s.
+    #[serde(default)]
+    pub no_path_timeout_ms: Option<u64>,
     /// Namespace identifier; the next free one when not given.
     #[serde(default)]
     pub nsid: Option<u32>,
     /// Logical unit number over iSCSI; one less than the namespace identifier when not given.
     #[serde(default)]
     pub lun: Option<u32>,
-    /// Logical block size: 512 or 4096 (default 512).
+    /// Logical block size of memory: 512 or 4096 (default 512). Other disks have their own, which must be this where it is given.
     #[serde(default)]
     pub bs: Option<u32>,
-    /// UUID as text; derived from subsystem name and NSID when not given.
+    /// UUID as text. Where none of the three identifiers is given, they are those that the disk beneath shows; where it shows none, or
+    /// there is none, UUID and NGUID are derived from subsystem name and NSID.
     #[serde(default)]
     pub uuid: Option<String>,
-    /// NGUID as 32 hexadecimal digits; derived when not given.
+    /// NGUID as 32 hexadecimal digits.
     #[serde(default)]
     pub nguid: Option<String>,
-    /// EUI-64 as 16 hexadecimal digits; none when not given.
+    /// EUI-64 as 16 hexadecimal digits.
     #[serde(default)]
     pub eui64: Option<String>,
     /// ANA group (1 to 1024); the NSID when not given.
@@ -216,6 +226,8 @@ impl NamespaceConfig {
     pub fn new(uri: impl Into<String>) -> Self {
         NamespaceConfig {
             uri: uri.into(),
+            paths: Vec::new(),
+            no_path_timeout_ms: None,
             nsid: None,
             lun: None,
             bs: None,
@@ -224,6 +236,11 @@ impl NamespaceConfig {
             eui64: None,
             ana_group: None,
         }
+    }
+
+    /// A namespace over the disk that several paths lead to, everything else by default.
+    pub fn over(paths: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        NamespaceConfig { paths: paths.into_iter().map(Into::into).collect(), ..NamespaceConfig::new("") }
     }
 }
 
@@ -245,6 +262,11 @@ pub enum AnaState {
     /// Does not work for now, and answers more than an inaccessible one; only SCSI has it, over NVMe it is inaccessible.
     Standby,
 }
+
+/// Options of a disk URI that are the namespace's, whatever the disk.
+const OWN_OPTIONS: [&str; 6] = ["nsid", "lun", "uuid", "nguid", "eui64", "anagrp"];
+/// The default of [`NamespaceConfig::no_path_timeout_ms`].
+const NO_PATH_TIMEOUT_MS: u64 = 30_000;
 
 /// The code of [`AnaState::Standby`], which NVMe has none for.
 pub(crate) const STANDBY: u8 = 5;
@@ -314,7 +336,8 @@ impl ConfigError {
 pub(crate) enum Backing {
     Ram(u64),
     Null(u64),
-    File(PathBuf),
+    /// A disk of our own stack.
+    Beneath(Source),
     /// Memory with a write cache that can lose its power; `through` when it writes through.
     Cached {
         bytes: u64,
@@ -328,7 +351,10 @@ pub(crate) struct DiskPlan {
     pub(crate) nsid: u32,
     pub(crate) lun: u32,
     pub(crate) backing: Backing,
-    pub(crate) bs: u32,
+    /// None for the block size of the disk beneath.
+    pub(crate) bs: Option<u32>,
+    /// The identifiers are somebody's word, and not made up.
+    pub(crate) stated: bool,
     pub(crate) uuid: [u8; 16],
     pub(crate) nguid: [u8; 16],
     pub(crate) eui64: [u8; 8],
@@ -370,6 +396,9 @@ impl TargetConfig {
         range("kas_ms", self.kas_ms.into(), 0, 6_553_500)?;
         self.iscsi.check()?;
         range("max_connections", self.max_connections as u64, 1, 65_536)?;
+        for ns in self.subsystems.iter().flat_map(|sub| &sub.namespaces) {
+            range("no_path_timeout_ms", ns.no_path_timeout_ms.unwrap_or(NO_PATH_TIMEOUT_MS), 1, 3_600_000)?;
+        }
         range("listeners", self.listeners.len() as u64, 1, 64)?;
         range("subsystems", self.subsystems.len() as u64, 0, 256)?;
         for (name, value, unit) in [
@@ -400,7 +429,9 @@ impl SubsystemConfig {
             .map_err(|e| ConfigError::new(format!("subsystem \"{}\"", self.nqn), e.to_string()))?;
         let mut plans: Vec<DiskPlan> = Vec::new();
         for ns in &self.namespaces {
-            let part = || format!("subsystem {}, namespace {}", self.nqn, ns.uri);
+            let uris = ns.paths.iter().map(String::as_str).chain([ns.uri.as_str()]).filter(|uri| !uri.is_empty());
+            let uris: Vec<String> = uris.map(polypath_block::hide_secret).map(|uri| uri.to_string()).collect();
+            let part = || format!("subsystem {}, namespace {}", self.nqn, uris.join(", "));
             let next = plans.iter().map(|p| p.nsid).max().unwrap_or(0) + 1;
             let plan = ns.plan(&self.nqn, next).map_err(|e| ConfigError::new(part(), e))?;
             if plans.iter().any(|p| p.nsid == plan.nsid) {
@@ -418,20 +449,29 @@ impl SubsystemConfig {
 
 impl NamespaceConfig {
     fn plan(&self, nqn: &str, next_nsid: u32) -> Result<DiskPlan, String> {
-        let uri: DiskUri = self.uri.parse().map_err(|e: polypath_block::UriError| e.to_string())?;
-        uri.check_options(&["bs", "nsid", "lun", "uuid", "nguid", "eui64", "anagrp", "cache"])
-            .map_err(|e| e.to_string())?;
+        let uris = match (self.uri.as_str(), &self.paths[..]) {
+            (uri, []) => vec![uri],
+            ("", paths) => paths.iter().map(String::as_str).collect(),
+            _ => return Err("it has a uri and paths; expected one of both".into()),
+        };
+        let uris: Result<Vec<DiskUri>, _> = uris.into_iter().map(str::parse).collect();
+        let uris = uris.map_err(|e: polypath_block::UriError| e.to_string())?;
+        let uri = uris.first().ok_or("it has no uri")?.clone();
         let backing = match (uri.scheme, &uri.endpoint) {
-            (Scheme::Ram, Endpoint::Size { bytes }) => match uri.option("cache") {
+            (Scheme::Ram, Endpoint::Size { bytes }) if uris.len() == 1 => match uri.option("cache") {
                 None => Backing::Ram(*bytes),
                 Some("volatile") => Backing::Cached { bytes: *bytes, through: false },
                 Some("through") => Backing::Cached { bytes: *bytes, through: true },
                 Some(other) => return Err(format!("cache \"{other}\" is neither volatile nor through")),
             },
-            (Scheme::Null, Endpoint::Size { bytes }) => Backing::Null(*bytes),
-            (Scheme::File, Endpoint::Path { path, .. }) => Backing::File(path.into()),
-            _ => return Err("a namespace lives on ram://SIZE, null://SIZE or file:///PATH".into()),
+            (Scheme::Null, Endpoint::Size { bytes }) if uris.len() == 1 => Backing::Null(*bytes),
+            _ => Backing::Beneath(self.source(uris)),
         };
+        let beneath = matches!(backing, Backing::Beneath(_));
+        if !beneath {
+            let known = ["bs", "nsid", "lun", "uuid", "nguid", "eui64", "anagrp", "cache"];
+            uri.check_options(&known).map_err(|e| e.to_string())?;
+        }
         let number = |key: &str, given: Option<u32>, default: u32| -> Result<u32, String> {
             match given {
                 Some(n) => Ok(n),
@@ -440,7 +480,10 @@ impl NamespaceConfig {
         };
         let nsid = number("nsid", self.nsid, next_nsid)?;
         let lun = number("lun", self.lun, nsid.saturating_sub(1))?;
-        let bs = number("bs", self.bs, 512)?;
+        let bs = match (beneath, self.bs) {
+            (true, given) => given,
+            (false, given) => Some(number("bs", given, 512)?),
+        };
         let group = number("anagrp", self.ana_group, nsid)?;
         if !(1..=1024).contains(&nsid) || !(1..=1024).contains(&group) {
             return Err(format!("NSID {nsid} and ANA group {group} must be from 1 to 1024"));
@@ -448,10 +491,12 @@ impl NamespaceConfig {
         if lun > 16_383 {
             return Err(format!("LUN {lun} is above 16383"));
         }
-        if bs != 512 && bs != 4096 {
+        if let Some(bs) = bs.filter(|bs| !beneath && ![512, 4096].contains(bs)) {
             return Err(format!("block size {bs} is neither 512 nor 4096"));
         }
         let text = |key: &str, given: &Option<String>| given.clone().or_else(|| uri.option(key).map(String::from));
+        let stated = [("uuid", &self.uuid), ("nguid", &self.nguid), ("eui64", &self.eui64)];
+        let stated = stated.iter().any(|(key, given)| text(key, given).is_some());
         let uuid = match text("uuid", &self.uuid) {
             Some(t) => parse_hex::<16>("uuid", &t)?,
             None => derived_uuid(nqn, nsid),
@@ -464,7 +509,23 @@ impl NamespaceConfig {
             Some(t) => parse_hex::<8>("eui64", &t)?,
             None => [0; 8],
         };
-        Ok(DiskPlan { nsid, lun, backing, bs, uuid, nguid, eui64, group })
+        Ok(DiskPlan { nsid, lun, backing, bs, stated, uuid, nguid, eui64, group })
+    }
+
+    /// The disk beneath: `uris` without what is ours.
+    fn source(&self, uris: Vec<DiskUri>) -> Source {
+        let own = |key: &str| OWN_OPTIONS.contains(&key);
+        let theirs = |uri: DiskUri| {
+            let mut options = uri.options;
+            options.retain(|(key, _)| !own(key));
+            if let Some(bs) = self.bs.filter(|_| uri.scheme == Scheme::File && !options.iter().any(|(k, _)| k == "bs"))
+            {
+                options.push(("bs".into(), bs.to_string()));
+            }
+            DiskUri::from_parts(uri.scheme, uri.endpoint, options)
+        };
+        let no_path_timeout_ms = self.no_path_timeout_ms.unwrap_or(NO_PATH_TIMEOUT_MS);
+        Source { paths: uris.into_iter().map(theirs).collect(), no_path_timeout_ms }
     }
 }
 
@@ -477,7 +538,7 @@ pub(crate) fn parse_hex<const N: usize>(name: &str, text: &str) -> Result<[u8; N
     }
 }
 
-fn derived_uuid(nqn: &str, nsid: u32) -> [u8; 16] {
+pub(crate) fn derived_uuid(nqn: &str, nsid: u32) -> [u8; 16] {
     let mut id = derived(nqn, nsid, b"uuid");
     id[6] = id[6] & 0x0f | 0x80; // version 8: made by a rule of our own (RFC 9562 section 5.8)
     id[8] = id[8] & 0x3f | 0x80;
@@ -513,7 +574,7 @@ mod tests {
         );
         let plans = sub.plan().unwrap();
         assert_eq!(plans[0].nsid, 1);
-        assert_eq!((plans[1].nsid, plans[1].group, plans[0].bs), (2, 9, 4096));
+        assert_eq!((plans[1].nsid, plans[1].group, plans[0].bs), (2, 9, Some(4096)));
         assert_ne!(plans[0].nguid, plans[1].nguid);
         assert_eq!(plans[0].nguid, sub.plan().unwrap()[0].nguid);
         assert_ne!(plans[0].nguid, plans[0].uuid);
@@ -525,7 +586,7 @@ mod tests {
         for (uri, word) in [
             ("ram://1MiB?bs=100", "100"),
             ("ram://1MiB?nguid=12", "nguid"),
-            ("iscsi://h/iqn.x/0", "ram://"),
+            ("ram://1MiB?cache=on", "cache"),
             ("ram://1MiB?colour=red", "colour"),
             ("ram://1MiB?cache=wet", "wet"),
             ("ram://1MiB?nsid=5000", "5000"),

@@ -4,6 +4,7 @@ use crate::config::Protocol;
 use crate::faults::{Rule, Who};
 use crate::mail::{Address, Announcement, Msg, Quiesce};
 use crate::media::MediumError;
+use crate::media::beneath::{Ended, Order};
 use crate::out::Out;
 use crate::rooms::Rooms;
 use crate::shared::ConnInfo;
@@ -167,6 +168,24 @@ impl Conn {
         }
     }
 
+    /// What it wants of disks beneath, to be taken away after each pass.
+    #[inline]
+    pub(crate) fn orders(&mut self) -> &mut Vec<Order> {
+        match self {
+            Conn::Nvme(c) => &mut c.orders,
+            Conn::Iscsi(c) => &mut c.orders,
+        }
+    }
+
+    /// A job of this connection on a disk beneath is over.
+    pub(crate) fn finished(&mut self, env: &Env<'_>, ended: Ended) {
+        let Ended { tag, result, data, .. } = ended;
+        match self {
+            Conn::Nvme(c) => c.finished(&env.nvme(), tag, result, data),
+            Conn::Iscsi(c) => c.finished(&env.iscsi(), tag, result, data),
+        }
+    }
+
     /// Ends command `tag` because somebody else asked for it. `true` when it was still waiting and is now aborted.
     fn abort(&mut self, env: &Env<'_>, tag: u32) -> bool {
         match self {
@@ -185,15 +204,17 @@ impl Conn {
 
     /// Has nothing any more of what is to be quiet.
     pub(crate) fn quiesce(&mut self, env: &Env<'_>, what: &Quiesce) {
-        if let Conn::Iscsi(c) = self {
-            c.quiesce(&env.iscsi(), what);
+        match self {
+            Conn::Nvme(c) => c.quiesce(),
+            Conn::Iscsi(c) => c.quiesce(&env.iscsi(), what),
         }
     }
 
     /// One more thread is quiet that this connection waits for.
     pub(crate) fn quiet(&mut self, env: &Env<'_>, tag: u32) {
-        if let Conn::Iscsi(c) = self {
-            c.quiet(&env.iscsi(), tag);
+        match self {
+            Conn::Nvme(c) => c.quiet(),
+            Conn::Iscsi(c) => c.quiet(&env.iscsi(), tag),
         }
     }
 

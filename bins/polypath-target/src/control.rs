@@ -388,7 +388,7 @@ fn swap_identity(rooms: &Rooms, command: &Command) -> Result<Value, String> {
             old.medium.clone()
         };
         let eui64 = if old.eui64 == [0; 8] { [0; 8] } else { fresh[..8].try_into().unwrap_or([1; 8]) };
-        Ok(Disk { nguid, uuid, eui64, medium, ..old.copy() })
+        Ok(Disk { nguid, uuid, eui64, medium, identifiers: Arc::default(), ..old.copy() })
     })?;
     rooms.changed(index, Change::Identity(nsid));
     let hex = |id: &[u8]| id.iter().map(|b| format!("{b:02x}")).collect::<String>();

@@ -4,7 +4,9 @@
 use crate::config::{ConfigError, Protocol, TargetConfig};
 use crate::faults::{FaultTable, HeldStore, HeldWrite};
 use crate::mail::{Address, Msg, ThreadHandle};
-use crate::store::Store;
+use crate::media::Beneath;
+use crate::store::{Media, Store};
+use polypath::Stack;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -99,6 +101,8 @@ pub(crate) struct Shared {
     start_unix_us: u64,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) stores: Vec<Arc<Store>>,
+    /// Disks beneath, by their index.
+    pub(crate) beneath: Vec<Arc<Beneath>>,
     pub(crate) faults: FaultTable,
     pub(crate) held: HeldStore,
     pub(crate) threads: OnceLock<Vec<ThreadHandle>>,
@@ -134,30 +138,36 @@ pub(crate) struct Counters {
 }
 
 impl Shared {
-    /// Opens every medium. `addresses` are those the listeners really have.
-    pub(crate) fn new(config: TargetConfig, addresses: &[SocketAddr]) -> Result<Shared, ConfigError> {
+    /// Opens every medium, disks beneath with the help of `stack`. `addresses` are those the listeners really have.
+    pub(crate) fn new(
+        config: TargetConfig,
+        addresses: &[SocketAddr],
+        stack: Option<&Stack>,
+    ) -> Result<Shared, ConfigError> {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Shared::with_clock(config, addresses, Clock::Machine(Instant::now()), unix.as_micros() as u64)
+        Shared::with_clock(config, addresses, stack, Clock::Machine(Instant::now()), unix.as_micros() as u64)
     }
 
     /// As [`Shared::new`], with a clock that stands still until [`Shared::set_now_us`].
     pub(crate) fn driven(config: TargetConfig, addresses: &[SocketAddr]) -> Result<Shared, ConfigError> {
-        Shared::with_clock(config, addresses, Clock::Driven(AtomicU64::new(0)), 0)
+        Shared::with_clock(config, addresses, None, Clock::Driven(AtomicU64::new(0)), 0)
     }
 
     fn with_clock(
         config: TargetConfig,
         addresses: &[SocketAddr],
+        stack: Option<&Stack>,
         clock: Clock,
         start_unix_us: u64,
     ) -> Result<Shared, ConfigError> {
         config.check()?;
+        let mut media = Media { stack, opened: Vec::new() };
         let mut stores: Vec<Arc<Store>> = Vec::new();
         for sub in &config.subsystems {
             if stores.iter().any(|s| s.nqn == sub.nqn) {
                 return Err(ConfigError::new(format!("subsystem {}", sub.nqn), "there are two of this name"));
             }
-            stores.push(Arc::new(Store::open(sub, &config.listeners, config.threads)?));
+            stores.push(Arc::new(Store::open(sub, &config.listeners, config.threads, &mut media)?));
         }
         let listeners = config
             .listeners
@@ -181,6 +191,7 @@ impl Shared {
             start_unix_us,
             listeners,
             stores,
+            beneath: std::mem::take(&mut media.opened),
             faults: FaultTable::default(),
             held: HeldStore::new(),
             threads: OnceLock::new(),

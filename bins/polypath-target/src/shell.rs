@@ -4,9 +4,14 @@
 //! what has come is read into one large buffer. Connections on which something moved lately are polled directly, the others
 //! through epoll.
 
+mod reactive;
+
+pub(crate) use reactive::Reactive;
+
 use crate::conn::{self, Conn, Ending, Env};
 use crate::faults::{Kind, Rules};
 use crate::mail::{ListenerAction, Msg};
+use crate::media::beneath::Engine;
 use crate::rooms::Rooms;
 use crate::shared::{ConnInfo, lock};
 use crate::sock::Sock;
@@ -43,17 +48,36 @@ pub(crate) struct Shell {
     events_version: u64,
     next_timer_us: u64,
     next_thread: usize,
+    turns: u32,
     stop: bool,
+    /// What is under way on disks beneath, where there are any: the thread is a reactor's then (`beneath.rs`).
+    engine: Option<Box<Engine>>,
 }
 
-impl Shell {
+/// What a thread's loop is made of, on whichever thread it will be.
+pub(crate) struct Seat {
+    index: usize,
+    rooms: Arc<Rooms>,
+    epoll: OwnedFd,
+    listeners: Vec<TcpListener>,
+}
+
+impl Seat {
     /// `listeners` are for the first thread; the others have none.
-    pub(crate) fn new(index: usize, rooms: Arc<Rooms>, listeners: Vec<TcpListener>) -> std::io::Result<Shell> {
+    pub(crate) fn new(index: usize, rooms: Arc<Rooms>, listeners: Vec<TcpListener>) -> std::io::Result<Seat> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (i, listener) in listeners.iter().enumerate() {
             epoll::add(&epoll, listener, epoll::EventData::new_u64(LISTENER + i as u64), epoll::EventFlags::IN)?;
         }
-        Ok(Shell {
+        Ok(Seat { index, rooms, epoll, listeners })
+    }
+}
+
+impl Shell {
+    /// On the thread that it is the loop of.
+    pub(crate) fn new(seat: Seat) -> Shell {
+        let Seat { index, rooms, epoll, listeners } = seat;
+        Shell {
             index,
             rooms,
             epoll,
@@ -65,8 +89,10 @@ impl Shell {
             events_version: 0,
             next_timer_us: 0,
             next_thread: 0,
+            turns: 0,
             stop: false,
-        })
+            engine: None,
+        }
     }
 
     /// Runs until it is told to stop.
@@ -75,21 +101,10 @@ impl Shell {
             tracing::error!(%error, "thread cannot start");
             return;
         }
-        let mut turns = 0u32;
         let mut busy_us = self.rooms.now_us();
         while !self.stop {
             let now_us = self.rooms.now_us();
-            self.look_around(now_us);
-            let mut moved = self.poll_hot(now_us);
-            turns = turns.wrapping_add(1);
-            if !moved || turns.is_multiple_of(32) {
-                moved |= self.wait(0, now_us);
-            }
-            if now_us >= self.next_timer_us {
-                // What has come is read before silence is judged: this thread may have been held up.
-                moved |= self.wait(0, now_us);
-                self.timers(now_us);
-            }
+            let moved = self.turn(now_us);
             if moved {
                 busy_us = now_us;
             } else if now_us.saturating_sub(busy_us) >= self.rooms.config.spin_us {
@@ -100,8 +115,31 @@ impl Shell {
                 }
             }
         }
+        self.close_all();
+    }
+
+    /// One pass over everything that is there, without sleeping. `true` when something moved.
+    fn turn(&mut self, now_us: u64) -> bool {
+        self.look_around(now_us);
+        let mut moved = self.poll_hot(now_us);
+        self.turns = self.turns.wrapping_add(1);
+        if !moved || self.turns.is_multiple_of(32) {
+            moved |= self.wait(0, now_us);
+        }
+        if now_us >= self.next_timer_us {
+            // What has come is read before silence is judged: this thread may have been held up.
+            moved |= self.wait(0, now_us);
+            self.timers(now_us);
+        }
+        moved
+    }
+
+    fn close_all(&mut self) {
         for sock in self.socks.iter_mut().flatten() {
             sock.conn.close(&self.rooms);
+            if let Some(engine) = &mut self.engine {
+                engine.abandon(sock.conn.info().id);
+            }
         }
     }
 
@@ -171,7 +209,11 @@ impl Shell {
                         self.settle(i, now_us);
                     }
                 }
-                self.rooms.send(reply, Msg::Quiet { to: reply });
+                let store = self.rooms.stores.get(what.store);
+                let meant = |index: usize| store.is_some_and(|store| store.is_on(index, what.unit));
+                if !self.engine.as_mut().is_some_and(|engine| engine.watch(meant, reply)) {
+                    self.rooms.send(reply, Msg::Quiet { to: reply });
+                }
             }
             Msg::Announce { scope, what, reply } => {
                 let mut n = 0;
@@ -223,9 +265,9 @@ impl Shell {
                 self.drop_sock(i);
             } else {
                 let _ = shutdown(&sock.fd, Shutdown::Write);
-                sock.conn.close(&self.rooms);
                 sock.conn.end(Ending::AfterFlush);
                 sock.linger_until_us = Some(now_us + LINGER_US);
+                self.let_go(i);
             }
         }
         n
@@ -494,10 +536,13 @@ impl Shell {
     #[inline]
     fn settle(&mut self, i: usize, now_us: u64) {
         let Some(sock) = &mut self.socks[i] else { return };
+        if let Some(engine) = &mut self.engine {
+            sock.give_orders(engine);
+        }
         if sock.frozen {
             if sock.conn.ending().is_some() {
                 // Its controller is gone, but the network has eaten the connection: nobody is told.
-                sock.conn.close(&self.rooms);
+                self.let_go(i);
             }
             return;
         }
@@ -515,10 +560,11 @@ impl Shell {
             && sock.linger_until_us.is_none()
         {
             let _ = shutdown(&sock.fd, Shutdown::Write);
-            sock.conn.close(&self.rooms);
             sock.linger_until_us = Some(now_us + LINGER_US);
             self.next_timer_us = self.next_timer_us.min(now_us + LINGER_US);
+            self.let_go(i);
         }
+        let Some(sock) = &mut self.socks[i] else { return };
         let over = sock.dead || sock.conn.ending() == Some(Ending::Now);
         if over {
             self.drop_sock(i);
@@ -535,9 +581,18 @@ impl Shell {
         }
     }
 
+    /// Nothing more becomes of what a connection wanted; what is with a disk beneath is a ghost.
+    fn let_go(&mut self, i: usize) {
+        let Some(sock) = &mut self.socks[i] else { return };
+        if let Some(engine) = &mut self.engine {
+            engine.abandon(sock.conn.info().id);
+        }
+        sock.conn.close(&self.rooms);
+    }
+
     fn drop_sock(&mut self, i: usize) {
-        if let Some(mut sock) = self.socks[i].take() {
-            sock.conn.close(&self.rooms);
+        self.let_go(i);
+        if let Some(sock) = self.socks[i].take() {
             lock(&self.rooms.conns).remove(&sock.conn.info().id);
             self.rooms.counters.closed.fetch_add(1, Ordering::Relaxed);
             self.hot.retain(|&h| h != i);

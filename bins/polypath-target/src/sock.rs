@@ -1,6 +1,7 @@
 //! One connection with its socket: receiving once a pass, sending everything at once.
 
 use crate::conn::{Conn, Env};
+use crate::media::beneath::Engine;
 use crate::out::Chunk;
 use crate::shared::Shared;
 use polypath_net::{IoList, send_on};
@@ -39,6 +40,15 @@ pub(crate) struct Sock {
 }
 
 impl Sock {
+    /// Takes what the connection wants of disks beneath to where it is done.
+    #[inline]
+    pub(crate) fn give_orders(&mut self, engine: &mut Engine) {
+        if !self.conn.orders().is_empty() {
+            let conn = self.conn.info().id;
+            self.conn.orders().drain(..).for_each(|order| engine.order(conn, order));
+        }
+    }
+
     /// Receives once. `true` when something came.
     #[inline]
     pub(crate) fn fill(&mut self, shared: &Shared, now_us: u64) -> bool {

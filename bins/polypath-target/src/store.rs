@@ -1,8 +1,11 @@
 //! Sets of disks as they are served: media with their names, sizes, access states and reservations, under every protocol's identifiers.
 
-use crate::config::{ConfigError, DiskPlan};
-use crate::media::{Medium, Reservations};
+use crate::config::{Backing, ConfigError, DiskPlan};
+use crate::media::beneath::{self, Identities, Source};
+use crate::media::{Beneath, Medium, Reservations};
 use crate::shared::lock;
+use polypath::Stack;
+use polypath_block::Identifier;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -20,15 +23,24 @@ pub(crate) struct Disk {
     pub(crate) uuid: [u8; 16],
     pub(crate) nguid: [u8; 16],
     pub(crate) eui64: [u8; 8],
+    /// All that the disk beneath shows worldwide, where that is who it is.
+    pub(crate) identifiers: Arc<[Identifier]>,
     pub(crate) group: u32,
     /// They stay with the disk whatever changes.
     pub(crate) reservations: Arc<Reservations>,
 }
 
 impl Disk {
-    fn open(plan: &DiskPlan, threads: usize) -> Result<Disk, ConfigError> {
+    fn open(plan: &DiskPlan, threads: usize, media: &mut Media<'_>) -> Result<Disk, ConfigError> {
+        if let Backing::Beneath(source) = &plan.backing {
+            return Disk::over(plan, media.open(plan.nsid, source)?);
+        }
         let (medium, bytes) = Medium::open(&plan.backing, threads)?;
-        let shift = plan.bs.trailing_zeros();
+        Disk::new(plan, medium, plan.bs.unwrap_or(512), bytes)
+    }
+
+    fn new(plan: &DiskPlan, medium: Medium, block_size: u32, bytes: u64) -> Result<Disk, ConfigError> {
+        let shift = block_size.trailing_zeros();
         if bytes >> shift == 0 {
             return Err(ConfigError::new(format!("namespace {}", plan.nsid), "smaller than one block"));
         }
@@ -42,8 +54,29 @@ impl Disk {
             uuid: plan.uuid,
             nguid: plan.nguid,
             eui64: plan.eui64,
+            identifiers: Arc::default(),
             group: plan.group,
             reservations: Arc::default(),
+        })
+    }
+
+    /// A disk beneath, which is who it says it is unless somebody has stated otherwise.
+    fn over(plan: &DiskPlan, beneath: Arc<Beneath>) -> Result<Disk, ConfigError> {
+        let info = beneath.info();
+        let block_size = info.geometry.block_size;
+        if plan.bs.is_some_and(|bs| bs != block_size) {
+            let problem = format!("{} has blocks of {block_size} bytes, and not of {:?}", beneath.name(), plan.bs);
+            return Err(ConfigError::new(format!("namespace {}", plan.nsid), problem));
+        }
+        let disk = Disk::new(plan, Medium::Beneath(beneath), block_size, info.geometry.bytes())?;
+        let list = &info.identity.identifiers;
+        let ids = Identities::of(list, |text| crate::config::derived_uuid(text, 0)).filter(|_| !plan.stated);
+        Ok(match ids {
+            Some(Identities { uuid, nguid, eui64 }) => {
+                let worldwide = list.iter().filter(|i| i.is_worldwide()).cloned().collect();
+                Disk { uuid, nguid, eui64, identifiers: worldwide, ..disk }
+            }
+            None => disk,
         })
     }
 
@@ -52,9 +85,28 @@ impl Disk {
         Disk {
             medium: self.medium.clone(),
             previous: Some(self.medium.clone()),
+            identifiers: self.identifiers.clone(),
             reservations: self.reservations.clone(),
             ..*self
         }
+    }
+}
+
+/// Where the disks beneath come from.
+pub(crate) struct Media<'a> {
+    /// None where there are no reactors for them, as in a simulated world.
+    pub(crate) stack: Option<&'a Stack>,
+    /// Those that are open.
+    pub(crate) opened: Vec<Arc<Beneath>>,
+}
+
+impl Media<'_> {
+    fn open(&mut self, nsid: u32, source: &Source) -> Result<Arc<Beneath>, ConfigError> {
+        let fail = |problem: String| ConfigError::new(format!("namespace {nsid}"), problem);
+        let stack = self.stack.ok_or_else(|| fail("there are no reactors for a disk beneath".into()))?;
+        let beneath = beneath::open(stack, self.opened.len(), source).map_err(fail)?;
+        self.opened.push(beneath.clone());
+        Ok(beneath)
     }
 }
 
@@ -107,10 +159,11 @@ impl Store {
         sub: &crate::config::SubsystemConfig,
         listeners: &[crate::config::ListenerConfig],
         threads: usize,
+        media: &mut Media<'_>,
     ) -> Result<Store, ConfigError> {
         let plans = sub.plan()?;
         let groups = plans.iter().map(|p| p.group).max().unwrap_or(1) as usize;
-        let disks: Result<Vec<_>, _> = plans.iter().map(|p| Disk::open(p, threads).map(Arc::new)).collect();
+        let disks: Result<Vec<_>, _> = plans.iter().map(|p| Disk::open(p, threads, media).map(Arc::new)).collect();
         let id = crate::config::derived(&sub.nqn, 0, b"serial");
         let derived: String = id[..10].iter().map(|b| format!("{b:02x}")).collect();
         let state = |l: &crate::config::ListenerConfig| (0..groups).map(|_| AtomicU8::new(l.ana.code())).collect();
@@ -124,6 +177,18 @@ impl Store {
             access: listeners.iter().map(state).collect(),
             access_changes: AtomicU64::new(1),
         })
+    }
+
+    /// Are there disks beneath among its disks, or is that of this unit one?
+    pub(crate) fn has_beneath(&self, unit: Option<u32>) -> bool {
+        let beneath = |disk: &Arc<Disk>| matches!(*disk.medium, Medium::Beneath(_));
+        self.all_disks().iter().any(|disk| unit.is_none_or(|unit| unit == disk.lun) && beneath(disk))
+    }
+
+    /// Is number `index` of the disks beneath that of this unit, or of any?
+    pub(crate) fn is_on(&self, index: usize, unit: Option<u32>) -> bool {
+        let there = |disk: &Arc<Disk>| matches!(&*disk.medium, Medium::Beneath(b) if b.index == index);
+        self.all_disks().iter().any(|disk| unit.is_none_or(|unit| unit == disk.lun) && there(disk))
     }
 
     /// Is this its name, as a subsystem or as a target?

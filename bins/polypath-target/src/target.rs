@@ -1,10 +1,13 @@
 //! Starting and stopping a target inside a program.
 
+mod beneath;
+
 use crate::config::{ConfigError, TargetConfig};
 use crate::control::{self, Command, ListenerName};
 use crate::mail::{Msg, ThreadHandle};
 use crate::rooms::Rooms;
-use crate::shell::{Shell, bind};
+use crate::shell::{Seat, Shell, bind};
+use beneath::Reactors;
 use serde_json::Value;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -35,6 +38,8 @@ pub struct TargetHandle {
     rooms: Arc<Rooms>,
     threads: Vec<JoinHandle<()>>,
     control: Option<PathBuf>,
+    /// What the threads are where there are disks beneath.
+    reactors: Option<Reactors>,
 }
 
 /// Starts targets.
@@ -56,14 +61,21 @@ impl Target {
             listeners.push(listener);
         }
         let control = config.control.clone();
-        let rooms = Arc::new(Rooms::new(config, &addresses)?);
+        let stack = beneath::stack(&config)?;
+        let rooms = Arc::new(Rooms::new(config, &addresses, stack.as_ref())?);
         let handles: io::Result<Vec<_>> = (0..rooms.config.threads).map(|_| ThreadHandle::new()).collect();
         // The cell is fresh, so it takes the value.
         let _ = rooms.threads.set(handles.map_err(system("eventfd".into()))?);
-        let mut target = TargetHandle { rooms: rooms.clone(), threads: Vec::new(), control: None };
+        let mut target = TargetHandle { rooms: rooms.clone(), threads: Vec::new(), control: None, reactors: None };
+        let mut seats = Vec::new();
         for index in 0..rooms.config.threads {
             let mine = if index == 0 { std::mem::take(&mut listeners) } else { Vec::new() };
-            let shell = Shell::new(index, rooms.clone(), mine).map_err(system("epoll".into()))?;
+            seats.push(Seat::new(index, rooms.clone(), mine).map_err(system("epoll".into()))?);
+        }
+        if let Some(stack) = stack {
+            target.reactors = Some(Reactors::start(stack, std::mem::take(&mut seats), &rooms.beneath)?);
+        }
+        for (index, seat) in seats.into_iter().enumerate() {
             let cpu = rooms.config.cpus.get(index).copied();
             let thread = std::thread::Builder::new()
                 .name(format!("target-{index}"))
@@ -71,7 +83,7 @@ impl Target {
                     if let Some(cpu) = cpu {
                         pin(cpu);
                     }
-                    shell.run();
+                    Shell::new(seat).run();
                 })
                 .map_err(system("thread".into()))?;
             target.threads.push(thread);
@@ -208,6 +220,9 @@ impl TargetHandle {
         self.rooms.stopping.store(true, Ordering::Release);
         for thread in self.rooms.threads.get().into_iter().flatten() {
             thread.send(Msg::Stop);
+        }
+        if let Some(reactors) = self.reactors.take() {
+            reactors.end(&self.rooms.beneath);
         }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {

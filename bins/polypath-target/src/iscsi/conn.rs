@@ -5,6 +5,7 @@ use super::order::{Early, Task};
 use super::{Env, Iscsi, Session};
 use crate::conn::Ending;
 use crate::faults::Who;
+use crate::media::beneath::Order;
 use crate::out::Out;
 use crate::shared::ConnInfo;
 use crate::store::Disk;
@@ -33,8 +34,8 @@ pub(super) struct Fatal(pub(super) &'static str);
 /// How far a connection has come.
 pub(super) enum Phase {
     Login(Box<TargetLogin>),
-    /// The session before it is being ended; the last response of the login waits for that.
-    Waiting(Message<LoginResponse>),
+    /// The session before it is being ended; the last response of the login waits for that, and for so many threads.
+    Waiting(Message<LoginResponse>, usize),
     Full,
 }
 
@@ -77,6 +78,8 @@ pub(crate) struct Conn {
     /// R2T that were sent for the command that is answered next.
     pub(super) requests: u32,
     pub(super) quests: Vec<Quest>,
+    /// What the engine of the thread is to be told.
+    pub(crate) orders: Vec<Order>,
     login_until_us: u64,
     /// How long the initiator may be silent; 0 for ever.
     silence_us: u64,
@@ -130,6 +133,7 @@ impl Conn {
             delayed: 0,
             requests: 0,
             quests: Vec::new(),
+            orders: Vec::new(),
             login_until_us: now_us + LOGIN_LIMIT_US,
             silence_us: u64::from(iscsi.shared.config.iscsi.nop_interval_ms) * 1000,
             heard_us: now_us,
@@ -157,7 +161,7 @@ impl Conn {
         if !bytes.is_empty() {
             self.heard_us = env.now_us;
         }
-        while self.ending.is_none() && self.out.len() < OUT_LIMIT && !matches!(self.phase, Phase::Waiting(_)) {
+        while self.ending.is_none() && self.out.len() < OUT_LIMIT && !matches!(self.phase, Phase::Waiting(..)) {
             match self.pdu(env, &bytes[at..]) {
                 Ok(0) => break,
                 Ok(n) => at += n,
@@ -241,6 +245,7 @@ impl Conn {
         self.tasks.clear();
         self.waiting.clear();
         self.quests.clear();
+        self.orders.clear();
         (self.delayed, self.counted, self.staged) = (0, 0, 0);
         self.out.clear();
         if let Some(session) = self.session.take() {

@@ -64,25 +64,27 @@ impl Conn {
             attentions: Default::default(),
             attention: Default::default(),
         };
-        let (session, before) = env.iscsi.open(session);
+        let (session, before, known) = env.iscsi.open(session);
         self.info.queue.store(u32::from(n.tsih), std::sync::atomic::Ordering::Relaxed);
         self.session = Some(session);
-        self.phase = Phase::Waiting(message);
-        let asked = before.is_some_and(|before| {
-            let what = Quiesce {
-                store,
-                unit: None,
-                session: Some(before.tsih),
-                parties: None,
-                except: None,
-                end: true,
-                tell: false,
-            };
-            let reply = Address { thread: self.info.thread, conn: self.info.id, tag: LOGIN_TAG };
-            let to = Address { thread: before.home.0, conn: before.home.1, tag: 0 };
-            env.iscsi.shared.send(to, Msg::Quiesce { what: Arc::new(what), reply })
+        // What a session has left beneath may be on any thread, also of one whose connection has ended long ago.
+        let everywhere = known && env.iscsi.shared.stores.get(store).is_some_and(|store| store.has_beneath(None));
+        let home = before.as_ref().map(|before| before.home.0);
+        let what = Arc::new(Quiesce {
+            store,
+            unit: None,
+            session: before.map(|before| before.tsih),
+            parties: None,
+            except: None,
+            end: true,
+            tell: false,
         });
-        if !asked {
+        let reply = Address { thread: self.info.thread, conn: self.info.id, tag: LOGIN_TAG };
+        let threads = env.iscsi.shared.threads.get().map_or(&[][..], Vec::as_slice);
+        let asked = threads.iter().enumerate().filter(|(index, _)| everywhere || Some(*index) == home);
+        let asked = asked.map(|(_, thread)| thread.send(Msg::Quiesce { what: what.clone(), reply })).count();
+        self.phase = Phase::Waiting(message, asked);
+        if asked == 0 {
             self.before_is_quiet(env);
         }
     }
@@ -94,7 +96,7 @@ impl Conn {
             let owner = w.owner.as_ref();
             !w.beyond && owner.is_some_and(|(store, party)| *store == session.store && *party == session.party)
         });
-        if let Phase::Waiting(message) = std::mem::replace(&mut self.phase, Phase::Full) {
+        if let Phase::Waiting(message, _) = std::mem::replace(&mut self.phase, Phase::Full) {
             self.send_login(message);
         }
     }
@@ -102,7 +104,9 @@ impl Conn {
     /// One more thread is quiet that something here waits for.
     pub(crate) fn quiet(&mut self, env: &Env<'_>, tag: u32) {
         if tag == LOGIN_TAG {
-            if matches!(self.phase, Phase::Waiting(_)) && self.ending.is_none() {
+            let Phase::Waiting(_, left) = &mut self.phase else { return };
+            *left = left.saturating_sub(1);
+            if *left == 0 && self.ending.is_none() {
                 self.before_is_quiet(env);
             }
         } else {

@@ -35,11 +35,14 @@ enum Whose {
     Everybody,
     Mine,
     Theirs(Vec<Party>),
+    /// Only what this session has given up already.
+    Nobody,
 }
 
 /// What is answered in the end.
 enum Then {
-    Function,
+    Function(TaskResult),
+    Logout(LogoutRequest),
     /// The command that had others' tasks aborted.
     Command(Box<ScsiCommand>),
 }
@@ -57,6 +60,11 @@ impl Conn {
         match request.function {
             TaskFunction::AbortTask => {
                 let result = self.abort_task(env, request);
+                let quiet = matches!(result, TaskResult::Complete | TaskResult::NoTask);
+                if quiet && self.is_beneath(env, known) {
+                    // Also of a task that is not there any more: it may have been given up before.
+                    return self.quest(env, request.itt, known, false, Whose::Nobody, Then::Function(result));
+                }
                 self.task_response(env, request.itt, result);
             }
             TaskFunction::TargetWarmReset => self.reset(env, request, None),
@@ -68,13 +76,18 @@ impl Conn {
             }
             TaskFunction::AbortTaskSet => {
                 self.abort_unit(known);
+                if self.is_beneath(env, known) {
+                    let then = Then::Function(TaskResult::Complete);
+                    return self.quest(env, request.itt, known, false, Whose::Mine, then);
+                }
                 self.land(env, known, &Whose::Mine);
                 self.ask_waiting(env);
                 self.task_response(env, request.itt, TaskResult::Complete);
             }
             TaskFunction::ClearTaskSet => {
                 self.abort_unit(known);
-                self.quest(env, request.itt, known, true, Whose::Everybody, Then::Function);
+                let then = Then::Function(TaskResult::Complete);
+                self.quest(env, request.itt, known, true, Whose::Everybody, then);
             }
             TaskFunction::LogicalUnitReset => self.reset(env, request, known),
             TaskFunction::ClearAca | TaskFunction::TargetColdReset | TaskFunction::Other(_) => {
@@ -114,7 +127,7 @@ impl Conn {
         if let Some(session) = &self.session {
             env.iscsi.attend(session.store, unit, None, attention::DEVICE_RESET);
         }
-        self.quest(env, request.itt, unit, false, Whose::Everybody, Then::Function);
+        self.quest(env, request.itt, unit, false, Whose::Everybody, Then::Function(TaskResult::Complete));
     }
 
     /// Has the tasks of `parties` at a unit ended, whose registrations were preempted, before `cmd` is answered.
@@ -126,11 +139,16 @@ impl Conn {
     fn quest(&mut self, env: &Env<'_>, itt: Itt, unit: Option<u32>, tell: bool, whose: Whose, then: Then) {
         let Some(session) = self.session.clone() else { return };
         if self.quests.len() >= QUESTS {
-            return self.task_response(env, itt, TaskResult::Rejected);
+            return match then {
+                Then::Function(_) => self.task_response(env, itt, TaskResult::Rejected),
+                // One that asks for so much at a time is given up.
+                Then::Command(_) | Then::Logout(_) => self.ending = Some(Ending::Now),
+            };
         }
         let parties = match &whose {
             Whose::Theirs(parties) => Some(parties.clone()),
-            _ => None,
+            Whose::Mine | Whose::Nobody => Some(Vec::new()),
+            Whose::Everybody => None,
         };
         let what = Arc::new(Quiesce {
             store: session.store,
@@ -165,7 +183,8 @@ impl Conn {
         self.land(env, quest.unit, &quest.whose);
         self.ask_waiting(env);
         match quest.then {
-            Then::Function => self.task_response(env, quest.itt, TaskResult::Complete),
+            Then::Function(result) => self.task_response(env, quest.itt, result),
+            Then::Logout(request) => self.log_out(env, &request),
             Then::Command(cmd) => {
                 if let Some(key) = self.task_of(cmd.itt) {
                     self.drop_task(key);
@@ -185,6 +204,7 @@ impl Conn {
                 Whose::Everybody => !party.is_everywhere(),
                 Whose::Mine => *party == session.party,
                 Whose::Theirs(parties) => parties.iter().any(|p| *p == **party),
+                Whose::Nobody => false,
             };
             !w.beyond && *store == session.store && unit.is_none_or(|unit| unit == w.unit) && mine
         });
@@ -234,12 +254,31 @@ impl Conn {
         };
         if result == LogoutResult::Closed {
             self.abort_unit(None);
-            self.land(env, None, &Whose::Mine);
-            self.ending = Some(Ending::AfterFlush);
+            if self.is_beneath(env, None) {
+                return self.quest(env, request.itt, None, false, Whose::Mine, Then::Logout(*request));
+            }
+            return self.log_out(env, request);
         }
+        self.logout_response(env, request, result);
+    }
+
+    /// The session ends: nothing of it is under way any more.
+    fn log_out(&mut self, env: &Env<'_>, request: &LogoutRequest) {
+        self.land(env, None, &Whose::Mine);
+        self.ending = Some(Ending::AfterFlush);
+        self.logout_response(env, request, LogoutResult::Closed);
+    }
+
+    fn logout_response(&mut self, env: &Env<'_>, request: &LogoutRequest, result: LogoutResult) {
         let sn = self.next_sn();
         let pdu = LogoutResponse { result, itt: request.itt, sn, time2wait_s: 0, time2retain_s: 0 };
         self.whole(env, &[], Pdu::LogoutResponse(pdu));
+    }
+
+    /// Is this unit a disk beneath, or one of them where none is named?
+    fn is_beneath(&self, env: &Env<'_>, unit: Option<u32>) -> bool {
+        let store = self.session.as_ref().and_then(|s| env.iscsi.shared.stores.get(s.store));
+        store.is_some_and(|store| store.has_beneath(unit))
     }
 
     /// Says something of its own accord. `false` before there is a session.

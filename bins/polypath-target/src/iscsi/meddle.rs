@@ -1,6 +1,7 @@
 //! Faults on single commands: delayed, lost, refused, held.
 
 use super::Env;
+use super::beneath::beneath;
 use super::conn::Conn;
 use super::order::State;
 use super::scsi::{Verdict, sense};
@@ -40,6 +41,9 @@ impl Conn {
                         self.out.take_back(answer);
                     }
                     self.stat_sn = stat_sn;
+                    if self.lose_below(cmd) {
+                        return true;
+                    }
                 }
                 self.keep(env, cmd, State::Lost);
             }
@@ -69,7 +73,7 @@ impl Conn {
             Command::WriteSame { lba, blocks, .. } => (*lba, *blocks, false, true),
             _ => return false,
         };
-        let Ok(disk) = self.disk(cmd) else { return false };
+        let Some(disk) = self.disk(cmd).ok().filter(|disk| beneath(disk).is_none()) else { return false };
         let (medium, shift, unit, nsid) = (disk.medium.clone(), disk.shift, disk.lun, disk.nsid);
         let inside = lba.checked_add(blocks.into()).is_some_and(|end| end <= disk.blocks);
         let len = u64::from(blocks) << shift;

@@ -4,6 +4,7 @@
 //! [`Iscsi`] is what all connections share: target names and sessions. [`Conn`] is one connection: its login (`login.rs`), commands and
 //! their data (`order.rs`), task management (`manage.rs`), what leaves (`send.rs`); `scsi/` carries commands out.
 
+mod beneath;
 mod conn;
 mod login;
 mod manage;
@@ -170,8 +171,9 @@ impl Iscsi {
         chap.map(Some).map_err(|_| LoginError::Refused(LoginStatus::TargetError))
     }
 
-    /// Takes a session in. The one before it of the same nexus, if there is one, is over, but may be executing something still.
-    fn open(&self, session: Session) -> (Arc<Session>, Option<Arc<Session>>) {
+    /// Takes a session in. The one before it of the same nexus, if there is one, is over, but may be executing something still; so may one
+    /// whose connection has ended before, which is what the last part of the answer says: whether this nexus was here before.
+    fn open(&self, session: Session) -> (Arc<Session>, Option<Arc<Session>>, bool) {
         let session = Arc::new(session);
         let mut sessions = lock(&self.sessions);
         let same = |s: &&Arc<Session>| s.store == session.store && s.party == session.party;
@@ -204,7 +206,7 @@ impl Iscsi {
         }
         self.shared.counters.sessions.fetch_add(1, Ordering::Relaxed);
         tracing::info!(tsih = session.tsih, initiator = %session.initiator, isid = %session.isid, listener = session.listener, "session begun");
-        (session, before)
+        (session, before, code == attention::NEXUS_LOSS)
     }
 
     /// A session is over.

@@ -1,9 +1,11 @@
 //! Commands in their order, and the data that come with them and after them (RFC 7143 sections 4.2.2 and 4.2.5).
 
 use super::Env;
+use super::beneath::Below;
 use super::conn::{Conn, Fatal};
 use super::scsi::{Verdict, sense};
 use crate::conn::Ending;
+use crate::media::beneath::Order;
 use polypath_block::SlotKey;
 use polypath_iscsi::pdu::{BHS_LEN, DataOut, Header, Itt, Opcode, RejectReason, Role, ScsiCommand, Ttt};
 use polypath_iscsi::serial::CmdSn;
@@ -42,6 +44,8 @@ pub(super) enum State {
     Lost,
     /// To be applied late: the number of the held write.
     Held,
+    /// A disk beneath carries it out.
+    Below(Below),
 }
 
 /// Data on their way.
@@ -206,6 +210,7 @@ impl Conn {
                 self.waiting.retain(|k| *k != key);
             }
             State::Delayed { .. } => self.delayed -= 1,
+            State::Below(below) => self.staged -= below.bytes,
             State::Lost | State::Held => {}
         }
         Some((task.cmd, task.state))
@@ -213,8 +218,10 @@ impl Conn {
 
     /// The same with a task that nothing more is to become of.
     pub(super) fn drop_task(&mut self, key: SlotKey) {
-        if let Some((_, State::Transfer(t))) = self.end_task(key) {
-            self.pool.push(t.stage);
+        match self.end_task(key) {
+            Some((_, State::Transfer(t))) => self.pool.push(t.stage),
+            Some((_, State::Below(_))) => self.orders.push(Order::Cancel(key.as_u32())),
+            _ => {}
         }
         self.requests = 0;
     }

@@ -1,22 +1,20 @@
-//! Media: memory, nothing, or a file. Shared by all threads, without a lock per I/O.
+//! Media: memory, nothing, or a disk of our own stack. Shared by all threads, without a lock per I/O.
 //!
-//! One logical block is never torn: one thread's copies cannot interleave with its own, and with several
+//! Memory and nothing are used directly, by the methods of [`Medium`]; a disk beneath answers later (`beneath/`). One logical block is never torn: one thread's copies cannot interleave with its own, and with several
 //! threads a striped spin bit per 4 KiB orders them.
 
+pub(crate) mod beneath;
 mod cache;
 mod reservations;
 
+pub(crate) use beneath::Beneath;
 pub(crate) use cache::Cached;
 pub(crate) use reservations::{Hold, News, Party, Picture, Refusal, Reservations, Told};
 
 use crate::config::{Backing, ConfigError};
 use polypath_block::Segment;
 use polypath_memory::{Region, Window};
-use rustix::fs::FallocateFlags;
-use std::fs::File;
-use std::io::{self, Seek};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -38,6 +36,20 @@ pub(crate) enum MediumError {
     Read,
     /// They cannot be written, or not made durable.
     Write,
+    /// It does no such thing.
+    Unsupported,
+    /// It takes no changes.
+    WriteProtected,
+    /// Somebody else has reserved it.
+    Conflict,
+    /// There is something else.
+    Miscompare,
+    /// It has no space left.
+    NoSpace,
+    /// It gave the request up, which may be made again.
+    Aborted,
+    /// It did not do it, or nobody knows: there is no way to it, or it did not say.
+    Failed,
 }
 
 /// Where the bytes of a disk are.
@@ -45,8 +57,9 @@ pub(crate) enum MediumError {
 pub(crate) enum Medium {
     Null,
     Ram(Ram),
-    File(File),
     Cached(Cached),
+    /// None of the methods below reaches its bytes: connections make jobs of their commands.
+    Beneath(Arc<Beneath>),
 }
 
 #[derive(Debug)]
@@ -78,11 +91,8 @@ impl Medium {
                 let stripes = (threads > 1).then(|| (0..STRIPES).map(|_| AtomicBool::new(false)).collect::<Arc<[_]>>());
                 Ok((Medium::Ram(Ram { parts, stripes }), *bytes))
             }
-            Backing::File(path) => {
-                let fail = |e: io::Error| ConfigError::new(path.display().to_string(), e.to_string());
-                let mut file = File::options().read(true).write(true).open(path).map_err(fail)?;
-                let bytes = file.seek(io::SeekFrom::End(0)).map_err(fail)?;
-                Ok((Medium::File(file), bytes))
+            Backing::Beneath(source) => {
+                Err(ConfigError::new(format!("{:?}", source.paths), "is opened where there are reactors"))
             }
         }
     }
@@ -90,7 +100,7 @@ impl Medium {
     /// Does Flush do anything?
     pub(crate) fn is_volatile(&self) -> bool {
         match self {
-            Medium::File(_) => true,
+            Medium::Beneath(disk) => disk.limits().write_cache,
             Medium::Cached(cached) => cached.is_volatile(),
             Medium::Null | Medium::Ram(_) => false,
         }
@@ -115,10 +125,8 @@ impl Medium {
         match self {
             Medium::Null => out.fill(0),
             Medium::Ram(ram) => ram.each(offset, out.len(), |w, at, range| w.copy_out(at, &mut out[range]))?,
-            Medium::File(file) => {
-                file.read_exact_at(out, offset).map_err(|e| trouble(&e, MediumError::Read))?;
-            }
             Medium::Cached(cached) => cached.read(offset, out)?,
+            Medium::Beneath(_) => return Err(MediumError::Failed),
         }
         Ok(())
     }
@@ -129,8 +137,8 @@ impl Medium {
         match self {
             Medium::Null => Ok(()),
             Medium::Ram(ram) => ram.each(offset, data.len(), |w, at, range| w.copy_in(at, &data[range])),
-            Medium::File(file) => file.write_all_at(data, offset).map_err(|e| trouble(&e, MediumError::Write)),
             Medium::Cached(cached) => cached.write(offset, data),
+            Medium::Beneath(_) => Err(MediumError::Failed),
         }
     }
 
@@ -156,7 +164,7 @@ impl Medium {
     }
 
     /// Writes `new` at byte `offset` if the medium holds `expected` there, both of one length; else says where the first byte is that
-    /// differs. Nothing else that is written gets in between, but to files.
+    /// differs. Nothing else that is written gets in between.
     pub(crate) fn compare_and_write(
         &self,
         offset: u64,
@@ -183,7 +191,7 @@ impl Medium {
         match self {
             Medium::Ram(ram) => ram.alone(offset, expected.len(), swap),
             Medium::Cached(cached) => cached.compare_and_write(offset, expected, new),
-            Medium::File(_) | Medium::Null => swap(),
+            Medium::Beneath(_) | Medium::Null => swap(),
         }
     }
 
@@ -204,8 +212,7 @@ impl Medium {
                 let whole = offset.next_multiple_of(STRIPE)..end / STRIPE * STRIPE;
                 ram.give_back(whole.start, whole.end - whole.start).then_some(whole)
             }
-            Medium::File(file) => punch(file, offset, end - offset).then_some(offset..end),
-            Medium::Cached(_) => None,
+            Medium::Cached(_) | Medium::Beneath(_) => None,
         }
     }
 
@@ -225,13 +232,7 @@ impl Medium {
             Medium::Null => Ok(None),
             Medium::Ram(ram) if bytes <= ram.len() => Ok(None),
             Medium::Ram(ram) => Ok(Some(Medium::Ram(ram.grown(bytes)?))),
-            Medium::File(file) => {
-                let have = file.metadata().map_err(|e| e.to_string())?.len();
-                if bytes > have {
-                    file.set_len(bytes).map_err(|e| e.to_string())?;
-                }
-                Ok(None)
-            }
+            Medium::Beneath(disk) => Err(format!("the size is that of {}", disk.name())),
             Medium::Cached(cached) => {
                 cached.grow(bytes);
                 Ok(None)
@@ -242,7 +243,7 @@ impl Medium {
     /// Makes everything written so far survive a loss of power.
     pub(crate) fn flush(&self) -> Result<(), MediumError> {
         match self {
-            Medium::File(file) => file.sync_data().map_err(|e| trouble(&e, MediumError::Write)),
+            Medium::Beneath(_) => Err(MediumError::Failed),
             Medium::Cached(cached) => {
                 cached.flush();
                 Ok(())
@@ -377,16 +378,6 @@ impl Ram {
     }
 }
 
-fn punch(file: impl rustix::fd::AsFd, offset: u64, len: u64) -> bool {
-    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len).is_ok()
-}
-
-#[cold]
-fn trouble(error: &io::Error, what: MediumError) -> MediumError {
-    tracing::warn!(%error, ?what, "file medium failed");
-    what
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -410,14 +401,9 @@ mod tests {
     }
 
     #[test]
-    fn ram_and_file_keep_what_is_written() {
+    fn ram_keeps_what_is_written() {
         check(&Medium::open(&Backing::Ram(4 << 20), 1).unwrap().0);
         check(&Medium::open(&Backing::Ram(4 << 20), 2).unwrap().0);
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(4 << 20).unwrap();
-        let (medium, bytes) = Medium::open(&Backing::File(file.path().into()), 1).unwrap();
-        assert_eq!(bytes, 4 << 20);
-        check(&medium);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::state::{Controller, ControllerInner};
 use super::{Conn, Env};
 use crate::conn::Ending;
+use crate::mail::{Address, Msg, Quiesce};
 use crate::shared::lock;
 use polypath_block::Slots;
 use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectRequest, ConnectResponse, InvalidParameter, cattr, fctype};
@@ -46,13 +47,17 @@ impl Conn {
                 };
                 self.complete(env, Cqe::new(cid, status));
             }
-            fctype::DISCONNECT if self.controller.is_some() && self.qid != 0 => {
-                self.complete(env, Cqe::new(cid, StatusField::SUCCESS));
-                self.ending = Some(Ending::AfterFlush);
-            }
+            // Its answer says that nothing is under way any more.
+            fctype::DISCONNECT if self.qid != 0 && self.below > 0 => self.disconnecting = Some(cid),
+            fctype::DISCONNECT if self.controller.is_some() && self.qid != 0 => self.disconnect(env, cid),
             fctype::DISCONNECT => self.fail(env, cid, StatusField::INVALID_QUEUE_TYPE),
             _ => self.fail(env, cid, StatusField::INVALID_OPCODE),
         }
+    }
+
+    pub(super) fn disconnect(&mut self, env: &Env<'_>, cid: u16) {
+        self.complete(env, Cqe::new(cid, StatusField::SUCCESS));
+        self.ending = Some(Ending::AfterFlush);
     }
 
     fn connect(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<u16, ConnectResponse> {
@@ -170,7 +175,8 @@ impl Conn {
         if sub.discovery || qid > controller.granted.load(Ordering::Relaxed) {
             return Err(Invalid(InvalidParameter::QID));
         }
-        if !controller.ready() || controller.dead.load(Ordering::Acquire) {
+        let enabled = controller.cc.load(Ordering::Acquire) & 1 != 0;
+        if !enabled || !controller.ready() || controller.dead.load(Ordering::Acquire) {
             return Err(Refused(StatusField::COMMAND_SEQUENCE_ERROR.with_dnr()));
         }
         let mut inner = lock(&controller.inner);
@@ -198,8 +204,8 @@ impl Conn {
         }
     }
 
-    fn property_set(&self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {
-        let controller = self.admin_controller()?;
+    fn property_set(&mut self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {
+        let controller = self.admin_controller()?.clone();
         if sqe.property() != Ok(Register::Cc) {
             return Err(StatusField::INVALID_FIELD);
         }
@@ -217,20 +223,51 @@ impl Conn {
             controller.csts.store(if fits { 1 } else { 2 }, Ordering::Release);
             controller.alive_us.store(env.now_us, Ordering::Release);
         } else if was_on && !on {
-            controller.csts.store(0, Ordering::Release);
             reset = true;
         }
         if shutdown {
+            // Shutdown processing occurs.
             let csts = controller.csts.load(Ordering::Acquire);
-            controller.csts.store(csts & !0xc | 0x8, Ordering::Release);
+            controller.csts.store(csts & !0xc | 0x4, Ordering::Release);
             reset = true;
         }
         if reset {
             controller.epoch.fetch_add(1, Ordering::AcqRel);
             lock(&controller.inner).queues.clear();
             env.nvme.shared.wake_all();
+            self.ask_for_quiet(env, &controller);
         }
         Ok(())
+    }
+
+    /// Not ready, and shut down, is what a controller is when nothing of before is under way: every thread is asked where disks beneath
+    /// may have something still.
+    fn ask_for_quiet(&mut self, env: &Env<'_>, controller: &Controller) {
+        let store = &env.nvme.subsystems[controller.subsystem].store;
+        let threads = env.nvme.shared.threads.get().map_or(&[][..], Vec::as_slice);
+        let index = controller.subsystem.checked_sub(1).filter(|_| store.has_beneath(None) && !threads.is_empty());
+        let Some(index) = index else { return become_quiet(controller) };
+        let what = Quiesce {
+            store: index,
+            unit: None,
+            session: None,
+            parties: Some(Vec::new()),
+            except: None,
+            end: false,
+            tell: false,
+        };
+        let what = Arc::new(what);
+        let reply = Address { thread: self.info.thread, conn: self.info.id, tag: 0 };
+        self.resetting += threads.len();
+        threads.iter().for_each(|thread| thread.send(Msg::Quiesce { what: what.clone(), reply }));
+    }
+
+    /// One more thread has nothing any more of what was before a reset.
+    pub(crate) fn quiet(&mut self) {
+        self.resetting = self.resetting.saturating_sub(1);
+        if let Some(controller) = self.controller.as_ref().filter(|_| self.resetting == 0) {
+            become_quiet(controller);
+        }
     }
 
     fn admin_controller(&self) -> Result<&Arc<Controller>, StatusField> {
@@ -240,4 +277,19 @@ impl Conn {
             None => Err(StatusField::COMMAND_SEQUENCE_ERROR),
         }
     }
+}
+
+/// Nothing of before a reset or a shutdown is under way.
+fn become_quiet(controller: &Controller) {
+    let csts = controller.csts.load(Ordering::Acquire);
+    // Shutdown processing is complete where it occurs.
+    let shutting_down = csts & 0xc == 0x4;
+    let enabled = controller.cc.load(Ordering::Acquire) & 1 != 0;
+    let quiet = match (enabled, shutting_down) {
+        (false, false) => 0,
+        (false, true) => 0x8,
+        (true, false) => csts,
+        (true, true) => csts & !0xc | 0x8,
+    };
+    controller.csts.store(quiet, Ordering::Release);
 }

@@ -1,5 +1,6 @@
 //! Identify data and log pages.
 
+use super::Conn;
 use super::admin::EVENT_REQUESTS;
 use super::connect::{ADMIN_ENTRIES, VERSION};
 use super::state::{Controller, EVENT_ANA, EVENT_DISCOVERY, EVENT_NAMESPACE, Nvme};
@@ -121,7 +122,7 @@ fn identify_controller(nvme: &Nvme, controller: &Controller) -> IdentifyControll
         frmw: 0b11, // one slot, read-only
         lpa: 0b110, // effects log, offsets into log pages
         kas: (config.kas_ms / 100) as u16,
-        cqt_ms: config.cqt_ms,
+        cqt_ms: quiesce_time_ms(nvme, controller),
         maxcmd: if subsystem.discovery { ADMIN_ENTRIES } else { config.queue_depth },
         // SGLs without alignment, offsets, transport data blocks.
         sgls: 1 | 1 << 20 | 1 << 21,
@@ -160,14 +161,25 @@ fn identify_controller(nvme: &Nvme, controller: &Controller) -> IdentifyControll
     id
 }
 
+/// How long after the end of an association its commands may land at most: what is configured, or what the disks beneath may take.
+fn quiesce_time_ms(nvme: &Nvme, controller: &Controller) -> u16 {
+    let disks = nvme.subsystems[controller.subsystem].store.disks();
+    let beneath = disks.iter().filter_map(|disk| Conn::beneath(disk)).map(|disk| disk.quiesce_time());
+    let longest_ms = beneath.max().unwrap_or_default().as_millis();
+    nvme.shared.config.cqt_ms.max(u16::try_from(longest_ms).unwrap_or(u16::MAX))
+}
+
 fn identify_namespace(n: &Disk) -> IdentifyNamespace {
+    let limits = Conn::beneath(n).map(|disk| disk.limits());
     let mut id = IdentifyNamespace {
         nsze: n.blocks,
         ncap: n.blocks,
         nuse: n.blocks,
         nmic: nmic::SHARED,
         rescap: rescap::ALL_TYPES | rescap::IGNORE_KEY_1_3,
-        dlfeat: 1, // deallocated blocks read as zeroes
+        // Deallocated blocks read as zeroes, or as whatever the disk beneath makes of them.
+        dlfeat: u8::from(limits.is_none()),
+        nsattr: u8::from(limits.is_some_and(|l| l.read_only)),
         anagrpid: n.group,
         nguid: n.nguid,
         eui64: n.eui64,

@@ -1,7 +1,8 @@
 //! I/O commands.
 
 use super::{Conn, Env, wire};
-use crate::media::{Medium, ZEROES};
+use crate::media::beneath::{Job, Task};
+use crate::media::{Beneath, Medium, ZEROES};
 use crate::store::Disk;
 use polypath_nvme::sqe::{DsmRange, NSID_ALL, io as op};
 use polypath_nvme::{Cqe, Sqe, StatusField};
@@ -14,11 +15,20 @@ pub(super) struct Range<'a> {
     pub(super) len: u64,
 }
 
+/// When a command is answered.
+enum Answered {
+    Now,
+    /// A disk beneath carries it out.
+    Later,
+}
+
+type Outcome = Result<Answered, StatusField>;
+
 impl Conn {
     #[inline]
     pub(super) fn io(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) {
         let cid = sqe.cid();
-        let result = match sqe.opcode() {
+        let done = match sqe.opcode() {
             op::READ => {
                 self.counts.reads += 1;
                 return self.read(env, sqe);
@@ -49,7 +59,11 @@ impl Conn {
             }
             _ => Err(StatusField::INVALID_OPCODE.with_dnr()),
         };
-        self.complete(env, Cqe::new(cid, result.err().unwrap_or(StatusField::SUCCESS)));
+        match done {
+            Ok(Answered::Now) => self.complete(env, Cqe::new(cid, StatusField::SUCCESS)),
+            Ok(Answered::Later) => {}
+            Err(status) => self.complete(env, Cqe::new(cid, status)),
+        }
     }
 
     /// Checks a command before its data is asked for.
@@ -131,16 +145,8 @@ impl Conn {
             return;
         }
         let medium = namespace.medium.clone();
-        if let Medium::File(_) = &*medium {
-            // May fail, so the data comes before the header that promises it.
-            let mut data = self.pool.pop().unwrap_or_default();
-            data.resize(len, 0);
-            match medium.read(offset, &mut data) {
-                Ok(()) => self.data_out(env, cid, &data),
-                Err(error) => self.complete(env, Cqe::new(cid, error.into())),
-            }
-            self.pool.push(data);
-            return;
+        if let Medium::Beneath(beneath) = &*medium {
+            return self.start_one(env, sqe, beneath.clone(), Task::Read, &[]);
         }
         let success = self.c2h_header(env, cid, len);
         let data = self.out.reserve(len);
@@ -171,48 +177,67 @@ impl Conn {
     }
 
     #[inline]
-    fn write(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {
+    fn write(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Outcome {
         let range = self.range(env, sqe)?;
         if range.len != data.len() as u64 {
             return Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
+        }
+        if let Some(beneath) = Conn::beneath(range.disk).cloned() {
+            return self.later(env, sqe, beneath, Task::Write, data);
         }
         range.disk.medium.write(range.offset, data)?;
         if sqe.fua() {
             range.disk.medium.persist(range.offset, range.len)?;
         }
-        Ok(())
+        Ok(Answered::Now)
     }
 
-    fn compare(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {
+    fn later(&mut self, env: &Env<'_>, sqe: &Sqe, beneath: Arc<Beneath>, task: Task, data: &[u8]) -> Outcome {
+        self.start_one(env, sqe, beneath, task, data);
+        Ok(Answered::Later)
+    }
+
+    fn compare(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Outcome {
         let range = self.range(env, sqe)?;
         if range.len != data.len() as u64 {
             return Err(StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
         }
+        if let Some(beneath) = Conn::beneath(range.disk).cloned() {
+            return self.later(env, sqe, beneath, Task::Compare, data);
+        }
         match range.disk.medium.compare(range.offset, data)? {
-            true => Ok(()),
+            true => Ok(Answered::Now),
             false => Err(StatusField::COMPARE_FAILURE.with_dnr()),
         }
     }
 
-    fn write_zeroes(&self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {
+    fn write_zeroes(&mut self, env: &Env<'_>, sqe: &Sqe) -> Outcome {
         let range = self.range(env, sqe)?;
+        if let Some(beneath) = Conn::beneath(range.disk).cloned() {
+            return self.later(env, sqe, beneath, Task::Zero { unmap: sqe.deac() }, &[]);
+        }
         range.disk.medium.zero(range.offset, range.len)?;
         if sqe.fua() {
             range.disk.medium.persist(range.offset, range.len)?;
         }
-        Ok(())
+        Ok(Answered::Now)
     }
 
-    fn flush(&self, env: &Env<'_>, sqe: &Sqe) -> Result<(), StatusField> {
+    fn flush(&mut self, env: &Env<'_>, sqe: &Sqe) -> Outcome {
         if sqe.nsid() == NSID_ALL {
             self.namespaces.iter().try_for_each(|n| self.allowed(n, true))?;
-            self.namespaces.iter().try_for_each(|n| n.medium.flush())?;
-            return Ok(());
+            let mut own = self.namespaces.iter().filter(|n| Conn::beneath(n).is_none());
+            own.try_for_each(|n| n.medium.flush())?;
+            return Ok(if self.flush_all(env, sqe) { Answered::Later } else { Answered::Now });
         }
-        let namespace = self.namespace(env, sqe.nsid())?;
-        self.allowed(namespace, true)?;
-        namespace.medium.flush()?;
-        Ok(())
+        let disk = self.namespace(env, sqe.nsid())?;
+        self.allowed(disk, true)?;
+        if let Some(beneath) = Conn::beneath(disk).cloned() {
+            self.start(env, sqe, 0, [Job::new(beneath, Task::Flush, 0, (0, 0))]);
+            return Ok(Answered::Later);
+        }
+        disk.medium.flush()?;
+        Ok(Answered::Now)
     }
 
     /// What somebody else has reserved is his, whichever protocol he speaks.
@@ -224,7 +249,7 @@ impl Conn {
         }
     }
 
-    fn dataset_management(&self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), StatusField> {
+    fn dataset_management(&mut self, env: &Env<'_>, sqe: &Sqe, data: &[u8]) -> Outcome {
         let namespace = self.namespace(env, sqe.nsid())?;
         self.allowed(namespace, true)?;
         let ranges = usize::from(sqe.dsm_ranges_z()) + 1;
@@ -236,12 +261,17 @@ impl Conn {
         if !ranges().all(|r| inside(&r)) {
             return Err(StatusField::LBA_OUT_OF_RANGE.with_dnr());
         }
-        if sqe.dsm_deallocate() {
-            for r in ranges().filter(|r| r.blocks > 0) {
-                namespace.medium.zero(r.slba << namespace.shift, u64::from(r.blocks) << namespace.shift)?;
-            }
+        if !sqe.dsm_deallocate() {
+            return Ok(Answered::Now);
         }
-        Ok(())
+        if let Some(beneath) = Conn::beneath(namespace).cloned() {
+            self.discard(env, sqe, beneath, ranges());
+            return Ok(Answered::Later);
+        }
+        for r in ranges().filter(|r| r.blocks > 0) {
+            namespace.medium.zero(r.slba << namespace.shift, u64::from(r.blocks) << namespace.shift)?;
+        }
+        Ok(Answered::Now)
     }
 }
 

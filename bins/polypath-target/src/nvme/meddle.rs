@@ -35,6 +35,9 @@ impl Conn {
                     if answer > 0 {
                         self.out.take_back(answer);
                     }
+                    if self.lose_below(cid) {
+                        return true;
+                    }
                 }
                 Pending::Silent { cid }
             }
@@ -64,6 +67,9 @@ impl Conn {
         answer: Answer,
     ) -> bool {
         let (Some(controller), Ok(range)) = (self.controller.clone(), self.range(env, sqe)) else { return false };
+        if Conn::beneath(range.disk).is_some() {
+            return false;
+        }
         let zeroes = sqe.opcode() == op::WRITE_ZEROES;
         if !zeroes && data.len() as u64 != range.len {
             return false;

@@ -1,6 +1,9 @@
 //! One connection as a state machine without socket and clock: bytes in, bytes out, time an argument.
 
 mod admin;
+mod beneath;
+#[cfg(test)]
+mod beneath_tests;
 mod connect;
 mod data;
 mod io;
@@ -16,6 +19,7 @@ pub(crate) use state::{Controller, Nvme};
 
 use crate::conn::Ending;
 use crate::faults::{self, Rule, Who};
+use crate::media::beneath::Order;
 use crate::media::{MediumError, Party};
 use crate::out::Out;
 use crate::shared::ConnInfo;
@@ -45,6 +49,14 @@ impl From<MediumError> for StatusField {
             MediumError::OutOfRange => StatusField::LBA_OUT_OF_RANGE,
             MediumError::Read => StatusField::UNRECOVERED_READ_ERROR,
             MediumError::Write => StatusField::WRITE_FAULT,
+            MediumError::Unsupported => StatusField::INVALID_OPCODE.with_dnr(),
+            MediumError::WriteProtected => StatusField::NAMESPACE_WRITE_PROTECTED.with_dnr(),
+            MediumError::Conflict => StatusField::RESERVATION_CONFLICT,
+            MediumError::Miscompare => StatusField::COMPARE_FAILURE.with_dnr(),
+            MediumError::NoSpace => StatusField::CAPACITY_EXCEEDED.with_dnr(),
+            MediumError::Aborted => StatusField::COMMAND_INTERRUPTED,
+            // Not one about the path: it is the disk that does not answer, and what became of it is not known.
+            MediumError::Failed => StatusField::INTERNAL_ERROR.with_dnr(),
         }
     }
 }
@@ -58,6 +70,8 @@ enum Pending {
     Delayed { sqe: Sqe, data: Vec<u8>, until_us: u64 },
     /// A command that is never answered, or answered by a held write.
     Silent { cid: u16 },
+    /// A command that a disk beneath carries out.
+    Below(beneath::Below),
 }
 
 impl Pending {
@@ -66,6 +80,7 @@ impl Pending {
             Pending::Transfer(t) => t.sqe.cid(),
             Pending::Delayed { sqe, .. } => sqe.cid(),
             Pending::Silent { cid } => *cid,
+            Pending::Below(below) => below.cid,
         }
     }
 }
@@ -96,6 +111,14 @@ pub(crate) struct Conn {
     delayed: usize,
     /// Identifiers of Asynchronous Event Requests.
     events: Vec<u16>,
+    /// What the engine of the thread is to be told.
+    pub(crate) orders: Vec<Order>,
+    /// Commands that disks beneath carry out.
+    below: usize,
+    /// A Disconnect that waits for them.
+    disconnecting: Option<u16>,
+    /// Threads that have not said yet that nothing of before the reset is under way.
+    resetting: usize,
     counts: Counts,
 }
 
@@ -130,6 +153,10 @@ impl Conn {
             pool: Vec::new(),
             delayed: 0,
             events: Vec::new(),
+            orders: Vec::new(),
+            below: 0,
+            disconnecting: None,
+            resetting: 0,
             counts: Counts::default(),
         }
     }
@@ -199,8 +226,7 @@ impl Conn {
     /// Looks at what other threads have changed: a dead controller, a reset, events to be told.
     pub(crate) fn look_around(&mut self, env: &Env<'_>) {
         let Some(controller) = self.controller.clone() else { return };
-        let old_epoch = self.qid != 0 && controller.epoch.load(Ordering::Acquire) != self.epoch;
-        if controller.dead.load(Ordering::Acquire) || old_epoch {
+        if self.is_of_before(&controller) {
             self.ending = Some(Ending::Now);
         } else if self.qid == 0 {
             for disk in self.namespaces.iter() {
@@ -209,6 +235,12 @@ impl Conn {
             }
             self.tell_events(env, &controller);
         }
+    }
+
+    /// Is its association over, or was it a queue before a reset?
+    fn is_of_before(&self, controller: &Controller) -> bool {
+        let old_epoch = self.qid != 0 && controller.epoch.load(Ordering::Acquire) != self.epoch;
+        controller.dead.load(Ordering::Acquire) || old_epoch
     }
 
     /// Answers a command that another thread has finished. `false` when it is not waiting (any more).
@@ -223,7 +255,9 @@ impl Conn {
 
     /// Ends a command on behalf of Abort. `true` when it was still waiting and is now aborted.
     pub(crate) fn abort(&mut self, env: &Env<'_>, cid: u16) -> bool {
-        let found = self.pending.iter().find(|(_, p)| !matches!(p, Pending::Silent { .. }) && p.cid() == cid);
+        // What is with a disk beneath cannot be taken back.
+        let fixed = |p: &Pending| matches!(p, Pending::Silent { .. } | Pending::Below(_));
+        let found = self.pending.iter().find(|(_, p)| !fixed(p) && p.cid() == cid);
         let Some(key) = found.map(|(k, _)| k) else { return false };
         self.forget(key);
         self.complete(env, Cqe::new(cid, StatusField::ABORT_REQUESTED));
@@ -234,6 +268,7 @@ impl Conn {
     pub(crate) fn close(&mut self, nvme: &Nvme) {
         let keys: Vec<SlotKey> = self.pending.iter().map(|(k, _)| k).collect();
         keys.into_iter().for_each(|k| self.forget(k));
+        self.orders.clear();
         self.out.clear();
         if let Some(controller) = self.controller.take() {
             if self.qid == 0 {
@@ -265,6 +300,13 @@ impl Conn {
         None
     }
 
+    /// Has nothing any more of what is to be quiet: queues of before a reset end.
+    pub(crate) fn quiesce(&mut self) {
+        if self.controller.as_ref().is_some_and(|controller| self.is_of_before(controller)) {
+            self.ending = Some(Ending::Now);
+        }
+    }
+
     fn publish(&mut self) {
         let info = &self.info;
         info.reads.store(self.counts.reads, Ordering::Relaxed);
@@ -281,6 +323,10 @@ impl Conn {
         match self.pending.remove(key) {
             Some(Pending::Transfer(t)) => self.unstage(t.stage),
             Some(Pending::Delayed { .. }) => self.delayed -= 1,
+            Some(Pending::Below(below)) => {
+                self.staged -= below.bytes;
+                self.below -= 1;
+            }
             Some(Pending::Silent { .. }) | None => {}
         }
         self.waiting.retain(|k| *k != key);

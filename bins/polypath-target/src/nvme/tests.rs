@@ -12,31 +12,31 @@ use std::sync::atomic::AtomicU32;
 
 const NQN: &str = "nqn.2024-01.org.example:t";
 
-fn shared(change: impl FnOnce(&mut TargetConfig)) -> Nvme {
+pub(super) fn shared(change: impl FnOnce(&mut TargetConfig)) -> Nvme {
     let mut config = TargetConfig {
         listeners: vec![ListenerConfig::new("127.0.0.1:1")],
         subsystems: vec![SubsystemConfig::new(NQN, vec![NamespaceConfig::new("ram://1MiB")])],
         ..TargetConfig::default()
     };
     change(&mut config);
-    Nvme::new(Arc::new(Shared::new(config, &["127.0.0.1:1".parse().unwrap()]).unwrap()))
+    Nvme::new(Arc::new(Shared::new(config, &["127.0.0.1:1".parse().unwrap()], None).unwrap()))
 }
 
-fn env(shared: &Nvme, now_us: u64) -> Env<'_> {
+pub(super) fn env(shared: &Nvme, now_us: u64) -> Env<'_> {
     Env { now_us, nvme: shared, rules: &[] }
 }
 
-fn conn(id: u64) -> Conn {
+pub(super) fn conn(id: u64) -> Conn {
     Conn::new(Arc::new(ConnInfo { id, queue: AtomicU32::new(u32::MAX), ..ConnInfo::default() }))
 }
 
-fn icreq(digests: u8) -> Vec<u8> {
+pub(super) fn icreq(digests: u8) -> Vec<u8> {
     let mut b = vec![0; 128];
     (b[2], b[4], b[11]) = (128, 128, digests);
     b
 }
 
-fn capsule(sqe: Sqe, data: &[u8]) -> Vec<u8> {
+pub(super) fn capsule(sqe: Sqe, data: &[u8]) -> Vec<u8> {
     let mut b = vec![4, 0, 72, if data.is_empty() { 0 } else { 72 }];
     b.extend_from_slice(&(72 + data.len() as u32).to_le_bytes());
     b.extend_from_slice(sqe.as_bytes());
@@ -44,7 +44,7 @@ fn capsule(sqe: Sqe, data: &[u8]) -> Vec<u8> {
     b
 }
 
-fn connect(qid: u16, cntlid: u16, attributes: u8) -> Vec<u8> {
+pub(super) fn connect(qid: u16, cntlid: u16, attributes: u8) -> Vec<u8> {
     connect_as("nqn.host", qid, cntlid, attributes)
 }
 
@@ -59,12 +59,12 @@ fn connect_as(hostnqn: &str, qid: u16, cntlid: u16, attributes: u8) -> Vec<u8> {
     capsule(sqe, &data)
 }
 
-fn bare(sqe: Sqe) -> Vec<u8> {
+pub(super) fn bare(sqe: Sqe) -> Vec<u8> {
     capsule(sqe.with_sgl(SglDescriptor::NO_DATA), &[])
 }
 
 /// An admin and an I/O connection of one controller, everything they said so far thrown away.
-fn pair(shared: &Nvme, attributes: u8) -> (Conn, Conn) {
+pub(super) fn pair(shared: &Nvme, attributes: u8) -> (Conn, Conn) {
     let e = env(shared, 0);
     let (mut admin, mut io) = (conn(1), conn(2));
     let enable = bare(Sqe::property_set(2, Register::Cc, 0x0046_0001));
@@ -79,14 +79,14 @@ fn pair(shared: &Nvme, attributes: u8) -> (Conn, Conn) {
     (admin, io)
 }
 
-fn finish(shared: &Nvme, conns: impl IntoIterator<Item = Conn>) {
+pub(super) fn finish(shared: &Nvme, conns: impl IntoIterator<Item = Conn>) {
     for mut c in conns {
         c.close(shared);
     }
 }
 
 /// PDUs in `bytes`, each with its type and flags, and octets 8 to 24 of its header.
-fn pdus(bytes: &[u8]) -> Vec<(u8, u8, Vec<u8>)> {
+pub(super) fn pdus(bytes: &[u8]) -> Vec<(u8, u8, Vec<u8>)> {
     let mut list = Vec::new();
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -97,14 +97,14 @@ fn pdus(bytes: &[u8]) -> Vec<(u8, u8, Vec<u8>)> {
     list
 }
 
-fn write(cid: u16, lba: u64, blocks: u16, in_capsule: bool) -> Sqe {
+pub(super) fn write(cid: u16, lba: u64, blocks: u16, in_capsule: bool) -> Sqe {
     let length = u32::from(blocks) * 512;
     let sgl =
         if in_capsule { SglDescriptor::InCapsule { offset: 0, length } } else { SglDescriptor::Transport { length } };
     Sqe::write(cid, 1, lba, blocks - 1, false).with_sgl(sgl)
 }
 
-fn h2c(cid: u16, ttag: u16, offset: u32, data: &[u8], last: bool) -> Vec<u8> {
+pub(super) fn h2c(cid: u16, ttag: u16, offset: u32, data: &[u8], last: bool) -> Vec<u8> {
     let mut b = vec![0; 24];
     (b[0], b[1], b[2], b[3]) = (6, if last { 4 } else { 0 }, 24, 24);
     b[4..8].copy_from_slice(&(24 + data.len() as u32).to_le_bytes());

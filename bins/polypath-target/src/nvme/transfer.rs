@@ -125,6 +125,7 @@ impl Conn {
         // What was staged is counted afresh from those that were asked for.
         let asked = |p: &Pending| match p {
             Pending::Transfer(t) if t.asked > 0 => t.len,
+            Pending::Below(below) => below.bytes,
             _ => 0,
         };
         self.staged = self.pending.iter().map(|(_, p)| asked(p)).sum();

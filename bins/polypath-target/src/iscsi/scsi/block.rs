@@ -5,6 +5,7 @@ use crate::iscsi::Env;
 use crate::iscsi::conn::Conn;
 use crate::iscsi::send::Source;
 use crate::media::Medium;
+use crate::media::beneath::{Job, Range, Task};
 use crate::store::Disk;
 use polypath_iscsi::pdu::ScsiCommand;
 use polypath_scsi::cdb::{ByteCheck, RwFlags, StartStop, WriteSame};
@@ -21,7 +22,7 @@ pub(super) const WRITE_SAME_BLOCKS: u64 = 1 << 15;
 
 /// First byte and length in bytes of a range of blocks, if there are such.
 #[inline]
-fn range(disk: &Disk, lba: u64, blocks: u64) -> Result<(u64, u64), Verdict> {
+pub(super) fn range(disk: &Disk, lba: u64, blocks: u64) -> Result<(u64, u64), Verdict> {
     match lba.checked_add(blocks) {
         Some(end) if end <= disk.blocks => Ok((lba << disk.shift, blocks << disk.shift)),
         _ => Err(Verdict::check(sense::LBA_OUT_OF_RANGE.with_information(disk.blocks.max(lba)))),
@@ -30,7 +31,7 @@ fn range(disk: &Disk, lba: u64, blocks: u64) -> Result<(u64, u64), Verdict> {
 
 /// The same, for a transfer that must not be too long.
 #[inline]
-fn transfer(env: &Env<'_>, disk: &Disk, lba: u64, blocks: u32) -> Result<(u64, u64), Verdict> {
+pub(super) fn transfer(env: &Env<'_>, disk: &Disk, lba: u64, blocks: u32) -> Result<(u64, u64), Verdict> {
     let found = range(disk, lba, blocks.into())?;
     if found.1 > env.iscsi.shared.config.iscsi.max_transfer.into() {
         return Err(Verdict::check(sense::INVALID_FIELD_IN_CDB));
@@ -45,16 +46,10 @@ impl Conn {
         self.access(env, disk, &polypath_scsi::Command::Read(t))?;
         let (offset, len) = transfer(env, disk, t.lba, t.blocks)?;
         let medium = disk.medium.clone();
-        if let Medium::File(_) = &*medium {
-            // May fail, so the data come before the header that promises them.
-            let mut data = self.pool.pop().unwrap_or_default();
-            data.resize(len as usize, 0);
-            let read = medium.read(offset, &mut data);
-            if read.is_ok() {
-                self.data_in(env, cmd, Source::Bytes(&data), len);
-            }
-            self.pool.push(data);
-            return Ok(read?);
+        if let Medium::Beneath(beneath) = &*medium {
+            let job = Job::new(beneath.clone(), Task::Read, 0, (t.lba, t.blocks.into()));
+            self.start(env, cmd, job, len);
+            return Ok(());
         }
         self.data_in(env, cmd, Source::Medium(&medium, offset), len);
         Ok(())
@@ -136,11 +131,19 @@ pub(super) fn compare_and_write(disk: &Disk, t: Transfer, expected_len: u32, dat
 }
 
 pub(super) fn unmap(disk: &Disk, anchor: bool, data: &[u8]) -> Outcome {
+    for (lba, blocks) in unmap_ranges(disk, anchor, data)? {
+        disk.medium.zero(lba << disk.shift, blocks << disk.shift)?;
+    }
+    Ok(())
+}
+
+/// The blocks that UNMAP names, in ranges that are not empty.
+pub(super) fn unmap_ranges(disk: &Disk, anchor: bool, data: &[u8]) -> Result<Vec<Range>, Verdict> {
     if anchor {
         return Err(Verdict::check(sense::INVALID_FIELD_IN_CDB));
     }
     if data.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let short = Verdict::check(sense::PARAMETER_LENGTH);
     let ranges = polypath_scsi::unmap::parse(data).map_err(|_| short)?;
@@ -149,11 +152,29 @@ pub(super) fn unmap(disk: &Disk, anchor: bool, data: &[u8]) -> Outcome {
         return Err(Verdict::check(sense::INVALID_FIELD_IN_PARAMETERS));
     }
     ranges.clone().try_for_each(|r| range(disk, r.lba, r.blocks.into()).map(|_| ()))?;
-    for r in ranges.filter(|r| r.blocks > 0) {
-        let (offset, len) = range(disk, r.lba, r.blocks.into())?;
-        disk.medium.zero(offset, len)?;
+    Ok(ranges.filter(|r| r.blocks > 0).map(|r| (r.lba, r.blocks.into())).collect())
+}
+
+/// First byte and length in bytes of what WRITE SAME writes.
+pub(super) fn write_same_range(
+    disk: &Disk,
+    (lba, blocks): (u64, u32),
+    how: WriteSame,
+    data: &[u8],
+) -> Result<(u64, u64), Verdict> {
+    let invalid = Verdict::check(sense::INVALID_FIELD_IN_CDB);
+    if how.anchor || u64::from(blocks) > WRITE_SAME_BLOCKS {
+        return Err(invalid);
     }
-    Ok(())
+    // WSNZ: nobody gets the rest of the disk by leaving the number out.
+    let found = range(disk, lba, blocks.into())?;
+    if blocks == 0 {
+        return Err(invalid);
+    }
+    if !how.no_data && data.len() != 1 << disk.shift {
+        return Err(Verdict::check(sense::INFORMATION_UNIT));
+    }
+    Ok(found)
 }
 
 pub(super) fn write_same(
@@ -163,19 +184,8 @@ pub(super) fn write_same(
     how: WriteSame,
     data: &[u8],
 ) -> Outcome {
-    let invalid = Verdict::check(sense::INVALID_FIELD_IN_CDB);
-    if how.anchor || u64::from(blocks) > WRITE_SAME_BLOCKS {
-        return Err(invalid);
-    }
-    // WSNZ: nobody gets the rest of the disk by leaving the number out.
-    let (offset, len) = range(disk, lba, blocks.into())?;
-    if blocks == 0 {
-        return Err(invalid);
-    }
+    let (offset, len) = write_same_range(disk, (lba, blocks), how, data)?;
     let block = 1usize << disk.shift;
-    if !how.no_data && data.len() != block {
-        return Err(Verdict::check(sense::INFORMATION_UNIT));
-    }
     if how.no_data || data.iter().all(|b| *b == 0) {
         return Ok(disk.medium.zero(offset, len)?);
     }

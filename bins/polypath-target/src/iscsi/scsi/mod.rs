@@ -1,5 +1,6 @@
 //! The device server: what commands do to the disks (SPC-4, SBC-3, SAM-5). Every command that is not here is refused.
 
+mod below;
 mod block;
 mod groups;
 mod opcodes;
@@ -7,6 +8,7 @@ mod pages;
 mod reserve;
 
 use super::Env;
+use super::beneath::beneath;
 use super::conn::Conn;
 use super::send::Source;
 use crate::config::{AnaState, STANDBY};
@@ -36,6 +38,10 @@ pub(super) mod sense {
     pub(crate) const MISCOMPARE: Sense = Sense::new(key::MISCOMPARE, 0x1d, 0);
     pub(crate) const READ_ERROR: Sense = Sense::new(key::MEDIUM_ERROR, 0x11, 0);
     pub(crate) const WRITE_ERROR: Sense = Sense::new(key::MEDIUM_ERROR, 0x0c, 0);
+    pub(crate) const WRITE_PROTECTED: Sense = Sense::new(key::DATA_PROTECT, 0x27, 0);
+    /// SPACE ALLOCATION FAILED WRITE PROTECT.
+    pub(crate) const NO_SPACE: Sense = Sense::new(key::DATA_PROTECT, 0x27, 0x07);
+    pub(crate) const GIVEN_UP: Sense = Sense::new(key::ABORTED_COMMAND, 0, 0);
     pub(crate) const INTERNAL_FAILURE: Sense = Sense::new(key::HARDWARE_ERROR, 0x44, 0);
     pub(crate) const STANDBY: Sense = Sense::new(key::NOT_READY, 0x04, 0x0b);
     pub(crate) const UNAVAILABLE: Sense = Sense::new(key::NOT_READY, 0x04, 0x0c);
@@ -68,6 +74,14 @@ impl From<MediumError> for Verdict {
             MediumError::OutOfRange => sense::LBA_OUT_OF_RANGE,
             MediumError::Read => sense::READ_ERROR,
             MediumError::Write => sense::WRITE_ERROR,
+            MediumError::Unsupported => sense::INVALID_OPCODE,
+            MediumError::WriteProtected => sense::WRITE_PROTECTED,
+            MediumError::Conflict => return Verdict::CONFLICT,
+            MediumError::Miscompare => sense::MISCOMPARE,
+            MediumError::NoSpace => sense::NO_SPACE,
+            MediumError::Aborted => sense::GIVEN_UP,
+            // Not NOT READY, which would be said of our port: it is the disk that does not answer, and what became of it is not known.
+            MediumError::Failed => sense::INTERNAL_FAILURE,
         })
     }
 }
@@ -225,6 +239,16 @@ impl Conn {
             _ => {
                 let disk = self.disk(cmd)?.clone();
                 self.access(env, &disk, command)?;
+                if let Some(medium) = beneath(&disk)
+                    && let Some(job) = self.job(env, &disk, medium, command, data)?
+                {
+                    let wanted = match command.data(1 << disk.shift) {
+                        Data::Out(wanted) => wanted,
+                        _ => 0,
+                    };
+                    self.start(env, cmd, job, wanted);
+                    return Err(Verdict { status: ANSWERED, sense: None });
+                }
                 match *command {
                     Command::Write(transfer) => nothing(block::write(env, &disk, transfer, data)),
                     Command::TestUnitReady => Ok(None),
@@ -256,7 +280,7 @@ impl Conn {
                         nothing(self.reserve_out(env, cmd, &disk, action, scope_type, data))
                     }
                     Command::ReportSupportedOperationCodes { which, timeouts, allocation_length } => {
-                        some(opcodes::report(which, timeouts)?, allocation_length)
+                        some(opcodes::report(which, timeouts, below::absent(&disk))?, allocation_length)
                     }
                     _ => Err(Verdict::check(sense::INVALID_OPCODE)),
                 }

@@ -107,9 +107,9 @@ pub(super) fn write_and_verify(cdb: &[u8; 16], write: u8) -> Result<Command, Sen
     Command::parse(&plain).map_err(|e| e.sense())
 }
 
-/// The data of REPORT SUPPORTED OPERATION CODES.
-pub(super) fn report(which: Reporting, timeouts: bool) -> Result<Vec<u8>, Verdict> {
-    let known = || ALL.iter();
+/// The data of REPORT SUPPORTED OPERATION CODES of a unit that has all commands but those of `absent`.
+pub(super) fn report(which: Reporting, timeouts: bool, absent: &[u8]) -> Result<Vec<u8>, Verdict> {
+    let known = || ALL.iter().filter(|s| !absent.contains(&s.0));
     let invalid = Verdict::check(sense::INVALID_FIELD_IN_CDB);
     let (opcode, action) = match which {
         Reporting::All => return Ok(list(known(), timeouts)),

@@ -2,9 +2,10 @@
 
 use super::{Verdict, block, sense};
 use crate::iscsi::Env;
+use crate::iscsi::beneath::beneath;
 use crate::iscsi::conn::Conn;
 use crate::store::Disk;
-use polypath_block::Geometry;
+use polypath_block::{Geometry, Identifier};
 use polypath_iscsi::pdu::ScsiCommand;
 use polypath_scsi::Lun;
 use polypath_scsi::capacity::{Capacity10, Capacity16};
@@ -53,25 +54,21 @@ impl Conn {
             Some(code::BLOCK_DEVICE_CHARACTERISTICS) => {
                 BlockCharacteristics { rotation_rate: 1, ..BlockCharacteristics::default() }.to_bytes()
             }
-            Some(code::LOGICAL_BLOCK_PROVISIONING) => provisioning(),
+            Some(code::LOGICAL_BLOCK_PROVISIONING) => provisioning(disk),
             Some(_) => return Err(Verdict::check(sense::INVALID_FIELD_IN_CDB)),
         })
     }
 
     /// Who the unit is. EUI-64 and UUID are those that NVMe hosts see of the same disk.
     fn identification(&self, env: &Env<'_>, disk: &Disk) -> Vec<u8> {
-        let serial = serial(disk);
-        let mut designators = vec![Designator::t10_vendor(VENDOR, &serial)];
-        // NAA 3h is assigned locally: it is for those that cannot do without one, and proves nothing.
-        let mut naa = [0; 8];
-        naa.copy_from_slice(disk.uuid.first_chunk::<8>().unwrap_or(&[0; 8]));
-        naa[0] = 0x30 | naa[0] & 0x0f;
-        designators.push(Designator::naa(&naa));
-        if disk.eui64 != [0; 8] {
-            designators.push(Designator::eui_64(disk.eui64));
-        }
-        if disk.uuid != [0; 16] {
-            designators.push(Designator::uuid(disk.uuid));
+        let mut designators = vec![Designator::t10_vendor(VENDOR, &serial(disk))];
+        if disk.identifiers.is_empty() {
+            designators.extend(own_designators(disk));
+        } else {
+            designators.extend(disk.identifiers.iter().filter_map(Designator::of));
+            // The one that was made for NVMe of one that it has no word for.
+            let made = disk.uuid != [0; 16] && !disk.identifiers.contains(&Identifier::Uuid(disk.uuid));
+            designators.extend(made.then(|| Designator::uuid(disk.uuid)));
         }
         let group = env.iscsi.shared.listeners.get(self.info.listener).map_or(1, |l| l.portal_group);
         designators.push(Designator::relative_target_port(group));
@@ -136,34 +133,66 @@ fn standard() -> Vec<u8> {
     inquiry.to_bytes().to_vec()
 }
 
+/// Who a disk of ours is.
+fn own_designators(disk: &Disk) -> Vec<Designator> {
+    // NAA 3h is assigned locally: it is for those that cannot do without one, and proves nothing.
+    let mut naa = [0; 8];
+    naa.copy_from_slice(disk.uuid.first_chunk::<8>().unwrap_or(&[0; 8]));
+    naa[0] = 0x30 | naa[0] & 0x0f;
+    let mut designators = vec![Designator::naa(&naa)];
+    if disk.eui64 != [0; 8] {
+        designators.push(Designator::eui_64(disk.eui64));
+    }
+    if disk.uuid != [0; 16] {
+        designators.push(Designator::uuid(disk.uuid));
+    }
+    designators
+}
+
 fn serial(disk: &Disk) -> String {
-    disk.uuid.iter().map(|b| format!("{b:02x}")).collect()
+    let all: [&[u8]; 3] = [&disk.uuid, &disk.nguid, &disk.eui64];
+    let shown = all.into_iter().find(|id| id.iter().any(|b| *b != 0)).unwrap_or(&disk.uuid);
+    shown.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn limits(max_transfer: u32, disk: &Disk) -> Vec<u8> {
+    let below = beneath(disk).map(|disk| disk.limits());
+    let unmaps = unmaps(disk);
+    let granularity = below.map_or(1, |l| l.discard_granularity_blocks);
     let limits = BlockLimits {
         write_same_non_zero: true,
-        max_compare_and_write_blocks: block::COMPARE_AND_WRITE_BLOCKS,
+        max_compare_and_write_blocks: if below.is_none() { block::COMPARE_AND_WRITE_BLOCKS } else { 0 },
         optimal_granularity_blocks: 1,
         max_transfer_blocks: max_transfer >> disk.shift,
         optimal_transfer_blocks: max_transfer >> disk.shift,
         max_prefetch_blocks: 0,
-        max_unmap_blocks: block::UNMAP_BLOCKS,
-        max_unmap_descriptors: block::UNMAP_RANGES,
-        unmap_granularity_blocks: 1,
+        max_unmap_blocks: if unmaps { block::UNMAP_BLOCKS } else { 0 },
+        max_unmap_descriptors: if unmaps { block::UNMAP_RANGES } else { 0 },
+        unmap_granularity_blocks: granularity,
         unmap_alignment: Some(0),
         max_write_same_blocks: block::WRITE_SAME_BLOCKS,
     };
     limits.to_bytes()
 }
 
-fn provisioning() -> Vec<u8> {
+/// Is there UNMAP?
+fn unmaps(disk: &Disk) -> bool {
+    beneath(disk).is_none_or(|disk| disk.limits().max_discard_blocks > 0)
+}
+
+/// Do unmapped blocks read as zeroes? Disks beneath do not say.
+fn reads_zeroes(disk: &Disk) -> bool {
+    beneath(disk).is_none()
+}
+
+fn provisioning(disk: &Disk) -> Vec<u8> {
+    let unmap = unmaps(disk);
     let provisioning = Provisioning {
-        unmap: true,
-        write_same_16: true,
-        write_same_10: true,
-        reads_zeroes: true,
-        kind: ProvisioningType::Thin,
+        unmap,
+        write_same_16: unmap,
+        write_same_10: unmap,
+        reads_zeroes: reads_zeroes(disk),
+        kind: if unmap { ProvisioningType::Thin } else { Provisioning::default().kind },
         ..Provisioning::default()
     };
     provisioning.to_bytes()
@@ -178,7 +207,11 @@ pub(super) fn capacity_10(disk: &Disk) -> Vec<u8> {
 }
 
 pub(super) fn capacity_16(disk: &Disk) -> Vec<u8> {
-    let capacity = Capacity16 { provisioning: true, unmapped_read_zeroes: true, ..Capacity16::of(geometry(disk)) };
+    let capacity = Capacity16 {
+        provisioning: unmaps(disk),
+        unmapped_read_zeroes: reads_zeroes(disk),
+        ..Capacity16::of(geometry(disk))
+    };
     capacity.to_bytes().to_vec()
 }
 
@@ -206,6 +239,7 @@ pub(super) fn mode_sense(env: &Env<'_>, disk: &Disk, command: &Command) -> Resul
     if control == PageControl::Changeable {
         pages.iter_mut().for_each(|p| p.body.fill(0));
     }
-    let data = ModeData { dpo_fua: true, pages, ..ModeData::default() };
+    let write_protected = beneath(disk).is_some_and(|disk| disk.limits().read_only);
+    let data = ModeData { write_protected, dpo_fua: true, pages, ..ModeData::default() };
     Ok(data.to_bytes(if header == Header::Six { Header::Six } else { Header::Ten }))
 }

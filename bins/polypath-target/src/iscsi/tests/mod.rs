@@ -1,5 +1,6 @@
 //! The connection's state machine without a socket: what an initiator sends, and what must leave.
 
+mod beneath;
 mod ends;
 mod hostile;
 
@@ -38,7 +39,7 @@ fn target(change: impl FnOnce(&mut TargetConfig)) -> Iscsi {
     };
     change(&mut config);
     let addresses = ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()];
-    let shared = Shared::new(config, &addresses).unwrap();
+    let shared = Shared::new(config, &addresses, None).unwrap();
     assert!(shared.threads.set(vec![ThreadHandle::new().unwrap()]).is_ok());
     Iscsi::new(Arc::new(shared)).unwrap()
 }
