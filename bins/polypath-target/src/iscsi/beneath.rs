@@ -19,6 +19,8 @@ const POOL: usize = 32;
 pub(super) struct Below {
     /// Octets of data that go with it by itself.
     wanted: u64,
+    /// Octets that it is answered with, as far as it reads.
+    pub(super) reads: usize,
     /// Answered with data.
     read: bool,
     /// Octets of the initiator's that it holds.
@@ -48,9 +50,11 @@ impl Conn {
     /// Has a job done for a command that moves `wanted` octets.
     pub(super) fn start(&mut self, env: &Env<'_>, cmd: &ScsiCommand, job: Job, wanted: u64) {
         let read = job.task == Task::Read;
-        let bytes = job.data.len();
-        let Some(key) = self.keep(env, cmd, State::Below(Below { wanted, read, bytes, lost: false })) else { return };
+        let (bytes, reads) = (job.data.len(), if read { wanted as usize } else { 0 });
+        let below = Below { wanted, reads, read, bytes, lost: false };
+        let Some(key) = self.keep(env, cmd, State::Below(below)) else { return };
         self.staged += bytes;
+        self.reading += reads;
         self.orders.push(Order::Start(Job { tag: key.as_u32(), ..job }));
     }
 

@@ -1,7 +1,7 @@
 //! One connection: what has come is taken apart here and given to whom it concerns.
 
 use super::manage::Quest;
-use super::order::{Early, Task};
+use super::order::{Early, STAGE_LIMIT, Task};
 use super::{Env, Iscsi, Session};
 use crate::conn::Ending;
 use crate::faults::Who;
@@ -73,6 +73,8 @@ pub(crate) struct Conn {
     /// Transfers that wait for staging room, in order.
     pub(super) waiting: VecDeque<SlotKey>,
     pub(super) staged: usize,
+    /// Octets that disks beneath are to read.
+    pub(super) reading: usize,
     pub(super) pool: Vec<Vec<u8>>,
     pub(super) delayed: usize,
     /// R2T that were sent for the command that is answered next.
@@ -129,6 +131,7 @@ impl Conn {
             tasks: Slots::new(window + IMMEDIATE),
             waiting: VecDeque::new(),
             staged: 0,
+            reading: 0,
             pool: Vec::new(),
             delayed: 0,
             requests: 0,
@@ -161,7 +164,8 @@ impl Conn {
         if !bytes.is_empty() {
             self.heard_us = env.now_us;
         }
-        while self.ending.is_none() && self.out.len() < OUT_LIMIT && !matches!(self.phase, Phase::Waiting(..)) {
+        let waits = |phase: &Phase| matches!(phase, Phase::Waiting(..));
+        while self.ending.is_none() && self.out.len() < OUT_LIMIT && self.reading < STAGE_LIMIT && !waits(&self.phase) {
             match self.pdu(env, &bytes[at..]) {
                 Ok(0) => break,
                 Ok(n) => at += n,
@@ -246,7 +250,7 @@ impl Conn {
         self.waiting.clear();
         self.quests.clear();
         self.orders.clear();
-        (self.delayed, self.counted, self.staged) = (0, 0, 0);
+        (self.delayed, self.counted, self.staged, self.reading) = (0, 0, 0, 0);
         self.out.clear();
         if let Some(session) = self.session.take() {
             iscsi.forget(&session, "its connection ended");

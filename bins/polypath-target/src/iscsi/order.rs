@@ -12,8 +12,8 @@ use polypath_iscsi::serial::CmdSn;
 use polypath_scsi::ScsiStatus;
 use polypath_scsi::command::{Command, Data};
 
-/// Staged data of one connection at most; commands beyond it wait for their R2T.
-const STAGE_LIMIT: usize = 32 << 20;
+/// Staged data of one connection at most; commands beyond it wait for their R2T. No more PDUs are taken while disks beneath read so much for it.
+pub(super) const STAGE_LIMIT: usize = 32 << 20;
 /// Octets of PDUs that came before their turn.
 const EARLY_LIMIT: usize = 4 << 20;
 /// Where the generation and the number of the R2T begin in a target transfer tag; below is the slot.
@@ -210,7 +210,10 @@ impl Conn {
                 self.waiting.retain(|k| *k != key);
             }
             State::Delayed { .. } => self.delayed -= 1,
-            State::Below(below) => self.staged -= below.bytes,
+            State::Below(below) => {
+                self.staged -= below.bytes;
+                self.reading -= below.reads;
+            }
             State::Lost | State::Held => {}
         }
         Some((task.cmd, task.state))

@@ -16,8 +16,8 @@ const POOL: usize = 32;
 #[derive(Debug)]
 pub(super) struct Below {
     pub(super) cid: u16,
-    /// Answered with data.
-    read: bool,
+    /// Bytes that it is answered with.
+    pub(super) reads: usize,
     /// Jobs that are not over.
     left: usize,
     status: StatusField,
@@ -58,14 +58,15 @@ impl Conn {
     ) {
         let jobs = jobs.into_iter();
         let cid = sqe.cid();
-        let read = sqe.opcode() == op::READ;
-        let below = Below { cid, read, left: jobs.len(), status: StatusField::SUCCESS, bytes, lost: false };
+        let reads = if sqe.opcode() == op::READ { sqe.sgl().length() as usize } else { 0 };
+        let below = Below { cid, reads, left: jobs.len(), status: StatusField::SUCCESS, bytes, lost: false };
         if below.left == 0 {
             return self.complete(env, Cqe::new(cid, StatusField::SUCCESS));
         }
         match self.wait(Pending::Below(below)) {
             Ok(key) => {
                 self.staged += bytes;
+                self.reading += reads;
                 self.below += 1;
                 self.orders.extend(jobs.map(|job| Order::Start(Job { tag: key.as_u32(), ..job })));
             }
@@ -119,12 +120,13 @@ impl Conn {
     fn answer(&mut self, env: &Env<'_>, key: SlotKey, data: &[u8]) {
         let Some(Pending::Below(below)) = self.pending.remove(key) else { return };
         self.staged -= below.bytes;
+        self.reading -= below.reads;
         self.below -= 1;
         let cid = below.cid;
         if below.lost {
             // Its place was taken until now, and is so still.
             let _ = self.pending.insert(Pending::Silent { cid });
-        } else if below.read && below.status.is_success() {
+        } else if below.reads > 0 && below.status.is_success() {
             self.data_out(env, cid, data);
         } else {
             self.complete(env, Cqe::new(cid, below.status));

@@ -139,6 +139,25 @@ fn commands_are_carried_out_beneath() {
     rig.script.change(|info| info.limits.write_cache = false);
     rig.pump();
     assert!(!super::data::has_write_cache(&nvme, admin.controller.as_ref().unwrap()));
+    // Reads beneath are bounded, and what came is taken when there is room again.
+    rig.script.hold(&[Op::Read]);
+    let most = 131_072;
+    let all: Vec<u8> = (0..7u16)
+        .flat_map(|n| {
+            capsule(Sqe::read(50 + n, 1, 0, 255, false).with_sgl(SglDescriptor::Transport { length: most }), &[])
+        })
+        .collect();
+    io.reading = STAGE_LIMIT - 2 * most as usize;
+    let taken = io.receive(&e, &all);
+    assert_eq!(taken, 2 * 72, "more than that has to wait");
+    rig.script.hold(&[]);
+    settle(&nvme, &mut rig, &mut [&mut io]);
+    drain(&mut io.out);
+    io.reading = 0;
+    assert_eq!(io.receive(&e, &all[taken..]), 5 * 72);
+    settle(&nvme, &mut rig, &mut [&mut io]);
+    assert_eq!(io.reading, 0);
+    drain(&mut io.out);
     // A transfer, in two lots; its memory is its own until it is over.
     rig.script.hold(&[Op::Write]);
     io.receive(&e, &capsule(write(21, 100, 64, false), &[]));

@@ -33,7 +33,7 @@ use wire::{Agreed, Fatal, Fes, kind};
 
 /// No more PDUs are taken while so much waits to be sent.
 const OUT_LIMIT: usize = 1 << 20;
-/// Staged data of one connection at most; commands beyond it wait for their R2T.
+/// Staged data of one connection at most; commands beyond it wait for their R2T. No more PDUs are taken while disks beneath read so much for it.
 const STAGE_LIMIT: usize = 32 << 20;
 
 /// What a connection needs from around it for one pass.
@@ -115,6 +115,8 @@ pub(crate) struct Conn {
     pub(crate) orders: Vec<Order>,
     /// Commands that disks beneath carry out.
     below: usize,
+    /// Bytes that they are to read.
+    reading: usize,
     /// A Disconnect that waits for them.
     disconnecting: Option<u16>,
     /// Threads that have not said yet that nothing of before the reset is under way.
@@ -155,6 +157,7 @@ impl Conn {
             events: Vec::new(),
             orders: Vec::new(),
             below: 0,
+            reading: 0,
             disconnecting: None,
             resetting: 0,
             counts: Counts::default(),
@@ -183,7 +186,7 @@ impl Conn {
                 self.namespaces = env.nvme.subsystems[self.subsystem].store.disks();
             }
         }
-        while self.ending.is_none() && self.out.len() < OUT_LIMIT {
+        while self.ending.is_none() && self.out.len() < OUT_LIMIT && self.reading < STAGE_LIMIT {
             let rest = &bytes[at..];
             match self.pdu(env, rest) {
                 Ok(0) => break,
@@ -325,6 +328,7 @@ impl Conn {
             Some(Pending::Delayed { .. }) => self.delayed -= 1,
             Some(Pending::Below(below)) => {
                 self.staged -= below.bytes;
+                self.reading -= below.reads;
                 self.below -= 1;
             }
             Some(Pending::Silent { .. }) | None => {}

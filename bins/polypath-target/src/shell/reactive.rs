@@ -114,6 +114,12 @@ impl Shell {
     fn deliver(&mut self, ended: Ended, now_us: u64) {
         let (rooms, rules) = (self.rooms.clone(), self.rules.clone());
         let env = Env { now_us, rooms: &rooms, rules: &rules };
-        self.on(ended.conn, now_us, |conn| conn.finished(&env, ended));
+        let Some(i) = self.find(ended.conn) else { return };
+        if let Some(sock) = &mut self.socks[i] {
+            sock.conn.finished(&env, ended);
+        }
+        self.settle(i, now_us);
+        // It may have left what came to lie until there was room.
+        self.heat(i);
     }
 }

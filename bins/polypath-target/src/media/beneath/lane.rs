@@ -273,7 +273,8 @@ impl Lane {
         active.in_flight -= 1;
         let result = outcome(sent.op, status).and_then(|()| active.read_back(&sent, &piece.chunk));
         if let Err(error) = result {
-            if active.owner.is_some() {
+            let ordinary = matches!(error, MediumError::Miscompare | MediumError::Conflict);
+            if active.owner.is_some() && !ordinary {
                 tracing::warn!(disk = self.medium.name(), op = ?sent.op, %status, "request failed beneath");
             }
             active.fail(error);
