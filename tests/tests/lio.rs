@@ -120,15 +120,43 @@ fn access_is_asked_for_where_linux_leaves_it_to_its_initiators() -> Result<()> {
     let rig = Rig::start(&lab, &lio)?;
     let load = rig.load(0x0011_0e11);
     load.wait_for_more(300, LIMIT)?;
-    let has = |rig: &Rig| -> Result<Vec<bool>> { Ok(rig.shown()?.iter().map(|shown| shown == "optimized").collect()) };
+    let has = |rig: &Rig| -> Result<Vec<bool>> {
+        Ok(rig.say("access")?.iter().map(|access| access == "optimized").collect())
+    };
     let used = has(&rig)?.iter().position(|has| *has).context("no path has access")?;
     ensure!(lio.command(&format!("alua_is {}", used + 1))? == OPTIMIZED.to_string(), "Linux says otherwise");
     lio.command(&format!("link_down {}", used + 1))?;
     load.wait_for_more(300, LIMIT)?;
     let other = 1 - used;
-    ensure!(has(&rig)?[other], "{:?}", rig.shown()?);
+    ensure!(has(&rig)?[other], "{:?}", rig.say("access")?);
     ensure!(lio.command(&format!("alua_is {}", other + 1))? == OPTIMIZED.to_string(), "Linux says otherwise");
     lio.command(&format!("link_up {}", used + 1))?;
+    let report = load.stop()?;
+    println!("{report:?}");
+    report.check()?;
+    rig.end()
+}
+
+/// What Linux's administrator takes away and gives back, beside a silent network.
+#[test]
+fn what_linux_takes_away_costs_no_request_and_comes_back() -> Result<()> {
+    let Some(lab) = Lab::enter("lio", "lio_taken_away", &NEEDS) else { return Ok(()) };
+    let mut lio = LioGuest::start(&lab)?;
+    lio.command(&format!("alua 2 {OPTIMIZED}"))?;
+    let mut rig = Rig::start(&lab, &lio)?;
+    rig.wait_for_states(|states| states == ["usable", "usable"])?;
+    let load = rig.load(0x0011_0b0f);
+    load.wait_for_more(300, LIMIT)?;
+    for (group, away, back) in [(1, "portal_down", "portal_up"), (2, "link_down", "link_up")] {
+        lio.command(&format!("{away} {group}"))?;
+        rig.wait_for_states(|states| states[group - 1] != "usable")?;
+        load.wait_for_more(300, LIMIT)?;
+        lio.command(&format!("{back} {group}"))?;
+        rig.wait_for_states(|states| states == ["usable", "usable"])?;
+        let before = rig.ios()?;
+        load.wait_for_more(300, LIMIT)?;
+        ensure!(rig.ios()?[group - 1] > before[group - 1], "after {away} and {back} group {group} carries nothing");
+    }
     let report = load.stop()?;
     println!("{report:?}");
     report.check()?;
@@ -150,9 +178,9 @@ impl Rig {
         BlkioLoad::start(BlkioOptions { blocks: 2048, ..BlkioOptions::new(&self.daemon.socket, seed) })
     }
 
-    /// The access that each path shows.
-    fn shown(&self) -> Result<Vec<String>> {
-        Ok(self.daemon.paths()?.iter().map(|path| path["access"].as_str().unwrap_or("none").to_owned()).collect())
+    /// What each path says under `key`.
+    fn say(&self, key: &str) -> Result<Vec<String>> {
+        Ok(self.daemon.paths()?.iter().map(|path| path[key].as_str().unwrap_or("none").to_owned()).collect())
     }
 
     /// The I/Os of each path.
@@ -161,17 +189,21 @@ impl Rig {
     }
 
     fn wait_for(&mut self, shown: &[&str]) -> Result<()> {
+        self.until("access", |access| access == shown)
+    }
+
+    fn wait_for_states(&mut self, are: impl Fn(&[String]) -> bool) -> Result<()> {
+        self.until("state", are)
+    }
+
+    /// Waits until what the paths say under `key` is as it should be.
+    fn until(&mut self, key: &str, good: impl Fn(&[String]) -> bool) -> Result<()> {
         let start = Instant::now();
-        while self.shown()? != shown {
-            ensure!(
-                start.elapsed() < LIMIT,
-                "{shown:?} was waited for: {:?}\n{}",
-                self.shown()?,
-                self.daemon.process().log_tail()
-            );
+        while !good(&self.say(key)?) {
+            ensure!(start.elapsed() < LIMIT, "{:?}\n{}", self.say(key)?, self.daemon.process().log_tail());
             thread::sleep(Duration::from_millis(20));
         }
-        println!("{shown:?} after {:?}", start.elapsed());
+        println!("{:?} after {:?}", self.say(key)?, start.elapsed());
         Ok(())
     }
 
