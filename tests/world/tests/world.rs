@@ -128,6 +128,16 @@ fn late_tasks_harm_nobody_behind_a_reinstatement_or_a_bound() {
     }
 }
 
+/// What the target had taken is proven quiet by the reset, the rest by the bound.
+#[test]
+fn late_tasks_harm_nobody_behind_a_reset_through_another_path() {
+    for seed in seeds(0, 6) {
+        let mut plan = late_tasks(seed, [1, 2], false);
+        plan.settings.iscsi.reset_fence_ms = Some(10);
+        assert_eq!(broken(&plan), None, "seed {seed}");
+    }
+}
+
 #[test]
 fn a_target_that_does_not_end_the_tasks_of_a_session_is_caught() {
     let caught = seeds(0, 6).into_iter().filter_map(|seed| broken(&late_tasks(seed, [1, 1], true)));
