@@ -67,7 +67,8 @@ fn write_and_read(disk: &Disk, at: u64, byte: u8) {
 fn two_services_of_one_medium_give_one_device_and_strangers_stay_their_own() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(8 << 20).unwrap();
-    let medium = format!("file://{}", file.path().display());
+    // Two targets of one process on one file: they see each other's pages.
+    let medium = format!("file://{}?lock=off", file.path().display());
     let (one, two) =
         (target("nqn.2026-01.org.example:one", 2, &medium, 1), target("nqn.2026-01.org.example:two", 2, &medium, 1));
     let stack = stack();

@@ -57,7 +57,9 @@ fn what_does_not_prove_anything_says_so_and_in_time() {
     let mut rig = rig(100);
     rig.script(|s| s.up = false);
     rig.scan();
-    assert!(prove(&rig, 500).try_recv().is_ok_and(|said| said.is_err()), "at once: it is down");
+    let told = prove(&rig, 500);
+    turn(&mut rig);
+    assert!(told.try_recv().is_ok_and(|said| said.is_err()), "at the next turn: it is down");
 }
 
 #[test]
