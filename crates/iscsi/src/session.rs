@@ -346,13 +346,14 @@ impl Session {
         }
     }
 
-    /// Leaves in order what is to be left, as soon as nothing is on it.
+    /// Leaves in order what is to be left, as soon as nothing is on it; by force when the time for it is over, whatever is not answered.
     fn leave(&mut self, now: Time, done: &mut TaskDone) {
         let (Some(by), Some(connection)) = (self.leaving, &mut self.connection) else { return };
         if connection.link().in_flight() == 0 {
             connection.link_mut().log_out();
-        } else if now >= by {
-            let broken = Broken::new(Code::PathLost, "it is to be left, and tasks are not answered");
+        }
+        if now >= by {
+            let broken = Broken::new(Code::PathLost, "it is to be left, and what is on it is not answered");
             self.lose(done, broken, now);
         }
     }

@@ -1,17 +1,19 @@
 //! A session against a target in memory: what is lost, what proves it quiet, and how it comes back.
 
 use crate::script::{Heard, Target, any, read};
-use polypath_block::{Code, Cx, Fate, Health, Proof, QueueConfig, RefusedWhy, SegRow, SegTable, Time};
+use polypath_block::{Code, Cx, Fate, FenceState, Health, Proof, QueueConfig, RefusedWhy, SegRow, SegTable, Time};
 use polypath_iscsi::login::Name;
 use polypath_iscsi::pdu::{
-    AsyncEvent, AsyncMessage, LogoutResponse, LogoutResult, NopIn, Opcode, Pdu, TaskResponse, TaskResult,
+    AsyncEvent, AsyncMessage, CommandResponse, LogoutResponse, LogoutResult, NopIn, Opcode, Pdu, Residual,
+    ScsiResponse, TaskResponse, TaskResult,
 };
 use polypath_iscsi::{Session, TargetConfig};
 use polypath_memory::{Arena, Chunk};
 use polypath_scsi::midlayer::{
-    Address, Bus, HostBus, Outcome, Recovered, Recovery, RecoveryEnd, Task, TaskData, TaskDone, TaskEnd, TaskQueue,
+    Address, Answer, Bus, HostBus, Outcome, Recovered, Recovery, RecoveryEnd, Task, TaskData, TaskDone, TaskEnd,
+    TaskQueue,
 };
-use polypath_scsi::{Cdb, Lun, cdb::Form};
+use polypath_scsi::{Cdb, Lun, ScsiStatus, cdb::Form};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +90,31 @@ impl Rig {
     fn recover(&mut self, step: Recovery, token: u64) -> bool {
         let now = self.now();
         self.session.recover(&mut Cx { now, segs: &mut self.segs, reactor: 0 }, step, token)
+    }
+
+    fn close(&mut self) {
+        let now = self.now();
+        self.session.close(&mut Cx { now, segs: &mut self.segs, reactor: 0 });
+    }
+
+    /// The target asks for something.
+    fn hear_async(&mut self, event: AsyncEvent) {
+        self.target.say(true, &[], |sn, out| {
+            let lun = polypath_iscsi::pdu::Lun::ZERO;
+            AsyncMessage { event, vendor_code: 0, lun, sn, data_len: 0 }.encode(&any(), out).unwrap()
+        });
+    }
+
+    /// Answers the task management request that came last.
+    fn managed(&mut self, result: TaskResult) {
+        let all = self.target.take();
+        let itt = all.iter().rfind(|h| h.header.opcode == Opcode::TaskRequest).unwrap().itt();
+        self.target.say(true, &[], |sn, out| TaskResponse { result, itt, sn }.encode(&any(), out).unwrap());
+        self.turns(1);
+    }
+
+    fn dials(&self) -> usize {
+        self.target.script().dials.len()
     }
 
     fn commands(&self) -> Vec<Heard> {
@@ -342,4 +369,201 @@ fn a_target_that_has_moved_is_followed() {
     rig.turns(10);
     let dials: Vec<String> = rig.target.script().dials.iter().map(ToString::to_string).collect();
     assert_eq!((rig.is_up(), &dials[..]), (true, &["192.0.2.1:3260".to_owned(), "192.0.2.99:3333".to_owned()][..]));
+}
+
+/// A target that asks to be left, and then does not answer that it is.
+#[test]
+fn a_logout_is_not_waited_for_for_ever() {
+    for busy in [false, true] {
+        let mut rig = Rig::with(if busy { "leave-busy" } else { "leave-idle" }, |config| {
+            config.silence_timeout = ms(60_000);
+            config.keep_alive = Duration::ZERO;
+        });
+        if busy {
+            rig.submit(1, true).unwrap();
+            rig.turns(1);
+        }
+        rig.hear_async(AsyncEvent::LogoutRequested { within_s: 5 });
+        (0..399).for_each(|_| rig.turn(10));
+        assert_eq!((rig.dials(), rig.done.suspects.len(), rig.session.health()), (1, 0, Health::Down), "busy {busy}");
+        (0..10).for_each(|_| rig.turn(10));
+        assert_eq!((rig.dials(), rig.is_up(), rig.session.nexus()), (2, true, 2), "busy {busy}");
+        assert_eq!(rig.done.suspects.len(), usize::from(busy));
+        assert_eq!(rig.done.ends.len(), usize::from(busy), "reinstated");
+    }
+}
+
+#[test]
+fn what_a_dropped_session_has_left_behind_is_said_by_its_fence() {
+    // What it had sent, whether its connection was lost before, whether anything is open.
+    let cases = [
+        ("drop-idle", None, false, false),
+        ("drop-read", Some(false), false, true),
+        ("drop-write", Some(true), false, true),
+        ("drop-lost-read", Some(false), true, false),
+        ("drop-lost-write", Some(true), true, true),
+    ];
+    for (name, write, lose, open) in cases {
+        let mut rig = Rig::with(name, |config| config.fence = ms(1000));
+        if let Some(write) = write {
+            rig.submit(1, write).unwrap();
+            rig.turns(1);
+        }
+        if lose {
+            rig.target.script().away = true;
+            rig.target.reset();
+            rig.turns(1);
+        }
+        rig.target.take();
+        let (now, fence) = (rig.now(), rig.session.end_fence().unwrap());
+        assert_eq!(fence.state(now), FenceState::Idle, "{name}: it lives");
+        assert_eq!(rig.session.is_drained(), !open, "{name}");
+        let Rig { session, target, .. } = rig;
+        drop(session);
+        let by = now.after(ms(1000));
+        let (first, last) = match open {
+            true => (FenceState::Pending { by }, FenceState::Quiet(Proof::ConfiguredBound { bound_ms: 1000 })),
+            false => (FenceState::Quiet(Proof::SocketClosed), FenceState::Quiet(Proof::SocketClosed)),
+        };
+        assert_eq!((fence.state(now), fence.state(by)), (first, last), "{name}");
+        let logouts = target.take().iter().filter(|h| h.header.opcode == Opcode::LogoutRequest).count();
+        assert_eq!(logouts, usize::from(write.is_none()), "{name}: in order, where nothing is on it");
+    }
+}
+
+#[test]
+fn a_session_is_closed_when_what_is_on_it_has_ended() {
+    let mut rig = Rig::new("close-idle");
+    rig.close();
+    (0..100).for_each(|_| rig.turn(10));
+    assert!(rig.session.is_drained() && rig.dials() == 1 && !rig.is_up());
+    assert_eq!(rig.target.take().last().map(|h| h.header.opcode), Some(Opcode::LogoutRequest));
+
+    let mut rig = Rig::new("close-busy");
+    rig.submit(1, true).unwrap();
+    rig.turns(1);
+    let commands = rig.commands();
+    rig.close();
+    rig.turns(1);
+    assert!(!rig.session.is_drained() && !rig.is_up() && rig.submit(2, false) == Err(RefusedWhy::Gone));
+    assert!(rig.target.take().is_empty());
+    rig.target.answer(&commands[0]);
+    rig.turns(2);
+    assert_eq!((rig.session.is_drained(), &rig.done.good[..]), (true, &[1][..]));
+    assert_eq!(rig.target.take().last().map(|h| h.header.opcode), Some(Opcode::LogoutRequest));
+
+    // What is lost while it closes has its proof all the same.
+    let mut rig = Rig::new("close-lost");
+    rig.submit(1, true).unwrap();
+    rig.turns(200);
+    rig.close();
+    rig.target.reset();
+    rig.turns(1);
+    assert!(!rig.session.is_drained());
+    rig.turns(20);
+    assert_eq!((rig.session.is_drained(), rig.dials()), (true, 2));
+    assert_eq!(rig.done.ends, [lost(1, Proof::Reinstated)]);
+}
+
+#[test]
+fn pauses_between_attempts_grow_and_somebody_who_lived_is_taken_back_at_once() {
+    let mut rig = Rig::new("pauses");
+    rig.turns(200);
+    rig.target.script().away = true;
+    rig.target.reset();
+    rig.turn(1);
+    rig.turn(0);
+    assert_eq!(rig.dials(), 2, "in the same turn, or the next");
+    let begun = rig.now();
+    let mut pauses = Vec::new();
+    while pauses.len() < 4 {
+        let dials = rig.dials();
+        rig.turn(1);
+        if rig.dials() > dials {
+            pauses.push(rig.now().since(begun).as_millis());
+        }
+        assert!(rig.now().since(begun) < ms(5000), "{pauses:?}");
+    }
+    assert_eq!(pauses, [100, 300, 600, 1000], "100 ms more each time");
+    let (code, reason) = rig.session.trouble().unwrap();
+    assert!(code == Code::PathLost && reason.contains("connecting"), "{reason}");
+    rig.target.script().away = false;
+    rig.turns(600);
+    assert_eq!((rig.is_up(), rig.session.trouble(), rig.session.target_port()), (true, None, 1));
+}
+
+#[test]
+fn a_target_that_says_when_it_is_back_is_not_asked_before() {
+    let mut rig = Rig::new("back-later");
+    rig.submit(1, true).unwrap();
+    rig.turns(200);
+    rig.hear_async(AsyncEvent::SessionDropped { time2wait_s: 2, time2retain_s: 0 });
+    rig.turns(1999);
+    assert_eq!((rig.dials(), rig.done.suspects.len(), rig.done.ends.len()), (1, 1, 0));
+    rig.turns(20);
+    assert_eq!((rig.dials(), &rig.done.ends[..]), (2, &[lost(1, Proof::Reinstated)][..]));
+}
+
+#[test]
+fn a_function_that_the_target_does_not_carry_out_has_ended_nothing() {
+    let mut rig = Rig::new("not-supported");
+    rig.submit(1, true).unwrap();
+    rig.submit(2, false).unwrap();
+    rig.turns(1);
+    let steps = [
+        (Recovery::AbortTask { tag: 2 }, TaskResult::NotSupported, Recovered::Failed),
+        (Recovery::ResetLogicalUnit { target: 0, lun: Lun::ZERO }, TaskResult::Rejected, Recovered::Failed),
+        (Recovery::ResetTarget { target: 0 }, TaskResult::NotAuthorized, Recovered::Failed),
+        (Recovery::ResetTarget { target: 0 }, TaskResult::NoTask, Recovered::NoSuchTask),
+    ];
+    for (token, (step, result, outcome)) in (70..).zip(steps) {
+        assert!(rig.recover(step, token));
+        rig.managed(result);
+        assert_eq!(rig.done.recoveries.pop(), Some(RecoveryEnd { token, outcome }), "{step:?}");
+        assert!(rig.done.ends.is_empty() && !rig.session.is_drained());
+    }
+    assert!(rig.recover(Recovery::ResetTarget { target: 0 }, 80));
+    rig.managed(TaskResult::Complete);
+    let mut tags: Vec<_> = rig.done.ends.iter().map(|end| (end.tag, end.proof)).collect();
+    tags.sort_unstable_by_key(|(tag, _)| *tag);
+    assert_eq!(tags, [(1, Proof::Aborted), (2, Proof::Aborted)]);
+    assert!(rig.session.is_drained());
+    // One that is outstanding when the way breaks has failed.
+    rig.submit(3, true).unwrap();
+    rig.turns(1);
+    assert!(rig.recover(Recovery::AbortTask { tag: 3 }, 90));
+    rig.done.recoveries.clear();
+    rig.target.reset();
+    rig.turns(1);
+    assert_eq!(rig.done.recoveries, [RecoveryEnd { token: 90, outcome: Recovered::Failed }]);
+    assert!(!rig.recover(Recovery::ResetHost, 91), "there is no way");
+}
+
+#[test]
+fn what_is_not_simply_good_comes_with_what_was_said() {
+    let answered = |status, moved| Outcome::Answered(Answer { status: ScsiStatus(status), sense: None, moved });
+    let completed = |status| CommandResponse::Completed { status };
+    // The response, the residual, what the session makes of a write and of a read of which nothing came.
+    let cases = [
+        (completed(0x08), Residual::None, answered(0x08, 512), answered(0x08, 0)),
+        (completed(0), Residual::Underflow(12), answered(0, 500), answered(0, 0)),
+        (CommandResponse::TargetFailure, Residual::None, Outcome::Lost(Code::PathLost), Outcome::Lost(Code::PathLost)),
+    ];
+    let mut rig = Rig::new("not-good");
+    for (response, residual, write, read) in cases {
+        for (tag, changes, outcome) in [(1, true, write), (2, false, read)] {
+            rig.submit(tag, changes).unwrap();
+            rig.turns(1);
+            let itt = rig.commands()[0].itt();
+            rig.target.say(true, &[], |sn, out| {
+                let (read_residual, snack_tag, exp_data_sn, data_len) = (Residual::None, 0, 0, 0);
+                let pdu = ScsiResponse { itt, response, residual, read_residual, snack_tag, exp_data_sn, sn, data_len };
+                pdu.encode(&any(), out).unwrap()
+            });
+            rig.turns(1);
+            assert_eq!(rig.done.ends.pop(), Some(TaskEnd { tag, outcome, proof: Proof::Answered }), "{response:?}");
+            assert!(rig.done.good.is_empty());
+        }
+    }
+    assert!(rig.is_up() && rig.session.is_drained());
 }

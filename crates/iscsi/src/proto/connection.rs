@@ -102,6 +102,8 @@ pub(super) struct Grant {
 pub(super) struct Managing {
     pub(super) itt: Itt,
     pub(super) token: u64,
+    /// Names the request to the ring: before it has left, nobody can have answered it.
+    pub(super) request: u64,
 }
 
 /// One connection, the initiator's side, from the end of login on. See the module for how it is driven.
@@ -277,8 +279,9 @@ impl InitiatorConnection {
             exp_data_sn: 0,
         };
         let framing = &self.parameters.tx;
+        let place = self.ring.next_token();
         self.ring.push(Pdu::new(Sending::Control, 0), |head| encoded(request.encode(framing, head)));
-        self.managing.push(Managing { itt, token });
+        self.managing.push(Managing { itt, token, request: place });
         true
     }
 

@@ -387,7 +387,7 @@ impl InitiatorConnection {
         };
         let body = &self.receiver.body;
         let sense_len = split_sense(body)?.0.len();
-        self.receiver.sense = if sense_len > 0 { (2, 2 + sense_len) } else { (0, 0) };
+        self.receiver.sense = (2, 2 + sense_len);
         self.drop_unsent_data(index);
         let whole = moved == len;
         self.finish(index, Ending { status, moved, whole, has_sense: sense_len > 0 });
@@ -443,7 +443,8 @@ impl InitiatorConnection {
 
     fn take_managed(&mut self, pdu: &TaskResponse) -> Result<(), ProtocolError> {
         let kind = Opcode::TaskResponse;
-        let at = self.managing.iter().position(|m| m.itt == pdu.itt);
+        // What it ends is given back at once: the request, and with it all commands before it, must have left.
+        let at = self.managing.iter().position(|m| m.itt == pdu.itt && self.ring.has_left(m.request));
         let at = at.ok_or(ProtocolError::UnknownTask { kind, itt: pdu.itt.get() })?;
         self.count(kind, pdu.sn)?;
         let token = self.managing.swap_remove(at).token;

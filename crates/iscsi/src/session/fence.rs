@@ -50,3 +50,26 @@ impl QueueFence for EndFence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::login::Name;
+    use std::time::Duration;
+
+    #[test]
+    fn what_was_left_open_is_quiet_when_the_bound_has_passed_since_the_socket_was_closed() {
+        let (at, bound) = (Time::from_millis, Proof::ConfiguredBound { bound_ms: 100 });
+        let mut config = TargetConfig::new("192.0.2.1", 3260, Name::new("iqn.2026-01.org.example:end").unwrap());
+        config.fence = Duration::from_millis(100);
+        let fence = EndFence::new(&config);
+        assert_eq!(fence.terms(), FenceTerms { proof: bound, within: config.fence });
+        assert_eq!(fence.state(at(9000)), FenceState::Idle, "it lives");
+        fence.end(Some(at(1000)));
+        let pending = FenceState::Pending { by: at(1100) };
+        let states = [1000, 1099, 1100, 1101].map(|now| fence.state(at(now)));
+        assert_eq!(states, [pending, pending, FenceState::Quiet(bound), FenceState::Quiet(bound)]);
+        fence.end(None);
+        assert_eq!(fence.state(at(0)), FenceState::Quiet(Proof::SocketClosed));
+    }
+}

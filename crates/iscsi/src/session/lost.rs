@@ -176,14 +176,15 @@ mod tests {
         }
         let mut done = TaskDone::default();
         assert_eq!((lost.expired(at(1099), &mut done), lost.due()), (None, Some(at(1100))));
-        lost.expired(at(1159), &mut done);
+        assert_eq!((lost.len(), lost.portal_group()), (3, None));
+        assert_eq!(lost.expired(at(1159), &mut done), Some(1));
         assert_eq!(ended(&mut done), [1]);
         for (group, quiet) in [(Some(3), &[][..]), (None, &[]), (Some(2), &[2])] {
-            lost.reinstated(group, &mut done);
-            assert_eq!(ended(&mut done), quiet, "{group:?}");
+            let released = (!quiet.is_empty()).then_some(quiet.len());
+            assert_eq!((lost.reinstated(group, &mut done), ended(&mut done)), (released, quiet.to_vec()), "{group:?}");
         }
         lost.expired(at(1170), &mut done);
-        assert_eq!((ended(&mut done), lost.is_empty()), (vec![3], true));
+        assert_eq!((ended(&mut done), lost.is_empty(), lost.due()), (vec![3], true, None));
     }
 
     /// What the target had not taken, what is left to the session for now, and what was lost after the proof was asked for wait on.
