@@ -306,7 +306,7 @@ impl<Q: TaskQueue> DiskQueue<Q> {
             let doubted = part.doubted;
             let mut rung = self.ladder.next(rung, doubted);
             loop {
-                let step = self.ladder.step(rung, key.as_u32().into(), address);
+                let step = Ladder::step(rung, key.as_u32().into(), address);
                 tracing::warn!(
                     path = %self.bus.name(), lun = %address.lun, ?step, unit = unit.0, after_a_reset = doubted,
                     limit_ms = self.config.io_timeout.as_millis() as u64, "a task is not answered"
@@ -314,7 +314,7 @@ impl<Q: TaskQueue> DiskQueue<Q> {
                 if self.tasks.recover(cx, step, key.as_u32().into()) || step == Recovery::ResetHost {
                     break;
                 }
-                rung += 1;
+                rung = self.ladder.next(Some(rung), doubted);
             }
             if let Some(part) = self.requests.get_mut(key)
                 && !matches!(part.stage, Stage::Suspect)

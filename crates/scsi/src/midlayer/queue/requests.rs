@@ -343,12 +343,10 @@ impl Requests {
         due.min()
     }
 
-    /// Forgets everything: the reactor ends under its queue. True when something was open.
-    pub(super) fn abandon(&mut self) -> bool {
-        let any = !self.parts.is_empty() || !self.cuts.is_empty();
+    /// Forgets everything: the reactor ends under its queue.
+    pub(super) fn abandon(&mut self) {
         self.parts.clear();
         self.cuts.clear();
-        any
     }
 
     fn end_cut_if_over(&mut self, key: SlotKey) {
@@ -382,5 +380,130 @@ impl Part {
         self.since = now;
         self.tries = self.tries.saturating_add(1);
         (self.stage, self.doubted) = (Stage::Sent, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polypath_block::{Limits, SegSpan};
+
+    fn io(tag: u64) -> Io {
+        Io::read(tag, 0, 1, SegSpan::EMPTY)
+    }
+
+    fn cut(requests: &mut Requests, unit: u16, tag: u64) -> bool {
+        // Without data, so that it needs no memory: four parts.
+        let limits = Limits { max_discard_blocks: 10, ..Limits::UNLIMITED };
+        let io = Io::range(tag, polypath_block::Op::Discard, 0, 40);
+        requests.insert_cut(Unit(unit), tag, Splitter::new(io, &limits, 512))
+    }
+
+    fn ended(done: &mut Done) -> Vec<(u64, Code, Proof)> {
+        let ends = done.completions.drain(..).map(|end| (end.tag, end.status.code, end.proof));
+        ends.collect()
+    }
+
+    #[test]
+    fn each_of_its_places_is_bounded() {
+        let mut done = Done::with_capacity(8);
+        let fills: [fn(&mut Requests); 3] = [
+            |requests| assert!(requests.insert(Unit(0), &io(1), Time::ZERO).is_some()),
+            |requests| assert!(cut(requests, 0, 1)),
+            |requests| requests.refuse(1, Code::Invalid.into()),
+        ];
+        for fill in fills {
+            let mut requests = Requests::new(2);
+            assert!(!requests.is_full() && requests.is_empty() && !requests.has_early());
+            fill(&mut requests);
+            assert!(!requests.is_full() && !requests.is_empty());
+            fill(&mut requests);
+            assert!(requests.is_full() && !requests.is_empty());
+            requests.abandon();
+        }
+        let mut requests = Requests::new(2);
+        requests.refuse(3, Code::Invalid.into());
+        assert!(requests.has_early());
+        requests.drain_early(&mut done);
+        assert!(requests.is_empty() && !requests.has_early());
+        assert_eq!(ended(&mut done), [(3, Code::Invalid, Proof::NeverSent)]);
+        assert!(cut(&mut requests, 0, 1) && cut(&mut requests, 0, 2) && !cut(&mut requests, 0, 3));
+        requests.abandon();
+    }
+
+    #[test]
+    fn what_waits_is_sent_in_its_turn_when_it_is_time_and_its_unit_takes_it() {
+        let (mut requests, segs, at) = (Requests::new(8), SegTable::new(8), Time::from_millis);
+        let keys = [(0, 50), (1, 10), (0, 10)].map(|(unit, due)| {
+            let key = requests.insert(Unit(unit), &io(1), at(0)).unwrap();
+            requests.wait(key, at(due));
+            key
+        });
+        assert!(requests.has_backlog() && requests.next_due() == Some(at(10)));
+        assert_eq!(requests.next(&segs, at(9), |_| true), None);
+        assert_eq!(requests.next(&segs, at(10), |unit| unit == Unit(0)), Some(keys[2]), "the first takes its time");
+        assert_eq!(requests.next(&segs, at(10), |unit| unit == Unit(0)), None);
+        assert_eq!(requests.next(&segs, at(49), |_| true), Some(keys[1]));
+        assert_eq!((requests.next_due(), requests.in_flight(Unit(0))), (Some(at(50)), 0));
+        assert_eq!(requests.next(&segs, at(50), |_| true), Some(keys[0]));
+        assert_eq!((requests.has_backlog(), requests.next_due()), (false, None));
+        for key in [keys[0], keys[1]] {
+            requests.get_mut(key).unwrap().sent(at(60));
+        }
+        let part = requests.get(keys[0]).unwrap();
+        assert_eq!((part.first, part.since, part.tries), (at(0), at(60), 1));
+        assert_eq!([0, 1, 2].map(|unit| requests.in_flight(Unit(unit))), [1, 1, 0]);
+        // Of a request that is cut, as many parts as there is room for.
+        assert!(cut(&mut requests, 1, 9) && requests.has_backlog());
+        assert_eq!(requests.next(&segs, at(60), |unit| unit == Unit(0)), None);
+        let parts: Vec<_> = std::iter::from_fn(|| requests.next(&segs, at(60), |_| true)).collect();
+        assert_eq!((parts.len(), requests.has_backlog()), (4, false));
+        let mut done = Done::with_capacity(8);
+        for (n, part) in parts.into_iter().enumerate() {
+            assert_eq!(ended(&mut done), [], "{n} of four");
+            requests.good(part, &mut done);
+        }
+        assert_eq!(ended(&mut done), [(9, Code::Ok, Proof::Answered)]);
+        requests.abandon();
+    }
+
+    #[test]
+    fn what_is_revoked_is_over_or_no_success_and_others_are_not_concerned() {
+        for all in [false, true] {
+            let (mut requests, at) = (Requests::new(16), Time::from_millis);
+            let mut done = Done::with_capacity(16);
+            let mut keys = Vec::new();
+            for unit in [0, 1] {
+                for n in 0..3 {
+                    let key = requests.insert(Unit(unit), &io(u64::from(unit) * 10 + n), at(0)).unwrap();
+                    keys.push(key);
+                    // One is sent, one was and waits to be sent again, one waits for the first time.
+                    if n < 2 {
+                        requests.get_mut(key).unwrap().sent(at(1));
+                    }
+                    if n > 0 {
+                        requests.wait(key, at(9));
+                    }
+                }
+                assert!(cut(&mut requests, unit, u64::from(unit) * 10 + 3));
+            }
+            let code = Code::PathIdentity;
+            match all {
+                true => requests.end_all_waiting(code, &mut done),
+                false => requests.revoke(Unit(1), code, &mut done),
+            }
+            let gone = [(11, code, Proof::Answered), (12, code, Proof::NeverSent), (13, code, Proof::NeverSent)];
+            let others = gone.map(|(tag, code, proof)| (tag - 10, code, proof));
+            let mut ends = ended(&mut done);
+            ends.sort_unstable_by_key(|(tag, ..)| *tag);
+            assert_eq!(ends, if all { [others, gone].concat() } else { gone.to_vec() });
+            assert_eq!(requests.has_backlog(), !all);
+            requests.good(keys[0], &mut done);
+            requests.good(keys[3], &mut done);
+            let last = if all { Code::Ok } else { code };
+            assert_eq!(ended(&mut done), [(0, Code::Ok, Proof::Answered), (10, last, Proof::Answered)]);
+            assert_eq!(requests.is_empty(), all);
+            requests.abandon();
+        }
     }
 }
