@@ -542,3 +542,65 @@ fn end_of(finished: &Finished) -> TaskEnd {
     };
     TaskEnd { tag: user & !CHANGES, outcome, proof: Proof::Answered }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chap::{Credentials, Secret};
+    use crate::identity::Sessions;
+    use crate::login::Name;
+    use polypath_block::{MakePoller, SegTable};
+    use polypath_net::{Dialer, Transport};
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Where nobody is; counts how often somebody has looked.
+    #[derive(Default)]
+    struct Nowhere(AtomicU64);
+
+    impl Host for Nowhere {
+        fn spawn(&self, _: MakePoller) {}
+        fn wake(&self) {}
+        fn reactor(&self) -> u16 {
+            0
+        }
+        fn now(&self) -> Time {
+            Time::ZERO
+        }
+    }
+
+    impl Dialer for Nowhere {
+        fn dial(&self, _: SocketAddr) -> std::io::Result<Box<dyn Transport>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Err(std::io::ErrorKind::ConnectionRefused.into())
+        }
+    }
+
+    #[test]
+    fn a_wrong_secret_is_given_up_and_somebody_who_is_away_is_hurried_to() {
+        for (wrong, dials) in [(false, [1, 1, 2]), (true, [0, 0, 0])] {
+            let nowhere = Arc::new(Nowhere::default());
+            let name = Name::new(&format!("iqn.2026-01.org.example:nowhere-{wrong}")).unwrap();
+            let mut config = TargetConfig::new("192.0.2.1", 3260, name);
+            let secret = |name: &str| Credentials { name: name.into(), secret: Secret::new("the same secret") };
+            if wrong {
+                (config.account, config.target_account) = (Some(secret("us")), Some(secret("them")));
+            }
+            (config.dialer, config.reconnect_delay) = (nowhere.clone(), Duration::from_millis(100));
+            let number = SessionNumber::control(&Arc::new(Sessions::of(&config)));
+            let bell = Arc::new(Bell::new().unwrap());
+            let mut session = Session::new(Shape { config: Arc::new(config), host: nowhere.clone(), number, bell }, 4);
+            let mut segs = SegTable::new(1);
+            let mut turn = |session: &mut Session, ms| {
+                let mut cx = Cx { now: Time::from_millis(ms), segs: &mut segs, reactor: 0 };
+                session.poll(&mut cx, &mut TaskDone::default());
+                nowhere.0.load(Ordering::Relaxed)
+            };
+            assert_eq!((session.is_refused(), session.take_attention()), (false, false));
+            let [first, pause] = [1000, 1099].map(|ms| turn(&mut session, ms));
+            assert_eq!(session.is_refused(), wrong, "{:?}", session.trouble());
+            session.hurry();
+            assert_eq!([first, pause, turn(&mut session, 1099)], dials);
+        }
+    }
+}

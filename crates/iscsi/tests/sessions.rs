@@ -435,9 +435,9 @@ fn what_a_dropped_session_has_left_behind_is_said_by_its_fence() {
 fn a_session_is_closed_when_what_is_on_it_has_ended() {
     let mut rig = Rig::new("close-idle");
     rig.close();
+    assert_eq!(rig.target.take().last().map(|h| h.header.opcode), Some(Opcode::LogoutRequest), "at once");
     (0..100).for_each(|_| rig.turn(10));
     assert!(rig.session.is_drained() && rig.dials() == 1 && !rig.is_up());
-    assert_eq!(rig.target.take().last().map(|h| h.header.opcode), Some(Opcode::LogoutRequest));
 
     let mut rig = Rig::new("close-busy");
     rig.submit(1, true).unwrap();

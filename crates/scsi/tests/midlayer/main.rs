@@ -8,7 +8,8 @@ mod reservations;
 mod script;
 
 use polypath_block::{
-    Code, Completion, Device, DeviceState, Fate, Health, Io, Op, Proof, RefusedWhy, Scope, SegSpan, Status,
+    Armed, Code, Completion, Cx, Device, DeviceState, Fate, Health, Io, Op, Proof, RefusedWhy, Scope, SegSpan, Status,
+    Waits,
 };
 use polypath_scsi::midlayer::{HostBus, Recovered, Recovery};
 use polypath_scsi::opcode;
@@ -358,4 +359,32 @@ fn logical_units_are_listed_while_somebody_wants_to_know() {
     rig.scan();
     assert!(left(&rig).is_some_and(|left| (900..999).contains(&left)), "{:?} left after 20 watches", left(&rig));
     assert_eq!(list.listed().map(|l| l.round), round, "what was known stays");
+}
+
+#[test]
+fn a_queue_hands_on_what_it_is_told() {
+    let mut rig = rig(100);
+    let mut d = Driven::open(&mut rig);
+    let span = d.span(0, BLOCK);
+    rig.script(|s| (s.rules, s.kicks) = (vec![rule(READS, 1, Reply::Never)], 0));
+    assert!(!d.queue.is_surplus());
+    rig.script(|s| s.surplus = true);
+    assert!(d.queue.is_surplus());
+    let (ios, now) = ([1, 2, 3].map(|tag| Io::read(tag, 0, 1, span)), rig.now);
+    let mut cx = Cx { now, segs: &mut d.segs, reactor: 0 };
+    let armed = |d: &mut dyn polypath_block::IoQueue, cx: &mut Cx<'_>| d.arm(cx, &mut Waits::default());
+    assert_eq!(armed(&mut *d.queue, &mut cx), Armed::Sleep);
+    d.queue.submit_all(&mut cx, &ios).unwrap();
+    assert_eq!(armed(&mut *d.queue, &mut cx), Armed::Busy);
+    d.queue.kick(&mut cx);
+    assert_eq!((rig.script(|s| s.kicks), d.queue.is_drained()), (1, false));
+    assert!(d.until(&mut rig, 10, |done| done.completions.len() == 2));
+    let mut cx = Cx { now, segs: &mut d.segs, reactor: 0 };
+    d.queue.close(&mut cx);
+    let rest = d.queue.submit_all(&mut cx, &ios).unwrap_err();
+    assert_eq!((rest.taken, rest.why, d.queue.is_drained()), (0, RefusedWhy::Gone, false));
+    assert_eq!(d.queue.health(), Health::Down);
+    // The one that is not answered is aborted, and then there is nothing.
+    assert!(d.until(&mut rig, 2000, |done| done.completions.len() == 3));
+    assert!(d.queue.is_drained());
 }

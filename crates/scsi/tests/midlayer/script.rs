@@ -67,6 +67,10 @@ pub(crate) struct Script {
     /// Operation codes of all tasks that were carried out.
     pub(crate) commands: Vec<u8>,
     queues: u64,
+    /// Doorbells.
+    pub(crate) kicks: u32,
+    /// Its queues are more than there are places for.
+    pub(crate) surplus: bool,
     /// What proves lost changes quiet, once it is there.
     pub(crate) proof: Option<Proof>,
     pub(crate) alua: Option<ScriptAlua>,
@@ -348,7 +352,9 @@ impl TaskQueue for ScriptQueue {
         Ok(())
     }
 
-    fn kick(&mut self, _: &mut Cx<'_>) {}
+    fn kick(&mut self, _: &mut Cx<'_>) {
+        self.script.lock().unwrap().kicks += 1;
+    }
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut TaskDone) {
         done.ends.append(&mut self.early.ends);
@@ -441,6 +447,10 @@ impl TaskQueue for ScriptQueue {
 
     fn is_drained(&self) -> bool {
         self.tasks.is_empty() && self.silent.is_empty() && self.lost.is_empty()
+    }
+
+    fn is_surplus(&self) -> bool {
+        self.script.lock().unwrap().surplus
     }
 }
 
