@@ -85,6 +85,16 @@ fn whoever_changes_while_it_is_looked_at_is_looked_at_anew() {
 }
 
 #[test]
+fn whoever_changes_all_the_time_is_not_asked_for_ever() {
+    let mut rig = rig(100);
+    rig.script(|s| s.rules = vec![rule(&[opcode::INQUIRY], usize::MAX, attention(0x3f, 0x03))]);
+    rig.disk.host().bus().all_stale();
+    rig.scan();
+    let DeviceState::Down { cause, reason } = rig.disk.state() else { panic!("{:?}", rig.disk.state()) };
+    assert!(cause == Code::PathBusy && reason.contains("changes all the time"), "{cause:?}: {reason}");
+}
+
+#[test]
 fn what_is_under_way_to_another_disk_costs_the_way() {
     let mut rig = rig(100);
     let mut d = Driven::open(&mut rig);

@@ -487,6 +487,8 @@ mod tests {
                 }
                 assert!(cut(&mut requests, unit, u64::from(unit) * 10 + 3));
             }
+            let failed = requests.insert(Unit(1), &io(14), at(0)).unwrap();
+            requests.get_mut(failed).unwrap().sent(at(1));
             let code = Code::PathIdentity;
             match all {
                 true => requests.end_all_waiting(code, &mut done),
@@ -502,6 +504,8 @@ mod tests {
             requests.good(keys[3], &mut done);
             let last = if all { Code::Ok } else { code };
             assert_eq!(ended(&mut done), [(0, Code::Ok, Proof::Answered), (10, last, Proof::Answered)]);
+            requests.end(failed, Code::Medium.into(), Proof::Answered, &mut done);
+            assert_eq!(ended(&mut done), [(14, Code::Medium, Proof::Answered)], "an error stays what it is");
             assert_eq!(requests.is_empty(), all);
             requests.abandon();
         }
