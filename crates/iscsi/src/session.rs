@@ -589,7 +589,9 @@ mod tests {
             (config.dialer, config.reconnect_delay) = (nowhere.clone(), Duration::from_millis(100));
             let number = SessionNumber::control(&Arc::new(Sessions::of(&config)));
             let bell = Arc::new(Bell::new().unwrap());
-            let mut session = Session::new(Shape { config: Arc::new(config), host: nowhere.clone(), number, bell }, 4);
+            let bus = Bus::new("bus", nowhere.clone(), Duration::ZERO);
+            let config = Arc::new(config);
+            let mut session = Session::new(Shape { config, host: nowhere.clone(), number, bell, bus }, 4);
             let mut segs = SegTable::new(1);
             let mut turn = |session: &mut Session, ms| {
                 let mut cx = Cx { now: Time::from_millis(ms), segs: &mut segs, reactor: 0 };
