@@ -29,8 +29,10 @@ digests() { echo "$2" > "$TARGET/tpgt_$1/param/HeaderDigest" && echo "$2" > "$TA
 # portal_down GROUP: its sessions are ended, and nobody may log in; portal_up: everybody may again
 portal_down() { echo 0 > "$TARGET/tpgt_$1/enable"; }
 portal_up() { echo 1 > "$TARGET/tpgt_$1/enable"; }
-# unit GROUP: the disk is LUN 0 there, through its target port group
-unit() { ln -s "$UNIT" "$TARGET/tpgt_$1/lun/lun_0/disk" && echo "group_$1" > "$TARGET/tpgt_$1/lun/lun_0/alua_tg_pt_gp"; }
+# unit_gone GROUP: nothing is left at LUN 0 there
+unit_gone() { rm "$TARGET/tpgt_$1/lun/lun_0/disk"; }
+# unit_back GROUP: it is there, through its target port group
+unit_back() { ln -s "$UNIT" "$TARGET/tpgt_$1/lun/lun_0/disk" && echo "group_$1" > "$TARGET/tpgt_$1/lun/lun_0/alua_tg_pt_gp"; }
 
 grep -q ' /sys/kernel/config ' /proc/mounts || mount -t configfs none /sys/kernel/config || return 1
 mkdir -p /var/target/alua /var/target/pr /etc/target
@@ -51,7 +53,7 @@ alua 2 1
 for g in 1 2; do
   portal_group=$TARGET/tpgt_$g
   mkdir -p "$portal_group/np/10.0.$((1 + g)).15:3260" "$portal_group/lun/lun_0" || return 1
-  unit "$g" || return 1
+  unit_back "$g" || return 1
   for setting in generate_node_acls=1 cache_dynamic_acls=1 demo_mode_write_protect=0 authentication=0; do
     echo "${setting#*=}" > "$portal_group/attrib/${setting%=*}" || return 1
   done

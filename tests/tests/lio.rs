@@ -147,7 +147,9 @@ fn what_linux_takes_away_costs_no_request_and_comes_back() -> Result<()> {
     rig.wait_for_states(|states| states == ["usable", "usable"])?;
     let load = rig.load(0x0011_0b0f);
     load.wait_for_more(300, LIMIT)?;
-    for (group, away, back) in [(1, "portal_down", "portal_up"), (2, "link_down", "link_up")] {
+    for (group, away, back) in
+        [(1, "portal_down", "portal_up"), (2, "unit_gone", "unit_back"), (1, "link_down", "link_up")]
+    {
         lio.command(&format!("{away} {group}"))?;
         rig.wait_for_states(|states| states[group - 1] != "usable")?;
         load.wait_for_more(300, LIMIT)?;

@@ -2,6 +2,7 @@
 
 mod alua;
 mod asking;
+mod disputed;
 mod persistent;
 mod proofs;
 mod reservations;
@@ -169,7 +170,7 @@ fn what_another_path_would_answer_the_same_concerns_the_request() {
     ] {
         let mut rig = rig(100);
         let mut d = Driven::open(&mut rig);
-        rig.script(|s| s.rules = vec![rule(WRITES, 1, Reply::Sense(sense))]);
+        rig.script(|s| s.rules = vec![rule(WRITES, usize::MAX, Reply::Sense(sense))]);
         let span = d.span(0, BLOCK);
         d.submit(&rig, Io::write(1, 0, 1, span)).unwrap();
         assert!(d.until(&mut rig, 100, |done| done.completions.len() == 1));

@@ -74,6 +74,10 @@ pub(crate) struct Script {
     /// What proves lost changes quiet, once it is there.
     pub(crate) proof: Option<Proof>,
     pub(crate) alua: Option<ScriptAlua>,
+    /// WP: it takes no writes, and says so when it is asked.
+    pub(crate) write_protected: bool,
+    /// What is behind its LUN is LIO's virtual unit, of so many blocks, and nobody was told.
+    pub(crate) taken_away: Option<u64>,
 }
 
 /// The target port of the disk, in group 9 and with the number 3, beside another one.
@@ -476,6 +480,9 @@ impl Script {
         if let Some(sense) = self.alua.as_ref().and_then(|alua| alua.refuses(&command)) {
             return check(sense);
         }
+        if let Some(blocks) = self.taken_away {
+            return virtual_unit(blocks, command, data, segs);
+        }
         match command {
             Command::ReportTargetPortGroups { extended, .. } => match &self.alua {
                 Some(alua) if alua.extended || !extended => put(data, segs, &alua.groups().to_bytes(extended)),
@@ -548,7 +555,8 @@ impl Script {
             }
             Command::ModeSense { .. } => {
                 let page = Caching { write_cache: true, ..Caching::default() }.to_page();
-                let mode = ModeData { dpo_fua: true, pages: vec![page], ..ModeData::default() };
+                let write_protected = self.write_protected;
+                let mode = ModeData { dpo_fua: true, write_protected, pages: vec![page], ..ModeData::default() };
                 put(data, segs, &mode.to_bytes(Header::Ten))
             }
             Command::Read(t) if end(t.lba, t.blocks) => {
@@ -566,6 +574,7 @@ impl Script {
             Command::Write(_) if !self.pr.may_write(nexus) => {
                 Answer { status: ScsiStatus::RESERVATION_CONFLICT, sense: None, moved: 0 }
             }
+            Command::Write(_) if self.write_protected => check(Sense::new(key::DATA_PROTECT, 0x27, 0)),
             Command::Write(t) if end(t.lba, t.blocks) => {
                 let bytes = get(data, segs);
                 let at = (t.lba * u64::from(BLOCK)) as usize;
@@ -598,6 +607,19 @@ impl Script {
     fn zero(&mut self, lba: u64, blocks: u32) {
         let at = (lba * u64::from(BLOCK)) as usize;
         self.medium[at..at + (blocks * BLOCK) as usize].fill(0);
+    }
+}
+
+/// What LIO answers at LUN 0 of a portal group that has no unit there: a disk "not connected", without content, that takes no writes.
+fn virtual_unit(blocks: u64, command: Command, data: &TaskData, segs: &SegTable) -> Answer {
+    let inside = |lba: u64, count: u32| lba + u64::from(count) <= blocks;
+    match command {
+        Command::Inquiry { page: None, .. } => put(data, segs, &polypath_scsi::inquiry::absent().to_bytes()),
+        _ if matches!(data, TaskData::Out { .. }) => check(Sense::new(key::DATA_PROTECT, 0x27, 0)),
+        Command::Read(t) if inside(t.lba, t.blocks) => put(data, segs, &vec![0; data.len() as usize]),
+        Command::Read(_) => check(Sense::new(key::ILLEGAL_REQUEST, 0x21, 0)),
+        Command::TestUnitReady | Command::SynchronizeCache { .. } => good(0),
+        _ => check(Sense::new(key::ILLEGAL_REQUEST, 0x20, 0)),
     }
 }
 

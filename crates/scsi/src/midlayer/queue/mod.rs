@@ -5,6 +5,7 @@
 //! that takes too long: all of it is here, once for all drivers.
 
 mod command;
+mod dispute;
 mod ladder;
 mod requests;
 mod single;
@@ -19,8 +20,8 @@ use crate::{Again, Attention, Meaning, meaning};
 pub(super) use command::Memory;
 use ladder::Ladder;
 use polypath_block::{
-    Armed, Code, ControllerQueue, Cx, Done, Health, Io, Op, OpenError, Proof, QueueConfig, QueueFence, Refused,
-    RefusedWhy, Rest, SlotKey, Splitter, Status, Time, Unit, UnitId, Waits,
+    Armed, Code, ControllerQueue, Cx, Done, Health, Io, Op, OpenError, QueueConfig, QueueFence, Refused, RefusedWhy,
+    Rest, Scope, SlotKey, Splitter, Status, Time, Unit, UnitId, Waits,
 };
 use polypath_net::Bell;
 use requests::{Requests, Stage};
@@ -30,8 +31,6 @@ use units::{Change, PROBE_TAG, Units};
 
 /// How often a task is sent again at once after a unit attention: a logical unit has several to report, not many.
 const MOST_TRIES: u8 = 32;
-/// ILLEGAL REQUEST, LOGICAL UNIT NOT SUPPORTED, as a status carries it.
-const NO_UNIT: u32 = 0x05_25_00;
 /// Pause before a task is sent again that was refused for now.
 const AGAIN: Duration = Duration::from_millis(5);
 
@@ -157,6 +156,10 @@ impl<Q: TaskQueue> DiskQueue<Q> {
     fn harvest(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
         let mut taken = std::mem::take(&mut self.taken);
         self.tasks.poll(cx, &mut taken);
+        // First: one of them may put in doubt what was answered good.
+        if !taken.ends.is_empty() {
+            self.harvest_ends(cx, &taken, done, true);
+        }
         for &tag in &taken.good {
             if tag & PROBE_TAG == 0 {
                 self.requests.good(SlotKey::from_u32(tag as u32), done);
@@ -171,19 +174,26 @@ impl<Q: TaskQueue> DiskQueue<Q> {
         self.taken = taken;
     }
 
+    /// Acts on the ends with sense data, which tell something (`telling`), or on the others.
     #[cold]
-    fn harvest_rare(&mut self, cx: &mut Cx<'_>, taken: &TaskDone, done: &mut Done) {
-        // A registration of the queue's own whose outcome is not known is looked into when the way is back.
-        for suspect in taken.suspects.iter().filter(|s| s.tag & PROBE_TAG == 0) {
-            self.requests.suspect(SlotKey::from_u32(suspect.tag as u32), suspect.cause, suspect.fence, done);
-        }
-        for end in &taken.ends {
+    fn harvest_ends(&mut self, cx: &mut Cx<'_>, taken: &TaskDone, done: &mut Done, telling: bool) {
+        let tells = |end: &&TaskEnd| matches!(&end.outcome, Outcome::Answered(answer) if answer.sense.is_some());
+        for end in taken.ends.iter().filter(|end| tells(end) == telling) {
             if end.tag & PROBE_TAG == 0 {
                 self.end(cx, end, done);
             } else {
                 self.units.probe_ended(end, &self.memory);
             }
         }
+    }
+
+    #[cold]
+    fn harvest_rare(&mut self, cx: &mut Cx<'_>, taken: &TaskDone, done: &mut Done) {
+        // A registration of the queue's own whose outcome is not known is looked into when the way is back.
+        for suspect in taken.suspects.iter().filter(|s| s.tag & PROBE_TAG == 0) {
+            self.requests.suspect(SlotKey::from_u32(suspect.tag as u32), suspect.cause, suspect.fence, done);
+        }
+        self.harvest_ends(cx, taken, done, false);
         for recovery in &taken.recoveries {
             let DiskQueue { ladder, requests, .. } = self;
             if recovery.token & PROBE_TAG == 0 {
@@ -213,9 +223,9 @@ impl<Q: TaskQueue> DiskQueue<Q> {
     /// The device server has answered: what does that mean?
     fn judge(&mut self, cx: &mut Cx<'_>, key: SlotKey, unit: Unit, answer: &Answer, done: &mut Done) {
         let Some(part) = self.requests.get(key) else { return };
-        let (tries, first, op) = (part.tries, part.first, part.io.op);
+        let (tries, first, op, revoked) = (part.tries, part.first, part.io.op, part.is_revoked());
         let fail = |this: &mut Self, status: Status, done: &mut Done| {
-            this.requests.end(key, status, Proof::Answered, done);
+            this.requests.answered(key, status, done);
         };
         match meaning(answer.status, answer.sense.as_ref()) {
             // Less than was asked for, and called good: the data are not what they should be.
@@ -223,20 +233,12 @@ impl<Q: TaskQueue> DiskQueue<Q> {
                 fail(self, Code::PathProtocol.into(), done);
             }
             Meaning::Done => drop(self.requests.good(key, done)),
-            // tgt answers "logical unit not supported" to an UNMAP that it cannot do: is the unit gone, or the command none?
-            Meaning::Failed(status) if status.detail == NO_UNIT && matches!(op, Op::Discard | Op::WriteZeroes) => {
-                self.units.doubt(unit);
-                fail(self, Status::with_detail(Code::Unsupported, NO_UNIT), done);
+            Meaning::Failed(status) => {
+                if let Some(status) = self.judge_failure(key, unit, status, cx.now) {
+                    fail(self, status, done);
+                }
             }
-            Meaning::Failed(status) if status.code == Code::ReservationConflict => {
-                self.units.alarm(unit);
-                fail(self, status, done);
-            }
-            Meaning::Failed(status) if status.code == Code::PathNoAccess => {
-                self.units.gives_no_access(unit);
-                fail(self, status, done);
-            }
-            Meaning::Failed(status) | Meaning::Deferred(status) => fail(self, status, done),
+            Meaning::Deferred(status) => fail(self, status, done),
             // Another path may have access at once.
             meant @ Meaning::Again(Again::Transition) => {
                 self.units.gives_no_access(unit);
@@ -254,13 +256,13 @@ impl<Q: TaskQueue> DiskQueue<Q> {
             {
                 fail(self, meant.give_up(answer.sense.as_ref()), done);
             }
-            Meaning::UnitAttention(attention) => {
-                if tells_reset(attention) && self.requests.doubt_older(key, unit) {
-                    self.ladder.hurry(cx.now);
+            meant @ Meaning::UnitAttention(attention) => {
+                self.hear(cx, key, unit, attention);
+                if revoked {
+                    fail(self, meant.give_up(answer.sense.as_ref()), done);
                 }
-                self.units.attention(unit, attention);
-                self.requests.wait(key, cx.now);
             }
+            meant @ Meaning::Again(_) if revoked => fail(self, meant.give_up(answer.sense.as_ref()), done),
             Meaning::Again(again) => {
                 if again == Again::TaskSetFull {
                     let held = self.requests.in_flight(unit).saturating_sub(1).max(1);
@@ -270,6 +272,39 @@ impl<Q: TaskQueue> DiskQueue<Q> {
                 }
                 self.requests.wait(key, cx.now.after(AGAIN));
             }
+        }
+    }
+
+    /// A part has failed, if its answer stands: with what it comes to.
+    fn judge_failure(&mut self, key: SlotKey, unit: Unit, status: Status, now: Time) -> Option<Status> {
+        let op = self.requests.get(key)?.io.op;
+        // tgt answers so to an UNMAP that it cannot do: is the unit gone, or the command none?
+        let none = dispute::denies_unit(status) && matches!(op, Op::Discard | Op::WriteZeroes);
+        if self.disputes(key, unit, status, now) && (none || status.scope() != Scope::Path) {
+            self.requests.wait(key, now);
+            return None;
+        }
+        if status.code == Code::ReservationConflict {
+            self.units.alarm(unit);
+        }
+        if none {
+            return Some(Status { code: Code::Unsupported, ..status });
+        }
+        if status.code == Code::PathNoAccess {
+            self.units.gives_no_access(unit);
+        }
+        Some(status)
+    }
+
+    /// A part was answered with a unit attention: it is sent again once that was acted on.
+    fn hear(&mut self, cx: &mut Cx<'_>, key: SlotKey, unit: Unit, attention: Attention) {
+        if tells_reset(attention) && self.requests.doubt_older(key, unit) {
+            self.ladder.hurry(cx.now);
+        }
+        self.units.attention(unit, attention);
+        self.requests.wait(key, cx.now);
+        if attention.may_be_another() {
+            self.requests.doubt(unit);
         }
     }
 
@@ -291,7 +326,7 @@ impl<Q: TaskQueue> DiskQueue<Q> {
         }
         if self.requests.has_backlog() {
             let code = self.tasks.trouble().map_or(Code::PathLost, |(code, _)| code);
-            let code = if Status::new(code).scope() == polypath_block::Scope::Path { code } else { Code::PathLost };
+            let code = if Status::new(code).scope() == Scope::Path { code } else { Code::PathLost };
             self.requests.end_all_waiting(code, done);
         }
     }
@@ -386,10 +421,14 @@ impl<Q: TaskQueue> ControllerQueue for DiskQueue<Q> {
         }
         self.harvest(cx, done);
         self.follow(done);
-        if !self.closing && (rung || self.units.next_due().is_some_and(|at| cx.now >= at)) {
+        // What waits for the outcome of a look is to end, too.
+        let looks = !self.closing || self.requests.has_backlog();
+        if looks && (rung || self.units.next_due().is_some_and(|at| cx.now >= at)) {
             while let Some(change) = self.units.drive(&mut self.tasks, &self.memory, cx) {
-                if let Change::Revoked(unit, code) = change {
-                    self.requests.revoke(unit, code, done);
+                match change {
+                    Change::Revoked(unit, code) => self.requests.revoke(unit, code, done),
+                    Change::Usable(unit) if self.units.is_usable(unit) => self.requests.trust(unit, done),
+                    Change::Usable(_) => {}
                 }
             }
         }

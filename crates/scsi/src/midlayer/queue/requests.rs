@@ -2,9 +2,13 @@
 //!
 //! Most requests are one task: then the part is all there is of them. A request that is larger than the logical unit takes is *cut*: it has
 //! a row of its own, completes once when no part of it is outstanding, and succeeds only when all of it was sent and all parts succeeded.
+//!
+//! An answer counts only if it is of the logical unit that the task was sent to: each part has a [`Standing`].
 
+use super::MOST_TRIES;
 use polypath_block::{
-    Code, Completion, Done, FenceTerms, Io, Proof, SegTable, SlotKey, Slots, Splitter, Status, Suspect, Time, Unit,
+    Code, Completion, Done, FenceTerms, Io, Proof, Scope, SegTable, SlotKey, Slots, Splitter, Status, Suspect, Time,
+    Unit,
 };
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -26,8 +30,20 @@ pub(super) struct Part {
     pub(super) stage: Stage,
     /// The logical unit was reset after it had been sent: it will hardly be answered any more.
     pub(super) doubted: bool,
-    /// The logical unit is not the one that it was sent to: whatever is answered is no success.
-    revoked: Option<Code>,
+    /// It was answered what its logical unit would not answer, and that was looked at: the next time the answer stands.
+    pub(super) disputed: bool,
+    standing: Standing,
+}
+
+/// Whose answer it is that a part gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Standing {
+    /// Of the logical unit that it was sent to.
+    Proven,
+    /// Of that or of another one: it is being looked at.
+    InDoubt,
+    /// Of another one, or of one that cannot be used for this reason.
+    Revoked(Code),
 }
 
 /// Where a part is.
@@ -41,6 +57,8 @@ pub(super) enum Stage {
     Ending(u8, Time),
     /// With the driver, which will say when it is quiet.
     Suspect,
+    /// Answered with this while it was in doubt by whom, and not to be sent twice.
+    Held(Status),
 }
 
 /// A request of several tasks.
@@ -175,7 +193,7 @@ impl Requests {
             let Some(part) = self.parts.get(key) else { continue };
             match part.stage {
                 Stage::Waiting(at) if now >= at && ready(part.unit) => return Some(key),
-                Stage::Waiting(_) => self.waiting.push_back(key),
+                Stage::Waiting(_) | Stage::Held(_) => self.waiting.push_back(key),
                 _ => {}
             }
         }
@@ -211,21 +229,41 @@ impl Requests {
     /// A task has ended good: the request completes if it was all of it.
     #[inline]
     pub(super) fn good(&mut self, key: SlotKey, done: &mut Done) -> bool {
-        let whole = |part: &Part| part.cut.is_none() && part.revoked.is_none();
+        let whole = |part: &Part| part.cut.is_none() && part.standing == Standing::Proven;
         if let Some(part) = self.parts.remove_if(key, whole) {
             done.complete(part.io.tag, Status::OK);
             return true;
         }
-        self.end(key, Status::OK, Proof::Answered, done)
+        self.answered(key, Status::OK, done)
+    }
+
+    /// The device server has answered a part with `status`, which stands if it is of the logical unit that the part was sent to. If
+    /// that is in doubt, the part is sent again once it is not; if it is another one, the request is not for that. What concerns the way stands
+    /// in any case. `false`: there is no such part.
+    pub(super) fn answered(&mut self, key: SlotKey, status: Status, done: &mut Done) -> bool {
+        let Some(part) = self.parts.get_mut(key) else { return false };
+        let once = part.io.op.is_once() && !was_refused(status.code);
+        match part.standing {
+            _ if status.scope() == Scope::Path => self.end(key, status, Proof::Answered, done),
+            Standing::Proven => self.end(key, status, Proof::Answered, done),
+            Standing::InDoubt if once => {
+                part.stage = Stage::Held(status);
+                self.waiting.push_back(key);
+                true
+            }
+            Standing::InDoubt if part.tries >= MOST_TRIES => self.lost(key, Code::PathBusy, Proof::Answered, done),
+            Standing::InDoubt => {
+                self.wait(key, Time::ZERO);
+                true
+            }
+            Standing::Revoked(_) if once => self.end(key, Code::OutcomeUnknown.into(), Proof::Answered, done),
+            Standing::Revoked(code) => self.lost(key, code, Proof::Answered, done),
+        }
     }
 
     /// A part has ended. `false`: there is no such part.
     pub(super) fn end(&mut self, key: SlotKey, status: Status, proof: Proof, done: &mut Done) -> bool {
         let Some(part) = self.parts.remove(key) else { return false };
-        let status = match part.revoked {
-            Some(code) if status.is_ok() => code.into(),
-            _ => status,
-        };
         let Some(cut_key) = part.cut else {
             done.complete_with(part.io.tag, status, proof);
             return true;
@@ -267,10 +305,42 @@ impl Requests {
         }
     }
 
+    /// Another logical unit may answer: what is with the driver is not believed until that is known ([`Requests::trust`],
+    /// [`Requests::revoke`]).
+    pub(super) fn doubt(&mut self, unit: Unit) {
+        for (_, part) in self.parts.iter_mut().filter(|(_, part)| part.unit == unit) {
+            if part.standing == Standing::Proven && !matches!(part.stage, Stage::Waiting(_)) {
+                part.standing = Standing::InDoubt;
+            }
+        }
+    }
+
+    /// The logical unit is who it was: what was answered meanwhile stands. What can be sent again is not believed even so: who is there
+    /// now need not be who has answered.
+    pub(super) fn trust(&mut self, unit: Unit, done: &mut Done) {
+        for (_, part) in self.parts.iter_mut().filter(|(_, part)| part.unit == unit) {
+            if part.standing == Standing::InDoubt && part.io.op.is_once() {
+                part.standing = Standing::Proven;
+            }
+        }
+        for _ in 0..self.waiting.len() {
+            let Some(key) = self.waiting.pop_front() else { break };
+            match self.parts.get(key).map(|part| (part.stage, part.unit)) {
+                Some((Stage::Held(status), of)) if of == unit => {
+                    self.end(key, status, Proof::Answered, done);
+                }
+                Some(_) => self.waiting.push_back(key),
+                None => {}
+            }
+        }
+    }
+
     /// The logical unit cannot be used, for this reason: what waits ends now, what is with the driver does not succeed any more.
     pub(super) fn revoke(&mut self, unit: Unit, code: Code, done: &mut Done) {
         for (_, part) in self.parts.iter_mut().filter(|(_, part)| part.unit == unit) {
-            part.revoked.get_or_insert(code);
+            if !matches!(part.standing, Standing::Revoked(_)) {
+                part.standing = Standing::Revoked(code);
+            }
         }
         self.end_waiting(code, done, |of| of == unit);
     }
@@ -288,7 +358,10 @@ impl Requests {
                     let proof = if part.tries > 0 { Proof::Answered } else { Proof::NeverSent };
                     self.lost(key, code, proof, done);
                 }
-                Some(part) if matches!(part.stage, Stage::Waiting(_)) => self.waiting.push_back(key),
+                Some(part) if matches!(part.stage, Stage::Held(_)) && which(part.unit) => {
+                    self.end(key, Code::OutcomeUnknown.into(), Proof::Answered, done);
+                }
+                Some(part) if matches!(part.stage, Stage::Waiting(_) | Stage::Held(_)) => self.waiting.push_back(key),
                 _ => {}
             }
         }
@@ -372,16 +445,32 @@ impl Cut {
 impl Part {
     fn new(unit: Unit, io: &Io, cut: Option<SlotKey>, now: Time) -> Self {
         let (first, since) = (now, now);
-        Part { io: *io, unit, cut, first, since, tries: 0, stage: Stage::Waiting(now), doubted: false, revoked: None }
+        let (stage, standing) = (Stage::Waiting(now), Standing::Proven);
+        Part { io: *io, unit, cut, first, since, tries: 0, stage, doubted: false, disputed: false, standing }
     }
 
     #[inline]
     pub(super) fn sent(&mut self, now: Time) {
         self.since = now;
         self.tries = self.tries.saturating_add(1);
-        (self.stage, self.doubted) = (Stage::Sent, false);
+        // It is sent only to a logical unit of which is known who it is.
+        (self.stage, self.doubted, self.standing) = (Stage::Sent, false, Standing::Proven);
+    }
+
+    /// Does its answer come from somebody whom it was not sent to, as is known by now?
+    pub(super) fn is_revoked(&self) -> bool {
+        matches!(self.standing, Standing::Revoked(_))
     }
 }
+
+/// Does an answer with this code say that nothing of the command was carried out?
+fn was_refused(code: Code) -> bool {
+    use Code::{Invalid, Miscompare, OutOfRange, ReservationConflict, Unsupported, WriteProtected};
+    matches!(code, Invalid | Miscompare | OutOfRange | ReservationConflict | Unsupported | WriteProtected)
+}
+
+#[cfg(test)]
+mod doubts;
 
 #[cfg(test)]
 mod tests {

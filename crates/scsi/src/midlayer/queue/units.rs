@@ -12,7 +12,7 @@ use crate::midlayer::task::{
     Outcome, Recovered, Recovery, RecoveryEnd, Task, TaskData, TaskEnd, TaskLimits, TaskQueue,
 };
 use crate::{Attention, Meaning, meaning};
-use polypath_block::{Code, Cx, Health, OpenError, ReservationResult, Time, Unit, UnitId};
+use polypath_block::{Code, Cx, Health, OpenError, ReservationResult, Status, Time, Unit, UnitId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,6 +23,8 @@ const MOST: usize = u16::MAX as usize;
 pub(super) const PROBE_TAG: u64 = 1 << 63;
 /// Pause after a unit was found in trouble.
 const TROUBLE: Duration = Duration::from_secs(1);
+/// How long an answer that a look has borne out is not asked about again: one disk that answers so all the time is not looked at all the time.
+const BORNE_OUT: Duration = Duration::from_secs(1);
 
 /// Where a unit stands over the way that is up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +57,10 @@ pub(super) struct UnitState {
     heard: Heard,
     /// How far the claim of a registration was followed over the way that is up; [`NOT_USED`]: nothing is sent before it was.
     followed: Arc<AtomicU64>,
+    /// It is looked at because of an answer with this code.
+    disputed: Option<Code>,
+    /// A look has borne that out: such an answer is believed until then.
+    borne_out: Option<(Code, Time)>,
 }
 
 /// What is done with a unit: it is registered as it is claimed, then looked at.
@@ -97,8 +103,8 @@ pub(super) struct Units {
 /// What following a unit has brought.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Change {
-    /// Requests that wait for it may go.
-    Usable,
+    /// Requests that wait for it may go, if nothing has happened meanwhile.
+    Usable(Unit),
     /// Its requests are not for what is there now, or it cannot be reached.
     Revoked(Unit, Code),
 }
@@ -140,6 +146,8 @@ impl Units {
             guessed: false,
             heard: Heard::default(),
             followed,
+            disputed: None,
+            borne_out: None,
         });
         Ok(Unit(at as u16))
     }
@@ -182,6 +190,7 @@ impl Units {
         self.sent = None;
         for unit in self.units.iter_mut().flatten() {
             (unit.stage, unit.known, unit.allowed) = (Stage::Unchecked, false, u16::MAX);
+            (unit.disputed, unit.borne_out) = (None, None);
             unit.followed.store(NOT_USED, Ordering::Release);
         }
     }
@@ -246,10 +255,33 @@ impl Units {
         }
     }
 
-    /// It may not be there any more: it is looked at again, and what is taken meanwhile waits.
-    pub(super) fn doubt(&mut self, unit: Unit) {
+    /// It has answered with `code`, which the one that is known would not: it is looked at again, and what is taken meanwhile waits.
+    /// `false`: that has been done for such an answer a moment ago, and it was who it was.
+    pub(super) fn dispute(&mut self, unit: Unit, code: Code, now: Time) -> bool {
+        let Some(state) = self.get_mut(unit) else { return false };
+        let is_borne_out = state.borne_out.is_some_and(|(of, until)| of == code && now < until);
+        if state.stage == Stage::Usable && is_borne_out {
+            return false;
+        }
+        if state.stage == Stage::Usable {
+            tracing::warn!(
+                path = %state.who.bus().name(), lun = %state.address.lun, answer = %Status::new(code),
+                "the logical unit that is known would not answer so: it is looked at again"
+            );
+        }
+        state.disputed = Some(code);
+        state.who.doubt();
+        self.look_again(unit);
+        true
+    }
+
+    /// It is looked at from the beginning: what was asked so far may be of the one before.
+    fn look_again(&mut self, unit: Unit) {
         if let Some(state) = self.get_mut(unit) {
             state.stage = Stage::Unchecked;
+        }
+        if self.probing.as_ref().is_some_and(|p| p.unit == unit) {
+            self.stop_probing();
         }
     }
 
@@ -267,11 +299,8 @@ impl Units {
         tracing::debug!(path = %state.who.bus().name(), lun = %state.address.lun, ?attention, "unit attention");
         state.who.hears(&mut state.heard, port, Some(attention));
         if attention.may_be_another() {
-            state.stage = Stage::Unchecked;
-            if self.probing.as_ref().is_some_and(|p| p.unit == unit) {
-                // What it has asked so far may be of the one before.
-                self.stop_probing();
-            }
+            state.borne_out = None;
+            self.look_again(unit);
         }
         if let Some(state) = self.get_mut(unit)
             && concerns_devices(attention)
@@ -317,7 +346,7 @@ impl Units {
                 None if probes => state.probe(tasks.limits(), claim.epoch),
                 None => {
                     state.followed.store(claim.epoch, Ordering::Release);
-                    return Some(Change::Usable);
+                    return Some(Change::Usable(Unit(at as u16)));
                 }
             };
             self.probing = Some(Probing { unit: Unit(at as u16), look, until: Time::ZERO });
@@ -414,11 +443,11 @@ impl Units {
         self.probing = None;
         if state.guessed {
             state.stage = Stage::Unchecked;
-            return Some(Change::Usable);
+            return Some(Change::Usable(unit));
         }
         state.followed.store(claim.epoch, Ordering::Release);
         state.who.bus().call();
-        Some(Change::Usable)
+        Some(Change::Usable(unit))
     }
 
     /// A task of a probe has ended.
@@ -496,7 +525,7 @@ impl UnitState {
             // Meanwhile something else is claimed.
             Ok(()) if self.who.bus().claim(self.address).epoch != epoch => {
                 self.stage = Stage::Unchecked;
-                Change::Usable
+                Change::Usable(unit)
             }
             Ok(()) => {
                 self.who.hears(&mut self.heard, port, None);
@@ -504,13 +533,17 @@ impl UnitState {
                 self.guessed = found.guessed;
                 self.followed.store(epoch, Ordering::Release);
                 self.who.bus().call();
-                Change::Usable
+                if let Some(code) = self.disputed.take() {
+                    self.borne_out = Some((code, now.after(BORNE_OUT)));
+                }
+                Change::Usable(unit)
             }
         }
     }
 
     fn trouble(&mut self, unit: Unit, code: Code, now: Time) -> Change {
         (self.stage, self.known) = (Stage::Trouble(now.after(TROUBLE)), false);
+        (self.disputed, self.borne_out) = (None, None);
         self.followed.store(NOT_USED, Ordering::Release);
         Change::Revoked(unit, code)
     }
