@@ -12,6 +12,7 @@ use super::queue::Memory;
 use super::reserve::{Exchange, ExchangeStep, Order, Payload, is_alarm};
 use super::task::{Outcome, Recovery, Task, TaskData, TaskDone, TaskEnd, TaskQueue};
 use crate::alua::{self, AluaState};
+use crate::inquiry::Inquiry;
 use crate::lun::LunList;
 use crate::{Attention, Cdb, Lun, Meaning, meaning};
 use polypath_block::{
@@ -39,6 +40,8 @@ const MOST_LISTS: u32 = 4;
 enum Work {
     /// A look whether there is something to report.
     Look,
+    /// Is there a disk at all? Asked after a look that was answered good: a target may have put something else there without a word.
+    Presence,
     /// Which logical units are there? Of the target of its address, which has this list at any of them, and at LUN 0 for sure (SPC-4
     /// section 6.33.1).
     List,
@@ -328,6 +331,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         let step = match &mut busy.work {
             Work::Probe(probe) => probe.step(),
             Work::Look => ProbeStep::Send { cdb: Cdb::test_unit_ready(), data_in: 0 },
+            Work::Presence => ProbeStep::Send { cdb: Cdb::inquiry(Inquiry::LEN as u16), data_in: Inquiry::LEN as u32 },
             Work::List => ProbeStep::Send { cdb: Cdb::report_luns(0, LISTED), data_in: LISTED },
             Work::Order(..) => return self.step_order(cx),
             Work::Prove(proving) => match &mut proving.stage {
@@ -507,9 +511,12 @@ impl<Q: TaskQueue> Scanner<Q> {
                 // One that gave no access does what is asked of it: nobody else may say that this has changed.
                 if self.bus.known(busy.address).is_some_and(|unit| !unit.info.access.usable()) {
                     self.to_probe.push_back(busy.address);
+                    self.busy = None;
+                } else {
+                    busy.work = Work::Presence;
                 }
-                self.busy = None;
             }
+            Work::Presence => self.shown_present(len),
             Work::List => self.listed(len),
             Work::Activate(_) => {
                 self.to_probe.push_back(busy.address);
@@ -580,7 +587,10 @@ impl<Q: TaskQueue> Scanner<Q> {
                 self.to_probe.push_back(busy.address);
                 self.busy = None;
             }
-            (Work::Look, _) => {
+            (Work::Presence, Outcome::Answered(answer)) if matches!(meant, Some(Meaning::Done)) => {
+                self.shown_present(answer.moved);
+            }
+            (Work::Look | Work::Presence, _) => {
                 let address = busy.address;
                 match meant {
                     None | Some(Meaning::Done) => {}
@@ -589,6 +599,14 @@ impl<Q: TaskQueue> Scanner<Q> {
                 }
                 self.busy = None;
             }
+        }
+    }
+
+    /// Standard INQUIRY data have come, of so many octets.
+    fn shown_present(&mut self, len: u32) {
+        let Some(Busy { address, .. }) = self.busy.take() else { return };
+        if !Inquiry::parse(&self.memory.probe_octets(len)).is_ok_and(|inquiry| inquiry.is_disk()) {
+            self.to_probe.push_back(address);
         }
     }
 

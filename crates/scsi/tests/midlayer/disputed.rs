@@ -1,6 +1,6 @@
 //! Answers that the disk which is known would not give: who is there is found out before they are believed, and they are believed then.
 
-use crate::script::{BLOCK, Driven, Reply, Rig, rig};
+use crate::script::{BLOCK, Driven, Reply, Rig, ms, rig};
 use crate::{READS, WRITES, attention, codes, rule};
 use polypath_block::{Code, Completion, Device, DeviceState, Health, Io, Op, Proof, RefusedWhy, Scope};
 use polypath_scsi::Sense;
@@ -14,9 +14,7 @@ const NO_UNIT: Sense = Sense::new(key::ILLEGAL_REQUEST, 0x25, 0);
 
 /// How often who is there was asked since the last time.
 fn looks(rig: &Rig) -> usize {
-    // Standard data, and five pages.
-    let inquiries = rig.script(|s| std::mem::take(&mut s.commands)).into_iter().filter(|c| *c == opcode::INQUIRY);
-    inquiries.count() / 6
+    rig.script(|s| std::mem::take(&mut s.pages)) / 5
 }
 
 fn fill(rig: &Rig) {
@@ -171,7 +169,7 @@ fn a_unit_that_is_denied_is_looked_at_before_anything_else_is_sent_there() {
     let mut rig = rig(100);
     let mut d = Driven::open(&mut rig);
     let span = d.span(0, BLOCK);
-    rig.script(|s| s.rules = vec![rule(READS, 1, Reply::Sense(NO_UNIT))]);
+    rig.script(|s| (s.rules, s.commands) = (vec![rule(READS, 1, Reply::Sense(NO_UNIT))], Vec::new()));
     looks(&rig);
     d.submit(&rig, Io::read(1, 3, 1, span)).unwrap();
     d.turn(&mut rig, 0);
@@ -180,7 +178,7 @@ fn a_unit_that_is_denied_is_looked_at_before_anything_else_is_sent_there() {
     d.submit(&rig, Io::write(3, 3, 1, span)).unwrap();
     assert!(d.until(&mut rig, 200, |done| done.completions.len() == 3));
     assert_eq!(codes(&d.done.completions[1..]), [Code::Ok, Code::Ok]);
-    let commands = rig.script(|s| s.commands.clone());
+    let commands = rig.script(|s| std::mem::take(&mut s.commands));
     let first = |opcodes: &[u8]| commands.iter().position(|c| opcodes.contains(c));
     assert!(first(READS) > first(&[opcode::SERVICE_ACTION_IN_16]), "{commands:02x?}");
     assert_eq!(looks(&rig), 1);
@@ -191,4 +189,34 @@ fn a_unit_that_is_denied_is_looked_at_before_anything_else_is_sent_there() {
     d.submit(&rig, Io::range(4, Op::Discard, 3, 1)).unwrap();
     assert!(d.until(&mut rig, 200, |done| done.completions.len() == 1));
     assert_eq!(codes(&d.done.completions), [Code::Unsupported]);
+}
+
+/// Who reads only what the other one has data for hears of nothing: the watch finds out.
+#[test]
+fn a_disk_that_is_taken_away_without_a_word_is_missed_by_the_watch() {
+    let mut rig = rig(100);
+    let mut d = Driven::open(&mut rig);
+    rig.script(|s| s.taken_away = Some(8));
+    let before = rig.now;
+    assert!((0..100).any(|_| {
+        rig.now = rig.now.after(ms(20));
+        rig.scanner.poll(rig.now, 0);
+        rig.disk.state().info().is_none()
+    }));
+    assert!(rig.now.since(before) < ms(500), "a watch is 100 ms");
+    let span = d.span(0, BLOCK);
+    for _ in 0..10 {
+        d.turn(&mut rig, 0);
+    }
+    assert_eq!(d.submit(&rig, Io::read(1, 3, 1, span)), Err(RefusedWhy::Gone), "this session has looked, too");
+
+    rig.script(|s| s.taken_away = None);
+    rig.scan();
+    assert!((0..3000).any(|_| {
+        d.turn(&mut rig, 1);
+        d.queue.health() == Health::Ready
+    }));
+    d.submit(&rig, Io::read(2, 3, 1, span)).unwrap();
+    assert!(d.until(&mut rig, 100, |done| done.completions.len() == 1));
+    assert_eq!(codes(&d.done.completions), [Code::Ok]);
 }

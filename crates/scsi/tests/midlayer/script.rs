@@ -66,6 +66,8 @@ pub(crate) struct Script {
     pub(crate) pr: Persistent,
     /// Operation codes of all tasks that were carried out.
     pub(crate) commands: Vec<u8>,
+    /// Vital product data pages that were asked for: a look asks for five.
+    pub(crate) pages: usize,
     queues: u64,
     /// Doorbells.
     pub(crate) kicks: u32,
@@ -480,6 +482,7 @@ impl Script {
         if let Some(sense) = self.alua.as_ref().and_then(|alua| alua.refuses(&command)) {
             return check(sense);
         }
+        self.pages += usize::from(matches!(command, Command::Inquiry { page: Some(_), .. }));
         if let Some(blocks) = self.taken_away {
             return virtual_unit(blocks, command, data, segs);
         }

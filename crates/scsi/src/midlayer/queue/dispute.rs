@@ -58,6 +58,16 @@ impl<Q: TaskQueue> DiskQueue<Q> {
         self.requests.doubt(unit);
         true
     }
+
+    /// Another way has found no disk where units of ours are. This one may lead to something else: it looks for itself.
+    #[cold]
+    pub(super) fn doubt_missing(&mut self, now: Time) {
+        for unit in self.units.missing() {
+            if self.units.dispute(unit, Code::PathNoAccess, now) {
+                self.requests.doubt(unit);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

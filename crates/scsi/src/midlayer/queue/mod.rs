@@ -418,6 +418,7 @@ impl<Q: TaskQueue> ControllerQueue for DiskQueue<Q> {
         let rung = self.bell.answer();
         if rung {
             self.leave_others(cx, done);
+            self.doubt_missing(cx.now);
         }
         self.harvest(cx, done);
         self.follow(done);

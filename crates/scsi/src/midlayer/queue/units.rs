@@ -217,6 +217,17 @@ impl Units {
         others.collect()
     }
 
+    /// Units in use at which somebody else has found no disk that can be used.
+    #[cold]
+    pub(super) fn missing(&self) -> Vec<Unit> {
+        let is_missing = |unit: &UnitState| {
+            unit.stage == Stage::Usable
+                && matches!(unit.who.shown(), Some(Shown::Trouble { code: Code::PathNoAccess, .. }))
+        };
+        let units = self.units.iter().zip(0u16..);
+        units.filter_map(|(unit, at)| unit.as_ref().is_some_and(is_missing).then_some(Unit(at))).collect()
+    }
+
     /// Is the task of a look outstanding?
     #[inline]
     pub(super) fn awaits_answer(&self) -> bool {
@@ -266,7 +277,7 @@ impl Units {
         if state.stage == Stage::Usable {
             tracing::warn!(
                 path = %state.who.bus().name(), lun = %state.address.lun, answer = %Status::new(code),
-                "the logical unit that is known would not answer so: it is looked at again"
+                "not what is known of the logical unit: it is looked at again"
             );
         }
         state.disputed = Some(code);
