@@ -3,6 +3,7 @@
 use crate::cross_fence::CrossFence;
 use crate::identity::Identity;
 use crate::limits::{Limits, LimitsError};
+use crate::passthrough::Passthrough;
 use crate::queue::IoQueue;
 use crate::reservation::Reservations;
 use crate::status::Code;
@@ -203,6 +204,11 @@ pub trait Device: Send + Sync {
 
     /// Its power over reservations, if it has one. A part of a disk has none: they concern the whole.
     fn reservations(&self) -> Option<&dyn Reservations> {
+        None
+    }
+
+    /// Its power to pass commands through, if it has one. A part of a disk has none: a command may reach beyond it.
+    fn passthrough(&self) -> Option<&dyn Passthrough> {
         None
     }
 

@@ -2,7 +2,7 @@
 //!
 //! **Knows:** requests ([`Io`]), memory references ([`Segment`], [`SegTable`]), outcomes ([`Status`], [`Scope`], [`Suspect`]),
 //! the data-plane traits ([`IoQueue`], and [`ControllerQueue`] for controllers with several units), the control-plane trait
-//! ([`Device`]) and its optional powers ([`Reservations`], [`CrossFence`]), proofs of quiet ([`Fence`]), limits and splitting, identities, and the URI that names any disk.
+//! ([`Device`]) and its optional powers ([`Reservations`], [`Passthrough`], [`CrossFence`]), proofs of quiet ([`Fence`]), limits and splitting, identities, and the URI that names any disk.
 //!
 //! **Refuses to know:** sockets, clocks, threads, allocators of DMA memory, any protocol. It imports no other crate of the workspace.
 //!
@@ -31,6 +31,7 @@ mod identity;
 mod io;
 mod limits;
 mod parked;
+mod passthrough;
 mod queue;
 mod reservation;
 mod segment;
@@ -49,6 +50,11 @@ pub use identity::{CacheDomain, Identifier, IdentifierError, Identity, Verdict};
 pub use io::{Flags, Io, Op};
 pub use limits::{Limits, LimitsError, Part, Splitter};
 pub use parked::Parked;
+pub use passthrough::{
+    CommandClass, CommandSet, LONGEST_PASSTHROUGH, MOST_PASSTHROUGH_BYTES, NvmeCommand, NvmeScope, Passthrough,
+    PassthroughAnswer, PassthroughCommand, PassthroughData, PassthroughError, PassthroughReply, PassthroughRequest,
+    PassthroughResult, PassthroughStatus,
+};
 pub use queue::{
     Armed, Completion, Cx, Done, Health, Host, Interest, IoQueue, MakePoller, Poller, Refused, RefusedWhy, Rest,
     Suspect, Turn, Waits,

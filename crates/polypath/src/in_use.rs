@@ -1,6 +1,6 @@
 //! What several URIs share: a controller or a target, for as long as one of its units is in use.
 
-use polypath_block::{CrossFence, Device, DeviceState, IoQueue, OpenError, QueueConfig, Reservations};
+use polypath_block::{CrossFence, Device, DeviceState, IoQueue, OpenError, Passthrough, QueueConfig, Reservations};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -82,6 +82,10 @@ impl<D: Device, U: Send + Sync> Device for Unit<D, U> {
 
     fn reservations(&self) -> Option<&dyn Reservations> {
         self.device.reservations()
+    }
+
+    fn passthrough(&self) -> Option<&dyn Passthrough> {
+        self.device.passthrough()
     }
 
     fn cross_fence(&self) -> Option<&dyn CrossFence> {

@@ -7,8 +7,8 @@ use crate::proxy;
 use crate::queue::SharedQueue;
 use crate::single::SingleUnit;
 use polypath_block::{
-    CrossFence, Cx, Device, DeviceState, Health, Host, IoQueue, OpenError, QueueConfig, QueueSource, Reservations,
-    UnitId,
+    CrossFence, Cx, Device, DeviceState, Health, Host, IoQueue, OpenError, Passthrough, QueueConfig, QueueSource,
+    Reservations, UnitId,
 };
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -101,6 +101,10 @@ impl Device for SharedDevice {
 
     fn reservations(&self) -> Option<&dyn Reservations> {
         self.device.reservations()
+    }
+
+    fn passthrough(&self) -> Option<&dyn Passthrough> {
+        self.device.passthrough()
     }
 
     fn cross_fence(&self) -> Option<&dyn CrossFence> {

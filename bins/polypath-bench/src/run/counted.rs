@@ -5,8 +5,8 @@
 use crate::gap::Gap;
 use crate::latency::DirectedLatencies;
 use polypath_block::{
-    Armed, Completion, CrossFence, Cx, Device, DeviceState, Done, Health, Io, IoQueue, Op, OpenError, QueueConfig,
-    Refused, Reservations, Rest, Status, Time, Waits,
+    Armed, Completion, CrossFence, Cx, Device, DeviceState, Done, Health, Io, IoQueue, Op, OpenError, Passthrough,
+    QueueConfig, Refused, Reservations, Rest, Status, Time, Waits,
 };
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -126,6 +126,10 @@ impl Device for CountedDevice {
 
     fn reservations(&self) -> Option<&dyn Reservations> {
         self.inner.reservations()
+    }
+
+    fn passthrough(&self) -> Option<&dyn Passthrough> {
+        self.inner.passthrough()
     }
 
     fn cross_fence(&self) -> Option<&dyn CrossFence> {
