@@ -4,7 +4,7 @@
 //! descriptor blocks that we send ([`cdb`]) and that a target reads ([`command`]), statuses ([`status`]) and sense data ([`sense`]),
 //! what an answer means to whoever asked ([`mod@meaning`]), and the data of INQUIRY ([`inquiry`], [`vpd`]), READ CAPACITY
 //! ([`capacity`]), REPORT LUNS ([`lun`]), MODE SENSE ([`mode`]), target port groups ([`alua`]), persistent reservations
-//! ([`reservation`]) and UNMAP ([`unmap`]).
+//! ([`reservation`]) and UNMAP ([`unmap`]); and which commands may be passed through for others ([`passthrough`]).
 //!
 //! **Refuses to know** transports (iSCSI, SAS), sessions, protection information (a command that asks for it is refused), media other
 //! than disks, and the clock.
@@ -33,6 +33,7 @@ pub mod meaning;
 pub mod midlayer;
 pub mod mode;
 pub mod opcode;
+pub mod passthrough;
 pub mod reservation;
 pub mod sense;
 pub mod status;

@@ -5,6 +5,7 @@
 
 use super::listing::Listing;
 use super::losses::Losses;
+use super::passthrough;
 use super::probe::LogicalUnit;
 use super::reserve::{Claim, Order};
 use crate::{Attention, Lun};
@@ -86,6 +87,17 @@ struct Entry {
     asked: bool,
 }
 
+/// What is known of a logical unit now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Seen {
+    /// It is to be looked at first.
+    Doubtful,
+    /// It is the disk that it was.
+    Disk,
+    /// It is another one, or of no use.
+    Trouble,
+}
+
 /// Target ports of one session that are remembered.
 const PORTS: usize = 16;
 
@@ -157,6 +169,7 @@ pub struct Bus {
     closing: AtomicBool,
     called: AtomicBool,
     orders: Mutex<Vec<Order>>,
+    pub(super) passthroughs: Mutex<Vec<passthrough::Order>>,
 }
 
 impl Bus {
@@ -178,6 +191,7 @@ impl Bus {
             closing: AtomicBool::new(false),
             called: AtomicBool::new(false),
             orders: Mutex::default(),
+            passthroughs: Mutex::default(),
         })
     }
 
@@ -215,7 +229,7 @@ impl Bus {
         *lock(&self.state) = state;
         if gone {
             // Outside the lock: whoever asked is told by the drop.
-            let orders = (std::mem::take(&mut *lock(&self.orders)), self.take_proof_orders());
+            let orders = (std::mem::take(&mut *lock(&self.orders)), self.take_proof_orders(), self.take_passthroughs());
             drop(orders);
         }
         self.announce();
@@ -276,6 +290,22 @@ impl Bus {
     /// The disk that was seen last at `address`, if somebody uses it.
     pub fn known(&self, address: Address) -> Option<Arc<LogicalUnit>> {
         lock(&self.units).iter().find(|entry| entry.address == address)?.known.clone()
+    }
+
+    /// What is known of `address`, which nobody is looking at.
+    pub(super) fn seen(&self, address: Address) -> Seen {
+        let units = lock(&self.units);
+        match units.iter().find(|entry| entry.address == address) {
+            None => Seen::Trouble,
+            Some(entry) => match (&entry.shown, &entry.first) {
+                _ if entry.stale => Seen::Doubtful,
+                (None, _) => Seen::Doubtful,
+                (Some(Shown::Disk(unit)), Some(first)) if another(address, first, &unit.info.identity).is_none() => {
+                    Seen::Disk
+                }
+                (Some(_), _) => Seen::Trouble,
+            },
+        }
     }
 
     /// The control nexus, to target port `port`, hears this of `address`, or nothing more (`None`): it has been looked at.

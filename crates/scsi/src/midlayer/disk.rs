@@ -7,8 +7,9 @@ use super::reserve::{self, Order};
 use super::task::TaskQueue;
 use crate::inquiry::Tpgs;
 use polypath_block::{
-    ControllerQueue, CrossFence, Device, DeviceState, IoQueue, OpenError, Proof, ProofReply, QueueConfig, QueueSource,
-    ReservationOp, ReservationReply, Reservations, UnitId,
+    Code, CommandSet, ControllerQueue, CrossFence, Device, DeviceState, IoQueue, OpenError, Passthrough,
+    PassthroughReply, PassthroughRequest, Proof, ProofReply, QueueConfig, QueueSource, ReservationOp, ReservationReply,
+    Reservations, UnitId,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -137,6 +138,10 @@ impl<H: HostBus> Device for ScsiDisk<H> {
         Some(self)
     }
 
+    fn passthrough(&self) -> Option<&dyn Passthrough> {
+        Some(self)
+    }
+
     fn cross_fence(&self) -> Option<&dyn CrossFence> {
         self.host.disk_config().reset_fence.map(|_| self as &dyn CrossFence)
     }
@@ -185,6 +190,20 @@ impl<H: HostBus> Reservations for ScsiDisk<H> {
 
     fn alarms(&self) -> u64 {
         self.unit.bus().alarms(self.unit.address())
+    }
+}
+
+/// Over the nexus of the control side.
+impl<H: HostBus> Passthrough for ScsiDisk<H> {
+    fn speaks(&self, set: CommandSet) -> bool {
+        set == CommandSet::Scsi
+    }
+
+    fn start(&self, request: PassthroughRequest, limit: Duration, reply: PassthroughReply) {
+        match self.closed_reason() {
+            Some(reason) => reply.refuse(Code::Gone, format!("{}: {reason}", self.name)),
+            None => self.unit.bus().order_passthrough(self.unit.address(), request, limit, reply),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod bus;
 mod disk;
 mod listing;
 mod losses;
+mod passthrough;
 mod probe;
 mod queue;
 mod reserve;

@@ -4,6 +4,7 @@
 //! run on any reactor.
 
 mod prove;
+mod relay;
 
 use super::access::AccessWatch;
 use super::bus::{Address, Bus, BusState, Shown};
@@ -20,6 +21,7 @@ use polypath_block::{
 };
 use polypath_memory::MemoryError;
 use prove::{Proving, Stage as ProvingStage};
+use relay::{Relay, RelayMemory};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +54,8 @@ enum Work {
     Activate(u16),
     /// What other ways have lost is to be proven quiet.
     Prove(Box<Proving>),
+    /// A command is passed through.
+    Relay(Box<Relay>),
 }
 
 /// On whose account something of reservations is done.
@@ -100,6 +104,10 @@ pub struct Scanner<Q> {
     orders: VecDeque<Ordered>,
     /// Logical units that are to be proven quiet.
     proofs: Vec<Proving>,
+    relays: VecDeque<Relay>,
+    relay_memory: Option<RelayMemory>,
+    /// What was begun last is one of these: something else comes first now.
+    relayed: bool,
     /// Carried out here, and not yet on every queue: with what is answered then.
     settling: Vec<(Ordered, ReservationResult)>,
     to_join: VecDeque<Address>,
@@ -137,6 +145,9 @@ impl<Q: TaskQueue> Scanner<Q> {
             busy: None,
             orders: VecDeque::new(),
             proofs: Vec::new(),
+            relays: VecDeque::new(),
+            relay_memory: None,
+            relayed: false,
             settling: Vec::new(),
             to_join: VecDeque::new(),
             to_probe: VecDeque::new(),
@@ -188,6 +199,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         self.follow(now);
         self.take_orders(cx);
         self.take_proofs(now);
+        self.take_relays(cx);
         self.check_time(cx);
         if self.up {
             self.choose(now);
@@ -206,6 +218,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         if self.up {
             let next = match &self.busy {
                 Some(Busy { task: None, until, .. }) => *until,
+                Some(Busy { work: Work::Relay(relay), .. }) => relay.until,
                 Some(busy) => busy.sent.after(self.time_limit),
                 None => self.watched.after(self.watch).min(self.retried.after(self.access.pause(TROUBLE))),
             };
@@ -222,6 +235,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             waits.until(proving.until);
         }
         self.proofs.iter().for_each(|proving| waits.until(proving.until));
+        self.relays.iter().for_each(|relay| waits.until(relay.until));
         armed
     }
 
@@ -239,6 +253,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         if up && self.tasks.nexus() != self.nexus {
             self.nexus = self.tasks.nexus();
             self.leave_work();
+            self.refuse_relays();
             self.to_join = self.bus.claimed().into();
             self.bus.all_stale();
             self.bus.doubt_listing();
@@ -260,18 +275,34 @@ impl<Q: TaskQueue> Scanner<Q> {
 
     /// The way is another one, or gone. What was sent to change something waits for its end, which may be a fence.
     fn leave_work(&mut self) {
-        let sent = |busy: &mut Busy| matches!(busy, Busy { work: Work::Order(..), task: Some(_), .. });
-        if let Some(Busy { work: Work::Order(_, Asker::Caller(ordered)), .. }) = self.busy.take_if(|busy| !sent(busy)) {
-            let reason = format!("{} was lost before anything was sent", self.bus.name());
-            ordered.order.reply.answer(Err(ReservationError::new(Code::PathLost, reason)));
+        let sent = |busy: &mut Busy| matches!(busy, Busy { work: Work::Order(..) | Work::Relay(_), task: Some(_), .. });
+        let Some(left) = self.busy.take_if(|busy| !sent(busy)) else { return };
+        let reason = format!("{} was lost before anything was sent", self.bus.name());
+        match left.work {
+            Work::Order(_, Asker::Caller(ordered)) => {
+                ordered.order.reply.answer(Err(ReservationError::new(Code::PathLost, reason)));
+            }
+            Work::Relay(mut relay) => relay.refuse(Code::PathLost, reason),
+            _ => {}
         }
     }
 
-    /// What is to be done next?
+    /// What is to be done next? What others want to be sent takes turns with what is to be done for the bus.
     fn choose(&mut self, now: Time) {
         if self.busy.is_some() {
             return;
         }
+        let others_first = std::mem::take(&mut self.relayed);
+        if !others_first && self.choose_relay() {
+            return;
+        }
+        self.choose_own(now);
+        if self.busy.is_none() {
+            self.choose_relay();
+        }
+    }
+
+    fn choose_own(&mut self, now: Time) {
         if let Some(proving) = self.proofs.pop() {
             self.busy = Some(Busy::new(proving.address, Work::Prove(Box::new(proving))));
             return;
@@ -334,6 +365,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             Work::Presence => ProbeStep::Send { cdb: Cdb::inquiry(Inquiry::LEN as u16), data_in: Inquiry::LEN as u32 },
             Work::List => ProbeStep::Send { cdb: Cdb::report_luns(0, LISTED), data_in: LISTED },
             Work::Order(..) => return self.step_order(cx),
+            Work::Relay(_) => return self.step_relay(cx),
             Work::Prove(proving) => match &mut proving.stage {
                 ProvingStage::Look(probe) => probe.step(),
                 ProvingStage::Reset => return self.send_reset(cx),
@@ -468,7 +500,9 @@ impl<Q: TaskQueue> Scanner<Q> {
     /// A question that is not answered in time costs the session: nothing else would ever be asked.
     fn check_time(&mut self, cx: &mut Cx<'_>) {
         let Some(busy) = &mut self.busy else { return };
-        if busy.task.is_none() || !self.up || cx.now.since(busy.sent) < self.time_limit {
+        // What is passed through has a limit of its own.
+        let relayed = matches!(busy.work, Work::Relay(_));
+        if busy.task.is_none() || relayed || !self.up || cx.now.since(busy.sent) < self.time_limit {
             return;
         }
         // Looked at again after as long once more: what changes something may have to wait for its proof.
@@ -518,6 +552,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             }
             Work::Presence => self.shown_present(len),
             Work::List => self.listed(len),
+            Work::Relay(_) => self.relay_good(),
             Work::Activate(_) => {
                 self.to_probe.push_back(busy.address);
                 self.busy = None;
@@ -570,6 +605,7 @@ impl<Q: TaskQueue> Scanner<Q> {
                     self.end_lost_order();
                 }
             }
+            (Work::Relay(_), _) => self.relay_ended(end),
             (Work::List, Outcome::Answered(answer)) if matches!(meant, Some(Meaning::Done)) => {
                 self.listed(answer.moved);
             }

@@ -3,6 +3,7 @@
 mod alua;
 mod asking;
 mod disputed;
+mod passthrough;
 mod persistent;
 mod proofs;
 mod reservations;
