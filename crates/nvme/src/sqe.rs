@@ -159,6 +159,15 @@ impl Sqe {
         self
     }
 
+    /// The same command with these command dwords 10 to 15.
+    #[must_use]
+    pub fn with_cdw10_15(mut self, dwords: [u32; 6]) -> Self {
+        for (n, dword) in (10..).zip(dwords) {
+            self.set_cdw(n, dword);
+        }
+        self
+    }
+
     #[inline]
     fn with_lba(mut self, slba: u64, cdw12: u32) -> Self {
         slba.put(&mut self.0, 40);

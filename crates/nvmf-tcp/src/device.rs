@@ -5,8 +5,9 @@ use crate::controller::Controller;
 use crate::queue::{NamespaceQueue, QueuePair};
 use crate::shared::WantedNamespace;
 use polypath_block::{
-    ControllerQueue, Device, DeviceState, DiskUri, Host, IoQueue, OpenError, QueueConfig, QueueSource, ReservationOp,
-    ReservationReply, Reservations, UnitId, UriError,
+    Code, CommandSet, ControllerQueue, Device, DeviceState, DiskUri, Host, IoQueue, OpenError, Passthrough,
+    PassthroughReply, PassthroughRequest, QueueConfig, QueueSource, ReservationOp, ReservationReply, Reservations,
+    UnitId, UriError,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,6 +130,10 @@ impl Device for NvmeDevice {
         Some(self)
     }
 
+    fn passthrough(&self) -> Option<&dyn Passthrough> {
+        Some(self)
+    }
+
     fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         if self.whole {
@@ -155,6 +160,20 @@ impl Reservations for NvmeDevice {
 
     fn host(&self) -> Option<[u8; 16]> {
         Some(*self.controller.shared.config.identity.id.as_bytes())
+    }
+}
+
+/// Admin commands over the admin queue, I/O commands over a queue of the control side.
+impl Passthrough for NvmeDevice {
+    fn speaks(&self, set: CommandSet) -> bool {
+        set == CommandSet::Nvme
+    }
+
+    fn start(&self, request: PassthroughRequest, limit: Duration, reply: PassthroughReply) {
+        match self.closed_reason() {
+            Some(reason) => reply.refuse(Code::Gone, format!("{}: {reason}", self.name)),
+            None => self.controller.shared.order_passthrough(self.ns, request, limit, reply),
+        }
     }
 }
 

@@ -36,6 +36,7 @@ mod life;
 mod link;
 mod live;
 mod namespace;
+mod passthrough;
 pub mod pdu;
 mod poller;
 pub mod proto;

@@ -6,6 +6,7 @@ use crate::attach;
 use crate::fence::AssociationFence;
 use crate::live::{Living, News, live};
 use crate::namespace::ControllerView;
+use crate::passthrough;
 use crate::proto::MAX_DEPTH;
 use crate::shared::{Shared, Stage};
 use polypath_block::{Code, Time};
@@ -25,8 +26,18 @@ use std::time::Duration;
 /// Longest back-off, as a multiple of the reconnect delay.
 const BACK_OFF: u32 = 10;
 
-/// Everything from the first dial to the end; returns why it ended.
+/// Everything from the first dial to the end; returns why it ended. What was passed through, and lost, has its answer by then.
 pub(crate) async fn life(admin: Handle, shared: Arc<Shared>) -> String {
+    let whole = async {
+        let reason = associations(admin.clone(), shared.clone()).await;
+        passthrough::settled(&shared).await;
+        reason
+    };
+    select(whole, passthrough::keep(&admin, &shared)).await.unwrap_or_default()
+}
+
+/// One association after the other; returns why there is no further one.
+async fn associations(admin: Handle, shared: Arc<Shared>) -> String {
     let config = &shared.config;
     let (mut delay, mut generation) = (config.reconnect_delay, 0);
     let mut down_since = admin.borrow().now;
@@ -101,6 +112,7 @@ async fn attempt(
         shared.counts.losses.fetch_add(1, Ordering::Relaxed);
         shared.lose(&association, fault.code, format!("{address}: {}", fault.reason));
         shared.refuse_reservations(&fault);
+        shared.refuse_relays(&fault);
         admin.borrow_mut().close();
         *down_since = admin.borrow().now;
         if fault.code != Code::Gone {

@@ -64,6 +64,7 @@ pub(crate) async fn live(living: Living) -> Fault {
         Box::pin(ended(events(living.clone()))),
         Box::pin(ended(read_news(living.clone()))),
         Box::pin(ended(aborts(living.clone()))),
+        Box::pin(crate::passthrough::serve(living.clone())),
         Box::pin(crate::reserve::serve(living)),
     ];
     let fault = race(tasks).await;

@@ -97,6 +97,7 @@ impl Poller for AdminPoller {
                 self.life = None;
                 self.admin = None;
                 self.shared.set_stage(Stage::Gone { reason });
+                self.shared.relays.abandon();
                 Turn::Finished
             }
             Poll::Pending if moved || called || due => Turn::Busy,
@@ -149,5 +150,6 @@ impl Drop for AdminPoller {
         }
         self.shared.refuse_reservations(&Fault::new(Code::PathLost, reason.clone()));
         self.shared.set_stage(Stage::Gone { reason });
+        self.shared.relays.abandon();
     }
 }

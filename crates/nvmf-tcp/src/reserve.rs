@@ -3,12 +3,14 @@
 //! The commands are I/O commands, so the admin poller opens one I/O queue of its own when the first of them is wanted, and keeps it for
 //! as long as the association lives: what becomes of it becomes of the association, as with any other queue. A registration belongs
 //! to the host, by the identifier that every Connect states: it covers all queues and controllers, those included that come later.
+//! Commands that are passed through take turns with these.
 
 use crate::admin::{ADMIN_DATA, Admin, Data, Fault, Handle, command};
 use crate::association::lock;
 use crate::attach;
 use crate::link::{Link, RX_ADMIN};
 use crate::live::Living;
+use crate::passthrough;
 use crate::shared::{ControlQueue, Shared};
 use crate::status::map;
 use polypath_block::{
@@ -154,11 +156,17 @@ pub(crate) async fn serve(l: Living) -> Fault {
                     l.shared.alarm();
                 }
             }
-            l.shared.reserved.take().map_or(Poll::Pending, |order| Poll::Ready(Ok(order)))
+            let reservation = l.shared.reserved.take().map(Next::Reservation);
+            let next = reservation.or_else(|| l.shared.relays.take_io().map(Next::Relay));
+            next.map_or(Poll::Pending, |next| Poll::Ready(Ok(next)))
         })
         .await;
         let Order { ns, op, limit, reply } = match order {
-            Ok(order) => order,
+            Ok(Next::Reservation(order)) => order,
+            Ok(Next::Relay(order)) => match relay(&l, &mut queue, order).await {
+                Ok(()) => continue,
+                Err(fault) => return fault,
+            },
             Err(fault) => return fault,
         };
         let (result, end) = match carry_out(&l, &mut queue, ns, op, limit).await {
@@ -170,6 +178,30 @@ pub(crate) async fn serve(l: Living) -> Fault {
             return fault;
         }
     }
+}
+
+/// What is sent over the queue next.
+enum Next {
+    Reservation(Order),
+    Relay(passthrough::Order),
+}
+
+/// A command is passed through.
+///
+/// # Errors
+/// Why the association ends with it.
+async fn relay(l: &Living, queue: &mut Option<ControlLink>, order: passthrough::Order) -> Result<(), Fault> {
+    let link = match queue {
+        Some(link) => link,
+        None => match open(l).await {
+            Ok(link) => queue.insert(link),
+            Err(fault) => {
+                passthrough::refuse(order, &fault);
+                return Ok(());
+            }
+        },
+    };
+    passthrough::carry_out(l, &link.admin, order).await
 }
 
 /// There is something in the notification log: reads it until it is empty.
@@ -204,7 +236,7 @@ async fn open(l: &Living) -> Result<ControlLink, Fault> {
         Fault::new(
             Code::PathBusy,
             format!(
-                "all {granted} I/O queues that the controller grants are taken; reservations need one of their own"
+                "all {granted} I/O queues that the controller grants are taken; reservations and passthrough need one of their own"
             ),
         )
     })?;

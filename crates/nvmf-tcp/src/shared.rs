@@ -181,6 +181,7 @@ pub(crate) struct Shared {
     /// How often the controller has refused to tell how often it lost its power since it told that; `None`: it never has.
     power_refusals: Mutex<Option<u32>>,
     pub(crate) reserved: crate::reserve::Desk,
+    pub(crate) relays: crate::passthrough::Relays,
     /// Longest bound of any association so far, in milliseconds, and what is to be expected of the next.
     landing_bound_ms: AtomicU64,
 }
@@ -221,6 +222,7 @@ impl Shared {
             discovered: Mutex::new(Vec::new()),
             power_refusals: Mutex::new(None),
             reserved: crate::reserve::Desk::default(),
+            relays: crate::passthrough::Relays::default(),
         }
     }
 
