@@ -14,8 +14,8 @@ use crate::shared::GroupShared;
 use crate::stats::PathStatistics;
 use core::time::Duration;
 use polypath_block::{
-    Device, DeviceInfo, DeviceState, Host, IoQueue, OpenError, QueueConfig, ReservationOp, ReservationReply,
-    Reservations, Time,
+    CommandSet, Device, DeviceInfo, DeviceState, Host, IoQueue, OpenError, Passthrough, PassthroughReply,
+    PassthroughRequest, QueueConfig, ReservationOp, ReservationReply, Reservations, Time,
 };
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -266,6 +266,10 @@ impl Device for Group {
         Some(self)
     }
 
+    fn passthrough(&self) -> Option<&dyn Passthrough> {
+        Some(self)
+    }
+
     fn close(&self) {
         let mut control = self.shared.lock();
         if self.shared.closed.swap(true, Ordering::AcqRel) {
@@ -294,6 +298,20 @@ impl Reservations for Group {
 
     fn alarms(&self) -> u64 {
         self.shared.reservation_alarms()
+    }
+}
+
+/// Over one path that is usable and speaks it, the best first; each that is tried is given the limit. What changes nothing is tried on another one when
+/// the first was lost before it answered; what may change something is not, and is refused while a path has lost changes that are not
+/// proven quiet.
+impl Passthrough for Group {
+    fn speaks(&self, set: CommandSet) -> bool {
+        self.shared.speaks(set)
+    }
+
+    fn start(&self, request: PassthroughRequest, limit: Duration, reply: PassthroughReply) {
+        self.refresh();
+        self.shared.start_passthrough(request, limit, reply);
     }
 }
 

@@ -31,6 +31,7 @@ mod group;
 mod inventory;
 mod membership;
 mod outage;
+mod passthrough;
 mod path;
 mod queue;
 mod reservations;

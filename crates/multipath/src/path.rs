@@ -292,6 +292,11 @@ impl PathRecord {
         }
     }
 
+    /// Requests on it whose way broke and that wait for their fence.
+    pub(crate) fn suspects(&self) -> u64 {
+        self.totals().suspects
+    }
+
     fn totals(&self) -> Totals {
         let mut totals = self.retired;
         self.counters.iter().for_each(|c| totals.add(c));

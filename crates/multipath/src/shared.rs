@@ -30,6 +30,8 @@ pub(crate) struct GroupShared {
     pub(crate) outage: Arc<Outage>,
     pub(crate) desk: Arc<Desk>,
     pub(crate) proofs: ProofDesk,
+    /// A command that may change something is being passed through.
+    pub(crate) passing: Arc<AtomicBool>,
     pub(crate) me: Weak<GroupShared>,
     now: AtomicU64,
     control: Mutex<Control>,
@@ -52,6 +54,7 @@ impl GroupShared {
         Arc::new_cyclic(|me| GroupShared {
             desk,
             proofs: ProofDesk::new(),
+            passing: Arc::default(),
             me: me.clone(),
             fencing: config.fencing,
             no_path_timeout: Duration::from_millis(config.no_path_timeout_ms),

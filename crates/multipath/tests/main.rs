@@ -14,6 +14,7 @@ mod group;
 mod logs;
 mod losses;
 mod numbers;
+mod passthrough;
 mod paths;
 mod pieces;
 mod preferred;
