@@ -1,11 +1,12 @@
 //! What the daemon holds: a stack, disks by name, vhost sockets by path, NBD exports by place and name. Control plane only, behind one lock.
 //!
 //! `sockets.rs` has the sockets that disks are served on, `exports.rs` the NBD exports, `slices.rs` parts of disks, `found.rs` the disks
-//! that sources lead to, `reservations.rs` who may use them, `end.rs` how it all ends.
+//! that sources lead to, `reservations.rs` who may use them, `passthrough.rs` commands for them, `end.rs` how it all ends.
 
 mod end;
 mod exports;
 mod found;
+mod passthrough;
 mod reservations;
 mod slices;
 mod sockets;

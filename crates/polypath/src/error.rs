@@ -1,6 +1,6 @@
 //! Errors for people: what was wrong, where, what was expected, what to do.
 
-use polypath_block::{Code, OpenError, ReservationError, Status, UriError};
+use polypath_block::{Code, OpenError, PassthroughError, ReservationError, Status, UriError};
 use polypath_local::LocalError;
 use polypath_memory::MemoryError;
 use polypath_multipath::{GroupError, SliceError};
@@ -136,6 +136,14 @@ pub enum Error {
         /// Why.
         source: ReservationError,
     },
+    /// A command was not passed through, or it is not known whether it was carried out.
+    #[error("{name}: {source}")]
+    Passthrough {
+        /// Name of the disk.
+        name: String,
+        /// Why.
+        source: PassthroughError,
+    },
     /// The operating system said no.
     #[error("{what} failed: {source}")]
     System {
@@ -152,6 +160,7 @@ impl Error {
         match self {
             Error::Io { status, .. } => Some(status.code),
             Error::Reservation { source, .. } => Some(source.code),
+            Error::Passthrough { source, .. } => Some(source.code),
             _ => None,
         }
     }

@@ -44,6 +44,7 @@
 //! is a whole program.
 #![forbid(unsafe_code)]
 
+mod asked;
 mod block_on;
 mod buffer;
 mod disk;
@@ -53,6 +54,7 @@ mod in_use;
 mod nvme;
 mod op;
 mod open;
+mod passthrough;
 mod poller;
 mod poller_count;
 mod reservation;
@@ -69,6 +71,7 @@ pub use error::Error;
 pub use group::{GroupSpec, PathSpec, wait_group_live};
 pub use op::{Command, Transfer};
 pub use open::{Builder, IntoUris, Opening};
+pub use passthrough::{Passing, passthrough};
 pub use reservation::{Reserving, reservation};
 pub use sources::Sources;
 pub use stack::{Stack, StackConfig, wait_live};

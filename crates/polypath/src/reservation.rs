@@ -1,5 +1,6 @@
 //! Reservations as a future: who may use a disk that several hosts reach.
 
+use crate::asked::Asked;
 use crate::disk::Disk;
 use crate::error::Error;
 use polypath_block::{
@@ -7,8 +8,7 @@ use polypath_block::{
 };
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// How long an operation may take, unless told otherwise.
@@ -27,54 +27,30 @@ impl Disk {
 
 /// The same of any device; answered after about `limit`.
 pub fn reservation(device: &dyn Device, op: ReservationOp, limit: Duration) -> Reserving {
-    let shared = Arc::new(Mutex::new(Answer::default()));
-    let reserving = Reserving { name: device.name().to_owned(), shared: shared.clone() };
+    let asked = Asked::new();
+    let reserving = Reserving { name: device.name().to_owned(), asked: asked.clone() };
     match device.reservations() {
-        Some(power) => power.start(op, limit, ReservationReply::new(move |result| give(&shared, result))),
+        Some(power) => power.start(op, limit, ReservationReply::new(move |result| asked.give(result))),
         None => {
             let reason = "it has no reservations; a slice's are those of its disk";
-            give(&shared, Err(ReservationError::new(Code::Unsupported, reason)));
+            asked.give(Err(ReservationError::new(Code::Unsupported, reason)));
         }
     }
     reserving
-}
-
-#[derive(Default)]
-struct Answer {
-    result: Option<ReservationResult>,
-    waker: Option<Waker>,
-}
-
-fn give(shared: &Mutex<Answer>, result: ReservationResult) {
-    let mut answer = shared.lock().unwrap_or_else(PoisonError::into_inner);
-    answer.result = Some(result);
-    let waker = answer.waker.take();
-    drop(answer);
-    if let Some(waker) = waker {
-        waker.wake();
-    }
 }
 
 /// An operation on reservations that is under way. It brings a report where one was asked for.
 #[must_use = "whether it was done is known when this completes"]
 pub struct Reserving {
     name: String,
-    shared: Arc<Mutex<Answer>>,
+    asked: Asked<ReservationResult>,
 }
 
 impl Future for Reserving {
     type Output = Result<Option<ReservationReport>, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut answer = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        match answer.result.take() {
-            Some(result) => {
-                Poll::Ready(result.map_err(|source| Error::Reservation { name: self.name.clone(), source }))
-            }
-            None => {
-                answer.waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+        let wrong = |source| Error::Reservation { name: self.name.clone(), source };
+        self.asked.poll(cx).map(|result| result.map_err(wrong))
     }
 }

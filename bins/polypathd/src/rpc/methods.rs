@@ -1,6 +1,6 @@
 //! What can be called. Parameters are objects; unknown members are refused by name.
 
-use super::{RpcError, reservations};
+use super::{RpcError, passthrough, reservations};
 use crate::config::{
     DiskConfig, NO_PATH_TIMEOUT_MS, NbdConfig, PathConfig, QUEUE_SIZE, SliceConfig, VhostConfig, WEIGHT,
 };
@@ -17,7 +17,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// Longest wait that a call may ask for.
-const LONGEST_WAIT_MS: u64 = 600_000;
+pub(super) const LONGEST_WAIT_MS: u64 = 600_000;
 
 pub(super) type Answer = Result<Value, RpcError>;
 type Method = fn(&Daemon, Value) -> Answer;
@@ -43,6 +43,12 @@ const METHODS: &[(&str, &str, Method)] = &[
     ("reservation_preempt", "disk, victim, type?, abort?", reservations::preempt),
     ("reservation_clear", "disk", reservations::clear),
     ("reservation_report", "disk", reservations::report),
+    ("passthrough_scsi", "disk, cdb, length?, data?, changes?, timeout_ms?", passthrough::scsi),
+    (
+        "passthrough_nvme",
+        "disk, queue: admin | io, opcode, scope?: namespace | controller | all, cdw10? ... cdw15?, length?, data?, changes?, timeout_ms?",
+        passthrough::nvme,
+    ),
     ("path_add", "disk, uri, name?, weight?, preferred?, wait_ms?", path_add),
     ("path_remove", "disk, path, force?", path_remove),
     ("path_set_weight", "disk, path, weight", path_set_weight),

@@ -7,6 +7,7 @@
 //! of a call, for [`CLIENT_LIMIT`] is let go of.
 
 mod methods;
+mod passthrough;
 mod places;
 mod reservations;
 

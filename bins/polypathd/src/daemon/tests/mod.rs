@@ -11,6 +11,7 @@ use std::thread;
 mod found;
 mod nbd;
 mod owed;
+mod passthrough;
 mod reservations;
 mod slices;
 mod twins;
