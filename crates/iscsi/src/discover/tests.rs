@@ -43,6 +43,8 @@ enum Portals {
     ListsToJoe(&'static str, Vec<DiscoveredTarget>),
     SendsTo(PortalAddress),
     SaysNothing,
+    /// Has nothing to list, and says all the time that it is there, for longer than any test of it takes.
+    Chatters,
 }
 
 /// Starts a portal that takes so many connections, one after the other.
@@ -109,6 +111,9 @@ fn talk(kind: &Portals, socket: &mut TcpStream) {
             Some(Some(agreed)) => break agreed,
         }
     };
+    if let Portals::Chatters = kind {
+        return chatter(socket, &agreed);
+    }
     let (Portals::Lists(list) | Portals::ListsToJoe(_, list)) = kind else { return };
     let mut server = TextServer::new(SessionType::Discovery, None, 512, Ttt::new(9).unwrap());
     let mut stat_sn = agreed.stat_sn;
@@ -118,6 +123,18 @@ fn talk(kind: &Portals, socket: &mut TcpStream) {
         stat_sn = stat_sn.next();
         send(socket, Pdu::TextResponse(answer.pdu), &answer.text, &agreed.transmit());
     }
+}
+
+/// Pings without end, faster than anybody reads them.
+fn chatter(socket: &mut TcpStream, agreed: &crate::login::Negotiated) {
+    let sn = TargetSn { stat_sn: agreed.stat_sn, exp_cmd_sn: agreed.cmd_sn, max_cmd_sn: agreed.cmd_sn };
+    let nop = crate::pdu::NopIn { lun: crate::pdu::Lun::ZERO, itt: None, ttt: None, sn, data_len: 0 };
+    let mut octets = Vec::new();
+    for _ in 0..1000 {
+        Pdu::NopIn(nop).append(&[], &agreed.transmit(), &mut octets).unwrap();
+    }
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until && socket.write_all(&octets).is_ok() {}
 }
 
 fn ask_at(port: u16, login: &str, options: &str) -> Result<Vec<DiscoveredTarget>, DiscoverError> {
@@ -165,6 +182,15 @@ fn discovery_proves_who_asks_and_has_its_time() {
     thread.join().unwrap();
     let (port, thread) = serve(Portals::SaysNothing, 1);
     let late = ask_at(port, "", "connect_timeout_ms=20").unwrap_err().to_string();
+    assert!(late.contains("the time was up"), "{late}");
+    thread.join().unwrap();
+}
+
+/// What comes all the time is no reason to wait for ever for what does not come.
+#[test]
+fn a_portal_that_chatters_has_no_more_time_than_one_that_is_silent() {
+    let (port, thread) = serve(Portals::Chatters, 1);
+    let late = ask_at(port, "", "connect_timeout_ms=100").unwrap_err().to_string();
     assert!(late.contains("the time was up"), "{late}");
     thread.join().unwrap();
 }
