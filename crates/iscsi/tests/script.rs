@@ -57,6 +57,8 @@ pub(crate) struct Script {
     pub(crate) away: bool,
     /// Connections are made, and nothing is read.
     pub(crate) deaf: bool,
+    /// It takes no more commands than it has promised to take by now (MaxCmdSN).
+    pub(crate) shut: bool,
     /// Logins are answered with this, once.
     pub(crate) redirect: Option<String>,
     pub(crate) now: Time,
@@ -75,6 +77,7 @@ impl Target {
             portal_group: 1,
             away: false,
             deaf: false,
+            shut: false,
             redirect: None,
             now: Time::from_millis(1_000_000),
         })))
@@ -96,16 +99,23 @@ impl Target {
         }
     }
 
+    /// Is the newest connection in the full feature phase, and open at both ends?
+    pub(crate) fn is_connected(&self) -> bool {
+        let script = self.script();
+        script.connections.last().is_some_and(|c| !c.closed && c.ended.is_none() && c.login.is_none())
+    }
+
     /// Says something over the newest connection. `counts`: it carries a status, and uses up a StatSN.
     pub(crate) fn say(&self, counts: bool, data: &[u8], encode: impl FnOnce(TargetSn, &mut [u8]) -> usize) {
         let mut script = self.script();
+        let window = if script.shut { 0 } else { 32 };
         let connection = script.connections.last_mut().expect("a connection");
         let (stat_sn, exp_cmd_sn) = (connection.stat_sn, connection.cmd_sn);
         if counts {
             connection.stat_sn = stat_sn.next();
         }
         let mut octets = vec![0; MAX_HEAD];
-        let len = encode(TargetSn { stat_sn, exp_cmd_sn, max_cmd_sn: exp_cmd_sn.plus(31) }, &mut octets);
+        let len = encode(TargetSn { stat_sn, exp_cmd_sn, max_cmd_sn: exp_cmd_sn.plus(window).previous() }, &mut octets);
         octets.truncate(len);
         octets.extend_from_slice(data);
         octets.extend(std::iter::repeat_n(0, pad_len(data.len() as u32)));

@@ -121,6 +121,11 @@ impl Rig {
         self.target.take().into_iter().filter(|h| h.header.opcode == Opcode::ScsiCommand).collect()
     }
 
+    /// Has the session not closed its newest connection?
+    fn is_connected(&self) -> bool {
+        self.target.is_connected()
+    }
+
     fn is_up(&self) -> bool {
         self.session.health() != Health::Down
     }
@@ -390,6 +395,86 @@ fn a_logout_is_not_waited_for_for_ever() {
         assert_eq!((rig.dials(), rig.is_up(), rig.session.nexus()), (2, true, 2), "busy {busy}");
         assert_eq!(rig.done.suspects.len(), usize::from(busy));
         assert_eq!(rig.done.ends.len(), usize::from(busy), "reinstated");
+    }
+}
+
+/// Turns of a target that says all the time that it is there, and answers nothing.
+fn chatter(rig: &mut Rig, turns: u32, every_ms: u64) {
+    for _ in 0..turns {
+        if rig.is_connected() {
+            rig.target.say(false, &[], |sn, out| {
+                let lun = polypath_iscsi::pdu::Lun::ZERO;
+                NopIn { lun, itt: None, ttt: None, sn, data_len: 0 }.encode(&any(), out).unwrap()
+            });
+        }
+        rig.turn(every_ms);
+    }
+}
+
+/// It is the target that says how long it may be left alone, and us who wait.
+#[test]
+fn a_target_cannot_hold_a_session_that_it_wants_to_be_left() {
+    for (busy, again) in [(false, false), (true, false), (false, true)] {
+        let mut rig = Rig::with(&format!("hold-{busy}-{again}"), |config| config.disks.io_timeout = ms(1000));
+        if busy {
+            rig.submit(1, true).unwrap();
+            rig.turns(1);
+        }
+        rig.hear_async(AsyncEvent::LogoutRequested { within_s: u16::MAX });
+        for _ in 0..60 {
+            chatter(&mut rig, 10, 100);
+            if again && rig.dials() == 1 {
+                rig.hear_async(AsyncEvent::LogoutRequested { within_s: u16::MAX });
+            }
+        }
+        assert!(rig.dials() > 1, "busy {busy}, again {again}: still not left after a minute");
+    }
+}
+
+/// A target that has nothing of ours and takes nothing more lives, and is of no use: somebody waits for it.
+#[test]
+fn a_target_that_takes_no_commands_is_given_up() {
+    let mut rig = Rig::with("shut", |config| config.disks.io_timeout = ms(1000));
+    rig.target.script().shut = true;
+    let mut taken = 0;
+    while rig.submit(taken % 8, false).is_ok() {
+        rig.turns(1);
+        rig.commands().iter().for_each(|command| rig.target.answer(command));
+        rig.turns(1);
+        taken += 1;
+        assert!(taken < 100, "MaxCMdSN never moves");
+    }
+    assert_eq!((rig.session.health(), rig.submit(1, false)), (Health::Ready, Err(RefusedWhy::Full)));
+    chatter(&mut rig, 50, 100);
+    assert!(rig.dials() > 1, "five seconds later, and a task may take one");
+}
+
+/// Whoever closes a session waits no longer than its tasks may take, whatever the target has asked for before.
+#[test]
+fn closing_does_not_wait_as_long_as_the_target_wants() {
+    let mut rig = Rig::with("close-asked", |config| config.disks.io_timeout = ms(1000));
+    rig.submit(1, true).unwrap();
+    rig.turns(1);
+    rig.hear_async(AsyncEvent::LogoutRequested { within_s: u16::MAX });
+    rig.turns(1);
+    rig.close();
+    chatter(&mut rig, 50, 100);
+    assert!(rig.session.is_drained(), "five seconds later, and a task may take one");
+    assert_eq!(rig.done.ends.len(), 1);
+}
+
+/// A target may say when it will be back, but not that nobody may look for the rest of the day.
+#[test]
+fn a_target_that_says_to_come_back_tomorrow_is_looked_for_before() {
+    for event in [
+        AsyncEvent::ConnectionDropped { cid: 0, time2wait_s: u16::MAX, time2retain_s: 0 },
+        AsyncEvent::SessionDropped { time2wait_s: u16::MAX, time2retain_s: 0 },
+    ] {
+        let mut rig =
+            Rig::new(&format!("tomorrow-{event:?}").replace([' ', '{', '}', ':', ',', '_'], "").to_lowercase());
+        rig.hear_async(event);
+        (0..130).for_each(|_| rig.turn(1000));
+        assert!(rig.dials() > 1, "{event}");
     }
 }
 
