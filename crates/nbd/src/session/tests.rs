@@ -437,3 +437,33 @@ async fn a_disk_that_does_not_answer_is_no_export_yet() {
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("it was switched off"), "{text}");
 }
+
+/// Who asks for more than his places or his buffer memory hold, and takes no replies, is let go of in time all the same when the export ends.
+#[tokio::test]
+async fn a_client_that_takes_no_replies_does_not_hold_up_the_end() {
+    let exports = exports([ExportConfig::new("disk", Disk::open("ram://32MiB").await.unwrap())]);
+    let patient = Limits { stall: Duration::from_secs(3600), requests: 2, ..limits() };
+    let mut all = Vec::new();
+    // Both places and one more request; all of the buffer memory and one more byte.
+    for (length, count) in [(64 << 10, 3), (32 << 20, 2)] {
+        let (mut peer, served) = connect(&exports, 4096, patient);
+        peer.go("disk", false).await;
+        for cookie in 0..count {
+            peer.request(cookie, Command::Read, NONE, 0, length).await;
+        }
+        all.push((length, peer, served));
+    }
+    let export = exports.find("disk").unwrap();
+    let read = async {
+        // Of the first one as many as it has places, of the other one as many as it has memory for.
+        while export.counters.requests.load(Ordering::Relaxed) < 3 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(SOON, read).await.expect("the disk answers");
+    export.end();
+    for (length, _peer, served) in all {
+        assert!(timeout(SOON, served).await.is_ok(), "reads of {length} bytes");
+    }
+    assert!(export.is_quiet());
+}
