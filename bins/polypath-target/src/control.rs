@@ -1,5 +1,8 @@
 //! Commands that change a running target: faults, ANA, namespaces, listeners; and the Unix socket they come over.
 
+#[cfg(test)]
+mod tests;
+
 use crate::config::{AnaState, parse_hex};
 use crate::faults::{Answer, Kind, Ops, Rule, Scope};
 use crate::mail::{Announcement, ListenerAction, Msg};
