@@ -54,6 +54,60 @@ fn what_is_wrong_is_rejected_or_ends_the_connection() {
     slow.close(&iscsi);
 }
 
+/// A command that wants more than any may move is refused before anybody is asked for it.
+#[test]
+fn no_room_is_made_for_more_than_a_command_may_move() {
+    let iscsi = target(|_| ());
+    let mut wire = Wire::new(&iscsi, 7, Offer::default());
+    for cdb in [
+        Cdb::write_16(0, u32::MAX, RwFlags::empty()),
+        Cdb::write_16(0, 1 << 20, RwFlags::empty()),
+        Cdb::persistent_reserve_out(pr_out::REGISTER, 0, u32::MAX),
+    ] {
+        let cmd = wire.command(0, cdb, true, u32::MAX, true);
+        let answers = wire.send(Pdu::ScsiCommand(cmd), &[]);
+        assert!(matches!(answers[..], [(Pdu::ScsiResponse(_), _)]), "{cdb}: {answers:?}");
+    }
+    assert_eq!((wire.conn.staged, wire.conn.tasks.len()), (0, 0));
+    wire.close();
+}
+
+/// Memory of transfers that are over is kept for the next ones, and no more of it than there may be for those under way.
+#[test]
+fn memory_of_past_transfers_is_bounded() {
+    let iscsi = target(|_| ());
+    let mut wire = Wire::new(&iscsi, 7, Offer::default());
+    let data = vec![7; 1 << 20];
+    let mut open = VecDeque::new();
+    for _ in 0..48 {
+        let cmd = wire.command(0, Cdb::write_10(0, 2048, RwFlags::empty()), true, 1 << 20, true);
+        open.extend(wire.send(Pdu::ScsiCommand(cmd), &[]));
+    }
+    let mut done = 0;
+    while let Some((pdu, _)) = open.pop_front() {
+        let Pdu::R2t(r2t) = pdu else {
+            done += 1;
+            continue;
+        };
+        let (from, to) = (r2t.buffer_offset as usize, (r2t.buffer_offset + r2t.desired_len) as usize);
+        let out = DataOut {
+            is_final: true,
+            lun: r2t.lun,
+            itt: r2t.itt,
+            ttt: Some(r2t.ttt),
+            exp_stat_sn: StatSn::new(0),
+            data_sn: 0,
+            buffer_offset: r2t.buffer_offset,
+            data_len: 0,
+        };
+        open.extend(wire.send(Pdu::DataOut(out), &data[from..to]));
+    }
+    assert_eq!((done, wire.conn.staged, wire.conn.tasks.len()), (48, 0, 0));
+    let kept: usize = wire.conn.pool.iter().map(Vec::capacity).sum();
+    assert!(kept <= crate::iscsi::order::STAGE_LIMIT, "{kept} octets are kept");
+    wire.close();
+}
+
 /// A generator of octets that is the same every time.
 struct Octets(u64);
 
