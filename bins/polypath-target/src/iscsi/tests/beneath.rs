@@ -198,6 +198,30 @@ fn a_session_waits_for_what_the_one_before_has_left() {
     }
 }
 
+/// However many come by meanwhile, who has left something is not forgotten: their next login is the proof that it is quiet.
+#[test]
+fn a_crowd_does_not_hide_what_a_session_has_left() {
+    let (iscsi, mut rig) = served(Limits::UNLIMITED);
+    let mut old = Wire::new(&iscsi, 7, Offer::default());
+    held_write(&mut old, &mut rig, 8, 5);
+    rig.engine.abandon(7);
+    old.conn.close(&iscsi);
+    for n in 0..KNOWN as u32 {
+        let mut stranger = conn(&iscsi, 100 + u64::from(n), 0);
+        log_in(&iscsi, &mut stranger, Isid::random(100 + n, 0), Offer::default());
+        stranger.close(&iscsi);
+    }
+    iscsi.shared.threads.get().unwrap()[0].take();
+    let mut new = conn(&iscsi, 8, 0);
+    let (_, done) = log_in(&iscsi, &mut new, Isid::random(7, 0), Offer::default());
+    assert!(done.is_none(), "a write of the session before is under way");
+    rig.script.hold(&[]);
+    settle(&iscsi, &mut rig, &mut [&mut new]);
+    assert_eq!((rig.script.byte(8), drain(&mut new.out).is_empty()), (5, false));
+    new.close(&iscsi);
+    rig.finish();
+}
+
 #[test]
 fn a_logout_is_answered_when_all_is_quiet() {
     let (iscsi, mut rig) = served(Limits::UNLIMITED);
