@@ -116,6 +116,24 @@ pub(super) fn h2c(cid: u16, ttag: u16, offset: u32, data: &[u8], last: bool) -> 
     b
 }
 
+/// Whoever connects and says nothing, or not who he is, keeps his place for a while and not for ever: there are only so many.
+#[test]
+fn who_does_not_become_a_host_has_to_go() {
+    let shared = shared(|_| ());
+    for said in [vec![], icreq(0)[..20].to_vec(), icreq(0)] {
+        let mut c = conn(1);
+        c.receive(&env(&shared, 0), &said);
+        let due = c.deadline_us();
+        assert!(due <= 60_000_000, "after {} octets: {due} us", said.len());
+        c.tick(&env(&shared, due));
+        assert_eq!(c.ending, Some(Ending::Now), "after {} octets", said.len());
+        finish(&shared, [c]);
+    }
+    let (admin, io) = pair(&shared, 0);
+    assert_eq!([admin.deadline_us(), io.deadline_us()], [u64::MAX; 2]);
+    finish(&shared, [io, admin]);
+}
+
 #[test]
 fn any_split_of_the_stream_gives_the_same_answers() {
     let stream = |id: u16| {
