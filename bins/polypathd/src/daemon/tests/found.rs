@@ -132,6 +132,35 @@ fn a_disk_is_called_what_its_export_calls_it_also_the_next_time() {
     assert_eq!(daemon.stop(), Vec::<String>::new());
 }
 
+/// A slice is a use of its disk, served or not: a disk that comes back is another one, which slices of the first would not be of.
+#[test]
+fn a_disk_that_has_slices_is_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let uri = source("16M", 0);
+    let daemon = Daemon::start(&with_sources(folder.path(), &[&uri], Vec::new())).unwrap();
+    until(&daemon, || paths(&daemon, ID) == 1);
+    let range = polypath::SliceRange { offset_bytes: 0, length_bytes: 1 << 20 };
+    daemon.create_slice(&crate::config::SliceConfig { name: "a".into(), disk: ID.into(), range }).unwrap();
+    let refused = daemon.delete_source(&uri, false).unwrap_err();
+    assert!(refused.contains(ID) && refused.contains("force"), "{refused}");
+    daemon.delete_source(&uri, true).unwrap();
+    until(&daemon, || daemon.list_sources()["sources"].as_array().unwrap().is_empty() && paths(&daemon, ID) == 0);
+    for _ in 0..600 {
+        daemon.look_after();
+        thread::sleep(Duration::from_millis(5));
+        let there = daemon.disks().as_array().unwrap().iter().any(|disk| disk["name"] == ID);
+        assert!(there, "its slice is left: {:#}", daemon.slices());
+    }
+    // It comes back, and the slice with it.
+    daemon.create_source(&uri.parse().unwrap()).unwrap();
+    until(&daemon, || paths(&daemon, ID) == 1);
+    until(&daemon, || daemon.slices()[0]["state"] == "live");
+    daemon.delete_slice("a").unwrap();
+    daemon.delete_source(&uri, false).unwrap();
+    until(&daemon, || daemon.disks().as_array().unwrap().is_empty());
+    assert_eq!(daemon.stop(), Vec::<String>::new());
+}
+
 #[test]
 fn what_waits_may_be_given_up() {
     let folder = tempfile::tempdir().unwrap();
