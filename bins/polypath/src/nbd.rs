@@ -185,4 +185,18 @@ mod tests {
         assert_eq!(uri(&Address::Tcp(([127, 0, 0, 1], 10809).into()), "vm"), "nbd://127.0.0.1:10809/vm");
         assert_eq!(uri(&Address::Tcp("[::1]:1".parse().unwrap()), "vm"), "nbd://[::1]:1/vm");
     }
+
+    /// What is on a command line ends in logs when it is wrong.
+    #[test]
+    fn what_is_wrong_with_a_disk_is_told_without_its_secret() {
+        for wrong in [
+            "iscsi://joe%word-of-joe-1@10.0.0.1/iqn.2026-01.org.example:a",
+            "iscsi://joe%word-of/joe-1@10.0.0.1/iqn.2026-01.org.example:a/0",
+            "--uri=iscsi://joe%word-of-joe-1@10.0.0.1/iqn.2026-01.org.example:a/0",
+        ] {
+            let error = Line::try_parse_from(["nbd", wrong, "--socket", "s"]).unwrap_err();
+            let error = error.to_string();
+            assert!(!error.contains("word-of") && error.contains("joe"), "{error}");
+        }
+    }
 }

@@ -95,6 +95,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_is_named_without_its_secrets() {
+        for wrong in [
+            "iscsi://joe%word-of-joe-1@10.0.0.1/iqn.2026-01.org.example:a/0",
+            "{\"disk\":\"vm\",\"uri\":\"iscsi://joe%word-of-joe-1@10.0.0.1/iqn.2026-01.org.example:a/0\"",
+        ] {
+            let error = format!("{:#}", params(&[wrong.to_owned()]).unwrap_err());
+            assert!(!error.contains("word-of"), "{error}");
+        }
+    }
+
+    #[test]
     fn an_answer_is_waited_for_as_long_as_was_asked_for() {
         assert_eq!(limit(&json!({ "wait_ms": 600_000 })), LIMIT + Duration::from_secs(600));
         assert_eq!(limit(&json!({ "wait_ms": "long" })), LIMIT);
