@@ -471,6 +471,30 @@ mod tests {
         }
     }
 
+    /// Whatever is wrong with it: people put slashes and question marks into secrets, and forget what comes before them.
+    #[test]
+    fn nobody_sees_the_secret_of_what_is_no_uri() {
+        for text in [
+            "iscsi://joe%hu/sh@10.0.0.1/iqn.2026-01.org.example:a/1",
+            "iscsi://joe%hu?sh@10.0.0.1/iqn.2026-01.org.example:a/1",
+            "iscsi://joe%/hush@10.0.0.1/iqn.2026-01.org.example:a/1",
+            "iscsi:/joe%hush@10.0.0.1/iqn.2026-01.org.example:a/1",
+            "joe%hush@10.0.0.1/iqn.2026-01.org.example:a/1",
+            "iscsi://joe%hu@sh@10.0.0.1",
+            "ISCSI://joe%hu/sh@10.0.0.1/a",
+        ] {
+            let shown = [hide_secret(text), text.parse::<DiskUri>().map_or_else(|e| e.to_string(), |u| u.to_string())];
+            for shown in shown {
+                assert!(!shown.contains("hu") && !shown.contains("sh@"), "{text}: {shown}");
+            }
+        }
+        for text in ["file:///a%b/c@d", "nvme-tcp://[fe80::1%eth0]/nqn.2026-01.org.example:a?x=a@b", "ram://1MiB"] {
+            assert_eq!(hide_secret(text), text);
+        }
+        let zone = "iscsi://[fe80::1%eth0]/iqn.2026-01.org.example:a/1?target_user=a@b";
+        assert_eq!(hide_secret(zone), zone);
+    }
+
     #[test]
     fn parses_every_scheme() {
         let uri: DiskUri = "nvme-tcp://10.0.0.1:4421/nqn.2026-01.org.example:a?ns=2&hdgst=on".parse().unwrap();
