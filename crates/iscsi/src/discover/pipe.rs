@@ -83,7 +83,12 @@ impl Pipe {
 
     /// Waits until `len` octets are there.
     fn fill(&mut self, len: usize) -> Result<(), String> {
-        while self.inbox.len() < len {
+        loop {
+            // Also where something is there already: one that speaks all the time has no more of it than one that is silent.
+            self.in_time("waiting for an answer")?;
+            if self.inbox.len() >= len {
+                return Ok(());
+            }
             let mut into = self.list.scatter();
             into.bytes(&mut self.piece);
             match self.stream.receive(&mut into).map_err(|e| format!("receiving: {e}"))? {
@@ -92,14 +97,18 @@ impl Pipe {
                 Received::End => return Err("it has closed the connection".into()),
             }
         }
-        Ok(())
     }
 
     fn pause(&self, what: &str) -> Result<(), String> {
-        if Instant::now() >= self.until {
-            return Err(format!("the time was up while {what}"));
-        }
+        self.in_time(what)?;
         std::thread::sleep(PAUSE);
         Ok(())
+    }
+
+    fn in_time(&self, what: &str) -> Result<(), String> {
+        match Instant::now() < self.until {
+            true => Ok(()),
+            false => Err(format!("the time was up while {what}")),
+        }
     }
 }
