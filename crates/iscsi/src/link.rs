@@ -233,6 +233,11 @@ impl Link {
         self.connection().is_none_or(InitiatorConnection::is_waiting)
     }
 
+    /// Would a task be taken?
+    pub(crate) fn has_room(&self) -> bool {
+        self.connection().is_some_and(|connection| connection.room() > 0)
+    }
+
     /// As [`Transport::unacknowledged`].
     pub(crate) fn unacknowledged(&self) -> Option<Duration> {
         self.stream.unacknowledged()

@@ -38,6 +38,9 @@ use std::time::Duration;
 /// Tags of tasks that change a medium: `users` of the link carry this bit beside them.
 const CHANGES: u64 = 1 << 62;
 
+/// How long a target may have us wait before we look for it again (Time2Wait).
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// What a session is made from.
 pub(crate) struct Shape {
     pub(crate) config: Arc<TargetConfig>,
@@ -243,11 +246,11 @@ impl Session {
             AsyncEvent::LogoutRequested { within_s } | AsyncEvent::NegotiationRequested { within_s } => {
                 // To negotiate anew is to log in anew. A second is left for the logout itself.
                 let span = Duration::from_secs(u64::from(within_s).saturating_sub(1).max(1));
-                self.leaving = Some(now.after(span));
+                self.leave_within(span, now);
             }
             AsyncEvent::ConnectionDropped { time2wait_s, .. } | AsyncEvent::SessionDropped { time2wait_s, .. } => {
                 self.lose(done, Broken::new(Code::PathLost, event.to_string()), now);
-                self.redial_at = now.after(Duration::from_secs(time2wait_s.into()));
+                self.redial_at = now.after(Duration::from_secs(time2wait_s.into()).min(LONGEST_WAIT));
             }
             AsyncEvent::Scsi | AsyncEvent::TasksTerminated | AsyncEvent::Other { .. } => {}
         }
@@ -344,6 +347,14 @@ impl Session {
             let proof = self.fence_terms().proof;
             tracing::warn!(%path, session, commands, %proof, "the target does not answer; lost changes are taken for quiet");
         }
+    }
+
+    /// To be left within `span`, and within the time that its tasks may take: nothing more is begun on it, so that until then it is of no use,
+    /// whatever the target says and however often.
+    fn leave_within(&mut self, span: Duration, now: Time) {
+        let disks = &self.config.disks;
+        let by = now.after(span.min(disks.io_timeout + disks.grace));
+        self.leaving = Some(self.leaving.map_or(by, |before| before.min(by)));
     }
 
     /// Leaves in order what is to be left, as soon as nothing is on it; by force when the time for it is over, whatever is not answered.
@@ -492,7 +503,7 @@ impl TaskQueue for Session {
         self.closing = true;
         if self.connection.is_some() {
             // Whoever closes waits for what is in flight, and nobody else will end it.
-            self.leaving.get_or_insert(cx.now.after(self.config.disks.io_timeout));
+            self.leave_within(self.config.disks.io_timeout, cx.now);
         }
         if let Some(connection) = self.connection.take_if(|c| !c.is_ready() || c.link().in_flight() == 0) {
             connection.close();

@@ -37,6 +37,8 @@ pub(super) struct Connection {
     tick: Duration,
     stalled: bool,
     pinged: Option<Time>,
+    /// Since when the target takes no task, although it has none of ours; moved on by our own stalls.
+    shut: Option<Time>,
 }
 
 impl Connection {
@@ -60,6 +62,7 @@ impl Connection {
             tick: tick(config),
             stalled: false,
             pinged: None,
+            shut: None,
         })
     }
 
@@ -121,7 +124,11 @@ impl Connection {
             self.heard = now;
             self.due = self.due.min(now.after(self.tick));
         }
-        self.link.submit(lun, cdb, data, user).map(drop)
+        let taken = self.link.submit(lun, cdb, data, user).map(drop);
+        if taken.is_none() && self.link.in_flight() == 0 {
+            self.shut.get_or_insert(now);
+        }
+        taken
     }
 
     /// Sends what waits; the connection is broken if that fails.
@@ -139,6 +146,7 @@ impl Connection {
         self.heard = self.heard.after(late).min(now);
         self.due = now.after(self.tick);
         self.pinged = self.pinged.map(|at| at.after(late).min(now));
+        self.shut = self.shut.map(|at| at.after(late).min(now));
         if let Stage::Opening { until } = self.stage {
             self.stage = Stage::Opening { until: until.after(late) };
         }
@@ -154,6 +162,9 @@ impl Connection {
     pub(super) fn check_silence(&mut self, config: &TargetConfig, session: u16, now: Time) {
         let (silent, busy) = (now.since(self.heard), self.link.in_flight() > 0);
         self.due = now.after(self.tick);
+        if self.is_shut_for_good(config, now) {
+            return;
+        }
         let limit = config.silence_timeout;
         if let Some(at) = self.pinged {
             if now.since(at) >= limit {
@@ -167,11 +178,14 @@ impl Connection {
         }
         let patience = match busy {
             true => limit / 2,
-            false if config.keep_alive.is_zero() => return self.due = Time::NEVER,
+            false if config.keep_alive.is_zero() => {
+                self.due = if self.shut.is_some() { self.due } else { Time::NEVER };
+                return;
+            }
             false => config.keep_alive,
         };
         if silent < patience {
-            if !busy {
+            if !busy && self.shut.is_none() {
                 self.due = self.heard.after(patience);
             }
             return;
@@ -184,6 +198,22 @@ impl Connection {
         // no room, since nothing leaves.
         self.link.ping();
         self.pinged = Some(now);
+    }
+
+    /// A target that has nothing of ours has no reason to take nothing, and no answer will change that (RFC 7143 section 4.2.2.1: it is for the
+    /// target to move MaxCmdSN). Somebody waits meanwhile.
+    fn is_shut_for_good(&mut self, config: &TargetConfig, now: Time) -> bool {
+        if self.link.in_flight() > 0 || self.link.has_room() {
+            self.shut = None;
+        }
+        let limit = config.disks.io_timeout;
+        if self.shut.is_none_or(|at| now.since(at) < limit) {
+            return false;
+        }
+        let ms = limit.as_millis();
+        let reason = format!("the target has no command of ours and takes none for {ms} ms (MaxCmdSN)");
+        self.broken = Some(Broken::new(Code::PathTimeout, reason));
+        true
     }
 
     pub(super) fn has_news(&self) -> bool {

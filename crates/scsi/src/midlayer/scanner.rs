@@ -32,6 +32,9 @@ const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// Pause before a logical unit in trouble is looked at again.
 const TROUBLE: Duration = Duration::from_secs(1);
 
+/// Pause before a task is tried again that the driver did not take.
+const FULL: Duration = Duration::from_millis(10);
+
 /// Octets of a list of logical units that are asked for: 511 of them.
 const LISTED: u32 = 4096;
 
@@ -409,8 +412,10 @@ impl<Q: TaskQueue> Scanner<Q> {
         self.tags += 1;
         let Address { target, lun } = busy.address;
         let task = Task { tag: self.tags, target, lun, cdb, data, changes };
-        if self.tasks.submit(cx, &task).is_ok() {
-            (busy.task, busy.sent) = (Some((self.tags, data.len())), cx.now);
+        match self.tasks.submit(cx, &task) {
+            Ok(()) => (busy.task, busy.sent) = (Some((self.tags, data.len())), cx.now),
+            // Its driver ends a way that takes nothing for long. Until then it is tried again, and not at every turn.
+            Err(_) => busy.until = cx.now.after(FULL),
         }
     }
 
