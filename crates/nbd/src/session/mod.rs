@@ -187,7 +187,7 @@ where
 {
     let most = usize::from(session.limits.requests);
     let (replies, replied) = tokio::sync::mpsc::channel(most);
-    let mut sending = tokio::spawn(outbound::run(writer, replied, session.limits));
+    let mut sending = tokio::spawn(outbound::run(writer, replied, session.limits, session.export.ending()));
     let mut hub = Hub { session, places: Arc::new(Semaphore::new(most)), replies, tasks: JoinSet::new() };
     let mut ended = hub.listen(inbound).await;
     if let Ok(End::Ended) = ended {

@@ -1,13 +1,14 @@
 //! What goes to a client: replies in the order in which they are ready, many small ones with one system call.
 
-use super::SessionError;
 use super::pool::Leased;
+use super::{ENDING_LIMIT, SessionError};
 use crate::limits::Limits;
 use crate::wire::Head;
+use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{Receiver, Sender};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Octets that are sent at a time.
 const BUFFER: usize = 256 << 10;
@@ -21,13 +22,16 @@ pub(crate) struct Outgoing {
 }
 
 /// Sends what comes until nobody sends any more, then closes this direction. Ends early when the client does not take what it has
-/// asked for, or has gone: whoever sends sees that by the channel, which is closed then.
+/// asked for, or has gone: whoever sends sees that by the channel, which is closed then. Once the export ends a client has
+/// [`ENDING_LIMIT`] in all to take what it is sent: what it has not taken holds the places and the memory that others wait for.
 pub(crate) async fn run<W: AsyncWrite + Unpin>(
     mut writer: W,
     mut replies: Receiver<Outgoing>,
     limits: Limits,
+    ending: watch::Receiver<bool>,
 ) -> Result<(), SessionError> {
-    let mut out = Out { writer: &mut writer, buffer: vec![0; BUFFER].into(), len: 0, limits };
+    let buffer = vec![0; BUFFER].into();
+    let mut out = Out { writer: &mut writer, buffer, len: 0, limits, ending, patience: ENDING_LIMIT };
     // Buffers and places of what is not sent yet.
     let mut unsent = Vec::new();
     while let Some(mut reply) = replies.recv().await {
@@ -58,6 +62,9 @@ struct Out<'a, W> {
     /// Octets of it that wait to be sent.
     len: usize,
     limits: Limits,
+    ending: watch::Receiver<bool>,
+    /// How long the client may still take what it is sent, now that the export ends.
+    patience: Duration,
 }
 
 impl<W: AsyncWrite + Unpin> Out<'_, W> {
@@ -90,8 +97,24 @@ impl<W: AsyncWrite + Unpin> Out<'_, W> {
     async fn send(&mut self) -> Result<(), SessionError> {
         let octets = &self.buffer[..self.len];
         self.len = 0;
-        let sent = timeout(self.limits.allowance(octets.len() as u64), self.writer.write_all(octets)).await;
-        sent.map_err(|_| SessionError::Slow)?.map_err(SessionError::Connection)
+        let (began, ends) = (Instant::now(), *self.ending.borrow());
+        let patience = self.patience;
+        let overdue = async {
+            // It is an error only if the export has gone, and the session has it.
+            let _ = self.ending.wait_for(|ending| *ending).await;
+            sleep(patience).await;
+        };
+        tokio::select! {
+            biased;
+            sent = timeout(self.limits.allowance(octets.len() as u64), self.writer.write_all(octets)) => {
+                sent.map_err(|_| SessionError::Slow)?.map_err(SessionError::Connection)?;
+            }
+            () = overdue => return Err(SessionError::Slow),
+        }
+        if ends {
+            self.patience = patience.saturating_sub(began.elapsed());
+        }
+        Ok(())
     }
 }
 

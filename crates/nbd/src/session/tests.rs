@@ -443,27 +443,34 @@ async fn a_disk_that_does_not_answer_is_no_export_yet() {
 async fn a_client_that_takes_no_replies_does_not_hold_up_the_end() {
     let exports = exports([ExportConfig::new("disk", Disk::open("ram://32MiB").await.unwrap())]);
     let patient = Limits { stall: Duration::from_secs(3600), requests: 2, ..limits() };
+    let (read, zero) = (Command::Read, Command::WriteZeroes);
     let mut all = Vec::new();
-    // Both places and one more request; all of the buffer memory and one more byte.
-    for (length, count) in [(64 << 10, 3), (32 << 20, 2)] {
+    for (asked, answered) in [
+        // Both places and one more request.
+        ([(read, 64 << 10), (read, 64 << 10), (read, 64 << 10)], 2),
+        // All of the buffer memory and more of it; for what is with the disk already, too.
+        ([(read, 32 << 20), (read, 512), (read, 512)], 1),
+        ([(read, 32 << 20), (zero, 512), (read, 512)], 1),
+    ] {
         let (mut peer, served) = connect(&exports, 4096, patient);
         peer.go("disk", false).await;
-        for cookie in 0..count {
-            peer.request(cookie, Command::Read, NONE, 0, length).await;
+        for (cookie, (command, length)) in (0..).zip(asked) {
+            let flags = if command == zero { CommandFlags::NO_HOLE } else { NONE };
+            peer.request(cookie, command, flags, 0, length).await;
         }
-        all.push((length, peer, served));
+        all.push((asked, answered, peer, served));
     }
     let export = exports.find("disk").unwrap();
-    let read = async {
-        // Of the first one as many as it has places, of the other one as many as it has memory for.
-        while export.counters.requests.load(Ordering::Relaxed) < 3 {
+    let most: u64 = all.iter().map(|(_, answered, ..)| answered).sum();
+    let begun = async {
+        while export.counters.requests.load(Ordering::Relaxed) < most {
             sleep(Duration::from_millis(1)).await;
         }
     };
-    timeout(SOON, read).await.expect("the disk answers");
+    timeout(SOON, begun).await.expect("the disk answers");
     export.end();
-    for (length, _peer, served) in all {
-        assert!(timeout(SOON, served).await.is_ok(), "reads of {length} bytes");
+    for (asked, _, _peer, served) in all {
+        assert!(timeout(SOON, served).await.is_ok(), "{asked:?}");
     }
     assert!(export.is_quiet());
 }
