@@ -12,19 +12,19 @@ use crate::shared::Shared;
 use crate::store::{Change, Disk, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Clients of the control socket at a time.
 const CLIENTS: usize = 16;
 /// Longest command line in bytes.
 const LINE: u64 = 64 << 10;
-/// How long a thread may take to do what it is told.
+/// How long a thread may take to do what it is told, and a client to take its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which listener a command means: by index or by `address:port`.
@@ -143,7 +143,7 @@ pub(crate) fn execute(rooms: &Rooms, command: &Command) -> Result<Value, String>
     let shared = &*rooms.shared;
     let scope = scope(shared, command)?;
     let now_us = shared.now_us();
-    let interval_us = command.us.or(command.ms.map(|ms| ms * 1000));
+    let interval_us = command.us.or(command.ms.map(|ms| ms.saturating_mul(1000)));
     let ops = Ops::parse(command.op.as_deref())?;
     match command.cmd.as_str() {
         "ping" => Ok(json!({})),
@@ -169,7 +169,7 @@ pub(crate) fn execute(rooms: &Rooms, command: &Command) -> Result<Value, String>
                 Some("after") => Answer::After,
                 Some(other) => return Err(format!("answer \"{other}\" is neither never nor after")),
             };
-            let after_us = command.apply_after_ms.map(|ms| ms * 1000);
+            let after_us = command.apply_after_ms.map(|ms| ms.saturating_mul(1000));
             let mut command = command.clone();
             if command.count.is_none() && command.window_ms.is_none() {
                 command.count = Some(1);
@@ -251,7 +251,7 @@ const LATENCY_IDS: u64 = 1 << 62;
 
 fn fault(shared: &Shared, command: &Command, kind: Kind, scope: Scope, ops: Ops) -> Result<Value, String> {
     let now_us = shared.now_us();
-    let until_us = command.window_ms.map_or(u64::MAX, |ms| now_us.saturating_add(ms * 1000));
+    let until_us = command.window_ms.map_or(u64::MAX, |ms| now_us.saturating_add(ms.saturating_mul(1000)));
     let rule = Rule::new(shared.faults.next_id(), kind, scope, ops, command.count, until_us);
     let id = shared.faults.add(rule, now_us);
     shared.wake_all();
@@ -464,7 +464,7 @@ fn serve_client(rooms: &Arc<Rooms>, stream: UnixStream) {
     let run = || -> std::io::Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(Duration::from_millis(100)))?;
-        let mut writer = stream.try_clone()?;
+        stream.set_write_timeout(Some(Duration::from_millis(100)))?;
         let mut reader = BufReader::new(&stream);
         let mut line = Vec::new();
         while !rooms.stopping.load(Ordering::Acquire) {
@@ -474,7 +474,7 @@ fn serve_client(rooms: &Arc<Rooms>, stream: UnixStream) {
                 Ok(_) if line.ends_with(b"\n") => {
                     let answer = answer(rooms, &line);
                     line.clear();
-                    writer.write_all(format!("{answer}\n").as_bytes())?;
+                    put(rooms, &stream, format!("{answer}\n").as_bytes())?;
                 }
                 Ok(_) if line.len() as u64 >= LINE => return Ok(()),
                 Ok(_) => {}
@@ -487,6 +487,27 @@ fn serve_client(rooms: &Arc<Rooms>, stream: UnixStream) {
     if let Err(error) = run() {
         tracing::debug!(%error, "control client left");
     }
+}
+
+/// Sends `answer` to whoever takes it in time. The target does not wait for somebody who does not when it ends.
+fn put(rooms: &Rooms, mut stream: &UnixStream, mut answer: &[u8]) -> std::io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while !answer.is_empty() {
+        match stream.write(answer) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(n) => answer = answer.get(n..).unwrap_or(&[]),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+                if rooms.stopping.load(Ordering::Acquire) {
+                    return Err(e);
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        if Instant::now() >= until {
+            return Err(ErrorKind::TimedOut.into());
+        }
+    }
+    Ok(())
 }
 
 fn answer(rooms: &Rooms, line: &[u8]) -> Value {

@@ -119,7 +119,7 @@ impl Sock {
             }
             if let Some((bytes, us)) = self.trickle {
                 limit = limit.min(bytes);
-                self.quiet_until_us = now_us + us;
+                self.quiet_until_us = now_us.saturating_add(us);
             }
             let (out, fd) = (self.conn.out(), self.fd.as_fd());
             let (result, bytes) = LIST.with_borrow_mut(|list| {

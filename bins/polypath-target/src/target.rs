@@ -8,11 +8,10 @@ use crate::mail::{Msg, ThreadHandle};
 use crate::rooms::Rooms;
 use crate::shell::{Seat, Shell, bind};
 use beneath::Reactors;
+use polypath_net::{SocketAccess, UnixSocket};
 use serde_json::Value;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -37,7 +36,7 @@ pub enum StartError {
 pub struct TargetHandle {
     rooms: Arc<Rooms>,
     threads: Vec<JoinHandle<()>>,
-    control: Option<PathBuf>,
+    control: Option<UnixSocket>,
     /// What the threads are where there are disks beneath.
     reactors: Option<Reactors>,
 }
@@ -90,14 +89,12 @@ impl Target {
         }
         if let Some(path) = control {
             let what = format!("control socket {}", path.display());
-            // One that is left over from a target that is gone is in the way.
-            if std::os::unix::net::UnixStream::connect(&path).is_err() {
-                let _ = std::fs::remove_file(&path);
-            }
-            let socket = UnixListener::bind(&path)
-                .and_then(|s| s.set_nonblocking(true).map(|()| s))
-                .map_err(system(what.clone()))?;
-            target.control = Some(path);
+            // One that is left over from a target that is gone is in the way, and nothing else is.
+            let file = UnixSocket::listen(&path, SocketAccess::default()).map_err(io::Error::other);
+            let file = file.map_err(system(what.clone()))?;
+            let socket = file.listener().try_clone();
+            target.control = Some(file);
+            let socket = socket.map_err(system(what.clone()))?;
             let thread = std::thread::Builder::new()
                 .name("target-control".into())
                 .spawn(move || control::serve(&rooms, &socket))
@@ -229,9 +226,10 @@ impl TargetHandle {
                 tracing::error!("a thread of the target had panicked");
             }
         }
-        if let Some(path) = self.control.take() {
-            // Somebody may have removed it before us.
-            let _ = std::fs::remove_file(path);
+        if let Some(file) = self.control.take()
+            && let Err(error) = file.remove()
+        {
+            tracing::warn!(%error, path = %file.path().display(), "the control socket stays");
         }
     }
 }

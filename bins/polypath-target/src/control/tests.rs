@@ -3,9 +3,7 @@
 use super::*;
 use crate::config::{ListenerConfig, NamespaceConfig, SubsystemConfig, TargetConfig};
 use crate::target::{Target, TargetHandle};
-use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::Instant;
 
 fn config(control: &Path) -> TargetConfig {
     TargetConfig {

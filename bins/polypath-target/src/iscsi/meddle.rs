@@ -25,7 +25,7 @@ impl Conn {
         match kind {
             Kind::Refuse => self.respond(env, cmd, Verdict::check(sense::INTERNAL_FAILURE), 0),
             Kind::Delay { us } => {
-                let state = State::Delayed { data: data.to_vec(), until_us: env.now_us + us };
+                let state = State::Delayed { data: data.to_vec(), until_us: env.now_us.saturating_add(us) };
                 if self.keep(env, cmd, state).is_some() {
                     self.delayed += 1;
                 }
@@ -106,7 +106,7 @@ impl Conn {
             data: (!zeroes).then(|| data.to_vec()),
             len,
             fua,
-            apply_us: env.now_us + after_us,
+            apply_us: env.now_us.saturating_add(after_us),
             answer: (answer == Answer::After).then_some(Address { thread: self.info.thread, conn: self.info.id, tag }),
             gone: session.gone.clone(),
             owner: Some((session.store, session.party.clone())),

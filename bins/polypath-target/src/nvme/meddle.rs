@@ -23,7 +23,7 @@ impl Conn {
             }
             Kind::Delay { us } => {
                 self.delayed += 1;
-                Pending::Delayed { sqe: *sqe, data: data.to_vec(), until_us: env.now_us + us }
+                Pending::Delayed { sqe: *sqe, data: data.to_vec(), until_us: env.now_us.saturating_add(us) }
             }
             Kind::Lose { execute } => {
                 // A read changes nothing: not executing it is the same.
@@ -106,7 +106,7 @@ impl Conn {
             data: (!zeroes).then(|| data.to_vec()),
             len: range.len,
             fua: sqe.fua(),
-            apply_us: env.now_us + after_us,
+            apply_us: env.now_us.saturating_add(after_us),
             answer: (answer == Answer::After).then(|| Address {
                 thread: self.info.thread,
                 conn: self.info.id,
