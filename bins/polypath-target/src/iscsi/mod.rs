@@ -118,6 +118,8 @@ pub(crate) struct Iscsi {
     next_tsih: AtomicU16,
     /// Who was here since the power came.
     known: Mutex<Vec<(usize, Arc<Party>)>>,
+    /// Somebody was here who is not in `known`: anybody may have been.
+    forgot: AtomicBool,
     /// It has gone and come while there were initiators to hear of it.
     lost_power: AtomicBool,
 }
@@ -142,6 +144,7 @@ impl Iscsi {
             sessions: Mutex::default(),
             next_tsih: AtomicU16::new(0),
             known: Mutex::default(),
+            forgot: AtomicBool::new(false),
             lost_power: AtomicBool::new(false),
             shared,
         })
@@ -172,7 +175,7 @@ impl Iscsi {
     }
 
     /// Takes a session in. The one before it of the same nexus, if there is one, is over, but may be executing something still; so may one
-    /// whose connection has ended before, which is what the last part of the answer says: whether this nexus was here before.
+    /// whose connection has ended before, which is what the last part of the answer says: whether this nexus may have been here before.
     fn open(&self, session: Session) -> (Arc<Session>, Option<Arc<Session>>, bool) {
         let session = Arc::new(session);
         let mut sessions = lock(&self.sessions);
@@ -191,6 +194,7 @@ impl Iscsi {
         if !is_known {
             if known.len() >= KNOWN {
                 known.clear();
+                self.forgot.store(true, Ordering::Release);
             }
             known.push(nexus);
         }
@@ -206,7 +210,7 @@ impl Iscsi {
         }
         self.shared.counters.sessions.fetch_add(1, Ordering::Relaxed);
         tracing::info!(tsih = session.tsih, initiator = %session.initiator, isid = %session.isid, listener = session.listener, "session begun");
-        (session, before, code == attention::NEXUS_LOSS)
+        (session, before, is_known || self.forgot.load(Ordering::Acquire))
     }
 
     /// A session is over.
@@ -251,6 +255,7 @@ impl Iscsi {
         let sessions: Vec<_> = lock(&self.sessions).values().cloned().collect();
         sessions.iter().for_each(|session| self.forget(session, "the power failed"));
         self.lost_power.store(true, Ordering::Release);
+        self.forgot.store(true, Ordering::Release);
         lock(&self.known).clear();
         self.shared.wake_all();
     }
