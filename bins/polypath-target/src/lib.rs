@@ -32,6 +32,7 @@ mod mail;
 mod media;
 mod nvme;
 mod out;
+mod pool;
 mod rooms;
 mod shared;
 mod shell;

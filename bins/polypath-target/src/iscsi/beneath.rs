@@ -12,9 +12,6 @@ use polypath_block::SlotKey;
 use polypath_iscsi::pdu::ScsiCommand;
 use std::sync::Arc;
 
-/// Memory of that many transfers is kept for the next ones.
-const POOL: usize = 32;
-
 /// A command that is being carried out beneath.
 pub(super) struct Below {
     /// Octets of data that go with it by itself.
@@ -41,8 +38,7 @@ pub(super) fn beneath(disk: &Disk) -> Option<&Arc<Beneath>> {
 impl Conn {
     /// Memory with a copy of `data`.
     pub(super) fn buffer(&mut self, data: &[u8]) -> Vec<u8> {
-        let mut buffer = self.pool.pop().unwrap_or_default();
-        buffer.clear();
+        let mut buffer = self.pool.take(data.len());
         buffer.extend_from_slice(data);
         buffer
     }
@@ -73,9 +69,7 @@ impl Conn {
             }
             self.ask_waiting(env);
         }
-        if self.pool.len() < POOL {
-            self.pool.push(data);
-        }
+        self.pool.give(data);
     }
 
     /// The task of this command is being carried out beneath, and is not to be answered. `false`: it is not.

@@ -7,6 +7,7 @@ use crate::conn::Ending;
 use crate::faults::Who;
 use crate::media::beneath::Order;
 use crate::out::Out;
+use crate::pool::Pool;
 use crate::shared::ConnInfo;
 use crate::store::Disk;
 use polypath_block::{SlotKey, Slots};
@@ -75,7 +76,7 @@ pub(crate) struct Conn {
     pub(super) staged: usize,
     /// Octets that disks beneath are to read.
     pub(super) reading: usize,
-    pub(super) pool: Vec<Vec<u8>>,
+    pub(super) pool: Pool,
     pub(super) delayed: usize,
     /// R2T that were sent for the command that is answered next.
     pub(super) requests: u32,
@@ -132,7 +133,7 @@ impl Conn {
             waiting: VecDeque::new(),
             staged: 0,
             reading: 0,
-            pool: Vec::new(),
+            pool: Pool::default(),
             delayed: 0,
             requests: 0,
             quests: Vec::new(),

@@ -14,6 +14,8 @@ use polypath_scsi::command::{Command, Data};
 
 /// Staged data of one connection at most; commands beyond it wait for their R2T. No more PDUs are taken while disks beneath read so much for it.
 pub(super) const STAGE_LIMIT: usize = 32 << 20;
+/// What other commands than those that move blocks take at most, in octets, and then some.
+const LONGEST_LIST: u32 = 1 << 20;
 /// Octets of PDUs that came before their turn.
 const EARLY_LIMIT: usize = 4 << 20;
 /// Where the generation and the number of the R2T begin in a target transfer tag; below is the slot.
@@ -143,7 +145,10 @@ impl Conn {
         } else {
             self.admit(env, &cmd)
         };
+        let most = env.iscsi.shared.config.iscsi.max_transfer.max(LONGEST_LIST);
         let (admitted, wanted) = match admitted {
+            // Nobody is asked for what will be refused, and no room made for it.
+            Ok((_, Data::Out(wanted))) if wanted > most.into() => (Err(Verdict::check(sense::INVALID_FIELD_IN_CDB)), 0),
             // It takes data, and the initiator expects some.
             Ok((_, Data::Out(wanted))) if wanted > 0 && cmd.read => (Err(Verdict::check(sense::INFORMATION_UNIT)), 0),
             Ok((_, Data::Out(wanted))) => (admitted, wanted),
@@ -156,8 +161,7 @@ impl Conn {
                 Err(verdict) => self.respond(env, &cmd, verdict, 0),
             };
         }
-        let mut stage = self.pool.pop().unwrap_or_default();
-        stage.clear();
+        let mut stage = self.pool.take(want);
         stage.extend_from_slice(data.get(..want).unwrap_or(data));
         let transfer = Transfer {
             want,
@@ -222,7 +226,7 @@ impl Conn {
     /// The same with a task that nothing more is to become of.
     pub(super) fn drop_task(&mut self, key: SlotKey) {
         match self.end_task(key) {
-            Some((_, State::Transfer(t))) => self.pool.push(t.stage),
+            Some((_, State::Transfer(t))) => self.pool.give(t.stage),
             Some((_, State::Below(_))) => self.orders.push(Order::Cancel(key.as_u32())),
             _ => {}
         }
@@ -328,7 +332,7 @@ impl Conn {
             Ok(command) => self.ready(env, &cmd, command, data.get(..t.want).unwrap_or(data)),
             Err(verdict) => self.respond(env, &cmd, verdict, 0),
         }
-        self.pool.push(t.stage);
+        self.pool.give(t.stage);
         self.ask_waiting(env);
     }
 
@@ -336,7 +340,7 @@ impl Conn {
     fn fail(&mut self, env: &Env<'_>, key: SlotKey, verdict: Verdict) {
         if let Some((cmd, State::Transfer(t))) = self.end_task(key) {
             self.respond(env, &cmd, verdict, 0);
-            self.pool.push(t.stage);
+            self.pool.give(t.stage);
         }
         self.ask_waiting(env);
     }

@@ -9,9 +9,6 @@ use polypath_nvme::sqe::{DsmRange, io as op};
 use polypath_nvme::{Cqe, Sqe, StatusField};
 use std::sync::Arc;
 
-/// Memory of that many transfers is kept for the next ones.
-const POOL: usize = 32;
-
 /// A command that is being carried out beneath.
 #[derive(Debug)]
 pub(super) struct Below {
@@ -40,8 +37,7 @@ impl Conn {
     /// Has `task` done on blocks `range` of a disk beneath with `data`.
     pub(super) fn start_one(&mut self, env: &Env<'_>, sqe: &Sqe, medium: Arc<Beneath>, task: Task, data: &[u8]) {
         let range = (sqe.slba(), u64::from(sqe.nlb_z()) + 1);
-        let mut buffer = self.pool.pop().unwrap_or_default();
-        buffer.clear();
+        let mut buffer = self.pool.take(data.len());
         buffer.extend_from_slice(data);
         let fua = sqe.fua() && task != Task::Compare && task != Task::Read;
         let job = Job::new(medium, task, 0, range).with_data(buffer).with_fua(fua);
@@ -111,9 +107,7 @@ impl Conn {
                 self.answer(env, key, &data);
             }
         }
-        if self.pool.len() < POOL {
-            self.pool.push(data);
-        }
+        self.pool.give(data);
         self.publish();
     }
 

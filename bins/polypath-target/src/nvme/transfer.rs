@@ -92,8 +92,7 @@ impl Conn {
         let whole = len == t.len;
         if !whole {
             if t.stage.is_empty() {
-                t.stage = self.pool.pop().unwrap_or_default();
-                t.stage.clear();
+                t.stage = self.pool.take(t.len);
             }
             t.stage.extend_from_slice(data);
         }
@@ -111,17 +110,13 @@ impl Conn {
             self.ready(env, &t.sqe, if whole { data } else { &t.stage });
         }
         self.staged -= t.len;
-        if t.stage.capacity() > 0 {
-            self.pool.push(t.stage);
-        }
+        self.pool.give(t.stage);
         self.ask_waiting(env);
         Ok(())
     }
 
     pub(super) fn unstage(&mut self, stage: Vec<u8>) {
-        if stage.capacity() > 0 {
-            self.pool.push(stage);
-        }
+        self.pool.give(stage);
         // What was staged is counted afresh from those that were asked for.
         let asked = |p: &Pending| match p {
             Pending::Transfer(t) if t.asked > 0 => t.len,

@@ -103,7 +103,7 @@ fn memory_of_past_transfers_is_bounded() {
         open.extend(wire.send(Pdu::DataOut(out), &data[from..to]));
     }
     assert_eq!((done, wire.conn.staged, wire.conn.tasks.len()), (48, 0, 0));
-    let kept: usize = wire.conn.pool.iter().map(Vec::capacity).sum();
+    let kept = wire.conn.pool.bytes();
     assert!(kept <= crate::iscsi::order::STAGE_LIMIT, "{kept} octets are kept");
     wire.close();
 }
