@@ -47,7 +47,7 @@ pub(crate) enum Conn {
 impl Conn {
     pub(crate) fn new(protocol: Protocol, info: Arc<ConnInfo>, rooms: &Rooms, now_us: u64) -> Conn {
         match protocol {
-            Protocol::NvmeTcp => Conn::Nvme(Box::new(nvme::Conn::new(info))),
+            Protocol::NvmeTcp => Conn::Nvme(Box::new(nvme::Conn::new(info, now_us))),
             Protocol::Iscsi => Conn::Iscsi(Box::new(iscsi::Conn::new(info, &rooms.iscsi, now_us))),
         }
     }

@@ -22,6 +22,7 @@ use crate::faults::{self, Rule, Who};
 use crate::media::beneath::Order;
 use crate::media::{MediumError, Party};
 use crate::out::Out;
+use crate::pool::Pool;
 use crate::shared::ConnInfo;
 use crate::store::Disk;
 use polypath_block::{SlotKey, Slots};
@@ -35,6 +36,9 @@ use wire::{Agreed, Fatal, Fes, kind};
 const OUT_LIMIT: usize = 1 << 20;
 /// Staged data of one connection at most; commands beyond it wait for their R2T. No more PDUs are taken while disks beneath read so much for it.
 const STAGE_LIMIT: usize = 32 << 20;
+
+/// A connection that takes longer to become one of a controller is given up: there are only so many.
+const CONNECT_LIMIT_US: u64 = 15_000_000;
 
 /// What a connection needs from around it for one pass.
 pub(crate) struct Env<'a> {
@@ -107,7 +111,7 @@ pub(crate) struct Conn {
     /// Transfers that wait for staging room, in order.
     waiting: std::collections::VecDeque<SlotKey>,
     staged: usize,
-    pool: Vec<Vec<u8>>,
+    pool: Pool,
     delayed: usize,
     /// Identifiers of Asynchronous Event Requests.
     events: Vec<u16>,
@@ -121,6 +125,8 @@ pub(crate) struct Conn {
     disconnecting: Option<u16>,
     /// Threads that have not said yet that nothing of before the reset is under way.
     resetting: usize,
+    /// It belongs to a controller by then.
+    connect_until_us: u64,
     counts: Counts,
 }
 
@@ -132,9 +138,10 @@ struct Counts {
 }
 
 impl Conn {
-    pub(crate) fn new(info: Arc<ConnInfo>) -> Conn {
+    pub(crate) fn new(info: Arc<ConnInfo>, now_us: u64) -> Conn {
         Conn {
             info,
+            connect_until_us: now_us + CONNECT_LIMIT_US,
             out: Out::new(),
             ending: None,
             controller: None,
@@ -152,7 +159,7 @@ impl Conn {
             pending: Slots::new(64),
             waiting: Default::default(),
             staged: 0,
-            pool: Vec::new(),
+            pool: Pool::default(),
             delayed: 0,
             events: Vec::new(),
             orders: Vec::new(),
@@ -201,8 +208,12 @@ impl Conn {
         if self.ending.is_some() { bytes.len() } else { at }
     }
 
-    /// Does what is due by now: delayed commands, transfers that waited for room.
+    /// Does what is due by now: delayed commands, transfers that waited for room, a Connect that takes too long.
     pub(crate) fn tick(&mut self, env: &Env<'_>) {
+        if self.controller.is_none() && self.ending.is_none() && env.now_us >= self.connect_until_us {
+            tracing::info!(conn = self.info.id, peer = ?self.info.peer, "nobody has connected to a controller");
+            self.ending = Some(Ending::Now);
+        }
         let dead = || self.controller.as_ref().is_some_and(|c| c.dead.load(Ordering::Acquire));
         if self.delayed > 0 && self.ending.is_none() && !dead() {
             while let Some(key) = self.due(env.now_us) {
@@ -216,14 +227,16 @@ impl Conn {
 
     /// When [`Conn::tick`] has something to do next.
     pub(crate) fn deadline_us(&self) -> u64 {
+        let waits = self.controller.is_none() && self.ending.is_none();
+        let connect_us = if waits { self.connect_until_us } else { u64::MAX };
         if self.delayed == 0 {
-            return u64::MAX;
+            return connect_us;
         }
         let until = |p: &Pending| match p {
             Pending::Delayed { until_us, .. } => Some(*until_us),
             _ => None,
         };
-        self.pending.iter().filter_map(|(_, p)| until(p)).min().unwrap_or(u64::MAX)
+        self.pending.iter().filter_map(|(_, p)| until(p)).min().unwrap_or(u64::MAX).min(connect_us)
     }
 
     /// Looks at what other threads have changed: a dead controller, a reset, events to be told.

@@ -27,7 +27,7 @@ pub(super) fn env(shared: &Nvme, now_us: u64) -> Env<'_> {
 }
 
 pub(super) fn conn(id: u64) -> Conn {
-    Conn::new(Arc::new(ConnInfo { id, queue: AtomicU32::new(u32::MAX), ..ConnInfo::default() }))
+    Conn::new(Arc::new(ConnInfo { id, queue: AtomicU32::new(u32::MAX), ..ConnInfo::default() }), 0)
 }
 
 pub(super) fn icreq(digests: u8) -> Vec<u8> {
