@@ -124,7 +124,9 @@ impl Daemon {
     pub(crate) fn delete_nbd(&self, place: &Place, name: Option<&str>) -> Result<(), String> {
         let alone = lock(&self.changing);
         let place = self.place_of(place);
-        if self.forget_nbd(&place, name) {
+        // It may have been made by now all the same.
+        let is_made = |(at, called): &(Place, String)| *at == place && name.is_none_or(|name| name == called);
+        if self.forget_nbd(&place, name) && !lock(&self.state).nbds.keys().any(is_made) {
             return Ok(());
         }
         let nbd = {

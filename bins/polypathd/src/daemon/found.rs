@@ -52,14 +52,14 @@ impl Keeper for Finder {
     }
 
     fn is_in_use(&self, name: &str, _: &Arc<Group>) -> bool {
-        lock(&self.state).services_of(name).next().is_some()
+        lock(&self.state).is_in_use(name)
     }
 
     fn retire(&self, name: &str, group: &Arc<Group>) -> bool {
         // An export of it may be in the making. It is asked for again.
         let Ok(_alone) = self.changing.try_lock() else { return false };
         let mut state = lock(&self.state);
-        if state.services_of(name).next().is_some() {
+        if state.is_in_use(name) {
             return false;
         }
         state.disks.remove(name);
@@ -89,6 +89,15 @@ pub(super) enum Export {
 }
 
 impl Export {
+    /// Is it at the same place as `other`, under the same name?
+    fn is(&self, other: &Export) -> bool {
+        match (self, other) {
+            (Export::Vhost(one), Export::Vhost(two)) => one.socket == two.socket,
+            (Export::Nbd(one), Export::Nbd(two)) => one.place == two.place && one.name == two.name,
+            _ => false,
+        }
+    }
+
     fn disk(&self) -> &str {
         match self {
             Export::Vhost(vhost) => &vhost.disk,
@@ -182,7 +191,7 @@ impl Daemon {
     /// Makes the exports whose disks are there by now.
     pub(super) fn serve_waiting(&self) {
         let waiting = lock(&self.state).waiting.clone();
-        for (at, one) in waiting.iter().enumerate().rev() {
+        for one in &waiting {
             let disk = self.disk_name(one.export.disk());
             let there = lock(&self.state).disks.get(&disk).cloned();
             if there.is_none_or(|disk| disk.group.state().info().is_none()) {
@@ -194,9 +203,10 @@ impl Daemon {
             };
             let mut state = lock(&self.state);
             match made {
-                Ok(()) => drop(state.waiting.remove(at)),
+                // Others may have gone meanwhile.
+                Ok(()) => state.waiting.retain(|waiting| !waiting.export.is(&one.export)),
                 Err(why) => {
-                    if let Some(one) = state.waiting.get_mut(at)
+                    if let Some(one) = state.waiting.iter_mut().find(|waiting| waiting.export.is(&one.export))
                         && one.why.as_ref() != Some(&why)
                     {
                         tracing::error!(

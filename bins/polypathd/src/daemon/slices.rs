@@ -97,6 +97,11 @@ impl super::State {
         Err(format!("there is a {what} \"{name}\" already; expected a new name"))
     }
 
+    /// Is `disk`, or a slice of it, served or to be served? A slice is of the disk that it was made of, and of no other one of its name.
+    pub(super) fn is_in_use(&self, disk: &str) -> bool {
+        self.services_of(disk).next().is_some() || self.slices.values().any(|slice| slice.config.disk == disk)
+    }
+
     /// Why `disk` cannot be served whole.
     pub(super) fn refuse_whole(&self, disk: &str) -> Result<(), String> {
         let slices = self.slices.values().filter(|s| s.config.disk == disk).map(|s| s.config.name.as_str());

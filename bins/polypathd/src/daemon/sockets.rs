@@ -160,7 +160,8 @@ impl Daemon {
     pub(crate) fn delete_vhost(&self, socket: &Path) -> Result<(), String> {
         let alone = lock(&self.changing);
         let socket = self.socket_dir.join(socket);
-        if self.forget_vhost(&socket) {
+        // It may have been made by now all the same.
+        if self.forget_vhost(&socket) && !lock(&self.state).vhosts.contains_key(&socket) {
             return Ok(());
         }
         let vhost = {
