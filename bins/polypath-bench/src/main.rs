@@ -18,7 +18,7 @@ use signals::Signals;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = polypath_bench::output::arguments::<Cli>().command;
     // In experiments paths are lost on purpose.
     output::log(if matches!(command, Command::Experiment(_)) { "error" } else { "warn" });
     let outcome = match command {

@@ -4,7 +4,7 @@
 //! way other tools end by SIGPIPE, but only after everything that is open was closed in order.
 
 use anyhow::Context as _;
-use polypath_block::Chain;
+use polypath_block::{Chain, hide_secret};
 use serde::Serialize;
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
@@ -53,6 +53,24 @@ pub fn fail(program: &str, error: &anyhow::Error, status: u8) -> ExitCode {
     }
     remark(format_args!("{program}: {}", Chain(error.as_ref())));
     ExitCode::from(status)
+}
+
+/// The arguments of the program, or its end with what is wrong with them.
+pub fn arguments<A: clap::Parser>() -> A {
+    A::try_parse().unwrap_or_else(|error| hide_secrets(error).exit())
+}
+
+/// The same error without the secrets of disks that are in what it shows: what is on a command line and wrong ends in logs.
+pub fn hide_secrets(mut error: clap::Error) -> clap::Error {
+    use clap::error::ContextValue;
+    let texts = error.context().filter_map(|(kind, value)| match value {
+        ContextValue::String(text) => Some((kind, ContextValue::String(hide_secret(text)))),
+        _ => None,
+    });
+    for (kind, value) in texts.collect::<Vec<_>>() {
+        error.insert(kind, value);
+    }
+    error
 }
 
 /// Logs to standard error what `POLYPATH_LOG` asks for, or `default`: in colours only on a terminal, and never where `NO_COLOR`

@@ -34,7 +34,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = output::arguments::<Args>();
     output::log("error");
     let result = match args.command {
         Command::Demo(args) => demo::run(&args),

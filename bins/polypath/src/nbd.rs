@@ -195,7 +195,7 @@ mod tests {
             "--uri=iscsi://joe%word-of-joe-1@10.0.0.1/iqn.2026-01.org.example:a/0",
         ] {
             let error = Line::try_parse_from(["nbd", wrong, "--socket", "s"]).unwrap_err();
-            let error = error.to_string();
+            let error = output::hide_secrets(error).to_string();
             assert!(!error.contains("word-of") && error.contains("joe"), "{error}");
         }
     }

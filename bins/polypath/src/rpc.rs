@@ -65,11 +65,14 @@ fn params(words: &[String]) -> Result<Value> {
     if let [one] = words
         && one.trim_start().starts_with('{')
     {
-        return serde_json::from_str(one).with_context(|| format!("parameters: {one}"));
+        // There may be secrets in it.
+        return serde_json::from_str(one).context("parameters that are no JSON object");
     }
     let mut object = serde_json::Map::new();
     for word in words {
-        let (key, value) = word.split_once('=').with_context(|| format!("parameter \"{word}\": expected key=value"))?;
+        let (key, value) = word
+            .split_once('=')
+            .with_context(|| format!("parameter \"{}\": expected key=value", polypath::block::hide_secret(word)))?;
         let read = serde_json::from_str(value).ok();
         // A number that would not be written in the same way is not known to be one: "0660", "1e5", a serial number of many digits.
         let same = read.filter(|read: &Value| read.as_number().is_none_or(|number| number.to_string() == value));

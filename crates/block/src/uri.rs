@@ -451,12 +451,27 @@ fn percent_decode(part: &str, text: &str) -> Result<String, PartError> {
 
 /// `text`, which may be a URI or wants to be one, without the secret in it: for messages about what cannot be read.
 pub fn hide_secret(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let authority = rest.split('/').next().unwrap_or("");
-    match authority.rsplit_once('@').and_then(|(login, host)| login.split_once('%').map(|(u, _)| (u, host))) {
-        Some((user, host)) => format!("{scheme}://{user}%***@{host}{}", &rest[authority.len()..]),
+    let (scheme, rest) = text.find("://").map_or(("", text), |at| text.split_at(at + 3));
+    // Also behind the name of an option.
+    let other = !scheme.is_empty() && !scheme.to_ascii_lowercase().ends_with("iscsi://");
+    match secret(rest, !scheme.is_empty()).filter(|_| !other) {
+        Some((from, to)) => format!("{scheme}{}***{}", &rest[..from], &rest[to..]),
         None => text.to_owned(),
     }
+}
+
+/// From where to where the secret goes in what follows the scheme: from the first `%` to the last `@` before the options. Slashes and
+/// question marks in it make the whole no URI, but no less a secret.
+fn secret(rest: &str, with_scheme: bool) -> Option<(usize, usize)> {
+    let head = rest.split('?').next().unwrap_or(rest);
+    let login = if with_scheme { head.split('/').next().unwrap_or(head) } else { head };
+    let percent = login.find('%')?;
+    // That of an address with its zone.
+    if head[..percent].rsplit('@').next().is_some_and(|host| host.starts_with('[')) {
+        return None;
+    }
+    let end = head.rfind('@').filter(|at| *at > percent).or_else(|| rest.rfind('@').filter(|at| *at > percent))?;
+    Some((percent + 1, end))
 }
 
 #[cfg(test)]
@@ -491,8 +506,10 @@ mod tests {
         for text in ["file:///a%b/c@d", "nvme-tcp://[fe80::1%eth0]/nqn.2026-01.org.example:a?x=a@b", "ram://1MiB"] {
             assert_eq!(hide_secret(text), text);
         }
-        let zone = "iscsi://[fe80::1%eth0]/iqn.2026-01.org.example:a/1?target_user=a@b";
-        assert_eq!(hide_secret(zone), zone);
+        for text in ["[fe80::1%eth0]/iqn.2026-01.org.example:a", "10.0.0.1/iqn.2026-01.org.example:a%20b"] {
+            let text = format!("iscsi://{text}/1?target_user=a@b");
+            assert_eq!(hide_secret(&text), text);
+        }
     }
 
     #[test]
