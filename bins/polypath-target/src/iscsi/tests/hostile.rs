@@ -72,6 +72,41 @@ fn no_room_is_made_for_more_than_a_command_may_move() {
     wire.close();
 }
 
+/// One command holds up everybody else on its thread for as long as it takes: how long that is, is not for a host to say.
+#[test]
+fn blocks_that_are_compared_with_one_are_bounded() {
+    let iscsi = target(|config| config.iscsi.max_transfer = 8192);
+    let mut wire = Wire::new(&iscsi, 7, Offer::default());
+    for (blocks, want) in [(16, (0, None)), (17, (2, Some(0x2400))), (2048, (2, Some(0x2400)))] {
+        let cdb = Cdb::verify_16(0, blocks, polypath_scsi::cdb::ByteCheck::OneBlock, false);
+        let (status, sense) = wire.status(0, cdb, &[0; 512], 0);
+        assert_eq!((status, sense.map(|s| s.code())), want, "{blocks}");
+    }
+    wire.close();
+}
+
+/// Whoever has no secret lets nobody in by the empty one.
+#[test]
+fn an_empty_secret_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let [empty, line] = ["empty", "line"].map(|name| folder.path().join(name));
+    std::fs::write(&empty, "").unwrap();
+    std::fs::write(&line, "\r\n").unwrap();
+    let chap = |secret: Option<&str>, file: Option<&PathBuf>| ChapConfig {
+        user: "joe".into(),
+        secret: secret.map(SecretText::new),
+        secret_file: file.cloned(),
+        ..ChapConfig::default()
+    };
+    for wrong in [chap(Some(""), None), chap(None, Some(&empty)), chap(None, Some(&line))] {
+        let error = credentials(&wrong).err().expect("nobody's secret").to_string();
+        assert!(error.contains("joe") && error.contains("empty"), "{error}");
+    }
+    std::fs::write(&line, "a secret of joe\n\n").unwrap();
+    let (joe, _) = credentials(&chap(None, Some(&line))).unwrap();
+    assert!(joe.secret == Secret::new("a secret of joe"), "as initiators read such a file");
+}
+
 /// Memory of transfers that are over is kept for the next ones, and no more of it than there may be for those under way.
 #[test]
 fn memory_of_past_transfers_is_bounded() {
