@@ -74,7 +74,7 @@ pub struct ChapConfig {
     pub user: String,
     /// Its secret.
     pub secret: Option<SecretText>,
-    /// A file with its secret; a line's end at its end does not count.
+    /// A file with its secret; line ends at its end do not count.
     pub secret_file: Option<PathBuf>,
     /// The target's own name; it cannot prove itself without one.
     pub own_user: Option<String>,

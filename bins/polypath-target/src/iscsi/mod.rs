@@ -323,10 +323,17 @@ fn credential(
         (None, Some(path)) => {
             let fail = |e: std::io::Error| ConfigError::new(part, format!("secret of {name}: {}: {e}", path.display()));
             let text = std::fs::read(path).map_err(fail)?;
-            Secret::new(text.strip_suffix(b"\n").map_or(&text[..], |t| t.strip_suffix(b"\r").unwrap_or(t)))
+            let end = text.iter().rposition(|octet| !b"\r\n".contains(octet)).map_or(0, |at| at + 1);
+            Secret::new(&text[..end])
         }
         (None, None) => return Err(ConfigError::new(part, format!("{name} has no secret"))),
         (Some(_), Some(_)) => return Err(ConfigError::new(part, format!("{name} has a secret and a file with one"))),
     };
+    if secret.bits() == 0 {
+        return Err(ConfigError::new(
+            part,
+            format!("the secret of {name} is empty; expected one that only the two of you know"),
+        ));
+    }
     Ok(Credentials { name: name.into(), secret })
 }

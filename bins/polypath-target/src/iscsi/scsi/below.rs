@@ -54,9 +54,9 @@ impl Conn {
             Command::Verify { lba, blocks, check, .. } => {
                 let len = match check {
                     ByteCheck::None => return Ok(None),
-                    ByteCheck::Data => block::range(disk, lba, blocks.into())?.1 as usize,
+                    ByteCheck::Data => block::verify_range(env, disk, (lba, blocks), check)?.1 as usize,
                     ByteCheck::OneBlock => {
-                        block::range(disk, lba, blocks.into())?;
+                        block::verify_range(env, disk, (lba, blocks), check)?;
                         size
                     }
                 };

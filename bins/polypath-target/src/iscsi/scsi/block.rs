@@ -88,8 +88,21 @@ pub(super) fn start_stop(disk: &Disk, what: StartStop) -> Outcome {
     Ok(())
 }
 
-pub(super) fn verify(disk: &Disk, (lba, blocks): (u64, u32), check: ByteCheck, data: &[u8]) -> Outcome {
-    let (offset, len) = range(disk, lba, blocks.into())?;
+/// What VERIFY is about. As much as one command may transfer is compared, with one block as well: nobody else has his turn meanwhile.
+pub(super) fn verify_range(
+    env: &Env<'_>,
+    disk: &Disk,
+    (lba, blocks): (u64, u32),
+    check: ByteCheck,
+) -> Result<(u64, u64), Verdict> {
+    match check {
+        ByteCheck::None => range(disk, lba, blocks.into()),
+        ByteCheck::Data | ByteCheck::OneBlock => transfer(env, disk, lba, blocks),
+    }
+}
+
+pub(super) fn verify(env: &Env<'_>, disk: &Disk, (lba, blocks): (u64, u32), check: ByteCheck, data: &[u8]) -> Outcome {
+    let (offset, len) = verify_range(env, disk, (lba, blocks), check)?;
     let block = 1usize << disk.shift;
     match check {
         ByteCheck::None => Ok(()),

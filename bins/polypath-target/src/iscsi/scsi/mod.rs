@@ -255,7 +255,7 @@ impl Conn {
                     Command::SynchronizeCache { lba, blocks, .. } => nothing(block::flush(&disk, lba, blocks)),
                     Command::StartStopUnit(what) => nothing(block::start_stop(&disk, what)),
                     Command::Verify { lba, blocks, check, .. } => {
-                        nothing(block::verify(&disk, (lba, blocks), check, data))
+                        nothing(block::verify(env, &disk, (lba, blocks), check, data))
                     }
                     Command::CompareAndWrite(transfer) => {
                         nothing(block::compare_and_write(&disk, transfer, cmd.expected_len, data))
