@@ -90,6 +90,35 @@ fn zeroes(cid: u16, deac: bool) -> Sqe {
     Sqe::write_zeroes(cid, 1, 3, 1, deac, false)
 }
 
+/// However often a host resets its controller while something is under way beneath, threads are asked once at a time, and the last reset is
+/// over when that is quiet.
+#[test]
+fn resets_in_a_row_are_not_a_question_each() {
+    let (nvme, mut rig) = served(Limits::UNLIMITED);
+    let (mut admin, mut io) = pair(&nvme, 0);
+    let e = env(&nvme, 0);
+    rig.script.hold(&[Op::Write]);
+    io.receive(&e, &capsule(write(1, 8, 1, true), &[5; 512]));
+    settle(&nvme, &mut rig, &mut [&mut io]);
+    let [off, on] = [0x0046_0000, 0x0046_0001].map(|cc| bare(Sqe::property_set(2, Register::Cc, cc)));
+    for _ in 0..100 {
+        admin.receive(&e, &[&off[..], &on].concat());
+    }
+    admin.receive(&e, &off);
+    drain(&mut admin.out);
+    let thread = &nvme.shared.threads.get().unwrap()[0];
+    let asked = thread.take();
+    assert!(asked.len() <= 2, "{} questions", asked.len());
+    asked.into_iter().for_each(|msg| thread.send(msg));
+    settle(&nvme, &mut rig, &mut [&mut admin, &mut io]);
+    assert_eq!(csts(&nvme, &mut rig, &mut admin) & 1, 1, "a write is under way");
+    rig.script.hold(&[]);
+    settle(&nvme, &mut rig, &mut [&mut admin, &mut io]);
+    assert_eq!((csts(&nvme, &mut rig, &mut admin), rig.script.byte(8)), (0, 5));
+    finish(&nvme, [io, admin]);
+    rig.finish();
+}
+
 #[test]
 fn commands_are_carried_out_beneath() {
     let (nvme, mut rig) = served(Limits { write_cache: true, max_transfer_bytes: 2048, ..Limits::UNLIMITED });
