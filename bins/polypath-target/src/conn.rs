@@ -213,7 +213,7 @@ impl Conn {
     /// One more thread is quiet that this connection waits for.
     pub(crate) fn quiet(&mut self, env: &Env<'_>, tag: u32) {
         match self {
-            Conn::Nvme(c) => c.quiet(),
+            Conn::Nvme(c) => c.quiet(&env.nvme()),
             Conn::Iscsi(c) => c.quiet(&env.iscsi(), tag),
         }
     }

@@ -48,7 +48,7 @@ fn settle(nvme: &Nvme, rig: &mut Rig, conns: &mut [&mut Conn]) {
                         nvme.shared.send(reply, Msg::Quiet { to: reply });
                     }
                 }
-                Msg::Quiet { to } => conns.iter_mut().filter(|c| c.info.id == to.conn).for_each(|c| c.quiet()),
+                Msg::Quiet { to } => conns.iter_mut().filter(|c| c.info.id == to.conn).for_each(|c| c.quiet(&e)),
                 _ => panic!("another message"),
             }
         }

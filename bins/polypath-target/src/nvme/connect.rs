@@ -243,6 +243,11 @@ impl Conn {
     /// Not ready, and shut down, is what a controller is when nothing of before is under way: every thread is asked where disks beneath
     /// may have something still.
     fn ask_for_quiet(&mut self, env: &Env<'_>, controller: &Controller) {
+        if self.resetting > 0 {
+            // One question at a time, however often a host resets.
+            self.reset_again = true;
+            return;
+        }
         let store = &env.nvme.subsystems[controller.subsystem].store;
         let threads = env.nvme.shared.threads.get().map_or(&[][..], Vec::as_slice);
         let index = controller.subsystem.checked_sub(1).filter(|_| store.has_beneath(None) && !threads.is_empty());
@@ -263,10 +268,12 @@ impl Conn {
     }
 
     /// One more thread has nothing any more of what was before a reset.
-    pub(crate) fn quiet(&mut self) {
+    pub(crate) fn quiet(&mut self, env: &Env<'_>) {
         self.resetting = self.resetting.saturating_sub(1);
-        if let Some(controller) = self.controller.as_ref().filter(|_| self.resetting == 0) {
-            become_quiet(controller);
+        let Some(controller) = self.controller.clone().filter(|_| self.resetting == 0) else { return };
+        match std::mem::take(&mut self.reset_again) {
+            true => self.ask_for_quiet(env, &controller),
+            false => become_quiet(&controller),
         }
     }
 

@@ -125,6 +125,8 @@ pub(crate) struct Conn {
     disconnecting: Option<u16>,
     /// Threads that have not said yet that nothing of before the reset is under way.
     resetting: usize,
+    /// There was another one meanwhile: they are to be asked once more.
+    reset_again: bool,
     /// It belongs to a controller by then.
     connect_until_us: u64,
     counts: Counts,
@@ -167,6 +169,7 @@ impl Conn {
             reading: 0,
             disconnecting: None,
             resetting: 0,
+            reset_again: false,
             counts: Counts::default(),
         }
     }
