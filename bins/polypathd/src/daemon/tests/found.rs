@@ -161,6 +161,39 @@ fn a_disk_that_has_slices_is_in_use() {
     assert_eq!(daemon.stop(), Vec::<String>::new());
 }
 
+/// Somebody gives up an export that waits while another one is made: it is that one, and no panic, which would end the daemon.
+#[test]
+fn what_is_given_up_while_others_are_made_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let uri = source("16M", 0);
+    let vhosts = ["a.sock", "b.sock"].map(|socket| VhostConfig { disk: ID.into(), ..vhost(socket) });
+    let daemon = Daemon::start(&with_sources(folder.path(), &[&uri], vhosts.into())).unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while paths(&daemon, ID) == 0 {
+        assert!(Instant::now() < end, "{:#}", daemon.list_sources());
+        thread::sleep(Duration::from_millis(5));
+    }
+    let changing = daemon.changing.clone();
+    let held = lock(&changing);
+    thread::scope(|scope| {
+        let made = scope.spawn(|| daemon.serve_waiting());
+        // By then it waits for its turn to change something; if not, there is nothing to be seen.
+        thread::sleep(Duration::from_millis(300));
+        assert!(daemon.forget_vhost(&folder.path().join("a.sock")));
+        drop(held);
+        assert!(made.join().is_ok());
+    });
+    assert_eq!(served(&daemon, "b.sock"), Some((ID.into(), "serving".into())));
+    daemon.delete_vhost(Path::new("b.sock")).unwrap();
+    assert!(daemon.vhosts().as_array().unwrap().iter().all(|v| v["state"] != "waiting"), "{:#}", daemon.vhosts());
+    // What has just been made is not given up by forgetting that it has waited.
+    daemon.create_vhost(&VhostConfig { disk: ID.into(), ..vhost("c.sock") }).unwrap();
+    daemon.wait_for_disk(super::super::found::Export::Vhost(VhostConfig { disk: ID.into(), ..vhost("c.sock") }));
+    daemon.delete_vhost(Path::new("c.sock")).unwrap();
+    assert_eq!(served(&daemon, "c.sock"), None);
+    assert_eq!(daemon.stop(), Vec::<String>::new());
+}
+
 #[test]
 fn what_waits_may_be_given_up() {
     let folder = tempfile::tempdir().unwrap();
