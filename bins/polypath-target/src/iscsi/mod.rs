@@ -199,9 +199,12 @@ impl Iscsi {
             known.push(nexus);
         }
         drop(known);
+        let forgot = self.forgot.load(Ordering::Acquire);
         let code = match (is_known, self.lost_power.load(Ordering::Acquire)) {
             (true, _) => attention::NEXUS_LOSS,
             (false, true) => attention::POWER_ON,
+            // It may have been here, and nothing is lost: who is told of a reset takes what was in caches for lost.
+            (false, false) if forgot => attention::NEXUS_LOSS,
             // Nobody has anything to lose yet, and this is the word that every client knows.
             (false, false) => attention::POWER_ON_OR_RESET,
         };
@@ -210,7 +213,7 @@ impl Iscsi {
         }
         self.shared.counters.sessions.fetch_add(1, Ordering::Relaxed);
         tracing::info!(tsih = session.tsih, initiator = %session.initiator, isid = %session.isid, listener = session.listener, "session begun");
-        (session, before, is_known || self.forgot.load(Ordering::Acquire))
+        (session, before, is_known || forgot)
     }
 
     /// A session is over.

@@ -218,6 +218,8 @@ fn a_crowd_does_not_hide_what_a_session_has_left() {
     rig.script.hold(&[]);
     settle(&iscsi, &mut rig, &mut [&mut new]);
     assert_eq!((rig.script.byte(8), drain(&mut new.out).is_empty()), (5, false));
+    // It is not told of a reset, by which caches might have been lost.
+    assert_eq!(new.session.as_ref().and_then(|session| session.take_attention(0)), Some(attention::NEXUS_LOSS));
     new.close(&iscsi);
     rig.finish();
 }
