@@ -602,4 +602,25 @@ mod tests {
         let config = TargetConfig::from_toml(good).unwrap();
         assert_eq!(config.listeners[0].ana, AnaState::NonOptimized);
     }
+
+    /// What is wrong with a configuration ends in logs, and so does what it is when somebody asks for that.
+    #[test]
+    fn secrets_of_a_configuration_are_not_shown() {
+        let listener = "[[listeners]]\naddress = \"127.0.0.1:0\"\n";
+        for (line, chap) in [
+            (5, "[iscsi.chap]\nuser = \"u\"\nsecret = passw0rd1234\n"),
+            (5, "[iscsi.chap]\nuser = \"u\"\nsecret = \"passw0rd1234\n"),
+            (4, "[iscsi]\nchap = { user = \"u\", secret = \"passw0rd1234\", sekret_file = 1 }\n"),
+        ] {
+            let error = TargetConfig::from_toml(&format!("{listener}{chap}")).unwrap_err().to_string();
+            assert!(!error.contains("passw0rd") && error.contains(&format!("line {line}")), "{error}");
+        }
+        let disk = NamespaceConfig::new("iscsi://joe%passw0rd@10.0.0.1/iqn.2026-01.org.example:a/0");
+        let two = NamespaceConfig { uri: String::new(), paths: vec![disk.uri.clone()], ..NamespaceConfig::new("") };
+        for shown in
+            [format!("{disk:?}"), format!("{two:?}"), format!("{:?}", SubsystemConfig::new("nqn.x", vec![disk]))]
+        {
+            assert!(!shown.contains("passw0rd") && shown.contains("iscsi://joe"), "{shown}");
+        }
+    }
 }
