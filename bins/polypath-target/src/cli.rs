@@ -249,7 +249,7 @@ fn config(m: &ArgMatches) -> Result<TargetConfig, String> {
         None => TargetConfig::default(),
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
-            toml::from_str(&text).map_err(|e| format!("{path}: {e}"))?
+            TargetConfig::read(&text).map_err(|e| format!("{path}: {e}"))?
         }
     };
     let texts = |name: &str| m.get_many::<String>(name).into_iter().flatten().cloned().collect::<Vec<_>>();

@@ -182,7 +182,7 @@ pub struct SubsystemConfig {
 }
 
 /// One namespace.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamespaceConfig {
     /// `ram://SIZE`, `null://SIZE`, or any other disk URI of ours, with options `nsid`, `lun`, `uuid`, `nguid`, `eui64`, `anagrp`, which
@@ -219,6 +219,16 @@ pub struct NamespaceConfig {
     /// ANA group (1 to 1024); the NSID when not given.
     #[serde(default)]
     pub ana_group: Option<u32>,
+}
+
+/// Without the secrets that URIs may have.
+impl std::fmt::Debug for NamespaceConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let hidden = |uri: &String| polypath_block::hide_secret(uri);
+        let mut shown = f.debug_struct("NamespaceConfig");
+        shown.field("uri", &hidden(&self.uri)).field("paths", &self.paths.iter().map(hidden).collect::<Vec<_>>());
+        shown.field("nsid", &self.nsid).field("lun", &self.lun).field("bs", &self.bs).finish_non_exhaustive()
+    }
 }
 
 impl NamespaceConfig {
@@ -367,10 +377,19 @@ impl TargetConfig {
     /// # Errors
     /// Line, key and what was expected, as the TOML reader puts it; or a value out of its range.
     pub fn from_toml(text: &str) -> Result<TargetConfig, ConfigError> {
-        let config: TargetConfig =
-            toml::from_str(text).map_err(|e| ConfigError::new("configuration file", e.to_string()))?;
+        let config = TargetConfig::read(text).map_err(|e| ConfigError::new("configuration file", e))?;
         config.check()?;
         Ok(config)
+    }
+
+    /// The same without a look at the values; what is wrong is said by line, without what is written there: it may be a secret.
+    pub(crate) fn read(text: &str) -> Result<TargetConfig, String> {
+        toml::from_str(text).map_err(|e: toml::de::Error| {
+            let before = e.span().and_then(|span| text.as_bytes().get(..span.start));
+            let line = before.map(|before| before.iter().filter(|b| **b == b'\n').count() + 1);
+            let place = line.map_or(String::new(), |line| format!("line {line}: "));
+            format!("{place}{}", e.message().trim().replace('\n', "; "))
+        })
     }
 
     /// Checks every limit.
@@ -610,10 +629,12 @@ mod tests {
         for (line, chap) in [
             (5, "[iscsi.chap]\nuser = \"u\"\nsecret = passw0rd1234\n"),
             (5, "[iscsi.chap]\nuser = \"u\"\nsecret = \"passw0rd1234\n"),
+            (5, "[iscsi.chap]\nuser = \"u\"\nsecret = 7770001234567\n"),
             (4, "[iscsi]\nchap = { user = \"u\", secret = \"passw0rd1234\", sekret_file = 1 }\n"),
         ] {
             let error = TargetConfig::from_toml(&format!("{listener}{chap}")).unwrap_err().to_string();
-            assert!(!error.contains("passw0rd") && error.contains(&format!("line {line}")), "{error}");
+            let shown = ["passw0rd", "777000"].iter().any(|secret| error.contains(secret));
+            assert!(!shown && error.contains(&format!("line {line}")), "{error}");
         }
         let disk = NamespaceConfig::new("iscsi://joe%passw0rd@10.0.0.1/iqn.2026-01.org.example:a/0");
         let two = NamespaceConfig { uri: String::new(), paths: vec![disk.uri.clone()], ..NamespaceConfig::new("") };

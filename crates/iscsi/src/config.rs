@@ -325,10 +325,11 @@ fn account(
             let text = std::fs::read_to_string(path);
             Some(text.map_err(|e| uri.error(&format!("option {file}"), format!("{path} cannot be read: {e}")))?)
         }
-        (None, None, Some(name)) => Some(
-            std::env::var(name)
-                .map_err(|e| uri.error(&format!("option {env}"), format!("the variable {name}: {e}")))?,
-        ),
+        (None, None, Some(name)) => Some(std::env::var(name).map_err(|e| {
+            // What it says of one that is no text shows it.
+            let why = if e == std::env::VarError::NotPresent { "is not set" } else { "is no text (UTF-8)" };
+            uri.error(&format!("option {env}"), format!("the variable {name} {why}"))
+        })?),
         _ => {
             return Err(uri.error(
                 &format!("option {file}"),

@@ -85,9 +85,22 @@ pub struct ChapConfig {
 }
 
 /// A secret in a configuration. It does not show itself.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(String);
+
+/// As it is written. What else is there is not shown either.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a secret in quotes")]
+enum Written {
+    Text(String),
+}
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Written::Text(text) = Written::deserialize(deserializer)?;
+        Ok(SecretText(text))
+    }
+}
 
 impl SecretText {
     /// This secret.
