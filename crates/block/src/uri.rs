@@ -360,6 +360,11 @@ fn parse_iscsi(body: &str) -> Result<Endpoint, PartError> {
         Some((u, s)) => (Some(u.to_owned()), s.map(str::to_owned)),
         None => (None, None),
     };
+    if login.is_none() && authority.contains('%') && !authority.starts_with('[') {
+        // Most likely the first half of a secret: it and the rest are not to be taken for host and target.
+        let problem = "there is a % and no @ before the first slash; expected user@host, and a secret with a slash in it in a file";
+        return Err(bad("host", problem));
+    }
     let (host, port) = split_host_port(authority, 3260)?;
     let lun = lun.parse().map_err(|_| bad("LUN", format!("\"{lun}\" is not a number")))?;
     Ok(Endpoint::Iscsi { user, secret, host, port, iqn: percent_decode("IQN", iqn)?, lun })
