@@ -652,3 +652,35 @@ fn what_is_not_simply_good_comes_with_what_was_said() {
     }
     assert!(rig.is_up() && rig.session.is_drained());
 }
+
+/// A task that was answered BUSY is sent again by its own number. An abort that was asked for before is of the first one, and a target may say that it
+/// is done whether that was there still or not (SAM-5 section 7.2).
+#[test]
+fn an_abort_ends_nothing_that_was_sent_after_it() {
+    let mut rig = Rig::new("abort-again");
+    rig.submit(1, true).unwrap();
+    rig.turns(1);
+    let first = rig.commands().remove(0).itt();
+    assert!(rig.recover(Recovery::AbortTask { tag: 1 }, 50));
+    let abort = rig.target.take().iter().find(|h| h.header.opcode == Opcode::TaskRequest).unwrap().itt();
+    // Its answer was on the way already.
+    rig.target.say(true, &[], |sn, out| {
+        let response = CommandResponse::Completed { status: 0x08 };
+        let (residual, read_residual, snack_tag, exp_data_sn, data_len) = (Residual::None, Residual::None, 0, 0, 0);
+        let pdu = ScsiResponse { itt: first, response, residual, read_residual, snack_tag, exp_data_sn, sn, data_len };
+        pdu.encode(&any(), out).unwrap()
+    });
+    rig.turns(1);
+    assert_eq!(rig.done.ends.len(), 1, "answered");
+    rig.submit(1, true).unwrap();
+    rig.turns(1);
+    let second = rig.commands().remove(0);
+    rig.target.say(true, &[], |sn, out| {
+        TaskResponse { result: TaskResult::Complete, itt: abort, sn }.encode(&any(), out).unwrap()
+    });
+    rig.turns(1);
+    assert_eq!(rig.done.ends.len(), 1, "the second one is being carried out: {:?}", rig.done.ends);
+    rig.target.answer(&second);
+    rig.turns(1);
+    assert_eq!((&rig.done.good[..], rig.is_up()), (&[1][..], true));
+}
