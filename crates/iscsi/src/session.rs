@@ -270,9 +270,11 @@ impl Session {
             && let Some(connection) = &mut self.connection
         {
             let ended = match asked.step {
+                // The same number may have been sent again since: the one that was named had been answered then.
                 Recovery::AbortTask { .. } => {
-                    let slot = asked.user.and_then(|user| Some((connection.link().slot_of(user)?, user)));
-                    slot.into_iter().collect()
+                    let mut tasks = connection.link().tasks_before(asked.before, None);
+                    tasks.retain(|(_, user)| Some(*user) == asked.user);
+                    tasks
                 }
                 Recovery::ResetLogicalUnit { lun, .. } => {
                     connection.link().tasks_before(asked.before, Some(Lun(lun.0)))
