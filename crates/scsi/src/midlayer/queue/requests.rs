@@ -599,4 +599,20 @@ mod tests {
             requests.abandon();
         }
     }
+
+    /// What comes of a request that may not be sent twice must not look like one of which nothing was done.
+    #[test]
+    fn what_is_sent_once_and_answered_well_is_not_said_to_have_been_refused_when_its_unit_is_revoked() {
+        use polypath_block::Op;
+        for code in [Code::PathNoAccess, Code::PathBusy, Code::PathIdentity] {
+            for (op, told) in [(Op::CompareAndWrite, Code::OutcomeUnknown), (Op::Write, code)] {
+                let (mut requests, mut done) = (Requests::new(2), Done::with_capacity(2));
+                let key = requests.insert(Unit(0), &Io { op, ..io(1) }, Time::ZERO).unwrap();
+                requests.get_mut(key).unwrap().sent(Time::ZERO);
+                requests.revoke(Unit(0), code, &mut done);
+                requests.good(key, &mut done);
+                assert_eq!(ended(&mut done), [(1, told, Proof::Answered)], "{op:?}");
+            }
+        }
+    }
 }
