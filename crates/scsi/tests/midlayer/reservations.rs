@@ -276,3 +276,32 @@ fn what_could_not_be_read_is_read_once_we_are_registered() {
     assert_eq!(fua(&rig), Some((true, true)));
     assert_eq!(durable(&mut d, &mut rig, 2), Code::Ok);
 }
+
+/// Another host preempts us between the look at the keys and the registration of a session that was made again.
+#[test]
+fn what_is_preempted_while_a_session_joins_is_not_stolen_back_either() {
+    let mut rig = rig(100);
+    let mut d = Driven::open(&mut rig);
+    ask(&mut rig, Some(&mut d), Op::Register { key: KEY }).unwrap();
+    ask(&mut rig, Some(&mut d), Op::Reserve { key: KEY, kind: KIND }).unwrap();
+    rig.script(|s| s.up = false);
+    d.turn(&mut rig, 1);
+    rig.script(|s| {
+        (s.up, s.nexus) = (true, 2);
+        s.commands.clear();
+    });
+    assert!((0..100).any(|_| {
+        d.turn(&mut rig, 1);
+        rig.script(|s| s.commands.contains(&opcode::PERSISTENT_RESERVE_IN))
+    }));
+    rig.script(|s| {
+        s.pr.registered.push((OTHER, THEIRS));
+        s.pr.preempt(OTHER, KEY, KIND);
+    });
+    for _ in 0..300 {
+        d.turn(&mut rig, 1);
+    }
+    assert_eq!(d.queue.health(), Health::Ready, "it can be read");
+    rig.script(|s| assert_eq!(s.pr.registered, [(OTHER, THEIRS)]));
+    assert_eq!(write(&mut d, &mut rig, 1), Code::ReservationConflict);
+}
