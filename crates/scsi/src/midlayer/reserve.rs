@@ -103,7 +103,11 @@ enum Act {
 pub(super) struct Exchange {
     plan: VecDeque<Act>,
     /// Somebody must be registered with this, or ours was ended.
-    expected: Option<u64>,
+    joins: Option<u64>,
+    /// Somebody is, as the keys have told, which holds until something else is heard.
+    checked: bool,
+    /// How often that was so and the keys were read again.
+    rereads: u8,
     reports: bool,
     found: ReservationReport,
     holder: Option<u64>,
@@ -120,11 +124,11 @@ impl Exchange {
         let out = |action, kind, key, action_key| Act::Out { action, kind, key, action_key };
         let registers = |key| out(pr_out::REGISTER_AND_IGNORE_EXISTING_KEY, None, 0, key);
         let mut plan = VecDeque::new();
-        let mut expected = None;
+        let mut joins = None;
         match op {
             Op::Register { key } => plan.push_back(registers(key)),
             Op::Join { key } => {
-                expected = Some(key);
+                joins = Some(key);
                 plan.extend([Act::ReadKeys, registers(key)]);
             }
             Op::Unregister { key } => plan.push_back(out(pr_out::REGISTER, None, key, 0)),
@@ -139,7 +143,9 @@ impl Exchange {
         }
         Exchange {
             plan,
-            expected,
+            joins,
+            checked: false,
+            rereads: 0,
             reports: op.is_read(),
             found: ReservationReport::default(),
             holder: None,
@@ -195,7 +201,8 @@ impl Exchange {
                 self.found.generation = generation;
                 self.found.registrants =
                     keys.into_iter().map(|key| Registrant { key, host: None, holder: false }).collect();
-                if let Some(key) = self.expected.take()
+                self.checked = true;
+                if let Some(key) = self.joins
                     && !self.found.has(key)
                 {
                     let reason = format!("nobody is registered with key {key:#x} any more: somebody has ended that");
@@ -241,6 +248,7 @@ impl Exchange {
             Meaning::Done => self.good(data),
             Meaning::UnitAttention(attention) => {
                 self.again(meant.give_up(answer.sense.as_ref()), false);
+                self.look_anew();
                 return Some(attention);
             }
             Meaning::Deferred(status) => self.again(status, false),
@@ -264,6 +272,19 @@ impl Exchange {
             }
         }
         None
+    }
+
+    /// Something has happened since the keys were read: ours may have been ended by it. To register then would be to steal it back.
+    fn look_anew(&mut self) {
+        if self.joins.is_none() || !self.checked || self.end.is_some() {
+            return;
+        }
+        self.rereads += 1;
+        if u32::from(self.rereads) > MOST_TRIES {
+            return self.fail(Code::PathBusy, "registrations change all the time".into());
+        }
+        self.checked = false;
+        self.plan.push_front(Act::ReadKeys);
     }
 
     fn again(&mut self, status: Status, later: bool) {
