@@ -162,3 +162,40 @@ fn each_way_finds_out_for_itself_who_is_there() {
     let span = d.span(0, BLOCK);
     assert!(d.submit(&rig, Io::read(1, 0, 1, span)).is_err(), "another disk answers there");
 }
+
+/// A target that answers everything it has and takes nothing more (iSCSI: MaxCmdSN that never grows).
+#[test]
+fn a_target_that_takes_no_commands_any_more_is_not_waited_for_for_ever() {
+    let mut rig = rig(1000);
+    let mut d = Driven::open(&mut rig);
+    rig.script(|s| s.depth = 0);
+    let spans = [d.span(0, BLOCK), d.span(1, BLOCK), d.span(2, 200 * BLOCK)];
+    d.submit(&rig, Io::read(1, 0, 1, spans[0])).unwrap();
+    d.submit(&rig, Io::write(2, 0, 1, spans[1])).unwrap();
+    d.submit(&rig, Io::write(3, 0, 200, spans[2])).unwrap();
+    assert!(!d.until(&mut rig, 900, |done| !done.is_empty()), "io_timeout is 1000 ms");
+    assert!(d.until(&mut rig, 3000, |done| done.completions.len() == 3), "they wait for ever");
+    let ends: Vec<_> = d.done.completions.iter().map(|c| (c.status.scope(), c.proof)).collect();
+    assert_eq!(ends, [(polypath_block::Scope::Path, polypath_block::Proof::NeverSent); 3], "another path may do");
+    assert_eq!(rig.script(|s| s.log.clone()), ["ResetHost"], "and a new way may as well");
+    // Nor are its questions taken, over a new way.
+    rig.script(|s| (s.nexus, s.log) = (2, Vec::new()));
+    for _ in 0..1200 {
+        d.turn(&mut rig, 1);
+    }
+    assert_eq!(rig.script(|s| s.log.clone()), ["ResetHost"]);
+    rig.script(|s| (s.nexus, s.depth) = (3, 32));
+    assert!((0..100).any(|_| {
+        d.turn(&mut rig, 1);
+        d.submit(&rig, Io::read(4, 0, 1, spans[0])).is_ok()
+    }));
+    // Nor those of the control session.
+    rig.scanner = rig.scanner.with_time_limit(ms(500));
+    rig.script(|s| (s.depth, s.log) = (0, Vec::new()));
+    rig.disk.host().bus().all_stale();
+    for _ in 0..30 {
+        rig.now = rig.now.after(ms(20));
+        rig.scanner.poll(rig.now, 0);
+    }
+    assert_eq!(rig.script(|s| s.log.clone()), ["ResetHost"]);
+}
