@@ -78,12 +78,14 @@ struct Busy {
     task: Option<(u64, u32)>,
     /// When that was sent.
     sent: Time,
+    /// Since when it is not taken.
+    refused: Option<Time>,
     until: Time,
 }
 
 impl Busy {
     fn new(address: Address, work: Work) -> Busy {
-        Busy { address, work, task: None, sent: Time::ZERO, until: Time::ZERO }
+        Busy { address, work, task: None, sent: Time::ZERO, refused: None, until: Time::ZERO }
     }
 }
 
@@ -413,9 +415,12 @@ impl<Q: TaskQueue> Scanner<Q> {
         let Address { target, lun } = busy.address;
         let task = Task { tag: self.tags, target, lun, cdb, data, changes };
         match self.tasks.submit(cx, &task) {
-            Ok(()) => (busy.task, busy.sent) = (Some((self.tags, data.len())), cx.now),
-            // Its driver ends a way that takes nothing for long. Until then it is tried again, and not at every turn.
-            Err(_) => busy.until = cx.now.after(FULL),
+            Ok(()) => (busy.task, busy.sent, busy.refused) = (Some((self.tags, data.len())), cx.now, None),
+            // Tried again, and not at every turn, until its limit.
+            Err(_) => {
+                busy.refused.get_or_insert(cx.now);
+                busy.until = cx.now.after(FULL);
+            }
         }
     }
 
@@ -507,13 +512,15 @@ impl<Q: TaskQueue> Scanner<Q> {
         let Some(busy) = &mut self.busy else { return };
         // What is passed through has a limit of its own.
         let relayed = matches!(busy.work, Work::Relay(_));
-        if busy.task.is_none() || relayed || !self.up || cx.now.since(busy.sent) < self.time_limit {
+        let since = if busy.task.is_some() { Some(busy.sent) } else { busy.refused };
+        if relayed || !self.up || since.is_none_or(|since| cx.now.since(since) < self.time_limit) {
             return;
         }
+        busy.refused = None;
         // Looked at again after as long once more: what changes something may have to wait for its proof.
         busy.sent = cx.now;
         let ms = self.time_limit.as_millis();
-        tracing::warn!(path = %self.bus.name(), lun = %busy.address.lun, "a command of the control session is not answered within {ms} ms");
+        tracing::warn!(path = %self.bus.name(), lun = %busy.address.lun, "a command of the control session is not taken, or not answered, within {ms} ms");
         self.tasks.recover(cx, Recovery::ResetHost, 0);
     }
 

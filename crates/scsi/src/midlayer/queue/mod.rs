@@ -46,6 +46,8 @@ pub struct DiskQueue<Q> {
     taken: TaskDone,
     ladder: Ladder,
     nexus: u64,
+    /// Since when the driver takes nothing of what waits.
+    refused: Option<Time>,
     closing: bool,
 }
 
@@ -71,6 +73,7 @@ impl<Q: TaskQueue> DiskQueue<Q> {
             memory,
             taken: TaskDone::with_capacity(usize::from(slots) + 8),
             nexus: 0,
+            refused: None,
             closing: false,
         })
     }
@@ -98,6 +101,8 @@ impl<Q: TaskQueue> DiskQueue<Q> {
             self.requests.refuse(io.tag, status);
             return Ok(());
         }
+        // What waits has its limit, too.
+        self.ladder.started(cx.now);
         if !traits.limits.fits(io, traits.block_size, cx.segs) {
             let splitter = Splitter::new(*io, &traits.limits, traits.block_size);
             if !self.requests.insert_cut(unit, io.tag, splitter) {
@@ -125,7 +130,9 @@ impl<Q: TaskQueue> DiskQueue<Q> {
         let sent = self.tasks.submit(cx, &task).is_ok();
         if sent {
             part.sent(cx.now);
-            self.ladder.started(cx.now);
+            self.refused = None;
+        } else {
+            self.refused.get_or_insert(cx.now);
         }
         sent
     }
@@ -359,6 +366,27 @@ impl<Q: TaskQueue> DiskQueue<Q> {
         }
     }
 
+    /// The driver has taken nothing for as long as a task may take: what waits ends, so that another way may do. If it holds nothing either
+    /// (iSCSI: a command window that does not open any more), only a new way helps.
+    #[cold]
+    fn check_refused(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
+        if !self.requests.has_backlog() {
+            self.refused = None;
+        }
+        let Some(since) = [self.refused, self.units.refused()].into_iter().flatten().min() else { return };
+        if cx.now.since(since) < self.config.io_timeout {
+            return;
+        }
+        let ms = self.config.io_timeout.as_millis();
+        tracing::warn!(path = %self.bus.name(), "the target has taken no command for {ms} ms: what waits ends");
+        self.requests.end_all_waiting(Code::PathTimeout, done);
+        self.refused = None;
+        self.units.forgive();
+        if self.requests.has_nothing_sent() && !self.units.awaits_answer() {
+            self.tasks.recover(cx, Recovery::ResetHost, PROBE_TAG);
+        }
+    }
+
     /// Another disk answers where units of ours were, as another way has shown: their requests are not for that one. What was sent may go
     /// on by itself, data that the target asks for among it, so that the way is given up with it.
     fn leave_others(&mut self, cx: &mut Cx<'_>, done: &mut Done) {
@@ -436,14 +464,15 @@ impl<Q: TaskQueue> ControllerQueue for DiskQueue<Q> {
         if self.requests.has_backlog() {
             self.feed(cx);
         }
-        if self.units.awaits_answer() {
+        if self.units.has_limit() {
             self.ladder.started(cx.now);
         }
         if self.ladder.is_due(cx.now) {
             self.check_time(cx);
             self.units.check_time(&mut self.tasks, &self.config, cx);
+            self.check_refused(cx, done);
             self.units.allow_more(self.tasks.limits().depth);
-            self.ladder.looked(cx.now, !self.requests.is_empty() || self.units.awaits_answer());
+            self.ladder.looked(cx.now, !self.requests.is_empty() || self.units.has_limit());
         }
         self.tasks.kick(cx);
         if self.requests.has_early() {

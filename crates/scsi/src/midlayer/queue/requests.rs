@@ -407,6 +407,11 @@ impl Requests {
         self.parts.iter().filter(|(_, p)| p.unit == unit && !matches!(p.stage, Stage::Waiting(_))).count()
     }
 
+    /// Has the driver nothing?
+    pub(super) fn has_nothing_sent(&self) -> bool {
+        self.parts.iter().all(|(_, p)| matches!(p.stage, Stage::Waiting(_)))
+    }
+
     /// When the first part that waits is due.
     pub(super) fn next_due(&self) -> Option<Time> {
         let due = self.waiting.iter().filter_map(|&key| match self.parts.get(key)?.stage {

@@ -95,6 +95,8 @@ pub(super) struct Units {
     units: Vec<Option<UnitState>>,
     probing: Option<Probing>,
     sent: Option<Sent>,
+    /// Since when the driver does not take the next one.
+    refused: Option<Time>,
     /// Target port of the way that is up.
     port: u64,
     tags: u64,
@@ -111,7 +113,7 @@ pub(super) enum Change {
 
 impl Units {
     pub(super) fn new() -> Self {
-        Units { units: Vec::new(), probing: None, sent: None, port: 0, tags: 0 }
+        Units { units: Vec::new(), probing: None, sent: None, refused: None, port: 0, tags: 0 }
     }
 
     pub(super) fn open(&mut self, bus: &Arc<Bus>, id: UnitId) -> Result<Unit, OpenError> {
@@ -187,7 +189,7 @@ impl Units {
     pub(super) fn forget(&mut self, port: u64) {
         (self.probing, self.port) = (None, port);
         // What it sent over the one before has ended, or waits for a proof.
-        self.sent = None;
+        (self.sent, self.refused) = (None, None);
         for unit in self.units.iter_mut().flatten() {
             (unit.stage, unit.known, unit.allowed) = (Stage::Unchecked, false, u16::MAX);
             (unit.disputed, unit.borne_out) = (None, None);
@@ -196,7 +198,7 @@ impl Units {
     }
 
     fn stop_probing(&mut self) {
-        self.probing = None;
+        (self.probing, self.refused) = (None, None);
         if let Some(sent) = &mut self.sent {
             sent.stray = true;
         }
@@ -232,6 +234,22 @@ impl Units {
     #[inline]
     pub(super) fn awaits_answer(&self) -> bool {
         self.sent.is_some()
+    }
+
+    /// Since when the driver does not take the task of a look.
+    pub(super) fn refused(&self) -> Option<Time> {
+        self.refused.filter(|_| self.probing.is_some())
+    }
+
+    /// That was acted on: counted from now on.
+    pub(super) fn forgive(&mut self) {
+        self.refused = None;
+    }
+
+    /// Is there something whose time limit is to be looked at?
+    #[inline]
+    pub(super) fn has_limit(&self) -> bool {
+        self.sent.is_some() || self.refused.is_some()
     }
 
     /// Looks at the time limit of the task that is outstanding: it is aborted, and if that does not help, the way is given up.
@@ -416,6 +434,9 @@ impl Units {
         let task = Task { tag, target: address.target, lun: address.lun, cdb, data, changes };
         if tasks.submit(cx, &task).is_ok() {
             self.sent = Some(Sent { tag, len: data.len(), at: cx.now, ending: None, stray: false });
+            self.refused = None;
+        } else {
+            self.refused.get_or_insert(cx.now);
         }
         None
     }
