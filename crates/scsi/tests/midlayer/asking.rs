@@ -199,3 +199,28 @@ fn a_target_that_takes_no_commands_any_more_is_not_waited_for_for_ever() {
     }
     assert_eq!(rig.script(|s| s.log.clone()), ["ResetHost"]);
 }
+
+/// The error of a write that was acknowledged long ago comes with whatever is asked next (SPC-4 section 4.5.5). A flush must hear of it.
+#[test]
+fn a_deferred_error_is_a_loss_of_the_cache_and_not_of_the_request_that_heard_of_it() {
+    let mut rig = rig(100);
+    let mut d = Driven::open(&mut rig);
+    let deferred = Reply::Sense(Sense { deferred: true, ..Sense::new(key::MEDIUM_ERROR, 0x0c, 0) });
+    let (span, version) = (d.span(0, BLOCK), rig.disk.version());
+    for (tag, io) in [(1, Io::read(1, 0, 1, span)), (2, Io::write(2, 0, 1, span))] {
+        rig.script(|s| s.rules = vec![rule(&[opcode::READ_10, opcode::WRITE_10], 1, deferred)]);
+        d.submit(&rig, io).unwrap();
+        assert!(d.until(&mut rig, 100, |done| done.completions.len() == tag));
+        assert_eq!(d.done.completions[tag - 1].status.code, Code::Ok, "it was not carried out, and is sent again");
+        assert_eq!(rig.disk.power_losses(), tag as u64, "whoever flushes is to hear of it");
+    }
+    assert!(rig.disk.version() > version);
+    rig.script(|s| s.rules = vec![rule(&[opcode::SYNCHRONIZE_CACHE_10, opcode::SYNCHRONIZE_CACHE_16], 1, deferred)]);
+    d.submit(&rig, Io::flush(3)).unwrap();
+    assert!(d.until(&mut rig, 100, |done| done.completions.len() == 3));
+    assert_eq!(
+        (d.done.completions[2].status.code, rig.disk.power_losses()),
+        (Code::Medium, 2),
+        "a flush says it itself"
+    );
+}
