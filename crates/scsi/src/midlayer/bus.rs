@@ -76,6 +76,8 @@ struct Entry {
     /// How often its power was lost, as our nexuses have heard; and up to which of these losses the control nexus has.
     power_losses: u64,
     control_heard: Heard,
+    /// How often an acknowledged change was lost otherwise, as deferred errors have told.
+    deferred: u64,
     /// What its nexuses are to be registered with.
     claim: Claim,
     /// How far each queue has followed the claim: its epoch, or [`NOT_USED`].
@@ -321,6 +323,14 @@ impl Bus {
         }
     }
 
+    /// The control nexus hears that a change to `address` is lost which had been acknowledged.
+    pub(super) fn control_hears_loss(&self, address: Address) {
+        if let Some(entry) = lock(&self.units).iter_mut().find(|entry| entry.address == address) {
+            entry.deferred += 1;
+        }
+        self.announce();
+    }
+
     /// Logical units that somebody wants to be made active (SET TARGET PORT GROUPS), since this was asked last.
     pub fn take_asked(&self) -> Vec<Address> {
         let mut units = lock(&self.units);
@@ -373,6 +383,7 @@ impl Bus {
                     stale: true,
                     power_losses: 0,
                     control_heard: Heard::default(),
+                    deferred: 0,
                     asked: false,
                     claim,
                     followed,
@@ -568,9 +579,16 @@ impl UnitUse {
         self.bus.call();
     }
 
-    /// As [`polypath_block::Device::power_losses`].
+    /// As [`polypath_block::Device::power_losses`]; a change that was acknowledged and then lost otherwise counts as well.
     pub fn power_losses(&self) -> u64 {
-        lock(&self.bus.units)[self.at].power_losses
+        let entry = &lock(&self.bus.units)[self.at];
+        entry.power_losses + entry.deferred
+    }
+
+    /// A change that was acknowledged is lost, as a deferred error tells (SPC-4 section 4.5.5).
+    pub(super) fn lost_changes(&self) {
+        lock(&self.bus.units)[self.at].deferred += 1;
+        self.bus.announce();
     }
 
     /// The nexus to target port `port` of a session that has heard so much hears this now, or nothing more (`None`): it has been looked at.

@@ -583,6 +583,9 @@ impl<Q: TaskQueue> Scanner<Q> {
         if let Some(Meaning::UnitAttention(attention)) = meant {
             self.bus.control_hears(busy.address, self.tasks.target_port(), Some(attention));
         }
+        if let Some(Meaning::Deferred(_)) = meant {
+            self.bus.control_hears_loss(busy.address);
+        }
         if matches!(meant, Some(Meaning::UnitAttention(Attention::LunsChanged))) {
             self.bus.doubt_listing();
         }

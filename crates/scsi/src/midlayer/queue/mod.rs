@@ -245,7 +245,15 @@ impl<Q: TaskQueue> DiskQueue<Q> {
                     fail(self, status, done);
                 }
             }
-            Meaning::Deferred(status) => fail(self, status, done),
+            // It is what a flush is for to say; everybody else was not carried out, and whoever flushes next is to hear of it.
+            Meaning::Deferred(status) if op == Op::Flush => fail(self, status, done),
+            Meaning::Deferred(status) => {
+                self.units.lost_changes(unit);
+                if revoked || tries >= MOST_TRIES {
+                    return fail(self, status, done);
+                }
+                self.requests.wait(key, cx.now);
+            }
             // Another path may have access at once.
             meant @ Meaning::Again(Again::Transition) => {
                 self.units.gives_no_access(unit);

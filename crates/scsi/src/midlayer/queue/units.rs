@@ -341,6 +341,14 @@ impl Units {
         }
     }
 
+    /// What it had acknowledged may be lost: whoever flushes is to hear of it.
+    #[cold]
+    pub(super) fn lost_changes(&self, unit: Unit) {
+        if let Some(state) = self.get(unit) {
+            state.who.lost_changes();
+        }
+    }
+
     /// Another host may have ended our registration or reservation.
     #[cold]
     pub(super) fn alarm(&mut self, unit: Unit) {
@@ -492,6 +500,11 @@ impl Units {
         {
             state.who.hears(&mut state.heard, self.port, Some(attention));
         }
+        if tells_loss(&end.outcome)
+            && let Some(state) = self.units.get(usize::from(unit.0)).and_then(Option::as_ref)
+        {
+            state.who.lost_changes();
+        }
         let moved = if let Outcome::Answered(answer) = &end.outcome { answer.moved } else { 0 };
         match (&mut probing.look, &end.outcome) {
             (Look::Claim(exchange, ..), outcome) => {
@@ -586,6 +599,12 @@ impl UnitState {
         let Address { target, lun } = self.address;
         Task { tag, target, lun, cdb, data, changes }
     }
+}
+
+/// Does the answer tell that a change was lost which had been acknowledged?
+fn tells_loss(outcome: &Outcome) -> bool {
+    let Outcome::Answered(answer) = outcome else { return false };
+    matches!(meaning(answer.status, answer.sense.as_ref()), Meaning::Deferred(_))
 }
 
 /// The unit attention that a task was answered with.
