@@ -259,3 +259,25 @@ fn data_that_wait_for_room_are_dropped_with_their_task() {
     let events = rig.response(itts[1], 0, Residual::None, &[]);
     assert_eq!(events, Ok(vec![Event::Ended { slot: slots[1], ending: good(16_000) }]));
 }
+
+/// GOOD for a write of which not all data had left cannot be true, whatever the target says.
+#[test]
+fn a_write_that_is_called_good_before_its_data_have_left_is_not_whole() {
+    for leaves in [0, 1000, BHS_LEN + 1024, 2 * (BHS_LEN + 1024)] {
+        let mut rig = Rig::new(parameters());
+        let slot = rig.connection.submit(LUN, READ, DataPlan::Out(6144)).unwrap();
+        let itt = rig.commands()[0].0.itt;
+        rig.r2t(itt, 0, 2048, 4096).unwrap();
+        rig.connection.sent(leaves);
+        let mut events = rig.response(itt, 0, Residual::None, &[]).unwrap();
+        let len = |chunk| match chunk {
+            Chunk::Bytes(bytes) => bytes.len(),
+            Chunk::Data { len, .. } => len as usize,
+        };
+        let left = rig.connection.transmit().map(len).sum();
+        rig.connection.sent(left);
+        events.extend(rig.connection.poll_event());
+        let [Event::Ended { slot: of, ending }] = events[..] else { panic!("{events:?}") };
+        assert!(of == slot && !ending.whole && ending.moved < 6144, "{leaves} octets had left: {ending:?}");
+    }
+}
