@@ -445,6 +445,13 @@ impl InitiatorConnection {
         true
     }
 
+    /// Are octets of the task in `index` still to leave?
+    #[inline]
+    pub(super) fn has_unsent_data(&self, index: u16) -> bool {
+        let slot = self.slots.get(index);
+        slot.tx_data > 0 || !self.ring.has_left(slot.command) || self.grants.iter().any(|g| g.slot == index)
+    }
+
     /// Data of the task in `index` of which nothing has left yet are not sent any more.
     pub(super) fn drop_unsent_data(&mut self, index: u16) {
         let mut dropped = 0;

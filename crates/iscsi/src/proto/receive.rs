@@ -388,6 +388,8 @@ impl InitiatorConnection {
         let body = &self.receiver.body;
         let sense_len = split_sense(body)?.0.len();
         self.receiver.sense = (2, 2 + sense_len);
+        // What has not left cannot have been taken, whatever the target says.
+        let moved = if self.has_unsent_data(index) { 0 } else { moved };
         self.drop_unsent_data(index);
         let whole = moved == len;
         self.finish(index, Ending { status, moved, whole, has_sense: sense_len > 0 });
