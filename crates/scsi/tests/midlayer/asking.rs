@@ -224,3 +224,16 @@ fn a_deferred_error_is_a_loss_of_the_cache_and_not_of_the_request_that_heard_of_
         "a flush says it itself"
     );
 }
+
+/// Requests are in blocks. Over a way that came again, blocks of another size are another disk's, even before anybody else has looked.
+#[test]
+fn blocks_of_another_size_are_no_place_for_requests() {
+    let mut rig = rig(100);
+    let mut d = Driven::open(&mut rig);
+    rig.script(|s| (s.block_size, s.blocks, s.nexus) = (4096, 50, s.nexus + 1));
+    for _ in 0..100 {
+        d.turn(&mut rig, 1);
+    }
+    let discard = Io::range(1, polypath_block::Op::Discard, 8, 8);
+    assert!(d.submit(&rig, discard).is_err(), "eight blocks from 4096 on, not from 32768");
+}

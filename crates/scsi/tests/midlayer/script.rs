@@ -49,6 +49,8 @@ pub(crate) struct Script {
     pub(crate) compares: bool,
     pub(crate) medium: Vec<u8>,
     pub(crate) blocks: u64,
+    /// Of a block, where it is not [`BLOCK`].
+    pub(crate) block_size: u32,
     pub(crate) naa: u8,
     /// Which logical units it reports.
     pub(crate) luns: Vec<u32>,
@@ -476,7 +478,8 @@ impl Script {
     }
 
     fn command(&mut self, nexus: u64, command: Command, data: &TaskData, segs: &SegTable) -> Answer {
-        let geometry = Geometry { block_size: BLOCK, blocks: self.blocks };
+        let block_size = if self.block_size == 0 { BLOCK } else { self.block_size };
+        let geometry = Geometry { block_size, blocks: self.blocks };
         let end = |lba: u64, blocks: u32| lba.checked_add(blocks.into()).is_some_and(|end| end <= self.blocks);
         let out_of_range = check(Sense::new(key::ILLEGAL_REQUEST, 0x21, 0));
         if let Some(sense) = self.alua.as_ref().and_then(|alua| alua.refuses(&command)) {
