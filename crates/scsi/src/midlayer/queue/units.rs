@@ -563,8 +563,8 @@ impl UnitState {
                 self.who.doubt();
                 self.trouble(unit, code, now)
             }
-            // Requests are in blocks: of another size they mean something else.
-            Ok(()) if self.known && self.traits.block_size != found.traits.block_size => {
+            // Requests are in blocks: of another size they mean something else. Whoever sends them may not have heard yet, also over a new way.
+            Ok(()) if self.traits.blocks > 0 && self.traits.block_size != found.traits.block_size => {
                 self.trouble(unit, Code::PathIdentity, now)
             }
             // Meanwhile something else is claimed.
