@@ -684,3 +684,18 @@ fn an_abort_ends_nothing_that_was_sent_after_it() {
     rig.turns(1);
     assert_eq!((&rig.done.good[..], rig.is_up()), (&[1][..], true));
 }
+
+/// Whoever closes says so as often as he looks. What is lost has its proof all the same, and the target is not called at every turn.
+#[test]
+fn closing_again_does_not_keep_the_session_from_its_proof() {
+    let mut rig = Rig::new("close-again");
+    rig.submit(1, true).unwrap();
+    rig.turns(200);
+    rig.target.reset();
+    for _ in 0..50 {
+        rig.turn(1);
+        rig.close();
+    }
+    assert_eq!((rig.dials(), rig.session.is_drained()), (2, true));
+    assert_eq!(rig.done.ends, [lost(1, Proof::Reinstated)]);
+}
