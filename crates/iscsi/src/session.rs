@@ -507,7 +507,9 @@ impl TaskQueue for Session {
             // Whoever closes waits for what is in flight, and nobody else will end it.
             self.leave_within(self.config.disks.io_timeout, cx.now);
         }
-        if let Some(connection) = self.connection.take_if(|c| !c.is_ready() || c.link().in_flight() == 0) {
+        // What was lost before waits for this one, or for the next, as its proof.
+        let lost = !self.lost.is_empty();
+        if let Some(connection) = self.connection.take_if(|c| !lost && (!c.is_ready() || c.link().in_flight() == 0)) {
             connection.close();
         }
     }
