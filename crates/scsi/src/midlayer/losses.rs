@@ -4,7 +4,7 @@
 //! ([`polypath_block::CrossFence`]), and in the end says up to which number they are quiet. A number names one loss for good: what is
 //! lost after a proof was asked for has a greater one.
 
-use super::bus::{Address, Bus, lock};
+use super::bus::{Address, Bus, BusState, lock};
 use polypath_block::{Proof, ProofReply};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,6 +91,10 @@ impl Bus {
     /// Somebody wants a proof; the control poller is called.
     pub(super) fn order_proof(&self, order: ProofOrder) {
         lock(&self.losses.state).orders.push(order);
+        if let BusState::Gone { .. } = self.state() {
+            // Nobody takes it any more. Whoever asked is told by the drop, outside the lock.
+            drop(self.take_proof_orders());
+        }
         self.call();
     }
 
@@ -139,5 +143,16 @@ mod tests {
         // Whatever somebody says: not what is still to be lost.
         bus.prove_losses(at(0), u64::MAX, Proof::UnitReset);
         assert_eq!(bus.proof_of(at(0), bus.open_loss(at(0))), None);
+    }
+
+    #[test]
+    fn whoever_asks_a_bus_that_is_gone_is_told() {
+        let bus = Bus::new("bus", Arc::new(Nowhere), Duration::ZERO);
+        bus.set_state(BusState::Gone { reason: "over".into() });
+        let (tell, told) = std::sync::mpsc::channel();
+        let reply = ProofReply::new(move |result| tell.send(result).unwrap());
+        let address = Address { target: 0, lun: Lun::ZERO };
+        bus.order_proof(ProofOrder { address, limit: Duration::from_secs(1), reply });
+        assert!(told.try_recv().is_ok_and(|said| said.is_err()), "or its group would never ask anybody again");
     }
 }
