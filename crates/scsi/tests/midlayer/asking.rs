@@ -2,9 +2,11 @@
 
 use crate::script::{BLOCK, Driven, Reply, ms, rig};
 use crate::{attention, rule};
-use polypath_block::{Code, Device, DeviceState, Io};
+use polypath_block::{
+    Code, ControllerQueue, Cx, Device, DeviceState, Done, Health, Io, QueueConfig, QueueSource, Unit,
+};
 use polypath_scsi::Sense;
-use polypath_scsi::midlayer::{HostBus, Recovered};
+use polypath_scsi::midlayer::{Address, DiskSource, HostBus, Recovered, Shown};
 use polypath_scsi::opcode;
 use polypath_scsi::sense::key;
 
@@ -236,4 +238,50 @@ fn blocks_of_another_size_are_no_place_for_requests() {
     }
     let discard = Io::range(1, polypath_block::Op::Discard, 8, 8);
     assert!(d.submit(&rig, discard).is_err(), "eight blocks from 4096 on, not from 32768");
+}
+
+/// LIO says that its LUNs changed at all of them but the one that has changed.
+#[test]
+fn all_luns_are_looked_at_when_one_says_that_they_changed() {
+    let mut rig = rig(100);
+    let lun = polypath_scsi::Lun::new(5).unwrap();
+    let other = rig.disk.host().bus().attach(Address { target: 0, lun }).unwrap();
+    rig.scan();
+    let source = DiskSource(rig.host.clone());
+    let mut queue = source.open_controller_queue(QueueConfig { depth: 32 }).unwrap();
+    let units = [rig.disk.unit(), other.id()].map(|id| queue.open_unit(id).unwrap());
+    let mut d = Driven::open(&mut rig);
+    let (span, mut done, mut now) = (d.span(0, BLOCK), Done::with_capacity(8), rig.now);
+    d.memory.window().copy_in(0, &[7; BLOCK as usize]).unwrap();
+    let mut turns = |queue: &mut dyn ControllerQueue, d: &mut Driven, io: Option<(Unit, Io)>| {
+        for n in 0..100 {
+            now = now.after(ms(1));
+            let mut cx = Cx { now, segs: &mut d.segs, reactor: 0 };
+            if let (0, Some((unit, io))) = (n, io) {
+                queue.submit(&mut cx, unit, io).unwrap();
+            }
+            queue.poll(&mut cx, &mut done);
+        }
+        done.completions.drain(..).map(|c| c.status.code).collect::<Vec<_>>()
+    };
+    turns(&mut *queue, &mut d, None);
+    rig.script(|s| {
+        s.swapped = vec![(5, 9)];
+        s.rules = vec![rule(&[opcode::READ_10], 1, attention(0x3f, 0x0e))];
+    });
+    assert_eq!(turns(&mut *queue, &mut d, Some((units[0], Io::read(1, 0, 1, span)))), [Code::Ok]);
+    let mut cx = Cx { now: rig.now.after(ms(300)), segs: &mut d.segs, reactor: 0 };
+    assert!(queue.submit(&mut cx, units[1], Io::write(2, 0, 1, span)).is_err(), "another disk is there by now");
+    assert_eq!((queue.health(units[0]), queue.health(units[1])), (Health::Ready, Health::Down));
+    assert!(rig.script(|s| s.medium.iter().all(|octet| *octet == 0)));
+    // And the control session.
+    rig.script(|s| s.swapped = Vec::new());
+    rig.disk.host().bus().all_stale();
+    rig.scan();
+    rig.script(|s| {
+        s.swapped = vec![(5, 9)];
+        s.rules = vec![rule(&[opcode::TEST_UNIT_READY], 1, attention(0x3f, 0x0e))];
+    });
+    rig.scan();
+    assert!(matches!(other.shown(), Some(Shown::Trouble { code: Code::PathIdentity, .. })), "{:?}", other.shown());
 }

@@ -52,6 +52,8 @@ pub(crate) struct Script {
     /// Of a block, where it is not [`BLOCK`].
     pub(crate) block_size: u32,
     pub(crate) naa: u8,
+    /// Logical units with another number than that.
+    pub(crate) swapped: Vec<(u32, u8)>,
     /// Which logical units it reports.
     pub(crate) luns: Vec<u32>,
     pub(crate) rules: Vec<Rule>,
@@ -473,7 +475,14 @@ impl Script {
         octets[..task.cdb.bytes().len()].copy_from_slice(task.cdb.bytes());
         match Command::parse(&octets) {
             Err(error) => check(error.sense()),
-            Ok(command) => self.command(nexus, command, &task.data, segs),
+            Ok(command) => {
+                let swapped = self.swapped.iter().find(|(lun, _)| Lun::new(*lun) == Some(task.lun));
+                let naa = swapped.map_or(self.naa, |(_, naa)| *naa);
+                let before = std::mem::replace(&mut self.naa, naa);
+                let answer = self.command(nexus, command, &task.data, segs);
+                self.naa = before;
+                answer
+            }
         }
     }
 
