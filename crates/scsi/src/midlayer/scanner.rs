@@ -645,6 +645,8 @@ impl<Q: TaskQueue> Scanner<Q> {
                 let address = busy.address;
                 match meant {
                     None | Some(Meaning::Done) => {}
+                    // It need not be this one, see `Units::doubt_all`.
+                    Some(Meaning::UnitAttention(Attention::LunsChanged)) => self.bus.all_stale(),
                     Some(Meaning::UnitAttention(attention)) if is_alarm(attention) => self.bus.alarm(address),
                     Some(_) => self.to_probe.push_back(address),
                 }

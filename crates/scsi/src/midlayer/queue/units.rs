@@ -314,6 +314,18 @@ impl Units {
         }
     }
 
+    /// LUNs lead elsewhere. It need not be the one that says so: LIO tells it at every LUN but the one that has changed.
+    #[cold]
+    fn doubt_all(&mut self) {
+        self.stop_probing();
+        for state in self.units.iter_mut().flatten() {
+            if matches!(state.stage, Stage::Usable | Stage::Checking) {
+                state.stage = Stage::Unchecked;
+            }
+            state.who.doubt();
+        }
+    }
+
     /// It gives no access (any more): whoever watches devices finds out what there is.
     pub(super) fn gives_no_access(&self, unit: Unit) {
         if let Some(state) = self.get(unit) {
@@ -330,6 +342,9 @@ impl Units {
         if attention.may_be_another() {
             state.borne_out = None;
             self.look_again(unit);
+        }
+        if attention == Attention::LunsChanged {
+            self.doubt_all();
         }
         if let Some(state) = self.get_mut(unit)
             && concerns_devices(attention)
