@@ -281,3 +281,42 @@ fn a_write_that_is_called_good_before_its_data_have_left_is_not_whole() {
         assert!(of == slot && !ending.whole && ending.moved < 6144, "{leaves} octets had left: {ending:?}");
     }
 }
+
+/// The target says that it has taken the commands before this one.
+fn takes(rig: &mut Rig, exp_cmd_sn: u32) {
+    let sn = TargetSn { exp_cmd_sn: CmdSn::new(exp_cmd_sn), ..rig.sn_without() };
+    let pdu = NopIn { lun: LUN, itt: None, ttt: None, sn, data_len: 0 };
+    rig.hear(|f, out| pdu.encode(f, out).unwrap(), &[]).unwrap();
+}
+
+/// ExpCmdSN is of commands. A target may keep one to itself until its data have come, as tgt does: a reset of the logical unit passes over it
+/// then, and what lies in front of the target can still complete it.
+#[test]
+fn a_write_is_taken_when_its_data_are() {
+    let mut rig = Rig::new(parameters());
+    // The first has all of its data with it.
+    let small = rig.connection.submit(LUN, READ, DataPlan::Out(512)).unwrap();
+    let slot = rig.connection.submit(LUN, READ, DataPlan::Out(6144)).unwrap();
+    rig.sent();
+    takes(&mut rig, 1);
+    assert_eq!([small, slot].map(|slot| rig.connection.command_of(slot)), [(LUN, true), (LUN, false)]);
+}
+
+#[test]
+fn a_write_whose_data_were_asked_for_is_taken_with_the_command_behind_them() {
+    let mut rig = Rig::new(parameters());
+    let slot = rig.connection.submit(LUN, READ, DataPlan::Out(6144)).unwrap();
+    let itt = rig.commands()[0].0.itt;
+    rig.connection.submit(LUN, READ, DataPlan::None).unwrap();
+    rig.r2t(itt, 0, 2048, 2048).unwrap();
+    rig.sent();
+    rig.r2t(itt, 1, 4096, 2048).unwrap();
+    rig.sent();
+    takes(&mut rig, 1);
+    assert_eq!(rig.connection.command_of(slot), (LUN, false), "the command behind it was before its data");
+    rig.connection.submit(LUN, READ, DataPlan::None).unwrap();
+    rig.sent();
+    assert!(!rig.connection.command_of(slot).1);
+    takes(&mut rig, 2);
+    assert_eq!(rig.connection.command_of(slot), (LUN, true));
+}
