@@ -194,6 +194,7 @@ impl InitiatorConnection {
         }
         let token = self.ring.next_token();
         let slot = self.slots.take(way, len, lun, self.cmd_sn, token).ok_or(SubmitError::Full)?;
+        self.slots.get_mut(slot).whole_at = (way != Way::Out || immediate == len).then_some(self.cmd_sn);
         let command = ScsiCommand {
             immediate: false,
             is_final: burst == immediate,
@@ -391,7 +392,11 @@ impl InitiatorConnection {
             let out = Pdu::new(Sending::Data { last }, slot);
             let out = out.with_data(pdu.buffer_offset, length, pad_len(length) as u8, framing.data_digest);
             self.ring.push(out, |head| encoded(pdu.encode(framing, head)));
-            self.slots.get_mut(slot).tx_data += 1;
+            let (next, task) = (self.cmd_sn, self.slots.get_mut(slot));
+            task.tx_data += 1;
+            if pdu.buffer_offset + length == task.len {
+                task.whole_at = Some(next);
+            }
         }
     }
 
@@ -563,11 +568,12 @@ impl InitiatorConnection {
         if self.is_active(slot) { self.slots.get(slot).lun } else { Lun::ZERO }
     }
 
-    /// The logical unit of the task that is, or was last, in this slot; and whether the target has said (ExpCmdSN) that it has taken the command.
-    /// One that it has not taken may still lie in front of it when its connection is long gone.
+    /// The logical unit of the task that is, or was last, in this slot; and whether the target has said (ExpCmdSN) that it has taken the command
+    /// and, by a command behind them, all of its data. What it has not taken may still lie in front of it when its connection is long gone; and
+    /// one that waits for data need not be known to its logical unit yet (tgt hands it on when they have come), so that a reset passes over it.
     pub fn command_of(&self, slot: u16) -> (Lun, bool) {
         let task = self.slots.get(slot);
-        (task.lun, task.cmd_sn.is_before(self.taken))
+        (task.lun, task.whole_at.is_some_and(|at| at.is_before(self.taken)))
     }
 
     /// Tasks that have not ended.

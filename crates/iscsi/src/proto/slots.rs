@@ -45,6 +45,8 @@ pub(super) struct Slot {
     pub(super) command: u64,
     pub(super) lun: Lun,
     pub(super) cmd_sn: CmdSn,
+    /// Once all of its data are in the ring: whoever has taken this command, its own or one behind them, has taken them.
+    pub(super) whole_at: Option<CmdSn>,
     /// Octets of data.
     pub(super) len: u32,
     /// Octets received; octets sent unasked or asked for by R2T.
@@ -73,6 +75,7 @@ impl SlotTable {
             command: 0,
             lun: Lun::ZERO,
             cmd_sn: CmdSn::new(0),
+            whole_at: None,
             len: 0,
             moved: 0,
             next_sn: 0,
@@ -110,6 +113,7 @@ impl SlotTable {
             command,
             lun,
             cmd_sn,
+            whole_at: None,
             len,
             moved: 0,
             next_sn: 0,
