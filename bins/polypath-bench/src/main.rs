@@ -5,7 +5,6 @@ mod signals;
 mod table;
 
 use anyhow::Context as _;
-use clap::Parser as _;
 use polypath_bench::cli::{Cli, Command, DriveArgs, LimitArgs, RatioArgs, RunArgs, ScaleArgs};
 use polypath_bench::experiment::{self, ExperimentArgs};
 use polypath_bench::limit::{self, LimitConfig};
