@@ -99,7 +99,7 @@ fn an_empty_secret_is_none() {
         ..ChapConfig::default()
     };
     for wrong in [chap(Some(""), None), chap(None, Some(&empty)), chap(None, Some(&line))] {
-        let error = credentials(&wrong).err().expect("nobody's secret").to_string();
+        let error = credentials(&wrong).expect_err("nobody's secret").to_string();
         assert!(error.contains("joe") && error.contains("empty"), "{error}");
     }
     std::fs::write(&line, "a secret of joe\n\n").unwrap();
