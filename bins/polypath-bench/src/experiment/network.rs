@@ -46,6 +46,8 @@ pub(super) fn beside(arguments: &[String]) -> anyhow::Result<Command> {
 
 /// Makes link `n`, with its other end in the namespace of `process`, and sets this end up.
 pub(super) fn link(n: usize, process: u32) -> anyhow::Result<()> {
+    // The system takes a namespace apart some time after its last process has ended: a link to one that is over may still be there.
+    let _ = call("ip", &format!("link delete {}", device(n, false)));
     call("ip", &format!("link add {} type veth peer name {} netns {process}", device(n, false), device(n, true)))?;
     up(n, false)
 }
