@@ -5,7 +5,7 @@
 //! **Knows:** non-blocking TCP sockets, lists of memory to send from and to receive into (headers of the protocol beside
 //! [`polypath_memory::View`]s of a guest's or a program's buffers), CRC-32C, what system calls and bytes each stream cost.
 //!
-//! **Refuses to know:** any protocol, time (deadlines belong to whoever polls; a [`Peer`] is timed), threads (but the one of a [`Closer`]). It never blocks, except [`resolve()`],
+//! **Refuses to know:** any protocol, time (deadlines belong to whoever polls; a [`Peer`] is timed), threads (but the one of a [`Closer`] and the few of a [`Resolver`]). It never blocks, except [`resolve()`],
 //! which says so.
 //!
 //! **Threading:** a stream belongs to the thread that polls it. [`EventNotifier`] has a thread of its own only on systems without asynchronous
@@ -33,6 +33,7 @@ mod plain;
 pub mod plan;
 mod ready;
 mod resolve;
+mod resolver;
 mod signal;
 mod stream;
 mod thread;
@@ -49,6 +50,7 @@ pub use peer::Peer;
 pub use plain::send_on;
 pub use ready::any_ready;
 pub use resolve::resolve;
+pub use resolver::{Question, Resolver};
 pub use signal::EventNotifier;
 pub use stream::{TcpDialer, TcpStream};
 pub use transport::{Counters, Dialer, Received, Transport};

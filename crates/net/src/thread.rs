@@ -8,6 +8,11 @@ const STACK: usize = 64 << 10;
 /// Starts a thread that may be on any core that the process may: whoever starts it may be a reactor, pinned to one, and a thread is where the
 /// one was that started it.
 pub(crate) fn spawn_apart(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    spawn_apart_with(name, STACK, run)
+}
+
+/// The same, with so many bytes of stack.
+pub(crate) fn spawn_apart_with(name: &str, stack: usize, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let run = move || {
         use rustix::thread::{sched_getaffinity, sched_setaffinity};
         // Where the main thread may be. If it cannot be told, this one is somebody's neighbour.
@@ -16,5 +21,5 @@ pub(crate) fn spawn_apart(name: &str, run: impl FnOnce() + Send + 'static) -> io
         }
         run();
     };
-    std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(run).map(drop)
+    std::thread::Builder::new().name(name.into()).stack_size(stack).spawn(run).map(drop)
 }

@@ -1,7 +1,7 @@
 //! A controller's life as one future: dial, bring up, get to know, live, lose, and again.
 
 use crate::admin::{Data, Fault, Handle, command, sleep, sleep_until};
-use crate::association::{Association, Shape, lock};
+use crate::association::{Association, Shape};
 use crate::attach;
 use crate::fence::AssociationFence;
 use crate::live::{Living, News, live};
@@ -10,6 +10,7 @@ use crate::passthrough;
 use crate::proto::MAX_DEPTH;
 use crate::shared::{Shared, Stage};
 use polypath_block::{Code, Time};
+use polypath_net::Resolver;
 use polypath_nvme::Sqe;
 use polypath_nvme::bringup::Ready;
 use polypath_nvme::keepalive::{Assumed, send_interval_ms};
@@ -18,8 +19,8 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -76,7 +77,7 @@ async fn attempt(
     down_since: &mut Time,
 ) -> Fault {
     let config = &shared.config;
-    let addresses = match resolve(shared).await {
+    let addresses = match resolve(admin, shared).await {
         Ok(addresses) => addresses,
         Err(error) => {
             return Fault::new(Code::PathLost, format!("the name {} cannot be resolved: {error}", config.host));
@@ -227,25 +228,23 @@ fn queue_depth(wanted: u16, maxcmd: u16, mqes_z: u16) -> u16 {
     wanted.min(most).clamp(1, MAX_DEPTH)
 }
 
-/// Asks the system's resolver on a thread of its own; an address needs none.
-async fn resolve(shared: &Arc<Shared>) -> io::Result<Vec<SocketAddr>> {
+/// Has the system's resolver asked, for as long as the steps of an association may take together; an address needs none.
+async fn resolve(admin: &Handle, shared: &Arc<Shared>) -> io::Result<Vec<SocketAddr>> {
     let config = &shared.config;
     if let Ok(address) = config.host.parse() {
         return Ok(vec![SocketAddr::new(address, config.port)]);
     }
-    let found: Arc<Mutex<Option<io::Result<Vec<SocketAddr>>>>> = Arc::default();
-    let (tell, for_thread) = (found.clone(), shared.clone());
-    std::thread::Builder::new().name("resolve".into()).spawn(move || {
-        let addresses = polypath_net::resolve(&for_thread.config.host, for_thread.config.port);
-        *lock(&tell) = Some(addresses);
-        for_thread.call_and_wake();
-    })?;
-    poll_fn(|_| match lock(&found).take() {
+    let caller = shared.clone();
+    let mut question = Resolver::system().ask(&config.host, config.port, move || caller.call_and_wake())?;
+    let answer = poll_fn(|_| match question.answer() {
         Some(addresses) => Poll::Ready(addresses),
         None if shared.is_closing() => Poll::Ready(Err(io::Error::other("closed"))),
         None => Poll::Pending,
-    })
-    .await
+    });
+    let limit = config.connect_timeout * 4;
+    let until = admin.borrow().now.after(limit);
+    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} ms", limit.as_millis()));
+    select(answer, sleep_until(admin, until)).await.unwrap_or_else(|| Err(late()))
 }
 
 async fn wait_for_queues(shared: &Shared) {
