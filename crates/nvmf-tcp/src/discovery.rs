@@ -12,6 +12,7 @@ use polypath_nvme::log::{
 use polypath_nvme::nqn::Nqn;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -40,7 +41,7 @@ pub struct DiscoverError {
 
 /// Everything that the discovery service of `config` lists, with what its referrals list. Entries that several services list come once.
 ///
-/// **Blocks** (each service for at most `connect_timeout` and a little): for control threads, never for a reactor. A referral that does not
+/// **Blocks** (each service for at most four times `connect_timeout`, all of its addresses together): for control threads, never for a reactor. A referral that does not
 /// answer is logged and left out; only the first service must answer.
 ///
 /// # Errors
@@ -79,44 +80,56 @@ pub fn discover(config: &ControllerConfig) -> Result<Vec<DiscoveryEntry>, Discov
 
 /// Asks one service, on this thread.
 fn ask(config: &ControllerConfig) -> Result<Vec<DiscoveryEntry>, Fault> {
-    let start = Instant::now();
-    let now = || Time::from_nanos(start.elapsed().as_nanos() as u64 + 1);
-    let limit = config.connect_timeout * 4;
     let addresses = polypath_net::resolve(&config.host, config.port)
         .map_err(|e| Fault::new(Code::PathLost, format!("the name cannot be resolved: {e}")))?;
+    ask_each(config, &addresses)
+}
+
+/// Asks one address of a service after the other until one answers. Each has its share of the time that is left: one that takes the connection
+/// and says nothing has none of the next one's.
+fn ask_each(config: &ControllerConfig, addresses: &[SocketAddr]) -> Result<Vec<DiscoveryEntry>, Fault> {
+    let (start, limit) = (Instant::now(), config.connect_timeout * 4);
     let mut fault = Fault::new(Code::PathLost, "no address");
-    for address in addresses {
-        let admin = Admin::new(now()).map_err(|e| Fault::new(Code::PathLost, e.to_string()))?;
-        let admin = Rc::new(RefCell::new(admin));
-        let (handle, service) = (admin.clone(), config.clone());
-        let mut task: Task<Result<Vec<DiscoveryEntry>, Fault>> = Box::pin(async move {
-            let cntlid = attach::connect(&handle, &service, address, 0).await?;
-            attach::bring_up(&handle, &service).await?;
-            let _: IdentifyController = attach::identify_controller(&handle, &service, cntlid).await?;
-            read(&handle, &service).await
-        });
-        let end = loop {
-            {
-                let mut a = admin.borrow_mut();
-                a.now = now();
-                a.receive();
-            }
-            let end = poll_once(&mut task);
-            admin.borrow_mut().flush();
-            if let Poll::Ready(end) = end {
-                break end;
-            }
-            if start.elapsed() > limit {
-                break Err(Fault::new(Code::PathTimeout, format!("not finished within {} ms", limit.as_millis())));
-            }
-            std::thread::sleep(Duration::from_micros(100));
-        };
-        match end {
+    for (at, &address) in addresses.iter().enumerate() {
+        let others = u32::try_from(addresses.len() - at - 1).unwrap_or(u32::MAX);
+        let share = limit.saturating_sub(start.elapsed()) / others.saturating_add(1);
+        match ask_one(config, address, share) {
             Ok(entries) => return Ok(entries),
             Err(f) => fault = Fault { reason: format!("{address}: {}", f.reason), ..f },
         }
     }
     Err(fault)
+}
+
+/// Asks one address, for at most so long.
+fn ask_one(config: &ControllerConfig, address: SocketAddr, limit: Duration) -> Result<Vec<DiscoveryEntry>, Fault> {
+    let start = Instant::now();
+    let now = || Time::from_nanos(start.elapsed().as_nanos() as u64 + 1);
+    let admin = Admin::new(now()).map_err(|e| Fault::new(Code::PathLost, e.to_string()))?;
+    let admin = Rc::new(RefCell::new(admin));
+    let (handle, service) = (admin.clone(), config.clone());
+    let mut task: Task<Result<Vec<DiscoveryEntry>, Fault>> = Box::pin(async move {
+        let cntlid = attach::connect(&handle, &service, address, 0).await?;
+        attach::bring_up(&handle, &service).await?;
+        let _: IdentifyController = attach::identify_controller(&handle, &service, cntlid).await?;
+        read(&handle, &service).await
+    });
+    loop {
+        {
+            let mut a = admin.borrow_mut();
+            a.now = now();
+            a.receive();
+        }
+        let end = poll_once(&mut task);
+        admin.borrow_mut().flush();
+        if let Poll::Ready(end) = end {
+            return end;
+        }
+        if start.elapsed() > limit {
+            return Err(Fault::new(Code::PathTimeout, format!("not finished within {} ms", limit.as_millis())));
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// Reads the whole log, again when it has changed meanwhile.
@@ -149,4 +162,36 @@ pub(crate) async fn refresh(admin: &Handle, shared: &Arc<Shared>) -> Result<(), 
     tracing::info!(path = %shared.config.name, entries = entries.len(), "discovery log read");
     shared.set_discovered(entries);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    /// An address that takes connections and says nothing does not use up the time of those after it.
+    #[test]
+    fn each_address_of_a_name_has_its_time() {
+        let silent: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let talks = TcpListener::bind("127.0.0.1:0").unwrap();
+        let all = silent.iter().chain([&talks]);
+        let addresses: Vec<SocketAddr> = all.map(|listener| listener.local_addr().unwrap()).collect();
+        let thread = std::thread::spawn(move || {
+            let (mut socket, _) = talks.accept().unwrap();
+            // An ICReq, and no answer to that.
+            socket.read_exact(&mut [0; 128]).unwrap();
+            socket.write_all(&[0xff; 128]).unwrap();
+        });
+        let config = ControllerConfig {
+            connect_timeout: Duration::from_millis(500),
+            ..ControllerConfig::new("192.0.2.1", 8009, Nqn::discovery())
+        };
+        let start = Instant::now();
+        let fault = ask_each(&config, &addresses).unwrap_err();
+        let last = addresses.last().unwrap().to_string();
+        assert!(fault.reason.starts_with(&last) && fault.code == Code::PathProtocol, "{fault:?}");
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        thread.join().unwrap();
+    }
 }
