@@ -109,7 +109,8 @@ impl Target {
         if self.portals.contains(&index) {
             let others = self.portals.iter().filter(|&&other| other != index);
             let others: Vec<String> = others.map(|&other| format!("127.0.0.1:{}", self.ports[other])).collect();
-            return format!("iscsi://127.0.0.1:{}/{}/0?portals={}", self.ports[index], Self::IQN, others.join(","));
+            let (port, others) = (self.ports[index], others.join(","));
+            return format!("iscsi://127.0.0.1:{port}/{}/0?portals={others}&portals_prove=on", Self::IQN);
         }
         format!("nvme-tcp://127.0.0.1:{}/{}?ns=1&keep_alive_ms=1000", self.ports[index], Self::NQN)
     }

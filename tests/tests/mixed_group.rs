@@ -27,7 +27,7 @@ fn every_path_of_a_mixed_group_may_go() -> Result<()> {
     };
     let iscsi = |port: u16, other: u16| {
         format!(
-            "iscsi://127.0.0.1:{port}/{IQN}/0?fence_ms={FENCE_MS}&silence_timeout_ms={SILENCE_MS}&portals=127.0.0.1:{other}"
+            "iscsi://127.0.0.1:{port}/{IQN}/0?fence_ms={FENCE_MS}&silence_timeout_ms={SILENCE_MS}&portals=127.0.0.1:{other}&portals_prove=on"
         )
     };
     let uris = [nvme(ports[0]), iscsi(ports[1], ports[3]), nvme(ports[2]), iscsi(ports[3], ports[1])];

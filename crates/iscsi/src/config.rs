@@ -5,7 +5,7 @@ use crate::login::{DigestOffer, InitiatorConfig, Name, Offer};
 use crate::pdu::{Isid, Itt};
 use crate::serial::CmdSn;
 use polypath_block::{DiskUri, Endpoint, Scheme, UriError};
-use polypath_net::{Dialer, TcpDialer};
+use polypath_net::{Dialer, Resolver, TcpDialer};
 use polypath_scsi::midlayer::DiskConfig;
 use rand::Rng as _;
 use std::fmt;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Every option of an `iscsi://` URI.
-pub const OPTIONS: [&str; 30] = [
+pub const OPTIONS: [&str; 31] = [
     "initiator",
     "secret_file",
     "secret_env",
@@ -23,6 +23,7 @@ pub const OPTIONS: [&str; 30] = [
     "hdgst",
     "ddgst",
     "portals",
+    "portals_prove",
     "keep_alive_ms",
     "connect_timeout_ms",
     "silence_timeout_ms",
@@ -72,8 +73,11 @@ pub struct TargetConfig {
     pub name: String,
     /// The portal of this path.
     pub portal: Portal,
-    /// Other portals of the same portal group (`portals`): through them a session can be reinstated when the first one is not to be had.
+    /// Other portals of the same portal group (`portals`): through them a session is made again when the first one is not to be had.
     pub alternates: Vec<Portal>,
+    /// The portal and its alternates are of one machine (`portals_prove`, off): a login at one of them proves over what was sent through
+    /// another. Without it a login does so only at the address that was used, or where its target has sent us.
+    pub portals_prove: bool,
     /// iSCSI name of the target.
     pub target: Name,
     /// Number that the identities (ISID) of this path's sessions are made of, of which 24 bits count: no two paths of one initiator name to
@@ -124,6 +128,8 @@ pub struct TargetConfig {
     pub max_r2t: u16,
     /// How connections are made; another one than TCP is for tests.
     pub dialer: Arc<dyn Dialer>,
+    /// How names are resolved; another one than the system's is for tests.
+    pub resolver: Resolver,
 }
 
 impl fmt::Debug for TargetConfig {
@@ -145,6 +151,7 @@ impl TargetConfig {
             name: format!("iscsi://{portal}/{target}"),
             portal,
             alternates: Vec::new(),
+            portals_prove: false,
             target,
             identity: None,
             initiator: crate::identity::initiator_name(),
@@ -177,6 +184,7 @@ impl TargetConfig {
             max_recv: 256 << 10,
             max_r2t: 16,
             dialer: Arc::new(TcpDialer::default()),
+            resolver: Resolver::system(),
         }
     }
 
@@ -215,6 +223,7 @@ impl TargetConfig {
         let config = TargetConfig {
             name: uri.to_string(),
             alternates: portals(uri)?,
+            portals_prove: uri.option_bool("portals_prove", default.portals_prove)?,
             initiator,
             account,
             target_account: theirs,

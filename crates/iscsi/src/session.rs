@@ -2,8 +2,8 @@
 //!
 //! It connects, logs in, keeps alive and comes back by itself, always with the same ISID. What changes a medium and was on the way when
 //! the connection was lost is suspect, and ends with the first of these proofs: the target takes a new login of the same initiator port
-//! at the same portal group, which ends the session before it and all of its tasks (*reinstatement*, RFC 7143 section 6.3.5); where it was
-//! configured, LOGICAL UNIT RESET was answered through another way to the disk; or the configured bound has passed since our socket was closed. While the session lives, a task that takes too long is ended by ABORT TASK
+//! at the same portal group, which ends the session before it and all of its tasks (*reinstatement*, RFC 7143 section 6.3.5), if it
+//! is the same target as far as can be told; where it was configured, LOGICAL UNIT RESET was answered through another way to the disk; or the configured bound has passed since our socket was closed. While the session lives, a task that takes too long is ended by ABORT TASK
 //! answered FUNCTION COMPLETE.
 //!
 //! Each fact is owned by a value with its life: what belongs to one task by its slot in the link, to one connection by [`Connection`], what is left of lost
@@ -22,7 +22,7 @@ use crate::pdu::{AsyncEvent, Isid, Lun, TaskFunction, TaskResult};
 use crate::serial::CmdSn;
 use connection::Connection;
 use fence::EndFence;
-use lost::LostTasks;
+use lost::{LostTasks, Place};
 use polypath_block::{
     Armed, Code, Cx, Fate, FenceTerms, Health, Host, Proof, QueueFence, RefusedWhy, Suspect, Time, TurnClock, Waits,
 };
@@ -156,7 +156,7 @@ impl Session {
         if self.closing && self.lost.is_empty() || now < self.redial_at {
             return;
         }
-        let Some(address) = self.portals.next(&self.config, &self.bell) else { return };
+        let Some(address) = self.portals.next(&self.config, &self.bell, now) else { return };
         match address {
             Ok(address) => match Connection::dial(&self.config, &self.host, address, self.login(), self.depth, now) {
                 Ok(connection) => self.connection = Some(connection),
@@ -197,10 +197,11 @@ impl Session {
         (self.failures, self.trouble, self.lasting, self.leaving) = (0, None, false, None);
         self.nexus += 1;
         self.up_since = now;
-        if let Some(commands) = self.lost.reinstated(tpgt, done) {
+        let (way, prove) = (self.portals.way(), self.config.portals_prove);
+        if let Some(commands) = self.lost.reinstated(tpgt, way, prove, done) {
             tracing::info!(path = %self.config.name, session = self.number.get(), commands, proof = %Proof::Reinstated, "lost changes are quiet");
         }
-        self.lost.set_portal_group(tpgt);
+        self.lost.set_place(Place::at_the_end_of(way, tpgt));
         tracing::debug!(
             path = %self.config.name, session = self.number.get(), isid = %self.isid, tsih = negotiated.tsih, ?tpgt,
             header_digest = negotiated.header_digest, data_digest = negotiated.data_digest, "session is up"
@@ -425,15 +426,15 @@ impl TaskQueue for Session {
             self.end_lost(cx.now, done);
         }
     }
-    fn arm(&mut self, _: &mut Cx<'_>, waits: &mut Waits) -> Armed {
+    fn arm(&mut self, cx: &mut Cx<'_>, waits: &mut Waits) -> Armed {
         let news = self.connection.as_ref().is_some_and(Connection::has_news);
         if news || self.bell.arm(waits) == Armed::Busy {
             return Armed::Busy;
         }
         let mut wake = match &self.connection {
             Some(connection) => connection.arm(waits),
-            None if self.portals.is_resolving() => Time::NEVER,
-            None => self.redial_at,
+            None if cx.now < self.redial_at => self.redial_at,
+            None => self.portals.due(&self.config, cx.now).unwrap_or(self.redial_at),
         };
         for at in [self.lost.due(), self.leaving].into_iter().flatten() {
             wake = wake.min(at);

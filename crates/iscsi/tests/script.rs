@@ -55,6 +55,8 @@ pub(crate) struct Script {
     pub(crate) portal_group: u16,
     /// Connections are refused.
     pub(crate) away: bool,
+    /// Connections to this address are.
+    pub(crate) away_at: Option<SocketAddr>,
     /// Connections are made, and nothing is read.
     pub(crate) deaf: bool,
     /// It takes no more commands than it has promised to take by now (MaxCmdSN).
@@ -76,6 +78,7 @@ impl Target {
             dials: Vec::new(),
             portal_group: 1,
             away: false,
+            away_at: None,
             deaf: false,
             shut: false,
             redirect: None,
@@ -239,7 +242,7 @@ impl Dialer for Target {
     fn dial(&self, address: SocketAddr) -> io::Result<Box<dyn Transport>> {
         let mut script = self.script();
         script.dials.push(address);
-        if script.away {
+        if script.away || script.away_at == Some(address) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         script.connections.push(Connection {

@@ -7,7 +7,7 @@ use polypath_iscsi::pdu::{
     AsyncEvent, AsyncMessage, CommandResponse, LogoutResponse, LogoutResult, NopIn, Opcode, Pdu, Residual,
     ScsiResponse, TaskResponse, TaskResult,
 };
-use polypath_iscsi::{Session, TargetConfig};
+use polypath_iscsi::{Portal, Session, TargetConfig};
 use polypath_memory::{Arena, Chunk};
 use polypath_scsi::midlayer::{
     Address, Answer, Bus, HostBus, Outcome, Recovered, Recovery, RecoveryEnd, Task, TaskData, TaskDone, TaskEnd,
@@ -188,6 +188,77 @@ fn another_portal_group_proves_nothing() {
     assert_eq!(rig.done.ends, [lost(1, Proof::ConfiguredBound { bound_ms: 5000 })]);
     let after = rig.now().since(begun) + ms(400);
     assert!((ms(5000)..ms(5050)).contains(&after), "{after:?}");
+}
+
+/// Two machines may show one name and one portal group tag, each of them as its own.
+#[test]
+fn a_login_at_another_address_proves_nothing_unless_it_is_known_whose_it_is() {
+    let first = "192.0.2.1:3260".parse().unwrap();
+    let bound = Proof::ConfiguredBound { bound_ms: 5000 };
+    // Whether the target sends us on or is away, whether the portals are said to be of one machine, and what proves.
+    let cases = [(false, false, bound), (false, true, Proof::Reinstated), (true, false, Proof::Reinstated)].into_iter();
+    for (n, (sends_us_on, said, proof)) in cases.enumerate() {
+        let mut rig = Rig::with(&format!("machines{n}"), |config| {
+            (config.fence, config.portals_prove) = (ms(5000), said);
+            config.alternates = vec![Portal { host: "192.0.2.2".into(), port: 3260 }];
+        });
+        rig.submit(1, true).unwrap();
+        rig.turns(200);
+        match sends_us_on {
+            true => rig.target.script().redirect = Some("192.0.2.2:3260,1".into()),
+            false => rig.target.script().away_at = Some(first),
+        }
+        rig.target.reset();
+        rig.turns(400);
+        let dials: Vec<String> = rig.target.script().dials[1..].iter().map(ToString::to_string).collect();
+        assert_eq!((rig.is_up(), &dials[..]), (true, &["192.0.2.1:3260".into(), "192.0.2.2:3260".into()][..]));
+        let begun = rig.now();
+        while rig.done.ends.is_empty() && rig.now().since(begun) < ms(10_000) {
+            rig.turn(5);
+        }
+        assert_eq!(rig.done.ends, [lost(1, proof)]);
+    }
+}
+
+/// What was lost over the first way waits while the session is elsewhere, and has its proof when the session is back.
+#[test]
+fn each_loss_is_proven_over_where_it_was_sent() {
+    let mut rig = Rig::with("there-and-back", |config| {
+        config.alternates = vec![Portal { host: "192.0.2.2".into(), port: 3260 }];
+    });
+    rig.submit(1, true).unwrap();
+    rig.turns(200);
+    rig.target.script().away_at = "192.0.2.1:3260".parse().ok();
+    rig.target.reset();
+    rig.turns(400);
+    rig.submit(2, true).unwrap();
+    rig.turns(1);
+    assert_eq!((rig.is_up(), rig.dials(), &rig.done.ends[..]), (true, 3, &[][..]));
+    rig.target.script().away_at = None;
+    rig.target.reset();
+    rig.turns(400);
+    assert_eq!(
+        (rig.dials(), &rig.done.ends[..]),
+        (4, &[lost(1, Proof::Reinstated)][..]),
+        "the other was sent elsewhere"
+    );
+}
+
+/// A name server that does not answer is no reason to wait for those who can be reached without it.
+#[test]
+fn a_session_comes_up_while_a_name_is_being_resolved() {
+    let (_never, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let mut rig = Rig::with("names", |config| {
+        config.portal.host = "never-resolved.test".into();
+        config.alternates = vec![Portal { host: "192.0.2.2".into(), port: 3260 }];
+        config.resolver = polypath_net::Resolver::new(move |_| {
+            let _ = gate.lock().unwrap().recv();
+            Ok(Vec::new())
+        });
+    });
+    rig.turns(300);
+    assert_eq!((rig.is_up(), rig.target.script().dials[0].to_string()), (true, "192.0.2.2:3260".to_owned()));
 }
 
 #[test]

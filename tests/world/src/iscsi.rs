@@ -33,6 +33,8 @@ pub(crate) fn initiator(
     let config = TargetConfig {
         name: format!("path{path}"),
         alternates: p.iscsi.alternates.iter().map(|&other| portal(other)).collect(),
+        // The world has one target with many portals, of which some are of other groups.
+        portals_prove: true,
         // The same in each run, whoever else runs worlds on this machine.
         identity: Some(path as u32 + 1),
         initiator: name(INITIATOR),

@@ -2,15 +2,32 @@
 
 use polypath_block::{Code, Proof, Time};
 use polypath_scsi::midlayer::{Address, Bus, Outcome, TaskDone, TaskEnd};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Where a session is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Place {
+    portal_group: Option<u16>,
+    address: SocketAddr,
+    /// It is the configuration that names it, and not a target that has sent us there.
+    configured: bool,
+}
+
+impl Place {
+    /// At the last of these addresses, where each of those before has sent us to the next (one alone is of the configuration).
+    pub(super) fn at_the_end_of(way: &[SocketAddr], portal_group: Option<u16>) -> Option<Place> {
+        way.last().map(|&address| Place { portal_group, address, configured: way.len() == 1 })
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Lost {
     tag: u64,
     code: Code,
-    /// The portal group of the session that it was sent over.
-    portal_group: Option<u16>,
+    /// Where the session was that it was sent over.
+    place: Option<Place>,
     /// By when it is taken for quiet if the target does not answer. Unset while the socket is being closed.
     by: Option<Time>,
     /// The logical unit whose reset through another nexus would end it: the target had taken it. What it had not may still lie in front of it
@@ -25,7 +42,7 @@ struct Lost {
 /// See the module.
 pub(super) struct LostTasks {
     list: Vec<Lost>,
-    portal_group: Option<u16>,
+    place: Option<Place>,
     bound_ms: u32,
     bus: Arc<Bus>,
     /// How many of the proofs that came through other ways were looked at.
@@ -34,7 +51,7 @@ pub(super) struct LostTasks {
 
 impl LostTasks {
     pub(super) fn new(depth: u16, bus: Arc<Bus>) -> Self {
-        LostTasks { list: Vec::with_capacity(depth.into()), portal_group: None, bound_ms: 0, bus, proofs: 0 }
+        LostTasks { list: Vec::with_capacity(depth.into()), place: None, bound_ms: 0, bus, proofs: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -45,20 +62,20 @@ impl LostTasks {
         self.list.is_empty()
     }
 
-    /// Sessions belong to this portal group from now on.
-    pub(super) fn set_portal_group(&mut self, tag: Option<u16>) {
-        self.portal_group = tag;
+    /// Sessions are there from now on.
+    pub(super) fn set_place(&mut self, place: Option<Place>) {
+        self.place = place;
     }
 
     /// The portal group that sessions belong to.
     pub(super) fn portal_group(&self) -> Option<u16> {
-        self.portal_group
+        self.place?.portal_group
     }
 
     /// `resettable`: its logical unit, if the target had taken it.
     pub(super) fn add(&mut self, tag: u64, code: Code, resettable: Option<Address>) {
-        let (portal_group, own_until) = (self.portal_group, Time::NEVER);
-        self.list.push(Lost { tag, code, portal_group, by: None, resettable, own_until, loss: None });
+        let (place, own_until) = (self.place, Time::NEVER);
+        self.list.push(Lost { tag, code, place, by: None, resettable, own_until, loss: None });
     }
 
     /// The socket of those that were added last was closed at `at`. For `patience` they are left to us; without one, for good.
@@ -96,11 +113,26 @@ impl LostTasks {
         self.list.drain(..).filter_map(|lost| lost.loss).for_each(|number| self.bus.end_loss(number));
     }
 
-    /// The target has taken a login of the same initiator port at the portal group `tag`, which has ended the session before it: all
-    /// that was sent over that one is quiet. Says how many.
-    pub(super) fn reinstated(&mut self, tag: Option<u16>, done: &mut TaskDone) -> Option<usize> {
-        // A target that does not say which portal group it is may be another one.
-        let same = |lost: &Lost| tag.is_some() && lost.portal_group == tag;
+    /// A target has taken a login of the same initiator port at the portal group `tag`, at the last of these addresses, where each of those
+    /// before has sent us to the next. It has ended the session before it, if that was a session of this target: all that was sent over it is
+    /// quiet. `portals_prove`: what the configuration names is all one target. Says how many.
+    ///
+    /// Two machines may show one name and one tag. Which target it is, is known only where the lost session was at the same address, or where
+    /// whoever is at that has sent us from there.
+    pub(super) fn reinstated(
+        &mut self,
+        tag: Option<u16>,
+        way: &[SocketAddr],
+        portals_prove: bool,
+        done: &mut TaskDone,
+    ) -> Option<usize> {
+        let same = |lost: &Lost| {
+            // One that does not say which portal group it is may be another one.
+            let Some(place) = lost.place.filter(|place| tag.is_some() && place.portal_group == tag) else {
+                return false;
+            };
+            way.contains(&place.address) || portals_prove && place.configured
+        };
         self.release(Proof::Reinstated, same, done)
     }
 
@@ -161,6 +193,10 @@ mod tests {
         Bus::new("bus", Arc::new(Nowhere), Duration::ZERO)
     }
 
+    fn address(n: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], n))
+    }
+
     fn ended(done: &mut TaskDone) -> Vec<u64> {
         done.ends.drain(..).map(|end| end.tag).collect()
     }
@@ -169,8 +205,9 @@ mod tests {
     fn each_loss_has_its_own_bound_and_its_own_portal_group() {
         let (at, bound) = (Time::from_millis, Duration::from_millis(100));
         let mut lost = LostTasks::new(4, bus());
+        let here = address(1);
         for (tag, group, closed) in [(1, Some(1), 1000), (2, Some(2), 1060), (3, None, 1070)] {
-            lost.set_portal_group(group);
+            lost.set_place(Place::at_the_end_of(&[here], group));
             lost.add(tag, Code::PathLost, None);
             lost.closed(at(closed), bound, Some(Duration::ZERO));
         }
@@ -181,10 +218,43 @@ mod tests {
         assert_eq!(ended(&mut done), [1]);
         for (group, quiet) in [(Some(3), &[][..]), (None, &[]), (Some(2), &[2])] {
             let released = (!quiet.is_empty()).then_some(quiet.len());
-            assert_eq!((lost.reinstated(group, &mut done), ended(&mut done)), (released, quiet.to_vec()), "{group:?}");
+            assert_eq!(
+                (lost.reinstated(group, &[here], false, &mut done), ended(&mut done)),
+                (released, quiet.to_vec()),
+                "{group:?}"
+            );
         }
         lost.expired(at(1170), &mut done);
         assert_eq!((ended(&mut done), lost.is_empty(), lost.due()), (vec![3], true, None));
+    }
+
+    /// Two machines may show one name and one portal group tag.
+    #[test]
+    fn a_login_proves_over_what_was_sent_to_the_same_target() {
+        let all = [1, 2, 3, 4].map(address);
+        // The way of the lost session, that of the login, whether the portals that are configured prove, and whether it is quiet.
+        let cases: [(&[SocketAddr], &[SocketAddr], bool, bool); 10] = [
+            (&all[..1], &all[..1], false, true),
+            (&all[..1], &all[1..2], false, false),
+            (&all[..1], &all[1..2], true, true),
+            // The target that we were at has sent us on, or another one has.
+            (&all[..1], &all[..2], false, true),
+            (&all[..1], &all[..3], false, true),
+            (&all[1..2], &all[2..4], false, false),
+            (&all[1..2], &all[2..4], true, true),
+            // A target has sent us to where the lost session was, and that is where we are again, or are not.
+            (&all[..2], &all[1..2], false, true),
+            (&all[..2], &all[..1], true, false),
+            (&all[..2], &[all[0], all[2]], true, false),
+        ];
+        for (before, way, portals_prove, quiet) in cases {
+            let (mut lost, mut done) = (LostTasks::new(4, bus()), TaskDone::default());
+            lost.set_place(Place::at_the_end_of(before, Some(1)));
+            lost.add(1, Code::PathLost, None);
+            lost.closed(Time::from_millis(1), Duration::from_secs(1), None);
+            let released = lost.reinstated(Some(1), way, portals_prove, &mut done);
+            assert_eq!(released, quiet.then_some(1), "{before:?}, {way:?}, {portals_prove}");
+        }
     }
 
     /// What the target had not taken, what is left to the session for now, and what was lost after the proof was asked for wait on.
@@ -213,7 +283,7 @@ mod tests {
         assert_eq!(lost.proven_elsewhere(at(1111), &mut done), Some((2, Proof::UnitReset)));
         assert!(done.ends.iter().all(|end| end.proof == Proof::UnitReset) && ended(&mut done) == [1, 4]);
         assert!(bus.last_loss(unit(0).unwrap()).is_some_and(|open| open > asked), "the younger loss is open still");
-        lost.set_portal_group(Some(1));
+        lost.set_place(Place::at_the_end_of(&[address(1)], Some(1)));
         lost.expired(at(2000), &mut done);
         assert_eq!((ended(&mut done), bus.last_loss(unit(1).unwrap())), (vec![2, 3], None), "by its bound");
         lost.abandon();
