@@ -117,6 +117,15 @@ impl Conn {
         }
     }
 
+    /// Would it take a PDU now? Not while too much waits to be sent or to be done.
+    #[inline]
+    pub(crate) fn is_taking(&self) -> bool {
+        match self {
+            Conn::Nvme(c) => c.is_taking(),
+            Conn::Iscsi(c) => c.is_taking(),
+        }
+    }
+
     /// Does what is due by now.
     pub(crate) fn tick(&mut self, env: &Env<'_>) {
         match self {

@@ -5,6 +5,8 @@
 //! through epoll.
 
 mod reactive;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use reactive::Reactive;
 
@@ -34,6 +36,8 @@ const COLD_AFTER: u32 = 512;
 const NAP_US: u64 = 50_000;
 /// How long a connection that was given up may stay to let the host read why.
 const LINGER_US: u64 = 1_000_000;
+/// How long a host may take to read what a connection that ends has to say.
+const FLUSH_US: u64 = 10_000_000;
 
 /// One thread's loop.
 pub(crate) struct Shell {
@@ -388,6 +392,8 @@ impl Shell {
             trickle: None,
             quiet_until_us: 0,
             linger_until_us: None,
+            flush_until_us: None,
+            held_back: false,
             dead: false,
         }));
         self.heat(i);
@@ -490,6 +496,15 @@ impl Shell {
                 }
                 token => {
                     let i = token as usize;
+                    let (flags, over) = (event.flags, epoll::EventFlags::ERR | epoll::EventFlags::HUP);
+                    if let Some(Some(sock)) = self.socks.get_mut(i)
+                        && flags.intersects(over)
+                        && sock.is_full()
+                    {
+                        // Reading would tell, and there is no room to read.
+                        sock.dead = true;
+                        self.settle(i, now_us);
+                    }
                     if self.socks.get(i).is_some_and(|s| s.as_ref().is_some_and(|s| !s.hot)) {
                         self.heat(i);
                         moved |= self.service(i, now_us);
@@ -519,26 +534,39 @@ impl Shell {
                 (sock.start, sock.end) = (0, 0);
                 return came;
             }
-            let env = Env { now_us, rooms: &self.rooms, rules: &self.rules };
-            let before = sock.conn.is_joined();
-            moved = sock.take_in(&env) || came;
-            if before != sock.conn.is_joined() {
-                // A controller was found: faults may name it, and its keep alive has a deadline.
-                self.next_timer_us = 0;
-                self.apply_rules(i, now_us);
-            }
+            moved = self.take_in(i, now_us) || came;
         }
         self.settle(i, now_us);
         moved
     }
 
-    /// Sends what waits and ends what is over.
+    /// Lets a connection have what was received. `true` when it took something.
+    #[inline]
+    fn take_in(&mut self, i: usize, now_us: u64) -> bool {
+        let Some(sock) = &mut self.socks[i] else { return false };
+        let env = Env { now_us, rooms: &self.rooms, rules: &self.rules };
+        let before = sock.conn.is_joined();
+        let took = sock.take_in(&env);
+        if before != sock.conn.is_joined() {
+            // A controller was found: faults may name it, and its keep alive has a deadline.
+            self.next_timer_us = 0;
+            self.apply_rules(i, now_us);
+        }
+        took
+    }
+
+    /// Sends what waits, goes on with what was left until there was room, and ends what is over.
     #[inline]
     fn settle(&mut self, i: usize, now_us: u64) {
-        let Some(sock) = &mut self.socks[i] else { return };
-        if let Some(engine) = &mut self.engine {
-            sock.give_orders(engine);
+        loop {
+            self.send(i, now_us);
+            // Nothing more may come that would wake us for it.
+            let goes_on = self.socks[i].as_ref().is_some_and(|sock| sock.may_go_on());
+            if !goes_on || !self.take_in(i, now_us) {
+                break;
+            }
         }
+        let Some(sock) = &mut self.socks[i] else { return };
         if sock.frozen {
             if sock.conn.ending().is_some() {
                 // Its controller is gone, but the network has eaten the connection: nobody is told.
@@ -546,32 +574,18 @@ impl Shell {
             }
             return;
         }
-        if sock.conn.out().len() == 0 {
-            sock.blocked = false;
-        } else if !sock.stalled {
-            let listener = &self.rooms.listeners[sock.conn.info().listener];
-            sock.flush(listener, now_us);
-        }
+        self.end_flushed(i, now_us);
+        let Some(sock) = &mut self.socks[i] else { return };
         let deadline_us =
             sock.conn.deadline_us().min(if sock.quiet_until_us > now_us { sock.quiet_until_us } else { u64::MAX });
         self.next_timer_us = self.next_timer_us.min(deadline_us);
-        if sock.conn.ending() == Some(Ending::AfterFlush)
-            && sock.conn.out().len() == 0
-            && sock.linger_until_us.is_none()
-        {
-            let _ = shutdown(&sock.fd, Shutdown::Write);
-            sock.linger_until_us = Some(now_us + LINGER_US);
-            self.next_timer_us = self.next_timer_us.min(now_us + LINGER_US);
-            self.let_go(i);
-        }
-        let Some(sock) = &mut self.socks[i] else { return };
         let over = sock.dead || sock.conn.ending() == Some(Ending::Now);
         if over {
             self.drop_sock(i);
             return;
         }
         let mut interest = epoll::EventFlags::empty();
-        interest.set(epoll::EventFlags::IN, now_us >= sock.quiet_until_us);
+        interest.set(epoll::EventFlags::IN, now_us >= sock.quiet_until_us && !sock.is_full());
         interest.set(epoll::EventFlags::OUT, sock.blocked);
         if interest != sock.interest {
             sock.interest = interest;
@@ -579,6 +593,42 @@ impl Shell {
                 tracing::warn!(%error, "epoll");
             }
         }
+    }
+
+    /// Takes what a connection wants of disks beneath there, and sends what waits.
+    #[inline]
+    fn send(&mut self, i: usize, now_us: u64) {
+        let Some(sock) = &mut self.socks[i] else { return };
+        if let Some(engine) = &mut self.engine {
+            sock.give_orders(engine);
+        }
+        if sock.conn.out().len() == 0 {
+            sock.blocked = false;
+        } else if !sock.stalled && !sock.frozen {
+            let listener = &self.rooms.listeners[sock.conn.info().listener];
+            sock.flush(listener, now_us);
+        }
+    }
+
+    /// A connection that is to end after its output has a limit for that; then the host may read why.
+    fn end_flushed(&mut self, i: usize, now_us: u64) {
+        let Some(sock) = &mut self.socks[i] else { return };
+        if sock.conn.ending() != Some(Ending::AfterFlush) || sock.linger_until_us.is_some() {
+            return;
+        }
+        if sock.conn.out().len() > 0 {
+            // What a fault of ours holds back is not the host's doing.
+            if sock.blocked && !sock.stalled {
+                let until_us = *sock.flush_until_us.get_or_insert(now_us + FLUSH_US);
+                sock.dead |= now_us >= until_us;
+                self.next_timer_us = self.next_timer_us.min(until_us);
+            }
+            return;
+        }
+        let _ = shutdown(&sock.fd, Shutdown::Write);
+        sock.linger_until_us = Some(now_us + LINGER_US);
+        self.next_timer_us = self.next_timer_us.min(now_us + LINGER_US);
+        self.let_go(i);
     }
 
     /// Nothing more becomes of what a connection wanted; what is with a disk beneath is a ghost.

@@ -36,6 +36,10 @@ pub(crate) struct Sock {
     pub(crate) trickle: Option<(usize, u64)>,
     pub(crate) quiet_until_us: u64,
     pub(crate) linger_until_us: Option<u64>,
+    /// It ends once everything has been sent, and is given no longer than this for it.
+    pub(crate) flush_until_us: Option<u64>,
+    /// The connection has left what it was given, until something has left or is over.
+    pub(crate) held_back: bool,
     pub(crate) dead: bool,
 }
 
@@ -86,11 +90,24 @@ impl Sock {
         self.start += taken;
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-        } else if self.end > self.rx.len() / 2 {
+        } else if self.start > 0 && self.end > self.rx.len() / 2 {
             self.rx.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
+        self.held_back = self.end > 0 && !self.conn.is_taking();
         taken > 0
+    }
+
+    /// There is no room for what comes, and none is made by throwing it away.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.end == self.rx.len() && !self.stalled && self.linger_until_us.is_none()
+    }
+
+    /// The connection may have what it has left before.
+    #[inline]
+    pub(crate) fn may_go_on(&self) -> bool {
+        self.held_back && !self.frozen && !self.stalled && self.linger_until_us.is_none() && self.conn.is_taking()
     }
 
     /// Reads and throws away.

@@ -165,8 +165,7 @@ impl Conn {
         if !bytes.is_empty() {
             self.heard_us = env.now_us;
         }
-        let waits = |phase: &Phase| matches!(phase, Phase::Waiting(..));
-        while self.ending.is_none() && self.out.len() < OUT_LIMIT && self.reading < STAGE_LIMIT && !waits(&self.phase) {
+        while self.ending.is_none() && self.is_taking() {
             match self.pdu(env, &bytes[at..]) {
                 Ok(0) => break,
                 Ok(n) => at += n,
@@ -179,6 +178,13 @@ impl Conn {
         }
         self.publish();
         if self.ending.is_some() { bytes.len() } else { at }
+    }
+
+    /// Would it take a PDU now? What comes at its end is thrown away.
+    #[inline]
+    pub(crate) fn is_taking(&self) -> bool {
+        let waits = matches!(self.phase, Phase::Waiting(..));
+        self.ending.is_some() || self.out.len() < OUT_LIMIT && self.reading < STAGE_LIMIT && !waits
     }
 
     /// Sees whether the session is over and whether the disks have changed.

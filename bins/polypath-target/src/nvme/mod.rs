@@ -196,7 +196,7 @@ impl Conn {
                 self.namespaces = env.nvme.subsystems[self.subsystem].store.disks();
             }
         }
-        while self.ending.is_none() && self.out.len() < OUT_LIMIT && self.reading < STAGE_LIMIT {
+        while self.ending.is_none() && self.is_taking() {
             let rest = &bytes[at..];
             match self.pdu(env, rest) {
                 Ok(0) => break,
@@ -209,6 +209,12 @@ impl Conn {
         }
         self.publish();
         if self.ending.is_some() { bytes.len() } else { at }
+    }
+
+    /// Would it take a PDU now? What comes at its end is thrown away.
+    #[inline]
+    pub(crate) fn is_taking(&self) -> bool {
+        self.ending.is_some() || self.out.len() < OUT_LIMIT && self.reading < STAGE_LIMIT
     }
 
     /// Does what is due by now: delayed commands, transfers that waited for room, a Connect that takes too long.

@@ -1,0 +1,83 @@
+//! The loop of a thread over real sockets, with a clock that is driven.
+
+use super::*;
+use crate::config::{ListenerConfig, TargetConfig};
+use crate::mail::ThreadHandle;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+
+/// More than may wait to be sent while PDUs are taken.
+const MUCH: usize = 8 << 20;
+
+/// A shell with one connection, which has much to say, and the host's end of it.
+fn talkative() -> (Shell, UnixStream) {
+    let config = TargetConfig { listeners: vec![ListenerConfig::new("127.0.0.1:1")], ..TargetConfig::default() };
+    let rooms = Arc::new(Rooms::driven(config, &["127.0.0.1:1".parse().unwrap()]).unwrap());
+    assert!(rooms.threads.set(vec![ThreadHandle::new().unwrap()]).is_ok());
+    let mut shell = Shell::new(Seat::new(0, rooms, Vec::new()).unwrap());
+    let (ours, host) = UnixStream::pair().unwrap();
+    [&ours, &host].map(|end| end.set_nonblocking(true).unwrap());
+    let info = Arc::new(ConnInfo { id: 1, queue: u32::MAX.into(), ..ConnInfo::default() });
+    shell.adopt(ours.into(), info, 0);
+    shell.socks[0].as_mut().unwrap().conn.out_mut().zeroes(MUCH);
+    shell.turn(0);
+    (shell, host)
+}
+
+/// Sends until nobody takes any more.
+fn fill(shell: &mut Shell, mut host: &UnixStream) {
+    for _ in 0..10_000 {
+        let sent = host.write(&[0; 16 << 10]);
+        if !shell.turn(0) && sent.is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
+            return;
+        }
+    }
+    panic!("all of it is taken");
+}
+
+/// Sockets that epoll would wake the thread for.
+fn ready(shell: &mut Shell) -> usize {
+    shell.calm_down();
+    let mut list = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
+    epoll::wait(&shell.epoll, &mut list[..], Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap()
+}
+
+#[test]
+fn a_host_that_sends_and_does_not_read_wakes_nobody() {
+    let (mut shell, mut host) = talkative();
+    fill(&mut shell, &host);
+    assert_eq!(ready(&mut shell), 0, "there is nothing to be done");
+    // When it reads, what it has sent is looked at: it is no NVMe/TCP, and that is said last.
+    let (mut got, mut buffer) = (0, vec![0; 1 << 20]);
+    for _ in 0..10_000 {
+        shell.turn(0);
+        match host.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => got += n,
+            Err(e) => assert_eq!(e.kind(), ErrorKind::WouldBlock),
+        }
+    }
+    assert!(got > MUCH, "{got} octets came, and nothing after what waited");
+}
+
+#[test]
+fn a_host_that_has_gone_is_noticed_without_room_to_read() {
+    let (mut shell, host) = talkative();
+    fill(&mut shell, &host);
+    drop(host);
+    shell.calm_down();
+    shell.wait(0, 0);
+    assert!(shell.socks[0].is_none());
+}
+
+#[test]
+fn a_connection_that_ends_does_not_wait_for_ever_to_be_read() {
+    let (mut shell, host) = talkative();
+    shell.socks[0].as_mut().unwrap().conn.end(Ending::AfterFlush);
+    shell.settle(0, 0);
+    for (now_us, there) in [(1, true), (FLUSH_US - 1, true), (FLUSH_US, false)] {
+        shell.turn(now_us);
+        assert_eq!(shell.socks[0].is_some(), there, "after {now_us} µs");
+    }
+    drop(host);
+}
