@@ -138,10 +138,11 @@ impl Conn {
     /// Asks every thread to end the tasks of other sessions, and answers when all have.
     fn quest(&mut self, env: &Env<'_>, itt: Itt, unit: Option<u32>, tell: bool, whose: Whose, then: Then) {
         let Some(session) = self.session.clone() else { return };
-        if self.quests.len() >= QUESTS {
+        // Threads answer to a tag: a second one of the same would have the answers of the first.
+        if self.quests.len() >= QUESTS || self.quests.iter().any(|quest| quest.itt == itt) {
             return match then {
                 Then::Function(_) => self.task_response(env, itt, TaskResult::Rejected),
-                // One that asks for so much at a time is given up.
+                // One that asks for so much at a time, or with a tag that it waits for, is given up.
                 Then::Command(_) | Then::Logout(_) => self.ending = Some(Ending::Now),
             };
         }

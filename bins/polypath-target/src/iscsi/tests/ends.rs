@@ -85,6 +85,22 @@ fn functions_are_answered_when_their_tasks_are_quiet() {
 }
 
 #[test]
+fn a_tag_that_waits_for_its_answer_is_not_taken_again() {
+    let iscsi = target(|_| ());
+    let mut wire = Wire::new(&iscsi, 7, Offer::default());
+    assert!(wire.task(TaskFunction::LogicalUnitReset, 0, None).is_empty(), "threads are asked");
+    wire.next -= 1;
+    assert_eq!(results(&wire.task(TaskFunction::ClearTaskSet, 1, None)), [TaskResult::Rejected]);
+    deliver(&iscsi, &mut [&mut wire.conn]);
+    assert_eq!(results(&wire.answers()), [TaskResult::Complete]);
+    wire.next -= 1;
+    assert!(wire.task(TaskFunction::ClearTaskSet, 1, None).is_empty(), "the tag is free again");
+    deliver(&iscsi, &mut [&mut wire.conn]);
+    assert_eq!(results(&wire.answers()), [TaskResult::Complete]);
+    wire.close();
+}
+
+#[test]
 fn preempting_aborts_before_it_is_answered() {
     let iscsi = target(|_| ());
     let mut one = Wire::new(&iscsi, 7, Offer::default());
