@@ -215,7 +215,13 @@ impl Shell {
                 }
                 let store = self.rooms.stores.get(what.store);
                 let meant = |index: usize| store.is_some_and(|store| store.is_on(index, what.unit));
-                if !self.engine.as_mut().is_some_and(|engine| engine.watch(meant, reply)) {
+                let waits = self.engine.as_mut().is_some_and(|engine| {
+                    // Hosts that come, ask and go are not to gather while a disk does not answer.
+                    let there = lock(&rooms.conns);
+                    engine.forget(|conn| !there.contains_key(&conn));
+                    engine.watch(meant, reply)
+                });
+                if !waits {
                     self.rooms.send(reply, Msg::Quiet { to: reply });
                 }
             }

@@ -62,6 +62,18 @@ impl Engine {
     /// Connection `conn` has ended, or nothing of it is wanted any more.
     pub(crate) fn abandon(&mut self, conn: u64) {
         self.cancel(conn, None);
+        self.forget(|waiting| waiting == conn);
+    }
+
+    /// Connections of which `gone` says so wait for nothing any more. Those of other threads are not abandoned here.
+    pub(crate) fn forget(&mut self, gone: impl Fn(u64) -> bool) {
+        self.waiters.retain(|waiter| !gone(waiter.reply.conn));
+    }
+
+    /// How many wait until ghosts are gone.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiters.len()
     }
 
     fn cancel(&mut self, conn: u64, tag: Option<u32>) {

@@ -175,6 +175,27 @@ fn what_was_given_up_is_not_quiet_before_it_came_back() {
 }
 
 #[test]
+fn who_has_gone_waits_for_nothing() {
+    let mut rig = Rig::new(Limits::UNLIMITED);
+    rig.script.hold(&[Op::Write]);
+    write(&mut rig, 1, 1, 0, 1, 1);
+    rig.pump();
+    rig.engine.abandon(1);
+    let asks = |conn, tag| Address { thread: 1, conn, tag };
+    for (conn, tag) in [(7, 1), (7, 2), (8, 1), (9, 1)] {
+        assert!(rig.engine.watch(|_| true, asks(conn, tag)));
+    }
+    rig.engine.abandon(7);
+    assert_eq!(rig.engine.waiting(), 2);
+    rig.engine.forget(|conn| conn == 8);
+    assert_eq!(rig.engine.waiting(), 1);
+    rig.script.hold(&[]);
+    rig.pump();
+    assert_eq!(rig.quiet, [asks(9, 1)]);
+    rig.finish();
+}
+
+#[test]
 fn what_a_device_tells_of_itself_is_followed() {
     let rig = Rig::new(Limits::UNLIMITED);
     rig.disk.follow();
