@@ -7,11 +7,12 @@ use crate::mail::{Address, Msg, ThreadHandle};
 use crate::media::Beneath;
 use crate::store::{Media, Store};
 use polypath::Stack;
+use polypath_block::{LogLimit, Time};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -112,6 +113,7 @@ pub(crate) struct Shared {
     pub(crate) next_conn: AtomicU64,
     pub(crate) stopping: AtomicBool,
     pub(crate) counters: Counters,
+    pub(crate) log: HostLog,
     /// How often the power came, as SMART tells it.
     pub(crate) power_cycles: AtomicU64,
 }
@@ -135,6 +137,36 @@ pub(crate) struct Counters {
     pub(crate) digest_errors: AtomicU64,
     pub(crate) controllers: AtomicU64,
     pub(crate) sessions: AtomicU64,
+}
+
+/// What hosts have us log, of each kind one line a second at most: who sends a million bad PDUs is not to fill a disk with what is said of
+/// them.
+#[derive(Debug)]
+pub(crate) struct HostLog {
+    /// Hosts that did not get a connection.
+    pub(crate) accept: LogLimit,
+    /// Hosts that were not let in.
+    pub(crate) login: LogLimit,
+    /// Connections that were given up.
+    pub(crate) ended: LogLimit,
+    /// PDUs that were refused, or data that do not fit.
+    pub(crate) refused: LogLimit,
+    /// Task management.
+    pub(crate) tasks: LogLimit,
+}
+
+impl Default for HostLog {
+    fn default() -> HostLog {
+        let [accept, login, ended, refused, tasks] = [(); 5].map(|()| LogLimit::new(1, Duration::from_secs(1)));
+        HostLog { accept, login, ended, refused, tasks }
+    }
+}
+
+impl HostLog {
+    /// How many lines of a kind were left out since the last, if there may be one at this target time.
+    pub(crate) fn may(limit: &LogLimit, now_us: u64) -> Option<u64> {
+        limit.may_log(Time::ZERO.after(Duration::from_micros(now_us)))
+    }
 }
 
 impl Shared {
@@ -200,6 +232,7 @@ impl Shared {
             next_conn: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
             counters: Counters::default(),
+            log: HostLog::default(),
         })
     }
 

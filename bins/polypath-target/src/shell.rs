@@ -15,7 +15,7 @@ use crate::faults::{Kind, Rules};
 use crate::mail::{ListenerAction, Msg};
 use crate::media::beneath::Engine;
 use crate::rooms::Rooms;
-use crate::shared::{ConnInfo, lock};
+use crate::shared::{ConnInfo, HostLog, lock};
 use crate::sock::Sock;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
@@ -45,6 +45,8 @@ pub(crate) struct Shell {
     rooms: Arc<Rooms>,
     epoll: OwnedFd,
     listeners: Vec<Option<TcpListener>>,
+    /// Listeners that are not listened to until the next look at the time: a host could not be taken.
+    paused: Vec<usize>,
     socks: Vec<Option<Box<Sock>>>,
     hot: Vec<usize>,
     rules: Rules,
@@ -86,6 +88,7 @@ impl Shell {
             rooms,
             epoll,
             listeners: listeners.into_iter().map(Some).collect(),
+            paused: Vec::new(),
             socks: Vec::new(),
             hot: Vec::new(),
             rules: Rules::default(),
@@ -333,13 +336,20 @@ impl Shell {
                 Ok(accepted) => accepted,
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    tracing::warn!(%error, "accept");
+                    if let Some(others) = HostLog::may(&self.rooms.log.accept, now_us) {
+                        tracing::warn!(%error, others, "a host could not be taken");
+                    }
+                    // What is missing, descriptors mostly, is not there the next moment.
+                    let _ = epoll::delete(&self.epoll, listener);
+                    self.paused.push(index);
                     return;
                 }
             };
             let mut conns = lock(&self.rooms.conns);
             if conns.len() >= self.rooms.config.max_connections {
-                tracing::warn!(%peer, limit = conns.len(), "too many connections; closed");
+                if let Some(others) = HostLog::may(&self.rooms.log.accept, now_us) {
+                    tracing::warn!(%peer, limit = conns.len(), others, "too many connections; closed");
+                }
                 continue;
             }
             if stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_err() {
@@ -660,6 +670,15 @@ impl Shell {
         self.next_timer_us = now_us + NAP_US;
         let (rooms, rules) = (self.rooms.clone(), self.rules.clone());
         let env = Env { now_us, rooms: &rooms, rules: &rules };
+        for index in std::mem::take(&mut self.paused) {
+            if let Some(Some(listener)) = self.listeners.get(index)
+                && !rooms.listeners[index].dropped.load(Ordering::Acquire)
+            {
+                // One that was opened again is there already.
+                let token = epoll::EventData::new_u64(LISTENER + index as u64);
+                let _ = epoll::add(&self.epoll, listener, token, epoll::EventFlags::IN);
+            }
+        }
         if self.index == 0 {
             rooms.apply_held(now_us);
             self.next_timer_us = self.next_timer_us.min(rooms.held.next_us());

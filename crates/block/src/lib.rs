@@ -2,7 +2,8 @@
 //!
 //! **Knows:** requests ([`Io`]), memory references ([`Segment`], [`SegTable`]), outcomes ([`Status`], [`Scope`], [`Suspect`]),
 //! the data-plane traits ([`IoQueue`], and [`ControllerQueue`] for controllers with several units), the control-plane trait
-//! ([`Device`]) and its optional powers ([`Reservations`], [`Passthrough`], [`CrossFence`]), proofs of quiet ([`Fence`]), limits and splitting, identities, and the URI that names any disk.
+//! ([`Device`]) and its optional powers ([`Reservations`], [`Passthrough`], [`CrossFence`]), proofs of quiet ([`Fence`]), limits and splitting, identities, the URI that names any disk,
+//! and how much others may have us log ([`LogLimit`]).
 //!
 //! **Refuses to know:** sockets, clocks, threads, allocators of DMA memory, any protocol. It imports no other crate of the workspace.
 //!
@@ -30,6 +31,7 @@ mod fence;
 mod identity;
 mod io;
 mod limits;
+mod log_limit;
 mod parked;
 mod passthrough;
 mod queue;
@@ -49,6 +51,7 @@ pub use fence::{Fence, FenceState, FenceTerms, Proof};
 pub use identity::{CacheDomain, Identifier, IdentifierError, Identity, Verdict};
 pub use io::{Flags, Io, Op};
 pub use limits::{Limits, LimitsError, Part, Splitter};
+pub use log_limit::LogLimit;
 pub use parked::Parked;
 pub use passthrough::{
     CommandClass, CommandSet, LONGEST_PASSTHROUGH, MOST_PASSTHROUGH_BYTES, NvmeCommand, NvmeScope, Passthrough,

@@ -1,47 +1,16 @@
 //! What front-ends and guests may have done only so often: lines in the log, and writes of what is kept for the next server.
 
 use crate::settings::KeepWriteThrough;
-use polypath_block::Time;
-use std::sync::atomic::{AtomicU64, Ordering};
+use polypath_block::LogLimit;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Between two lines of a kind, once there were as many as may come at once.
 pub(crate) const LOG_PAUSE: Duration = Duration::from_secs(10);
 
-/// As many lines at once as somebody may want to read, then one each ten seconds; and how many there would have been besides. Belongs to the
-/// thread that logs; shared only to outlive it.
-#[derive(Debug)]
-pub(crate) struct LogLimit {
-    most: u32,
-    /// When all that were logged have been earned, in nanoseconds of a [`Time`].
-    earned: AtomicU64,
-    others: AtomicU64,
-}
-
-impl LogLimit {
-    /// `most` at once.
-    pub(crate) fn new(most: u32) -> LogLimit {
-        LogLimit { most, earned: AtomicU64::new(0), others: AtomicU64::new(0) }
-    }
-
-    /// How many lines were left out since the last, if there may be one now.
-    pub(crate) fn may_log(&self, now: Time) -> Option<u64> {
-        let earned = Time::from_nanos(self.earned.load(Ordering::Relaxed)).max(now);
-        if earned > now.after(LOG_PAUSE * (self.most - 1)) {
-            self.others.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        self.earned.store(earned.after(LOG_PAUSE).as_nanos(), Ordering::Relaxed);
-        Some(self.others.swap(0, Ordering::Relaxed))
-    }
-}
-
-impl Default for LogLimit {
-    /// One at a time.
-    fn default() -> Self {
-        LogLimit::new(1)
-    }
+/// `most` lines of a kind at once, then one in each [`LOG_PAUSE`].
+pub(crate) const fn log_limit(most: u32) -> LogLimit {
+    LogLimit::new(most, LOG_PAUSE)
 }
 
 /// Keeps a word of the guest for the server after this one.
@@ -121,29 +90,6 @@ impl Keeper {
 mod tests {
     use super::*;
     use std::sync::Arc;
-
-    #[test]
-    fn some_lines_at_once_and_one_now_and_then() {
-        let limit = LogLimit::new(3);
-        let at = |seconds: u64| limit.may_log(Time::from_millis(1000 * seconds));
-        assert_eq!([at(0), at(0), at(1), at(1), at(9)], [Some(0), Some(0), Some(0), None, None]);
-        assert_eq!([at(10), at(11), at(19), at(20)], [Some(2), None, None, Some(2)]);
-        assert_eq!(
-            [at(1000), at(1000), at(1000), at(1000)],
-            [Some(0), Some(0), Some(0), None],
-            "no more than at first"
-        );
-    }
-
-    #[test]
-    fn one_line_in_ten_seconds_tells_of_the_others() {
-        let limit = LogLimit::default();
-        let at = |millis| Time::from_millis(millis);
-        assert_eq!(limit.may_log(at(0)), Some(0));
-        assert_eq!((limit.may_log(at(1)), limit.may_log(at(9_999))), (None, None));
-        assert_eq!(limit.may_log(at(10_000)), Some(2));
-        assert_eq!(limit.may_log(at(10_001)), None);
-    }
 
     fn keeper(pause: Duration) -> (Keeper, Arc<Mutex<Vec<bool>>>) {
         let list = Arc::new(Mutex::new(Vec::new()));

@@ -2,14 +2,14 @@
 
 use crate::config::ConfigSpace;
 use crate::control;
-use crate::limits::{Keeper, LOG_PAUSE, LogLimit};
+use crate::limits::{Keeper, LOG_PAUSE, log_limit};
 use crate::mailbox::{Answer, CommandError, wait};
 use crate::poller::VringConfig;
 use crate::request::ID_BYTES;
 use crate::session::Refusal;
 use crate::settings::{ServerConfig, ServerError};
 use crate::stats::{Counters, VringStatistics};
-use polypath_block::{Armed, Cx, Poller, Turn, Waits};
+use polypath_block::{Armed, Cx, LogLimit, Poller, Turn, Waits};
 use polypath_net::{Closer, Peer, UnixSocket};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
@@ -266,8 +266,8 @@ impl Server {
             writeback: AtomicBool::new(!config.write_through),
             keeper: Keeper::new(config.keep_write_through.clone(), config.write_through, KEEP_PAUSE),
             config_space: Mutex::new(None),
-            refusals: LogLimit::default(),
-            visits: LogLimit::new(VISITS_AT_ONCE),
+            refusals: log_limit(1),
+            visits: log_limit(VISITS_AT_ONCE),
             closer: Closer::default(),
             peer: Peer::new(HELPERS_PER_VRING * usize::from(config.num_queues)),
             stop,

@@ -1,6 +1,7 @@
 //! Counters of one vring, read from any thread.
 
-use crate::limits::LogLimit;
+use crate::limits::log_limit;
+use polypath_block::LogLimit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What a vring has done since the server started.
@@ -39,7 +40,7 @@ pub(crate) struct Counters {
 }
 
 /// What keeps the log of one vring short, over all front-ends.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LogLimits {
     /// The guest broke its ring.
     pub(crate) broken: LogLimit,
@@ -51,6 +52,14 @@ pub(crate) struct LogLimits {
     pub(crate) segments: LogLimit,
     /// The last flush failed.
     pub(crate) flush: LogLimit,
+}
+
+impl Default for LogLimits {
+    /// One of each at a time.
+    fn default() -> LogLimits {
+        let [broken, notify, way, segments, flush] = [(); 5].map(|()| log_limit(1));
+        LogLimits { broken, notify, way, segments, flush }
+    }
 }
 
 /// Which counter.

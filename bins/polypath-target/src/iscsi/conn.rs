@@ -8,7 +8,7 @@ use crate::faults::Who;
 use crate::media::beneath::Order;
 use crate::out::Out;
 use crate::pool::Pool;
-use crate::shared::ConnInfo;
+use crate::shared::{ConnInfo, HostLog};
 use crate::store::Disk;
 use polypath_block::{SlotKey, Slots};
 use polypath_iscsi::login::{Message, Negotiated, TargetConfig as LoginConfig, TargetLogin, TextServer};
@@ -171,7 +171,9 @@ impl Conn {
                 Ok(n) => at += n,
                 Err(Fatal(why)) => {
                     env.iscsi.shared.counters.terminated.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(conn = self.info.id, peer = ?self.info.peer, why, "connection given up");
+                    if let Some(others) = HostLog::may(&env.iscsi.shared.log.ended, env.now_us) {
+                        tracing::warn!(conn = self.info.id, peer = ?self.info.peer, why, others, "connection given up");
+                    }
                     self.ending = Some(Ending::AfterFlush);
                 }
             }
@@ -209,7 +211,9 @@ impl Conn {
         }
         if matches!(self.phase, Phase::Login(_)) {
             if env.now_us >= self.login_until_us {
-                tracing::warn!(conn = self.info.id, "login takes too long");
+                if let Some(others) = HostLog::may(&env.iscsi.shared.log.login, env.now_us) {
+                    tracing::warn!(conn = self.info.id, others, "login takes too long");
+                }
                 self.ending = Some(Ending::Now);
             }
             return;
@@ -295,7 +299,9 @@ impl Conn {
         let header = match Header::parse(bhs, Role::Initiator, &self.agreed.rx) {
             Ok(header) => header,
             Err(error) => {
-                tracing::warn!(conn = self.info.id, %error, "PDU refused");
+                if let Some(others) = HostLog::may(&env.iscsi.shared.log.refused, env.now_us) {
+                    tracing::warn!(conn = self.info.id, %error, others, "PDU refused");
+                }
                 let reason = error.reject_reason().ok_or(Fatal("a PDU that cannot be taken"))?;
                 return self.skip(env, bhs, bytes, reason);
             }
@@ -310,7 +316,9 @@ impl Conn {
             Ok(data) => data,
             Err(error) => {
                 env.iscsi.shared.counters.digest_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(conn = self.info.id, %error, "data refused");
+                if let Some(others) = HostLog::may(&env.iscsi.shared.log.refused, env.now_us) {
+                    tracing::warn!(conn = self.info.id, %error, others, "data refused");
+                }
                 self.bad_data(env, &header, bhs);
                 return Ok(len);
             }
@@ -398,7 +406,9 @@ impl Conn {
             }
         };
         if let Err(error) = parsed {
-            tracing::warn!(conn = self.info.id, %error, "PDU refused");
+            if let Some(others) = HostLog::may(&env.iscsi.shared.log.refused, env.now_us) {
+                tracing::warn!(conn = self.info.id, %error, others, "PDU refused");
+            }
             let reason = error.reject_reason().ok_or(Fatal("a PDU that cannot be read"))?;
             self.reject(env, reason, bhs);
         }

@@ -5,6 +5,7 @@ use super::{Env, Iscsi, Session};
 use crate::conn::Ending;
 use crate::mail::{Address, Msg, Quiesce};
 use crate::media::Party;
+use crate::shared::HostLog;
 use polypath_iscsi::login::{
     Admission, DigestOffer, Identity, LoginError, Message, Name, Negotiated, Offer, SessionType, TargetStep, TextServer,
 };
@@ -32,7 +33,9 @@ impl Conn {
         match step {
             TargetStep::Send(message) => self.send_login(message),
             TargetStep::Refuse(message, error) => {
-                tracing::info!(conn = self.info.id, peer = ?self.info.peer, %error, "login refused");
+                if let Some(others) = HostLog::may(&env.iscsi.shared.log.login, env.now_us) {
+                    tracing::info!(conn = self.info.id, peer = ?self.info.peer, %error, others, "login refused");
+                }
                 self.send_login(message);
                 self.ending = Some(Ending::AfterFlush);
             }

@@ -10,6 +10,7 @@ use crate::conn::Ending;
 use crate::faults::{self, Kind, Operation};
 use crate::mail::{Address, Announcement, Msg, Quiesce};
 use crate::media::Party;
+use crate::shared::HostLog;
 use polypath_block::SlotKey;
 use polypath_iscsi::pdu::{
     AsyncEvent, Itt, LogoutReason, LogoutRequest, LogoutResponse, LogoutResult, Pdu, ScsiCommand, TaskFunction,
@@ -49,7 +50,9 @@ enum Then {
 
 impl Conn {
     pub(super) fn task_request(&mut self, env: &Env<'_>, request: &TaskRequest) {
-        tracing::info!(conn = self.info.id, function = %request.function, itt = ?request.itt, "task management");
+        if let Some(others) = HostLog::may(&env.iscsi.shared.log.tasks, env.now_us) {
+            tracing::info!(conn = self.info.id, function = %request.function, itt = ?request.itt, others, "task management");
+        }
         match self.fault_of(env, Operation::Abort) {
             Some(Kind::Lose { .. }) => return,
             Some(Kind::Refuse) => return self.task_response(env, request.itt, TaskResult::Rejected),

@@ -6,6 +6,7 @@ use super::conn::{Conn, Fatal};
 use super::scsi::{Verdict, sense};
 use crate::conn::Ending;
 use crate::media::beneath::Order;
+use crate::shared::HostLog;
 use polypath_block::SlotKey;
 use polypath_iscsi::pdu::{BHS_LEN, DataOut, Header, Itt, Opcode, RejectReason, Role, ScsiCommand, Ttt};
 use polypath_iscsi::serial::CmdSn;
@@ -280,7 +281,9 @@ impl Conn {
             };
         if !good {
             let verdict = t.verdict.unwrap_or(Verdict::check(sense::WRONG_AMOUNT_OF_DATA));
-            tracing::warn!(conn = self.info.id, ?out, "data that do not fit");
+            if let Some(others) = HostLog::may(&env.iscsi.shared.log.refused, env.now_us) {
+                tracing::warn!(conn = self.info.id, ?out, others, "data that do not fit");
+            }
             return self.fail(env, key, verdict);
         }
         let whole = t.stage.is_empty() && data.len() >= t.want && t.verdict.is_none();

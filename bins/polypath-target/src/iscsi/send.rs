@@ -5,6 +5,7 @@ use super::conn::Conn;
 use super::scsi::Verdict;
 use crate::faults;
 use crate::media::Medium;
+use crate::shared::HostLog;
 use polypath_iscsi::login::LoginError;
 use polypath_iscsi::pdu::{
     AsyncEvent, AsyncMessage, BHS_LEN, CommandResponse, DIGEST_LEN, DataIn, DataInStatus, EncodeError, Framing, Itt,
@@ -233,7 +234,9 @@ impl Conn {
             }
             Err(error) => {
                 let error: LoginError = error;
-                tracing::info!(conn = self.info.id, %error, "text refused");
+                if let Some(others) = HostLog::may(&env.iscsi.shared.log.refused, env.now_us) {
+                    tracing::info!(conn = self.info.id, %error, others, "text refused");
+                }
                 self.reject(env, RejectReason::ProtocolError, bhs);
             }
         }

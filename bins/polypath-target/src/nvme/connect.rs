@@ -4,7 +4,7 @@ use super::state::{Controller, ControllerInner};
 use super::{Conn, Env};
 use crate::conn::Ending;
 use crate::mail::{Address, Msg, Quiesce};
-use crate::shared::lock;
+use crate::shared::{HostLog, lock};
 use polypath_block::Slots;
 use polypath_nvme::fabrics::{CNTLID_DYNAMIC, ConnectRequest, ConnectResponse, InvalidParameter, cattr, fctype};
 use polypath_nvme::properties::Register;
@@ -25,7 +25,9 @@ impl Conn {
                 let response = match self.connect(env, sqe, data) {
                     Ok(cntlid) => ConnectResponse::Connected { cntlid, authentication: 0 },
                     Err(refusal) => {
-                        tracing::info!(conn = self.info.id, ?refusal, "Connect refused");
+                        if let Some(others) = HostLog::may(&env.nvme.shared.log.login, env.now_us) {
+                            tracing::info!(conn = self.info.id, ?refusal, others, "Connect refused");
+                        }
                         refusal
                     }
                 };

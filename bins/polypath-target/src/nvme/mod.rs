@@ -23,7 +23,7 @@ use crate::media::beneath::Order;
 use crate::media::{MediumError, Party};
 use crate::out::Out;
 use crate::pool::Pool;
-use crate::shared::ConnInfo;
+use crate::shared::{ConnInfo, HostLog};
 use crate::store::Disk;
 use polypath_block::{SlotKey, Slots};
 use polypath_nvme::{Cqe, SglDescriptor, Sqe, StatusField};
@@ -220,7 +220,9 @@ impl Conn {
     /// Does what is due by now: delayed commands, transfers that waited for room, a Connect that takes too long.
     pub(crate) fn tick(&mut self, env: &Env<'_>) {
         if self.controller.is_none() && self.ending.is_none() && env.now_us >= self.connect_until_us {
-            tracing::info!(conn = self.info.id, peer = ?self.info.peer, "nobody has connected to a controller");
+            if let Some(others) = HostLog::may(&env.nvme.shared.log.login, env.now_us) {
+                tracing::info!(conn = self.info.id, peer = ?self.info.peer, others, "nobody has connected to a controller");
+            }
             self.ending = Some(Ending::Now);
         }
         let dead = || self.controller.as_ref().is_some_and(|c| c.dead.load(Ordering::Acquire));
@@ -395,7 +397,9 @@ impl Conn {
             kind::H2C_DATA => self.h2c_data(env, pdu, header.flags, data, good)?,
             _ => {
                 let (fes, info) = (wire::u16_at(pdu, 8), wire::u32_at(pdu, 10));
-                tracing::warn!(conn = self.info.id, fes, info, "host terminates the connection");
+                if let Some(others) = HostLog::may(&env.nvme.shared.log.ended, env.now_us) {
+                    tracing::warn!(conn = self.info.id, fes, info, others, "host terminates the connection");
+                }
                 self.ending = Some(Ending::Now);
             }
         }
@@ -601,7 +605,10 @@ impl Conn {
     #[cold]
     fn terminate(&mut self, env: &Env<'_>, fatal: Fatal, pdu: &[u8]) {
         env.nvme.shared.counters.terminated.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(conn = self.info.id, peer = ?self.info.peer, fes = ?fatal.fes, info = fatal.info, why = fatal.why, "connection terminated");
+        if let Some(others) = HostLog::may(&env.nvme.shared.log.ended, env.now_us) {
+            let (peer, fes, info, why) = (self.info.peer, fatal.fes, fatal.info, fatal.why);
+            tracing::warn!(conn = self.info.id, ?peer, ?fes, info, why, others, "connection terminated");
+        }
         let hlen = pdu.get(2).map_or(0, |&h| usize::from(h)).max(wire::CH);
         let request = fatal.request(&pdu[..pdu.len().min(hlen)]);
         self.out.bytes(&request);

@@ -9,14 +9,20 @@ use std::os::unix::net::UnixStream;
 /// More than may wait to be sent while PDUs are taken.
 const MUCH: usize = 8 << 20;
 
-/// A shell with one connection, which has much to say, and the host's end of it.
-fn talkative() -> (Shell, UnixStream) {
+fn shell(listeners: Vec<TcpListener>) -> Shell {
     let config = TargetConfig { listeners: vec![ListenerConfig::new("127.0.0.1:1")], ..TargetConfig::default() };
     let rooms = Arc::new(Rooms::driven(config, &["127.0.0.1:1".parse().unwrap()]).unwrap());
     assert!(rooms.threads.set(vec![ThreadHandle::new().unwrap()]).is_ok());
-    let mut shell = Shell::new(Seat::new(0, rooms, Vec::new()).unwrap());
+    Shell::new(Seat::new(0, rooms, listeners).unwrap())
+}
+
+/// A shell with one connection, which has much to say, and the host's end of it.
+fn talkative() -> (Shell, UnixStream) {
+    let mut shell = shell(Vec::new());
     let (ours, host) = UnixStream::pair().unwrap();
-    [&ours, &host].map(|end| end.set_nonblocking(true).unwrap());
+    for end in [&ours, &host] {
+        end.set_nonblocking(true).unwrap();
+    }
     let info = Arc::new(ConnInfo { id: 1, queue: u32::MAX.into(), ..ConnInfo::default() });
     shell.adopt(ours.into(), info, 0);
     shell.socks[0].as_mut().unwrap().conn.out_mut().zeroes(MUCH);
@@ -80,4 +86,20 @@ fn a_connection_that_ends_does_not_wait_for_ever_to_be_read() {
         assert_eq!(shell.socks[0].is_some(), there, "after {now_us} µs");
     }
     drop(host);
+}
+
+#[test]
+fn a_listener_that_takes_nobody_is_left_alone_for_a_while() {
+    // Something is to be read, and nobody to be taken: as where there are no descriptors left.
+    let (ours, mut host) = UnixStream::pair().unwrap();
+    host.write_all(b"x").unwrap();
+    let mut shell = shell(vec![OwnedFd::from(ours).into()]);
+    assert_eq!(ready(&mut shell), 1);
+    for now_us in [0, NAP_US] {
+        shell.wait(0, now_us);
+        assert_eq!(ready(&mut shell), 0, "not at once");
+        shell.timers(now_us);
+        assert_eq!(ready(&mut shell), 1, "once more");
+    }
+    assert_eq!(HostLog::may(&shell.rooms.log.accept, 1_000_000), Some(1), "one line for both");
 }

@@ -1,7 +1,7 @@
 //! Who is connected: as many as may be, and who goes when one more comes.
 
+use polypath::block::{LogLimit, Time};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -16,8 +16,9 @@ pub(super) struct Clients(Arc<Inner>);
 struct Inner {
     most: usize,
     state: Mutex<State>,
-    logged: Mutex<Option<Instant>>,
-    unsaid: AtomicU64,
+    log: LogLimit,
+    /// When its time began.
+    since: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -29,8 +30,8 @@ struct State {
 
 impl Clients {
     pub(super) fn new(most: usize) -> Clients {
-        let (state, logged, unsaid) = (Mutex::default(), Mutex::default(), AtomicU64::new(0));
-        Clients(Arc::new(Inner { most, state, logged, unsaid }))
+        let (state, log, since) = (Mutex::default(), LogLimit::new(1, LOG_PAUSE), Instant::now());
+        Clients(Arc::new(Inner { most, state, log, since }))
     }
 
     /// One more, in its handshake. If there are too many the oldest one in a handshake has to go; `None`: there is none.
@@ -58,13 +59,7 @@ impl Clients {
 
     /// May something be logged about a client? Answers with how much was not since the last time.
     pub(super) fn may_log(&self) -> Option<u64> {
-        let mut logged = self.0.logged.lock().unwrap_or_else(|p| p.into_inner());
-        if logged.is_some_and(|at| at.elapsed() < LOG_PAUSE) {
-            self.0.unsaid.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        *logged = Some(Instant::now());
-        Some(self.0.unsaid.swap(0, Ordering::Relaxed))
+        self.0.log.may_log(Time::ZERO.after(self.0.since.elapsed()))
     }
 }
 

@@ -197,3 +197,14 @@ fn arbitrary_octets_never_panic_and_leave_nothing_behind() {
     }
     assert!(iscsi.sessions_of(0).is_empty());
 }
+
+#[test]
+fn the_log_is_not_filled() {
+    let iscsi = target(|_| ());
+    let mut wire = Wire::new(&iscsi, 7, Offer::default());
+    for _ in 0..3 {
+        assert_eq!(results(&wire.task(TaskFunction::TargetColdReset, 0, None)), [TaskResult::NotSupported]);
+    }
+    assert_eq!(HostLog::may(&iscsi.shared.log.tasks, 1_000_000), Some(2), "the first was said");
+    wire.close();
+}

@@ -10,7 +10,7 @@ use crate::conn::Ending;
 use crate::faults::{Answer, Kind, Operation, Ops, Rule, Scope};
 use crate::mail::{Announcement, Msg, ThreadHandle};
 use crate::out::drain;
-use crate::shared::ConnInfo;
+use crate::shared::{ConnInfo, HostLog};
 use polypath_iscsi::login::{DigestOffer, InitiatorConfig, InitiatorLogin, InitiatorStep, Message, Negotiated, Offer};
 use polypath_iscsi::pdu::{
     AsyncEvent, BHS_LEN, CommandResponse, DataOut, Framing, Header, InitiatorSn, Itt, LogoutReason, LogoutRequest,
