@@ -219,6 +219,10 @@ pub struct NamespaceConfig {
     /// ANA group (1 to 1024); the NSID when not given.
     #[serde(default)]
     pub ana_group: Option<u32>,
+    /// A file in which reservations outlive a loss of power and the target where hosts want that (CPTPL, APTPL), for any disk but memory; each disk
+    /// has its own. Without one they are refused it. With memory they live as long as the data.
+    #[serde(default)]
+    pub reservations: Option<PathBuf>,
 }
 
 /// Without the secrets that URIs may have.
@@ -245,6 +249,7 @@ impl NamespaceConfig {
             nguid: None,
             eui64: None,
             ana_group: None,
+            reservations: None,
         }
     }
 
@@ -369,6 +374,8 @@ pub(crate) struct DiskPlan {
     pub(crate) nguid: [u8; 16],
     pub(crate) eui64: [u8; 8],
     pub(crate) group: u32,
+    /// Where its reservations are kept.
+    pub(crate) reservations: Option<PathBuf>,
 }
 
 impl TargetConfig {
@@ -415,7 +422,11 @@ impl TargetConfig {
         range("kas_ms", self.kas_ms.into(), 0, 6_553_500)?;
         self.iscsi.check()?;
         range("max_connections", self.max_connections as u64, 1, 65_536)?;
+        let mut files = std::collections::BTreeSet::new();
         for ns in self.subsystems.iter().flat_map(|sub| &sub.namespaces) {
+            if let Some(path) = ns.reservations.as_ref().filter(|path| !files.insert(*path)) {
+                return Err(ConfigError::new("reservations", format!("{} is of two namespaces", path.display())));
+            }
             range("no_path_timeout_ms", ns.no_path_timeout_ms.unwrap_or(NO_PATH_TIMEOUT_MS), 1, 3_600_000)?;
         }
         range("listeners", self.listeners.len() as u64, 1, 64)?;
@@ -528,7 +539,13 @@ impl NamespaceConfig {
             Some(t) => parse_hex::<8>("eui64", &t)?,
             None => [0; 8],
         };
-        Ok(DiskPlan { nsid, lun, backing, bs, stated, uuid, nguid, eui64, group })
+        if !beneath && self.reservations.is_some() {
+            return Err(
+                "reservations are kept in a file for a disk that outlives the target, and not for memory".into()
+            );
+        }
+        let reservations = self.reservations.clone();
+        Ok(DiskPlan { nsid, lun, backing, bs, stated, uuid, nguid, eui64, group, reservations })
     }
 
     /// The disk beneath: `uris` without what is ours.
@@ -617,6 +634,13 @@ mod tests {
             let listener = format!("{text}[[listeners]]\naddress = \"127.0.0.1:0\"\n");
             assert!(TargetConfig::from_toml(&listener).is_err(), "{text}");
         }
+        let kept = |uri: &str| NamespaceConfig { reservations: Some("r".into()), ..NamespaceConfig::new(uri) };
+        let memory = SubsystemConfig::new("nqn.x", vec![kept("ram://1MiB")]).plan().unwrap_err().to_string();
+        assert!(memory.contains("not for memory"), "{memory}");
+        let listeners = vec![ListenerConfig::new("127.0.0.1:0")];
+        let subsystems = vec![SubsystemConfig::new("nqn.x", vec![kept("file:///a"), kept("file:///b")])];
+        let twice = TargetConfig { listeners, subsystems, ..TargetConfig::default() }.check().unwrap_err().to_string();
+        assert!(twice.contains("r is of two namespaces"), "{twice}");
         let good = "tbkas = true\n[[listeners]]\naddress = \"127.0.0.1:0\"\nana = \"non_optimized\"\n[[subsystems]]\nnqn = \"nqn.x\"\n[[subsystems.namespaces]]\nuri = \"ram://1MiB\"\n";
         let config = TargetConfig::from_toml(good).unwrap();
         assert_eq!(config.listeners[0].ana, AnaState::NonOptimized);

@@ -5,7 +5,7 @@
 //! `polypath` (files, groups of paths) that both export at once under identifiers that prove them the same, several listeners, ANA and ALUA
 //! per listener, discovery, bounds and proofs after which nothing of an association or a session is executed, and faults on command.
 //!
-//! **Refuses to know:** TLS, in-band authentication of NVMe, persistence of its configuration and of reservations.
+//! **Refuses to know:** TLS, in-band authentication of NVMe, persistence of its configuration.
 //!
 //! **Gateway:** memory and nothing are used directly. A disk of `polypath` answers later: commands become jobs (`media/beneath`), and what a
 //! host has given up, or left behind, is called quiet only when the disk has given it back.

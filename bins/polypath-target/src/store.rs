@@ -2,7 +2,7 @@
 
 use crate::config::{Backing, ConfigError, DiskPlan};
 use crate::media::beneath::{self, Identities, Source};
-use crate::media::{Beneath, Medium, Reservations};
+use crate::media::{Beneath, Keep, KeepFile, Medium, Picture, Reservations};
 use crate::shared::lock;
 use polypath::Stack;
 use polypath_block::Identifier;
@@ -33,10 +33,21 @@ pub(crate) struct Disk {
 impl Disk {
     fn open(plan: &DiskPlan, threads: usize, media: &mut Media<'_>) -> Result<Disk, ConfigError> {
         if let Backing::Beneath(source) = &plan.backing {
-            return Disk::over(plan, media.open(plan.nsid, source)?);
+            return Disk::over(plan, media.open(plan.nsid, source)?)?.keeping(plan);
         }
         let (medium, bytes) = Medium::open(&plan.backing, threads)?;
-        Disk::new(plan, medium, plan.bs.unwrap_or(512), bytes)
+        let reservations = Arc::new(Reservations::new(Keep::WithData, Picture::default()));
+        Ok(Disk { reservations, ..Disk::new(plan, medium, plan.bs.unwrap_or(512), bytes)? })
+    }
+
+    /// The same disk with its reservations in the file that is stated.
+    fn keeping(self, plan: &DiskPlan) -> Result<Disk, ConfigError> {
+        let Some(path) = &plan.reservations else { return Ok(self) };
+        let digits = |id: &[u8]| id.iter().map(|octet| format!("{octet:02x}")).collect::<String>();
+        let name = format!("{}-{}-{}", digits(&self.uuid), digits(&self.nguid), digits(&self.eui64));
+        let opened = KeepFile::open(path, name);
+        let (file, picture) = opened.map_err(|e| ConfigError::new(format!("namespace {}", plan.nsid), e))?;
+        Ok(Disk { reservations: Arc::new(Reservations::new(Keep::File(file), picture)), ..self })
     }
 
     fn new(plan: &DiskPlan, medium: Medium, block_size: u32, bytes: u64) -> Result<Disk, ConfigError> {

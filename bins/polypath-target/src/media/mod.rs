@@ -5,10 +5,12 @@
 
 pub(crate) mod beneath;
 mod cache;
+mod kept;
 mod reservations;
 
 pub(crate) use beneath::Beneath;
 pub(crate) use cache::Cached;
+pub(crate) use kept::{Keep, KeepFile};
 pub(crate) use reservations::{Hold, News, Party, Picture, Refusal, Reservations, Told};
 
 use crate::config::{Backing, ConfigError};

@@ -1,6 +1,7 @@
 //! Persistent reservations of a disk (SPC-4 5.13; NVMe Base 2.1 section 8.1.22 has the same rules): who is registered, who holds what,
 //! and who may read and write. They belong to the disk, whichever protocol its users speak.
 
+use super::kept::Keep;
 use crate::shared::lock;
 use polypath_block::ReservationType;
 use std::sync::Mutex;
@@ -80,6 +81,10 @@ pub(crate) enum Refusal {
     NoKey,
     /// No room for another registration.
     Full,
+    /// They cannot outlive a loss of power here.
+    CannotPersist,
+    /// They could not be kept where they outlive it.
+    NotKept,
 }
 
 /// Who is to hear what.
@@ -93,12 +98,17 @@ pub(crate) struct Picture {
     pub(crate) registered: Vec<(Party, u64)>,
     /// What is held, and by whom where not by all.
     pub(crate) held: Option<(Hold, Party)>,
+    /// All this is to outlive a loss of power: APTPL, and PTPL of a namespace.
+    pub(crate) persists: bool,
 }
 
 /// The reservations of one disk.
 #[derive(Debug, Default)]
 pub(crate) struct Reservations {
     picture: Mutex<Picture>,
+    /// One changes them at a time. It may take as long as a file takes to be written; who only looks does not wait for it.
+    changing: Mutex<()>,
+    keep: Keep,
     /// Something is held: only then need anybody look.
     held: AtomicBool,
     /// For users of the other protocol, oldest first.
@@ -108,9 +118,15 @@ pub(crate) struct Reservations {
 }
 
 /// Registrations of one disk, and news that wait.
-const MOST: usize = 256;
+pub(super) const MOST: usize = 256;
 
 impl Reservations {
+    /// With what is in force from the start.
+    pub(crate) fn new(keep: Keep, picture: Picture) -> Reservations {
+        let held = AtomicBool::new(picture.held.is_some());
+        Reservations { picture: Mutex::new(picture), keep, held, ..Reservations::default() }
+    }
+
     /// May `party` read, or write?
     #[inline]
     pub(crate) fn allows(&self, party: &Party, write: bool) -> bool {
@@ -146,9 +162,36 @@ impl Reservations {
         lock(&self.picture).clone()
     }
 
-    /// REGISTER with the key that is registered so far, or, with none given, whichever that is. A new key of zero ends the registration.
-    pub(crate) fn register(&self, party: &Party, key: Option<u64>, new: u64) -> Result<Told, Refusal> {
+    /// Can they outlive a loss of power?
+    pub(crate) fn can_persist(&self) -> bool {
+        !matches!(self.keep, Keep::Nowhere)
+    }
+
+    /// They are to outlive a loss of power from now on, or not.
+    pub(crate) fn persist(&self, on: bool) -> Result<(), Refusal> {
+        if on && !self.can_persist() {
+            return Err(Refusal::CannotPersist);
+        }
         self.change(|p| {
+            p.persists = on;
+            Ok(())
+        })
+    }
+
+    /// REGISTER with the key that is registered so far, or, with none given, whichever that is. A new key of zero ends the registration. What is
+    /// registered and held is to outlive a loss of power from then on, or not, where that is said.
+    pub(crate) fn register_and(
+        &self,
+        party: &Party,
+        key: Option<u64>,
+        new: u64,
+        persist: Option<bool>,
+    ) -> Result<Told, Refusal> {
+        if persist == Some(true) && !self.can_persist() {
+            return Err(Refusal::CannotPersist);
+        }
+        self.change(|p| {
+            p.persists = persist.unwrap_or(p.persists);
             let at = p.place(party);
             let have = at.map_or(0, |at| p.registered[at].1);
             if key.is_some_and(|key| key != have) {
@@ -171,6 +214,12 @@ impl Reservations {
             p.generation = p.generation.wrapping_add(1);
             Ok(told)
         })
+    }
+
+    /// The same without a word about that.
+    #[cfg(test)]
+    pub(crate) fn register(&self, party: &Party, key: Option<u64>, new: u64) -> Result<Told, Refusal> {
+        self.register_and(party, key, new, None)
     }
 
     pub(crate) fn reserve(&self, party: &Party, key: u64, hold: Hold) -> Result<(), Refusal> {
@@ -205,7 +254,8 @@ impl Reservations {
             p.check(party, key)?;
             let others = p.registered.iter().filter(|(other, _)| other != party);
             let told = others.map(|(other, _)| (other.clone(), News::ReservationsPreempted)).collect();
-            *p = Picture { generation: p.generation.wrapping_add(1), ..Picture::default() };
+            let (generation, persists) = (p.generation.wrapping_add(1), p.persists);
+            *p = Picture { generation, persists, ..Picture::default() };
             Ok(told)
         })
     }
@@ -243,19 +293,28 @@ impl Reservations {
         })
     }
 
-    /// The power failed: nothing of it persists.
+    /// The power failed: what is there after it is what was to persist.
     pub(crate) fn forget(&self) {
+        // Nothing that is kept changes by it.
         let _ = self.change(|p| {
-            *p = Picture::default();
+            *p = if p.persists { Picture { generation: 0, ..p.clone() } } else { Picture::default() };
             Ok(())
         });
     }
 
+    /// Nothing is changed where `f` refuses, or where what is to persist cannot be kept.
     fn change<T>(&self, f: impl FnOnce(&mut Picture) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let _one = lock(&self.changing);
+        let before = self.picture();
+        let mut after = before.clone();
+        let result = f(&mut after)?;
+        if let Keep::File(file) = &self.keep {
+            file.follow(&before, &after).map_err(|_| Refusal::NotKept)?;
+        }
         let mut picture = lock(&self.picture);
-        let result = f(&mut picture);
+        *picture = after;
         self.held.store(picture.held.is_some(), Ordering::Release);
-        result
+        Ok(result)
     }
 }
 

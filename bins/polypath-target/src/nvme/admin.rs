@@ -5,6 +5,7 @@ use super::{Conn, Env, Pending, data};
 use crate::mail::{Address, Msg};
 use crate::media::ZEROES;
 use crate::shared::lock;
+use crate::store::Disk;
 use polypath_nvme::features::{NumberOfQueues, fid};
 use polypath_nvme::log::{AsyncEvent, EventKind, lid};
 use polypath_nvme::reservation::mask;
@@ -175,28 +176,33 @@ impl Conn {
             fid::WRITE_ATOMICITY => Ok(0),
             fid::HOST_IDENTIFIER => Err(StatusField::COMMAND_SEQUENCE_ERROR),
             fid::RESERVATION_NOTIFICATION_MASK if !discovery => {
-                self.each_namespace(sqe.nsid(), |nsid| {
-                    lock(&controller.inner).notification_mask.insert(nsid, value & mask::ALL);
+                self.each_namespace(sqe.nsid(), |disk| {
+                    lock(&controller.inner).notification_mask.insert(disk.nsid, value & mask::ALL);
                 })?;
                 Ok(0)
             }
-            // They do not persist.
-            fid::RESERVATION_PERSISTENCE if !discovery && value & 1 == 0 => {
-                self.each_namespace(sqe.nsid(), |_| ())?;
-                Ok(0)
+            fid::RESERVATION_PERSISTENCE if !discovery => {
+                // All of them are those that can.
+                let all = sqe.nsid() == NSID_ALL;
+                let mut result = Ok(0);
+                self.each_namespace(sqe.nsid(), |disk| {
+                    if !all || disk.reservations.can_persist() {
+                        result = result.and(disk.reservations.persist(value & 1 != 0).map(|()| 0));
+                    }
+                })?;
+                Ok(result?)
             }
             _ => Err(StatusField::INVALID_FIELD),
         }
     }
 
     /// Does `what` for the namespace, or for all of them.
-    fn each_namespace(&self, nsid: u32, what: impl FnMut(u32)) -> Result<(), StatusField> {
-        let meant: Vec<u32> =
-            self.namespaces.iter().map(|n| n.nsid).filter(|n| nsid == NSID_ALL || nsid == *n).collect();
-        if meant.is_empty() {
+    fn each_namespace(&self, nsid: u32, mut what: impl FnMut(&Disk)) -> Result<(), StatusField> {
+        let mut meant = self.namespaces.iter().filter(|n| nsid == NSID_ALL || nsid == n.nsid).peekable();
+        if meant.peek().is_none() {
             return Err(StatusField::INVALID_NAMESPACE);
         }
-        meant.into_iter().for_each(what);
+        meant.for_each(|disk| what(disk));
         Ok(())
     }
 
@@ -224,7 +230,11 @@ impl Conn {
                 self.each_namespace(sqe.nsid(), |_| ())?;
                 Ok(lock(&controller.inner).notification_mask.get(&sqe.nsid()).copied().unwrap_or(0).into())
             }
-            fid::RESERVATION_PERSISTENCE => self.each_namespace(sqe.nsid(), |_| ()).map(|()| 0),
+            fid::RESERVATION_PERSISTENCE => {
+                let mut persists = false;
+                self.each_namespace(sqe.nsid(), |disk| persists = disk.reservations.picture().persists)?;
+                Ok(persists.into())
+            }
             _ => Err(StatusField::INVALID_FIELD),
         }
     }

@@ -67,7 +67,7 @@ pub(super) fn identify(nvme: &Nvme, controller: &Controller, sqe: &Sqe) -> Resul
             let mut page = vec![0; 4096];
             if let Some(n) = find() {
                 page[1] = nmic::SHARED;
-                page[2] = rescap::ALL_TYPES | rescap::IGNORE_KEY_1_3;
+                page[2] = reservation_capabilities(n);
                 page[4..8].copy_from_slice(&n.group.to_le_bytes());
                 page[14] = 1; // NSTAT: ready
             }
@@ -176,7 +176,7 @@ fn identify_namespace(n: &Disk) -> IdentifyNamespace {
         ncap: n.blocks,
         nuse: n.blocks,
         nmic: nmic::SHARED,
-        rescap: rescap::ALL_TYPES | rescap::IGNORE_KEY_1_3,
+        rescap: reservation_capabilities(n),
         // Deallocated blocks read as zeroes, or as whatever the disk beneath makes of them.
         dlfeat: u8::from(limits.is_none()),
         nsattr: u8::from(limits.is_some_and(|l| l.read_only)),
@@ -187,6 +187,11 @@ fn identify_namespace(n: &Disk) -> IdentifyNamespace {
     };
     id.lbaf[0] = LbaFormat { metadata_bytes: 0, block_shift: n.shift as u8, performance: 0 };
     id
+}
+
+fn reservation_capabilities(n: &Disk) -> u8 {
+    let persist = if n.reservations.can_persist() { rescap::PERSIST } else { 0 };
+    persist | rescap::ALL_TYPES | rescap::IGNORE_KEY_1_3
 }
 
 /// What all namespaces have in common (NSID FFFFFFFFh).

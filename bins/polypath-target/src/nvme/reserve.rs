@@ -1,7 +1,8 @@
 //! Reservation commands and notifications (Base 2.1 section 8.1.22) over the reservations that belong to the disk.
 //!
 //! A host is known by its identifier, whatever controllers it has. Whoever has registered by another protocol is shown with an
-//! identifier that is made of its name. Nothing persists through a loss of power, and it is said so.
+//! identifier that is made of its name. Where they cannot persist through a loss of power RESCAP says so, and who wants it all the same (CPTPL 11b,
+//! as Linux does always) is refused with Invalid Field in Command: a value that is not supported here.
 
 use super::state::{Controller, EVENT_RESERVATION, Nvme};
 use super::{Conn, Env};
@@ -29,8 +30,9 @@ impl From<Refusal> for StatusField {
     fn from(refusal: Refusal) -> StatusField {
         match refusal {
             Refusal::Conflict => StatusField::RESERVATION_CONFLICT.with_dnr(),
-            Refusal::InvalidRelease | Refusal::NoKey => StatusField::INVALID_FIELD.with_dnr(),
+            Refusal::InvalidRelease | Refusal::NoKey | Refusal::CannotPersist => StatusField::INVALID_FIELD.with_dnr(),
             Refusal::Full => StatusField::CAPACITY_EXCEEDED.with_dnr(),
+            Refusal::NotKept => StatusField::INTERNAL_ERROR,
         }
     }
 }
@@ -54,18 +56,25 @@ impl Conn {
         let mut aborts = false;
         let told = match Command::of(sqe).map_err(StatusField::with_dnr)? {
             Command::Report { len, extended } => return self.report(env, sqe, &disk, len, extended).map(Some),
-            Command::Register { persist: ChangePersist::Set, .. } => return Err(invalid),
-            Command::Register { action, ignore_key, .. } => {
+            Command::Register { action, ignore_key, persist } => {
+                let persist = match persist {
+                    ChangePersist::Keep => None,
+                    ChangePersist::Clear => Some(false),
+                    ChangePersist::Set => Some(true),
+                };
                 let RegisterData { current_key, new_key } = RegisterData::parse(data).map_err(short)?;
                 let have = all.picture().key_of(party);
                 let current = (!ignore_key).then_some(current_key);
                 match (action, have) {
                     (RegisterAction::Register | RegisterAction::Replace, _) if new_key == 0 => return Err(invalid),
-                    (RegisterAction::Register, Some(key)) if key == new_key => Told::new(),
-                    (RegisterAction::Register, _) => all.register(party, Some(0), new_key)?,
+                    (RegisterAction::Register, Some(key)) if key == new_key => {
+                        persist.map_or(Ok(()), |on| all.persist(on))?;
+                        Told::new()
+                    }
+                    (RegisterAction::Register, _) => all.register_and(party, Some(0), new_key, persist)?,
                     (_, None) => return Err(Refusal::Conflict.into()),
-                    (RegisterAction::Unregister, _) => all.register(party, current, 0)?,
-                    (RegisterAction::Replace, _) => all.register(party, current, new_key)?,
+                    (RegisterAction::Unregister, _) => all.register_and(party, current, 0, persist)?,
+                    (RegisterAction::Replace, _) => all.register_and(party, current, new_key, persist)?,
                 }
             }
             Command::Acquire { ignore_key: true, .. } | Command::Release { ignore_key: true, .. } => {
@@ -136,7 +145,7 @@ impl Nvme {
         }
         let rtype = picture.held.as_ref().map_or(0, |(hold, _)| ReservationType::from(*hold).nvme_number());
         let count = u16::try_from(registered.len()).unwrap_or(u16::MAX);
-        ReservationStatus { generation: picture.generation, rtype, count, persists: false, registered }
+        ReservationStatus { generation: picture.generation, rtype, count, persists: picture.persists, registered }
     }
 
     /// Tells hosts what has become of their registrations and reservations, and leaves there what is for users of another protocol.

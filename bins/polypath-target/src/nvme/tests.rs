@@ -402,7 +402,7 @@ fn what_others_have_reserved_is_theirs() {
     finish(&shared, [io, admin]);
 }
 
-/// A host registers, takes what another has over SCSI, and hears of what that one does; nothing persists.
+/// A host registers, takes what another has over SCSI, and hears of what that one does.
 #[test]
 fn a_host_reserves_in_one_state_with_everybody() {
     use crate::media::{Hold, News, Party};
@@ -430,8 +430,6 @@ fn a_host_reserves_in_one_state_with_everybody() {
     let register = |action, persist| ReservationCommand::Register { action, ignore_key, persist };
     let keys = |current_key, new_key| RegisterData { current_key, new_key }.to_bytes();
     let first = register(RegisterAction::Register, ChangePersist::Keep);
-    let persists = send(register(RegisterAction::Register, ChangePersist::Set), &keys(0, 7));
-    assert_eq!(persists.1, StatusField::INVALID_FIELD.with_dnr(), "what does not persist is not said to");
     assert_eq!(send(first, &keys(0, 7)[..15]).1, StatusField::INVALID_SGL_DATA_LENGTH.with_dnr());
     assert!(send(first, &keys(0, 7)).0 && send(first, &keys(0, 7)).0, "once more with the same key is nothing");
     assert_eq!(send(first, &keys(0, 8)).1, StatusField::RESERVATION_CONFLICT.with_dnr());
@@ -474,6 +472,66 @@ fn a_host_reserves_in_one_state_with_everybody() {
     let clear = ReservationCommand::Release { action: ReleaseAction::Clear, ignore_key, rtype: 0 };
     assert!(send(clear, &ReleaseData { current_key: 8 }.to_bytes()).0);
     assert!(disk.reservations.picture().registered.is_empty());
+    finish(&shared, [io, admin]);
+}
+
+/// Linux registers with CPTPL 11b always. What that means is kept where it can be, and refused where it cannot.
+#[test]
+fn what_is_to_outlive_the_power_does_or_is_refused() {
+    use polypath_nvme::features::fid::RESERVATION_PERSISTENCE;
+    use polypath_nvme::identify::IdentifyNamespace;
+    use polypath_nvme::reservation::*;
+    use polypath_nvme::sqe::NSID_ALL;
+    let shared = shared(|_| {});
+    let (mut admin, mut io) = pair(&shared, 0);
+    let e = env(&shared, 0);
+    let register = |persist, key| {
+        let (action, ignore_key) = (RegisterAction::Register, false);
+        let sgl = SglDescriptor::InCapsule { offset: 0, length: 16 };
+        let sqe = ReservationCommand::Register { action, ignore_key, persist }.to_sqe(9, 1).with_sgl(sgl);
+        capsule(sqe, &RegisterData { current_key: 0, new_key: key }.to_bytes())
+    };
+    let ask = |c: &mut Conn, bytes: &[u8]| {
+        c.receive(&e, bytes);
+        let all = drain(&mut c.out);
+        (Cqe::parse(&pdus(&all).last().unwrap().2).unwrap(), all)
+    };
+    let feature = |admin: &mut Conn, nsid, on: Option<u32>| {
+        let fid = RESERVATION_PERSISTENCE;
+        let sqe = on.map_or(Sqe::get_features(5, nsid, fid), |on| Sqe::set_features(5, nsid, fid, on));
+        let cqe = ask(admin, &bare(sqe)).0;
+        (cqe.status.is_success(), cqe.dw0())
+    };
+    let rescap = |admin: &mut Conn| {
+        let sqe = Sqe::identify(6, 0, 1, 0).with_sgl(SglDescriptor::Transport { length: 4096 });
+        let (_, all) = ask(admin, &capsule(sqe, &[]));
+        IdentifyNamespace::parse(&all[24..24 + 4096]).unwrap().rescap & rescap::PERSIST
+    };
+    let disk = shared.subsystems[1].store.disks()[0].clone();
+    let registered = || disk.reservations.picture().registered.len();
+    assert_eq!((rescap(&mut admin), feature(&mut admin, 1, None)), (rescap::PERSIST, (true, 0)));
+    for (persist, want) in [(ChangePersist::Keep, 0), (ChangePersist::Set, 1), (ChangePersist::Keep, 1)] {
+        assert!(ask(&mut io, &register(persist, 7)).0.status.is_success());
+        assert_eq!(feature(&mut admin, 1, None), (true, want), "{persist:?}");
+    }
+    let sgl = SglDescriptor::Transport { length: 256 };
+    let report = ReservationCommand::Report { len: 256, extended: true }.to_sqe(9, 1).with_sgl(sgl);
+    let (_, all) = ask(&mut io, &capsule(report, &[]));
+    assert!(ReservationStatus::parse(&all[24..24 + 256]).unwrap().persists);
+    disk.reservations.forget();
+    assert_eq!(registered(), 1, "the power failed");
+    assert!(feature(&mut admin, NSID_ALL, Some(0)).0);
+    disk.reservations.forget();
+    assert_eq!(registered(), 0);
+    // A disk that outlives the target, whose reservations do not.
+    let store = &shared.subsystems[1].store;
+    let disk = store.replace(1, |old| Ok(Disk { reservations: Arc::default(), ..old.copy() })).unwrap();
+    let refused = ask(&mut io, &register(ChangePersist::Set, 7)).0.status;
+    assert_eq!(refused, StatusField::INVALID_FIELD.with_dnr());
+    assert!(!feature(&mut admin, 1, Some(1)).0 && feature(&mut admin, NSID_ALL, Some(1)).0, "all are those that can");
+    assert_eq!((rescap(&mut admin), feature(&mut admin, 1, None)), (0, (true, 0)));
+    assert!(disk.reservations.picture().registered.is_empty());
+    assert!(ask(&mut io, &register(ChangePersist::Clear, 7)).0.status.is_success());
     finish(&shared, [io, admin]);
 }
 

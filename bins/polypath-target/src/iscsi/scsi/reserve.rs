@@ -40,7 +40,9 @@ impl From<Refusal> for Verdict {
         match refusal {
             Refusal::Conflict => Verdict::CONFLICT,
             Refusal::InvalidRelease => Verdict::check(sense::INVALID_RELEASE),
-            Refusal::NoKey => Verdict::check(sense::INVALID_FIELD_IN_PARAMETERS),
+            // Of a device server that cannot keep them, SPC-4 5.13.5 wants just this for APTPL.
+            Refusal::NoKey | Refusal::CannotPersist => Verdict::check(sense::INVALID_FIELD_IN_PARAMETERS),
+            Refusal::NotKept => Verdict::check(sense::INTERNAL_FAILURE),
             Refusal::Full => Verdict::check(sense::INSUFFICIENT_REGISTRATIONS),
         }
     }
@@ -90,6 +92,8 @@ impl Conn {
             pr_in::REPORT_CAPABILITIES => Capabilities {
                 // As many as the types, all of them.
                 types: Some(ReservationType::ALL.to_vec()),
+                persist_capable: disk.reservations.can_persist(),
+                persist_active: picture.persists,
                 ..Capabilities::default()
             }
             .to_bytes()
@@ -123,14 +127,15 @@ impl Conn {
             return Err(invalid);
         }
         let list = PrOutData::parse(data).map_err(|_| Verdict::check(sense::PARAMETER_LENGTH))?;
-        if list.initiators.is_some() || list.all_target_ports || list.persist {
+        if list.initiators.is_some() || list.all_target_ports {
             return Err(Verdict::check(sense::INVALID_FIELD_IN_PARAMETERS));
         }
         let wanted = parse_scope_type(scope_type).map(Hold::from).map_err(|_| invalid);
         let (party, all) = (&*session.party, &disk.reservations);
+        let persist = Some(list.persist);
         let told = match action {
-            pr_out::REGISTER => all.register(party, Some(list.key), list.action_key)?,
-            pr_out::REGISTER_AND_IGNORE_EXISTING_KEY => all.register(party, None, list.action_key)?,
+            pr_out::REGISTER => all.register_and(party, Some(list.key), list.action_key, persist)?,
+            pr_out::REGISTER_AND_IGNORE_EXISTING_KEY => all.register_and(party, None, list.action_key, persist)?,
             pr_out::RESERVE => {
                 all.reserve(party, list.key, wanted?)?;
                 Told::new()

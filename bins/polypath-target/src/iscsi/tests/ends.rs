@@ -1,6 +1,8 @@
 //! What ends sessions and tasks, and when that is answered.
 
 use super::*;
+use crate::store::Disk;
+use polypath_scsi::opcode::pr_in;
 
 #[test]
 fn a_session_ends_before_the_one_that_takes_its_place_begins() {
@@ -97,6 +99,41 @@ fn a_tag_that_waits_for_its_answer_is_not_taken_again() {
     assert!(wire.task(TaskFunction::ClearTaskSet, 1, None).is_empty(), "the tag is free again");
     deliver(&iscsi, &mut [&mut wire.conn]);
     assert_eq!(results(&wire.answers()), [TaskResult::Complete]);
+    wire.close();
+}
+
+/// Linux registers with APTPL always.
+#[test]
+fn what_is_to_outlive_the_power_does_or_is_refused() {
+    let iscsi = target(|_| ());
+    let mut wire = Wire::new(&iscsi, 7, Offer::default());
+    let kind = scope_type(ReservationType::WriteExclusive);
+    let out = |wire: &mut Wire<'_>, action: u8, key: u64, action_key: u64, persist: bool| {
+        let data = PrOutData { key, action_key, persist, ..PrOutData::default() }.to_bytes();
+        wire.status(0, Cdb::persistent_reserve_out(action, kind, 24), &data, 0)
+    };
+    let disk = |iscsi: &Iscsi| iscsi.shared.stores[0].disks()[0].clone();
+    // PTPL_C and PTPL_A.
+    let told = |wire: &mut Wire<'_>| {
+        let data = wire.good(0, Cdb::persistent_reserve_in(pr_in::REPORT_CAPABILITIES, 8), 8);
+        (data[2] & 1, data[3] & 1)
+    };
+    assert_eq!(told(&mut wire), (1, 0));
+    assert_eq!(out(&mut wire, pr_out::REGISTER, 0, 5, true), (0, None));
+    assert_eq!(out(&mut wire, pr_out::RESERVE, 5, 0, true), (0, None), "the bit means nothing there");
+    assert_eq!(told(&mut wire), (1, 1));
+    disk(&iscsi).reservations.forget();
+    let picture = disk(&iscsi).reservations.picture();
+    assert_eq!((picture.registered.len(), picture.held.is_some()), (1, true), "the power failed");
+    assert_eq!(out(&mut wire, pr_out::REGISTER_AND_IGNORE_EXISTING_KEY, 0, 5, false), (0, None));
+    disk(&iscsi).reservations.forget();
+    assert!(disk(&iscsi).reservations.picture().registered.is_empty(), "the last one has said so");
+    // A disk that outlives the target, whose reservations do not.
+    let copy = |old: &Disk| Ok(Disk { reservations: Arc::default(), ..old.copy() });
+    iscsi.shared.stores[0].replace(1, copy).unwrap();
+    let (status, sense) = out(&mut wire, pr_out::REGISTER, 0, 5, true);
+    assert_eq!((status, sense.map(|sense| sense.code())), (2, Some(0x2600)));
+    assert_eq!((told(&mut wire), out(&mut wire, pr_out::REGISTER, 0, 5, false)), ((0, 0), (0, None)));
     wire.close();
 }
 
