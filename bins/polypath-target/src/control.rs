@@ -169,6 +169,13 @@ pub(crate) fn execute(rooms: &Rooms, command: &Command) -> Result<Value, String>
                 Some("after") => Answer::After,
                 Some(other) => return Err(format!("answer \"{other}\" is neither never nor after")),
             };
+            let disks = shared.stores.iter().flat_map(|store| store.all_disks());
+            if !disks.into_iter().any(|disk| disk.medium.can_be_held()) {
+                return Err(
+                    "hold_write: there is no namespace of memory or nothing; writes to a disk beneath cannot be held"
+                        .into(),
+                );
+            }
             let after_us = command.apply_after_ms.map(|ms| ms.saturating_mul(1000));
             let mut command = command.clone();
             if command.count.is_none() && command.window_ms.is_none() {

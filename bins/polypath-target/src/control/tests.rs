@@ -80,3 +80,22 @@ fn times_that_nobody_lives_to_see_are_taken_or_refused() {
     }
     target.stop();
 }
+
+#[test]
+fn writes_to_a_disk_beneath_are_not_said_to_be_held() {
+    use crate::media::Medium;
+    use crate::media::beneath::testing::Rig;
+    use crate::store::Disk;
+    let rig = Rig::new(polypath_block::Limits::UNLIMITED);
+    let subsystem = SubsystemConfig::new("nqn.x", vec![NamespaceConfig::new("ram://1MiB")]);
+    let listeners = vec![ListenerConfig::new("127.0.0.1:1")];
+    let config = TargetConfig { listeners, subsystems: vec![subsystem], ..TargetConfig::default() };
+    let rooms = Rooms::driven(config, &["127.0.0.1:1".parse().unwrap()]).unwrap();
+    let hold = Command::new("hold_write");
+    assert!(execute(&rooms, &hold).is_ok());
+    let medium = Arc::new(Medium::Beneath(rig.disk.clone()));
+    rooms.stores[0].replace(1, |old| Ok(Disk { medium, ..old.copy() })).unwrap();
+    assert!(execute(&rooms, &hold).is_err_and(|e| e.contains("cannot be held")));
+    drop(rooms);
+    rig.finish();
+}

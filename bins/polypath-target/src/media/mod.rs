@@ -144,6 +144,12 @@ impl Medium {
         }
     }
 
+    /// Can a write be taken from its command and applied later, whatever has become of the target's connections? Not on a disk beneath, whose
+    /// requests belong to queues that end in order.
+    pub(crate) fn can_be_held(&self) -> bool {
+        !matches!(self, Medium::Beneath(_))
+    }
+
     /// How often it was changed; only a medium with a simulated cache counts.
     pub(crate) fn changes(&self) -> u64 {
         match self {
