@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::{ListenerConfig, TargetConfig};
 use crate::mail::ThreadHandle;
+use crate::shared::{ConnInfo, HostLog};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
