@@ -217,6 +217,12 @@ impl Conn {
         self.ending.is_some() || self.out.len() < OUT_LIMIT && self.reading < STAGE_LIMIT
     }
 
+    /// As if as much were being read beneath as may be, or nothing.
+    #[cfg(test)]
+    pub(crate) fn read_beneath(&mut self, most: bool) {
+        self.reading = if most { STAGE_LIMIT } else { 0 };
+    }
+
     /// Does what is due by now: delayed commands, transfers that waited for room, a Connect that takes too long.
     pub(crate) fn tick(&mut self, env: &Env<'_>) {
         if self.controller.is_none() && self.ending.is_none() && env.now_us >= self.connect_until_us {

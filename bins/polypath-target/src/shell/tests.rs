@@ -17,8 +17,8 @@ fn shell(listeners: Vec<TcpListener>) -> Shell {
     Shell::new(Seat::new(0, rooms, listeners).unwrap())
 }
 
-/// A shell with one connection, which has much to say, and the host's end of it.
-fn talkative() -> (Shell, UnixStream) {
+/// A shell with one connection, and the host's end of it.
+fn connected() -> (Shell, UnixStream) {
     let mut shell = shell(Vec::new());
     let (ours, host) = UnixStream::pair().unwrap();
     for end in [&ours, &host] {
@@ -26,9 +26,29 @@ fn talkative() -> (Shell, UnixStream) {
     }
     let info = Arc::new(ConnInfo { id: 1, queue: u32::MAX.into(), ..ConnInfo::default() });
     shell.adopt(ours.into(), info, 0);
+    (shell, host)
+}
+
+/// With much to say.
+fn talkative() -> (Shell, UnixStream) {
+    let (mut shell, host) = connected();
     shell.socks[0].as_mut().unwrap().conn.out_mut().zeroes(MUCH);
     shell.turn(0);
     (shell, host)
+}
+
+/// While as much as may be is read beneath: no room is left for what the host sends.
+fn busy() -> (Shell, UnixStream) {
+    let (mut shell, host) = connected();
+    read_beneath(&mut shell.socks[0].as_mut().unwrap().conn, true);
+    fill(&mut shell, &host);
+    assert_eq!(ready(&mut shell), 0, "there is nothing to be done");
+    (shell, host)
+}
+
+fn read_beneath(conn: &mut Conn, most: bool) {
+    let Conn::Nvme(conn) = conn else { panic!("another protocol") };
+    conn.read_beneath(most);
 }
 
 /// Sends until nobody takes any more.
@@ -57,7 +77,9 @@ fn a_host_that_sends_and_does_not_read_wakes_nobody() {
     // When it reads, what it has sent is looked at: it is no NVMe/TCP, and that is said last.
     let (mut got, mut buffer) = (0, vec![0; 1 << 20]);
     for _ in 0..10_000 {
-        shell.turn(0);
+        // No turn that polls it as well: what comes is all there is to go by.
+        shell.calm_down();
+        shell.wait(0, 0);
         match host.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => got += n,
@@ -69,12 +91,18 @@ fn a_host_that_sends_and_does_not_read_wakes_nobody() {
 
 #[test]
 fn a_host_that_has_gone_is_noticed_without_room_to_read() {
-    let (mut shell, host) = talkative();
-    fill(&mut shell, &host);
+    let (mut shell, host) = busy();
     drop(host);
     shell.calm_down();
     shell.wait(0, 0);
     assert!(shell.socks[0].is_none());
+}
+
+#[test]
+fn what_was_left_is_gone_on_with_when_something_is_over() {
+    let (mut shell, mut host) = busy();
+    shell.on(1, 0, |conn| read_beneath(conn, false));
+    assert!(host.read(&mut [0; 64]).unwrap() > 0, "it is no NVMe/TCP, and that is said");
 }
 
 #[test]
