@@ -4,6 +4,7 @@
 //! reserves; another registered host may preempt it. SCSI registers each I_T nexus by itself, NVMe each host; a device registers all
 //! ways of its own, so that whoever is above it need not know; only a reservation for one alone ([`Reservations::host`]) is another matter.
 
+use crate::fence::Proof;
 use crate::status::{Code, Scope, Status};
 use core::fmt;
 use core::str::FromStr;
@@ -235,12 +236,21 @@ pub struct ReservationError {
     pub code: Code,
     /// For people.
     pub reason: String,
+    /// With [`Code::OutcomeUnknown`]: why nothing of it can be carried out any more, if that is known. Without that a report tells what was
+    /// done, and not what is still to come.
+    pub quiet: Option<Proof>,
 }
 
 impl ReservationError {
     /// With a sentence for people.
     pub fn new(code: Code, reason: impl Into<String>) -> Self {
-        ReservationError { code, reason: reason.into() }
+        ReservationError { code, reason: reason.into(), quiet: None }
+    }
+
+    /// The same, and `proof` says that nothing of it can be carried out any more. [`Proof::None`] says nothing.
+    #[must_use]
+    pub fn quiet_by(self, proof: Proof) -> Self {
+        ReservationError { quiet: Some(proof).filter(|proof| *proof != Proof::None), ..self }
     }
 
     /// May another path do? It was not carried out on this one.

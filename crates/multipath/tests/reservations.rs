@@ -89,6 +89,10 @@ enum Mode {
     Fail(Code),
     /// Carries it out, and its answer is lost.
     LoseAnswer,
+    /// Loses it, and says why nothing of it can come any more.
+    LoseQuiet,
+    /// Loses it on its way, where it goes on.
+    LoseGhost,
     Hold,
 }
 
@@ -98,6 +102,7 @@ struct Path {
     disk: Arc<Mutex<Disk>>,
     mode: Mutex<Mode>,
     held: Mutex<Vec<(Op, ReservationReply)>>,
+    ghosts: Mutex<Vec<Op>>,
     log: Mutex<Vec<Op>>,
     forgotten: AtomicU64,
     alarms: AtomicU64,
@@ -129,8 +134,22 @@ impl Path {
                 let _ = self.disk.lock().unwrap().carry_out(self.who, op);
                 reply.answer(Err(ReservationError::new(Code::OutcomeUnknown, "lost in the middle")));
             }
+            Mode::LoseQuiet => {
+                let error = ReservationError::new(Code::OutcomeUnknown, "lost in the middle");
+                reply.answer(Err(error.quiet_by(Proof::Reinstated)));
+            }
+            Mode::LoseGhost => {
+                self.ghosts.lock().unwrap().push(op);
+                reply.answer(Err(ReservationError::new(Code::OutcomeUnknown, "no answer in time")));
+            }
             Mode::Hold => self.held.lock().unwrap().push((op, reply)),
         }
+    }
+
+    /// What was lost on its way arrives.
+    fn land(&self) -> Vec<ReservationResult> {
+        let ghosts = std::mem::take(&mut *self.ghosts.lock().unwrap());
+        ghosts.into_iter().map(|op| self.disk.lock().unwrap().carry_out(self.who, op)).collect()
     }
 
     /// Goes on with what was held.
@@ -202,6 +221,7 @@ impl World {
             disk: self.disk.clone(),
             mode: Mutex::new(Mode::Answer),
             held: Mutex::default(),
+            ghosts: Mutex::default(),
             log: Mutex::default(),
             forgotten: AtomicU64::new(0),
             alarms: AtomicU64::new(0),
@@ -384,7 +404,7 @@ fn what_was_lost_in_the_middle_is_looked_up_and_not_sent_again() {
             w.ask(Op::Register { key: KEY }).unwrap();
             w.disk.lock().unwrap().registered.push((OTHER, THEIRS));
             w.paths.iter().for_each(|p| drop(p.take_log()));
-            w.paths[0].set_mode(if carried_out { Mode::LoseAnswer } else { Mode::Fail(Code::OutcomeUnknown) });
+            w.paths[0].set_mode(if carried_out { Mode::LoseAnswer } else { Mode::LoseQuiet });
             assert_eq!(w.ask(op), result, "{op:?}");
             let logs = w.paths.iter().map(|p| p.take_log()).collect::<Vec<_>>();
             assert_eq!(logs, [vec![op], vec![Op::Report]], "{op:?}");
@@ -395,13 +415,40 @@ fn what_was_lost_in_the_middle_is_looked_up_and_not_sent_again() {
     w.ask(Op::Register { key: KEY }).unwrap();
     w.disk.lock().unwrap().registered.push((OTHER, THEIRS));
     w.disk.lock().unwrap().held = Some((OTHER, KIND));
-    w.paths[0].set_mode(Mode::Fail(Code::OutcomeUnknown));
+    w.paths[0].set_mode(Mode::LoseQuiet);
     assert_eq!(w.ask(Op::Reserve { key: KEY, kind: KIND }), Err(Code::Aborted));
     // Nobody is left who could tell.
     let mut w = World::new(1);
     w.ask(Op::Register { key: KEY }).unwrap();
-    w.paths[0].set_mode(Mode::Fail(Code::OutcomeUnknown));
+    w.paths[0].set_mode(Mode::LoseQuiet);
     assert_eq!(w.ask(Op::Reserve { key: KEY, kind: KIND }), Err(Code::OutcomeUnknown));
+}
+
+/// A report shows what was done when it was made: what still has its way before it is not over.
+#[test]
+fn what_may_still_arrive_is_not_said_to_have_failed() {
+    for op in [
+        Op::Reserve { key: KEY, kind: KIND },
+        Op::Preempt { key: KEY, victim: THEIRS, kind: KIND, abort: false },
+        Op::Clear { key: KEY },
+    ] {
+        let mut w = World::new(2);
+        w.ask(Op::Register { key: KEY }).unwrap();
+        w.disk.lock().unwrap().registered.push((OTHER, THEIRS));
+        w.paths.iter().for_each(|p| drop(p.take_log()));
+        w.paths[0].set_mode(Mode::LoseGhost);
+        assert_eq!(w.ask(op), Err(Code::OutcomeUnknown), "{op:?}");
+        assert_eq!(w.paths.iter().map(|p| p.take_log()).collect::<Vec<_>>(), [vec![op], vec![Op::Report]], "{op:?}");
+        assert_eq!(w.paths[0].land(), [Ok(None)], "{op:?}: and then it is carried out");
+        w.paths[0].set_mode(Mode::Answer);
+        let report = w.ask(Op::Report).unwrap().unwrap();
+        let arrived = match op {
+            Op::Reserve { .. } => report.is_held_by(KEY),
+            Op::Preempt { .. } => !report.has(THEIRS),
+            _ => report.registrants.is_empty(),
+        };
+        assert!(arrived, "{op:?}: {report:?}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::passthrough;
 use crate::shared::{ControlQueue, Shared};
 use crate::status::map;
 use polypath_block::{
-    Code, Registrant, ReservationError, ReservationOp, ReservationReply, ReservationReport, ReservationResult,
+    Code, Proof, Registrant, ReservationError, ReservationOp, ReservationReply, ReservationReport, ReservationResult,
     ReservationType, Time,
 };
 use polypath_nvme::fabrics::cattr;
@@ -303,6 +303,7 @@ async fn carry_out(
         Err(Trouble::Refused(error)) => Err(error),
         Err(Trouble::Lost { changes, fault }) => {
             let error = match changes {
+                // It may be carried out until the fence of the association says otherwise, which takes longer than anybody waits here.
                 true => ReservationError::new(
                     Code::OutcomeUnknown,
                     format!("whether it was carried out is not known: {}", fault.reason),
@@ -470,7 +471,8 @@ fn refusal(status: StatusField, changes: bool) -> ReservationError {
         }
         _ => format!("the controller refused it: {status}"),
     };
-    ReservationError::new(code, reason)
+    // Whatever it says, it says it last.
+    ReservationError::new(code, reason).quiet_by(Proof::Answered)
 }
 
 fn report(status: &ReservationStatus) -> ReservationReport {
@@ -505,7 +507,8 @@ mod tests {
             (S::ABORTED_PREEMPT, true, Code::OutcomeUnknown),
             (S::INTERNAL_ERROR, false, Code::PathLost),
         ] {
-            assert_eq!(refusal(status, changes).code, code, "{status}");
+            let refused = refusal(status, changes);
+            assert_eq!((refused.code, refused.quiet), (code, Some(Proof::Answered)), "{status}");
         }
     }
 

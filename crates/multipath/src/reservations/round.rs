@@ -30,6 +30,8 @@ pub(super) struct Round {
     all: Vec<Candidate>,
     done: Vec<Candidate>,
     first_failure: Option<ReservationError>,
+    /// What was said of it when it was lost in the middle.
+    lost: Option<ReservationError>,
     reply: ReservationReply,
 }
 
@@ -48,8 +50,8 @@ impl Round {
             Op::Reserve { .. } | Op::Release { .. } | Op::Preempt { .. } | Op::Clear { .. } | Op::Report => Way::Any,
         };
         let rest = candidates.iter().cloned().collect();
-        let (done, first_failure) = (Vec::new(), None);
-        Round { group, op, limit, way, rest, all: candidates, done, first_failure, reply }.go();
+        let (done, first_failure, lost) = (Vec::new(), None, None);
+        Round { group, op, limit, way, rest, all: candidates, done, first_failure, lost, reply }.go();
     }
 
     fn go(mut self) {
@@ -80,7 +82,7 @@ impl Round {
             }
             (Way::Any, Ok(report)) => self.carried_out(&path, report),
             (Way::Any, Err(error)) if error.code == Code::OutcomeUnknown && !self.op.is_read() => {
-                self.note(&path, error);
+                self.lost = Some(self.note(&path, error));
                 self.ask_all(Way::Resolve, &path);
             }
             (Way::Any, Err(error)) if error.is_of_path() || self.op.is_read() => {
@@ -89,11 +91,7 @@ impl Round {
             }
             (Way::Any, Err(error)) => self.finish(Err(error)),
             (Way::Resolve, Ok(Some(report))) if self.is_so(&report) => self.carried_out(&path, None),
-            (Way::Resolve, Ok(Some(_))) => {
-                let reason =
-                    format!("it was not carried out: path {} was lost, and a report shows nothing of it", path.name);
-                self.finish(Err(ReservationError::new(Code::Aborted, reason)));
-            }
+            (Way::Resolve, Ok(Some(_))) => self.not_carried_out(),
             (Way::Verify, Ok(Some(report))) if !self.is_so(&report) => {
                 let reason = "it is reserved still, over a path that does not answer now; expected that one, or preempt or clear";
                 self.finish(Err(ReservationError::new(Code::PathNoAccess, reason)));
@@ -117,12 +115,31 @@ impl Round {
         self.go();
     }
 
-    fn note(&mut self, path: &Candidate, error: ReservationError) {
+    /// A report shows nothing of what was lost in the middle. It says so for good only if that was quiet before it was asked for.
+    fn not_carried_out(mut self) {
+        let lost = self.lost.take().unwrap_or_else(|| ReservationError::new(Code::OutcomeUnknown, "it was lost"));
+        let ReservationError { reason, quiet, .. } = lost;
+        let error = match quiet {
+            Some(proof) => {
+                let reason = format!("it was not carried out: {reason}; a report shows nothing of it ({proof})");
+                ReservationError::new(Code::Aborted, reason)
+            }
+            None => {
+                let reason = format!("{reason}; a report shows nothing of it yet, and it may be carried out still");
+                ReservationError::new(Code::OutcomeUnknown, reason)
+            }
+        };
+        self.finish(Err(error));
+    }
+
+    /// Answers with the error, and the path in it.
+    fn note(&mut self, path: &Candidate, error: ReservationError) -> ReservationError {
         if let Some(group) = self.group.upgrade() {
             tracing::warn!(group = %group.name, path = %path.name, op = ?self.op, reason = %error, "a reservation command failed on a path");
         }
         let error = ReservationError { reason: format!("path {}: {}", path.name, error.reason), ..error };
-        self.first_failure.get_or_insert(error);
+        self.first_failure.get_or_insert_with(|| error.clone());
+        error
     }
 
     /// It was carried out over `path`.
@@ -172,7 +189,9 @@ impl Round {
             ReservationError::new(Code::OutcomeUnknown, format!("whether it was carried out is not known{reason}"))
         };
         let result = match (self.way, self.op) {
-            (Way::Resolve | Way::Verify, _) => Err(unknown()),
+            (Way::Resolve | Way::Verify, _) => {
+                Err(ReservationError { quiet: self.lost.as_ref().and_then(|lost| lost.quiet), ..unknown() })
+            }
             (_, Op::Register { key } | Op::Join { key }) if !self.done.is_empty() => {
                 if let Some(group) = self.group.upgrade() {
                     group.claim(key, &self.done);

@@ -234,7 +234,8 @@ impl Exchange {
             Outcome::Answered(answer) => return self.answered(answer, data),
             Outcome::Lost(code) if self.changes() && proof != Proof::NeverSent => {
                 let why = Status::new(*code);
-                self.fail(Code::OutcomeUnknown, format!("whether it was carried out is not known: {why}"));
+                let reason = format!("whether it was carried out is not known: {why}; it is quiet: {proof}");
+                self.end = Some(ReservationError::new(Code::OutcomeUnknown, reason).quiet_by(proof));
             }
             Outcome::Lost(code) => self.fail(*code, format!("it was not carried out: {}", Status::new(*code))),
             Outcome::BadMemory => self.fail(Code::BadMemory, "its memory could not be reached".into()),
@@ -258,7 +259,8 @@ impl Exchange {
             Meaning::Again(_) if !self.changes() => self.again(meant.give_up(answer.sense.as_ref()), false),
             // Given up in the middle. It is not sent twice: a second one might undo what others have done since.
             Meaning::Again(_) => {
-                self.fail(Code::OutcomeUnknown, "the target gave it up, and how far it had come is not known".into());
+                let reason = "the target gave it up, and how far it had come is not known";
+                self.end = Some(ReservationError::new(Code::OutcomeUnknown, reason).quiet_by(Proof::Answered));
             }
             Meaning::Failed(status) => {
                 let reason = match status.code {

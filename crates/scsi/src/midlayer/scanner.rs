@@ -17,7 +17,7 @@ use crate::inquiry::Inquiry;
 use crate::lun::LunList;
 use crate::{Attention, Cdb, Lun, Meaning, meaning};
 use polypath_block::{
-    Access, Armed, Code, Cx, Health, ReservationError, ReservationOp, ReservationResult, SegTable, Time, Waits,
+    Access, Armed, Code, Cx, Health, Proof, ReservationError, ReservationOp, ReservationResult, SegTable, Time, Waits,
 };
 use polypath_memory::MemoryError;
 use prove::{Proving, Stage as ProvingStage};
@@ -490,7 +490,8 @@ impl<Q: TaskQueue> Scanner<Q> {
                     ordered.order.reply.answer(result);
                 } else if cx.now >= ordered.until {
                     let reason = "not every session was registered in time; those that were not carry nothing";
-                    ordered.order.reply.answer(Err(ReservationError::new(Code::OutcomeUnknown, reason)));
+                    let error = ReservationError::new(Code::OutcomeUnknown, reason).quiet_by(Proof::Answered);
+                    ordered.order.reply.answer(Err(error));
                 } else {
                     self.settling.push((ordered, result));
                 }
@@ -534,6 +535,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         let (changes, sent) = (exchange.changes(), task.is_some());
         let code = if changes && sent { Code::OutcomeUnknown } else { Code::PathTimeout };
         let reason = format!("{} did not answer within {} ms", self.bus.name(), late.order.limit.as_millis());
+        // It may be carried out for as long as its end waits for a proof.
         late.order.reply.answer(Err(ReservationError::new(code, reason)));
         if sent {
             self.tasks.recover(cx, Recovery::ResetHost, 0);

@@ -219,6 +219,8 @@ fn what_is_lost_in_the_middle_is_not_sent_again() {
         turns(&mut rig, 400);
         let error = told.try_recv().unwrap().unwrap_err();
         assert_eq!(error.code, Code::OutcomeUnknown, "{lost_by}: {error}");
+        // Told in time, and before anybody knows that it cannot come any more.
+        assert_eq!(error.quiet, fenced.then_some(polypath_block::Proof::Reinstated), "{lost_by}: {error}");
         rig.script(|s| {
             s.proof = Some(polypath_block::Proof::Reinstated);
             assert!(!s.pr.log.iter().any(|(_, action)| *action == pr_out::RESERVE), "{lost_by}");
