@@ -115,6 +115,9 @@ pub enum ReservationOp {
     Join {
         /// The key.
         key: u64,
+        /// The identifier of this host ([`Reservations::host`]), where another way of it is registered: then the registration is there
+        /// already, and nobody else's with the same key stands for it. `None`: anybody's with `key` does.
+        host: Option<[u8; 16]>,
     },
     /// Ends the registration on every way of the device, and the reservation if this host holds it.
     Unregister {
@@ -160,7 +163,7 @@ impl ReservationOp {
     pub const fn key(&self) -> Option<u64> {
         use ReservationOp as Op;
         match *self {
-            Op::Register { key } | Op::Join { key } | Op::Unregister { key } | Op::Clear { key } => Some(key),
+            Op::Register { key } | Op::Join { key, .. } | Op::Unregister { key } | Op::Clear { key } => Some(key),
             Op::Reserve { key, .. } | Op::Release { key, .. } | Op::Preempt { key, .. } => Some(key),
             Op::Report => None,
         }

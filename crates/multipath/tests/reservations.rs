@@ -22,9 +22,16 @@ const OTHER: usize = 99;
 struct Disk {
     registered: Vec<(usize, u64)>,
     held: Option<(usize, ReservationType)>,
+    /// The hosts that paths are of, by their numbers, where they have one.
+    hosts: Vec<Option<[u8; 16]>>,
 }
 
 impl Disk {
+    fn is_registered(&self, key: u64, host: Option<[u8; 16]>) -> bool {
+        let is_it = |who: &usize| host.is_none() || self.hosts.get(*who).copied().flatten() == host;
+        self.registered.iter().any(|(who, k)| *k == key && is_it(who))
+    }
+
     fn key_of(&self, who: usize) -> Option<u64> {
         self.registered.iter().find(|(w, _)| *w == who).map(|(_, key)| *key)
     }
@@ -37,7 +44,7 @@ impl Disk {
         };
         match op {
             Op::Register { key } => register(self, key),
-            Op::Join { key } if self.registered.iter().any(|(_, k)| *k == key) => register(self, key),
+            Op::Join { key, host } if self.is_registered(key, host) => register(self, key),
             Op::Join { .. } => return conflict(),
             Op::Report => {
                 let held_by = self.held.and_then(|(who, _)| self.key_of(who));
@@ -192,6 +199,9 @@ impl Reservations for Path {
     fn alarms(&self) -> u64 {
         self.alarms.load(Ordering::SeqCst)
     }
+    fn host(&self) -> Option<[u8; 16]> {
+        self.disk.lock().unwrap().hosts.get(self.who).copied().flatten()
+    }
 }
 
 struct World {
@@ -293,7 +303,7 @@ fn a_path_that_joins_later_or_comes_back_carries_nothing_before_it_is_registered
     w.b.turns(3);
     assert_eq!(w.states(), [Usable, Connecting]);
     assert!(w.b.stats(1).why.contains("being registered"), "{}", w.b.stats(1).why);
-    assert_eq!(w.paths[1].take_log(), [Op::Join { key: KEY }]);
+    assert_eq!(w.paths[1].take_log(), [Op::Join { key: KEY, host: None }]);
     w.b.devices[0].set_health(polypath_block::Health::Down);
     w.b.turns(3);
     let tag = w.b.write(1);
@@ -312,7 +322,7 @@ fn a_path_that_joins_later_or_comes_back_carries_nothing_before_it_is_registered
     w.paths[1].set_mode(Mode::Fail(Code::PathTimeout));
     w.b.devices[1].set_live(info("a"));
     w.b.turns(3);
-    assert_eq!((w.states()[1], w.paths[1].take_log()), (Down, vec![Op::Join { key: KEY }]));
+    assert_eq!((w.states()[1], w.paths[1].take_log()), (Down, vec![Op::Join { key: KEY, host: None }]));
     assert!(w.b.stats(1).why.contains("told to fail"), "{}", w.b.stats(1).why);
     w.paths[1].set_mode(Mode::Answer);
     w.b.pass(2500);
@@ -361,7 +371,7 @@ fn what_another_host_took_is_told_and_never_taken_back() {
         assert_eq!((w.registered(), w.states()), (vec![(OTHER, THEIRS)], vec![Usable; 2]));
         assert!(w.paths.iter().all(|p| p.forgotten.load(Ordering::SeqCst) > 0));
         let asked: Vec<_> = w.paths.iter().flat_map(|p| p.take_log()).collect();
-        assert_eq!(asked, [if by_alarm { Op::Report } else { Op::Join { key: KEY } }]);
+        assert_eq!(asked, [if by_alarm { Op::Report } else { Op::Join { key: KEY, host: None } }]);
         // A conflict is the request's own end.
         let tag = w.b.write(1);
         let at = w.b.devices.iter().position(|d| !d.in_flight().is_empty()).unwrap();
@@ -486,6 +496,33 @@ fn one_at_a_time_and_none_without_paths() {
     assert_eq!(w.ask(Op::Report), Err(Code::NoPath));
     w.b.group.close();
     assert_eq!(w.ask(Op::Report), Err(Code::Gone));
+}
+
+/// Another host may be registered with the same key: what is ours is told by the host where paths have one.
+#[test]
+fn a_path_of_a_host_that_is_registered_does_not_join_another_host() {
+    let (ours, also_ours) = (Some([1; 16]), Some([2; 16]));
+    let mut w = World::new(3);
+    w.disk.lock().unwrap().hosts = vec![ours, ours, also_ours, ours, also_ours];
+    w.ask(Op::Register { key: KEY }).unwrap();
+    let logs = w.paths.iter().map(|p| p.take_log()).collect::<Vec<_>>();
+    let join = |host| vec![Op::Join { key: KEY, host }];
+    assert_eq!(logs, [vec![Op::Register { key: KEY }], join(ours), join(None)]);
+    // Both are registered now.
+    for (who, host) in [(3, ours), (4, also_ours)] {
+        w.add(true);
+        w.b.turns(3);
+        assert_eq!((w.paths[who].take_log(), w.states()[who]), (join(host), Usable));
+    }
+    // Ours are ended, and another host has the same key.
+    w.disk.lock().unwrap().registered = vec![(OTHER, KEY)];
+    w.b.devices[1].set_down(Code::PathLost, "gone");
+    w.b.turns(3);
+    w.b.devices[1].set_live(info("a"));
+    w.b.turns(3);
+    w.b.pass(3000);
+    assert_eq!((w.registered(), w.b.group.reservation_state().key), (vec![(OTHER, KEY)], None));
+    w.b.finish();
 }
 
 /// What a foreign reservation hides from a path that is not registered may be what it is quarantined for; and another disk has other keys.

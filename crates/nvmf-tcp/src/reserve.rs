@@ -369,14 +369,7 @@ impl Exchange {
         match op {
             Op::Report => return Ok(Some(report(&self.status().await?))),
             Op::Register { key } => self.register(key, &self.status().await?).await?,
-            Op::Join { key } => {
-                let status = self.status().await?;
-                if !status.registered.iter().any(|r| r.key == key) {
-                    let reason = format!("nobody is registered with key {key:#x} any more: somebody has ended that");
-                    return Err(Trouble::refused(Code::ReservationConflict, reason));
-                }
-                self.register(key, &status).await?;
-            }
+            Op::Join { key, host } => self.join(key, host).await?,
             Op::Unregister { key } => self.register_with(RegisterAction::Unregister, key, 0).await?,
             Op::Reserve { key, kind } => self.acquire(AcquireAction::Acquire, key, 0, kind).await?,
             Op::Preempt { key, victim, kind, abort } => {
@@ -403,6 +396,32 @@ impl Exchange {
             Some(ours) if ours.key == key => Ok(()),
             Some(ours) => self.register_with(RegisterAction::Replace, ours.key, key).await,
             None => self.register_with(RegisterAction::Register, 0, key).await,
+        }
+    }
+
+    /// Registers this host as others are, or as itself is over another way.
+    async fn join(&self, key: u64, host: Option<[u8; 16]>) -> Result<(), Trouble> {
+        let ended = || {
+            let who = if host.is_some() { "this host is not" } else { "nobody is" };
+            let reason = format!("{who} registered with key {key:#x} any more: somebody has ended that");
+            Trouble::refused(Code::ReservationConflict, reason)
+        };
+        let before = self.status().await?;
+        if !before.registered.iter().any(|r| r.key == key && host.is_none_or(|host| r.host_id == host)) {
+            return Err(ended());
+        }
+        if before.registered.iter().any(|r| r.key == key && r.host_id == self.host) {
+            return Ok(());
+        }
+        self.register(key, &before).await?;
+        if stands(key, self.host, &before, &self.status().await?) {
+            return Ok(());
+        }
+        // What we saw was ended before we registered: that was to steal it back.
+        match self.register_with(RegisterAction::Unregister, key, 0).await {
+            // Somebody else may have done it by now.
+            Ok(()) | Err(Trouble::Refused(_)) => Err(ended()),
+            Err(lost) => Err(lost),
         }
     }
 
@@ -475,6 +494,15 @@ fn refusal(status: StatusField, changes: bool) -> ReservationError {
     ReservationError::new(code, reason).quiet_by(Proof::Answered)
 }
 
+/// Has `ours` registered with `key` while it was registered by another host that was seen in the report `before`? Told by the one `after`:
+/// nothing but our registration has changed anything in between, or one of those hosts is registered still.
+fn stands(key: u64, ours: [u8; 16], before: &ReservationStatus, after: &ReservationStatus) -> bool {
+    let has = |status: &ReservationStatus, host| status.registered.iter().any(|r| r.key == key && r.host_id == host);
+    let mut others = before.registered.iter().filter(|r| r.key == key && r.host_id != ours);
+    has(after, ours)
+        && (after.generation == before.generation.wrapping_add(1) || others.any(|other| has(after, other.host_id)))
+}
+
 fn report(status: &ReservationStatus) -> ReservationReport {
     let registrant = |r: &polypath_nvme::reservation::RegisteredController| Registrant {
         key: r.key,
@@ -509,6 +537,30 @@ mod tests {
         ] {
             let refused = refusal(status, changes);
             assert_eq!((refused.code, refused.quiet), (code, Some(Proof::Answered)), "{status}");
+        }
+    }
+
+    /// Between the report that we joined by and our registration another host may have ended what we saw in it.
+    #[test]
+    fn who_joins_looks_again_whether_those_he_joined_are_there() {
+        let one = |host: u8, key| RegisteredController { key, host_id: [host; 16], ..Default::default() };
+        let status = |generation, registered: &[(u8, u64)]| ReservationStatus {
+            generation,
+            count: registered.len() as u16,
+            registered: registered.iter().map(|&(host, key)| one(host, key)).collect(),
+            ..Default::default()
+        };
+        let (ours, before) = ([1; 16], status(u32::MAX, &[(2, 7), (3, 8)]));
+        for (after, want) in [
+            (status(0, &[(1, 7), (2, 7), (3, 8)]), true),
+            (status(1, &[(1, 7), (2, 7), (4, 9)]), true),
+            (status(1, &[(1, 7), (3, 8)]), false),
+            // Another one has joined as late as we have.
+            (status(2, &[(1, 7), (4, 7)]), false),
+            (status(1, &[(2, 7), (3, 8)]), false),
+            (status(1, &[(1, 9), (2, 7)]), false),
+        ] {
+            assert_eq!(stands(7, ours, &before, &after), want, "{after:?}");
         }
     }
 

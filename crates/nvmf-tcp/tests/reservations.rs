@@ -71,14 +71,18 @@ fn two_hosts_share_a_namespace() {
     let others = [Op::Read, Op::Write, Op::Flush].map(|op| io(&mut b, op));
     assert_eq!(others, [Code::Ok, Code::ReservationConflict, Code::ReservationConflict]);
     assert_eq!([Op::Write, Op::Flush].map(|op| io(&mut a, op)), [Code::Ok; 2]);
-    assert_eq!(code(ask(&mut b, ReservationOp::Join { key: THEIRS })), Some(Code::ReservationConflict));
+    assert_eq!(code(ask(&mut b, ReservationOp::Join { key: THEIRS, host: None })), Some(Code::ReservationConflict));
     assert_eq!(ask(&mut b, ReservationOp::Register { key: THEIRS }), Ok(None));
     assert_eq!(code(ask(&mut b, reserve(THEIRS, KIND))), Some(Code::ReservationConflict));
     let before = a.device.reservations().unwrap().alarms();
     assert_eq!(ask(&mut b, preempt(THEIRS, OURS, true)), Ok(None));
     a.wait("the news", |a| (a.device.reservations().unwrap().alarms() > before).then_some(()));
     assert_eq!(io(&mut a, Op::Write), Code::ReservationConflict);
-    assert_eq!(code(ask(&mut a, ReservationOp::Join { key: OURS })), Some(Code::ReservationConflict), "it was ended");
+    assert_eq!(
+        code(ask(&mut a, ReservationOp::Join { key: OURS, host: None })),
+        Some(Code::ReservationConflict),
+        "it was ended"
+    );
     let exclusive = ReservationType::ExclusiveAccess;
     let release = |kind| ReservationOp::Release { key: THEIRS, kind };
     assert_eq!(ask(&mut b, release(KIND)), Ok(None));
@@ -99,17 +103,45 @@ fn a_registration_covers_every_way_of_the_host() {
     assert_eq!(ask(&mut a, ReservationOp::Reserve { key: OURS, kind: ReservationType::WriteExclusive }), Ok(None));
     let mut again = host(&target, 1, "&queue_depth=7");
     assert_eq!((io(&mut again, Op::Write), io(&mut b, Op::Write)), (Code::Ok, Code::ReservationConflict));
-    assert_eq!(ask(&mut again, ReservationOp::Join { key: OURS }), Ok(None));
+    assert_eq!(ask(&mut again, ReservationOp::Join { key: OURS, host: None }), Ok(None));
     let found = report(&mut again);
     assert!(found.registrants.len() == 2 && found.registrants.iter().all(|r| r.key == OURS && r.holder), "{found:?}");
     target.reset(0).unwrap();
     a.wait_down();
     a.wait_ready();
-    assert_eq!(ask(&mut a, ReservationOp::Join { key: OURS }), Ok(None));
+    assert_eq!(ask(&mut a, ReservationOp::Join { key: OURS, host: None }), Ok(None));
     assert_eq!(io(&mut a, Op::Write), Code::Ok);
     assert_eq!(ask(&mut a, ReservationOp::Unregister { key: OURS }), Ok(None));
     b.wait_ready();
     assert!(report(&mut b).registrants.is_empty() && io(&mut b, Op::Write) == Code::Ok);
+}
+
+/// Two hosts may be configured with one key: what one of them is registered with says nothing of the other.
+#[test]
+fn the_registration_of_another_host_with_the_same_key_is_not_ours() {
+    let target = start(target_config(&["ram://1MiB"]));
+    let (mut a, mut b, mut c) = (host(&target, 1, ""), host(&target, 2, ""), host(&target, 3, ""));
+    for rig in [&mut a, &mut b] {
+        assert_eq!(ask(rig, ReservationOp::Register { key: OURS }), Ok(None));
+    }
+    let joins = |rig: &Rig, own: bool| {
+        let host = rig.device.reservations().unwrap().host().filter(|_| own);
+        ReservationOp::Join { key: OURS, host }
+    };
+    let (mine, anybody) = (joins(&a, true), joins(&a, false));
+    assert_eq!(ask(&mut a, mine), Ok(None), "it is there");
+    assert_eq!(ask(&mut a, ReservationOp::Unregister { key: OURS }), Ok(None));
+    assert_eq!(code(ask(&mut a, mine)), Some(Code::ReservationConflict), "somebody has ended it");
+    let hosts = |rig: &mut Rig| {
+        let mut hosts: Vec<_> = report(rig).registrants.iter().filter_map(|r| r.host.map(|id| id[3])).collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        hosts
+    };
+    assert_eq!(hosts(&mut a), [2], "and it is not taken back");
+    // A way that has another identifier joins what is registered for the first.
+    assert_eq!(ask(&mut c, anybody), Ok(None));
+    assert_eq!(hosts(&mut c), [2, 3]);
 }
 
 /// As many queues as the target grants carry I/O: then there is none for reservations, unless one more is granted.

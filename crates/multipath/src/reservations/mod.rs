@@ -18,7 +18,7 @@ use polypath_block::{
     Code, Device, ReservationError, ReservationOp, ReservationReply, ReservationResult, ReservationType, Time,
 };
 use round::Round;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -55,6 +55,8 @@ struct State {
     /// Who reserved it: others may not be able to release it.
     holder: Option<Holder>,
     paths: BTreeMap<PathId, Membership>,
+    /// Which hosts it is registered for, as [`polypath_block::Reservations::host`] of the paths that are, or were.
+    hosts: BTreeSet<[u8; 16]>,
     /// An operation is under way.
     busy: bool,
     attempts: u64,
@@ -232,6 +234,7 @@ impl GroupShared {
                 }
                 let alarms = candidate.alarms();
                 let attempt = state.attempts + 1;
+                let host = candidate.host().filter(|host| state.hosts.contains(host));
                 match state.paths.entry(candidate.id).or_insert(Membership::Wanted) {
                     Membership::Registered(seen) if *seen != alarms => {
                         *seen = alarms;
@@ -241,7 +244,7 @@ impl GroupShared {
                     member @ (Membership::Wanted | Membership::Failed(..)) => {
                         *member = Membership::Asked(attempt);
                         state.attempts = attempt;
-                        joins.push((candidate, key, attempt));
+                        joins.push((candidate, key, host, attempt));
                     }
                     Membership::Registered(_) | Membership::Asked(_) => {}
                 }
@@ -250,9 +253,9 @@ impl GroupShared {
         if kept_out {
             self.look_again();
         }
-        for (candidate, key, attempt) in joins {
+        for (candidate, key, host, attempt) in joins {
             let (me, asked) = (self.me.clone(), candidate.clone());
-            candidate.ask(ReservationOp::Join { key }, JOIN_LIMIT, move |result| {
+            candidate.ask(ReservationOp::Join { key, host }, JOIN_LIMIT, move |result| {
                 if let Some(group) = me.upgrade() {
                     group.joined(&asked, key, attempt, result);
                 }
@@ -272,14 +275,18 @@ impl GroupShared {
 
     fn joined(&self, path: &Candidate, key: u64, attempt: u64, result: ReservationResult) {
         {
-            let mut state = self.desk.lock();
+            let mut guard = self.desk.lock();
+            let state = &mut *guard;
             let claimed = state.shown.key == Some(key);
             let Some(member) = state.paths.get_mut(&path.id).filter(|m| claimed && **m == Membership::Asked(attempt))
             else {
                 return;
             };
             match &result {
-                Ok(_) => *member = Membership::Registered(path.alarms()),
+                Ok(_) => {
+                    *member = Membership::Registered(path.alarms());
+                    state.hosts.extend(path.host());
+                }
                 Err(error) => *member = Membership::Failed(error.reason.clone(), self.time().after(AGAIN)),
             }
         }
@@ -306,6 +313,7 @@ impl GroupShared {
             let why = format!("registration with key {key:#x} was ended by another host: {why}");
             state.shown = ReservationState { ended: Some(why), ..ReservationState::default() };
             (state.holder, state.paths) = (None, BTreeMap::new());
+            state.hosts.clear();
         }
         tracing::error!(group = %self.name, key, why, "another host has ended the registration of this disk: writes may meet its reservation, and nothing is registered again until somebody asks for it");
         self.desk.active.store(false, Ordering::Release);
@@ -323,6 +331,7 @@ impl GroupShared {
             let mut state = self.desk.lock();
             state.shown = ReservationState::default();
             (state.holder, state.paths) = (None, BTreeMap::new());
+            state.hosts.clear();
         }
         self.desk.active.store(false, Ordering::Release);
         self.forget_everywhere();
@@ -335,6 +344,7 @@ impl GroupShared {
             let mut state = self.desk.lock();
             state.shown = ReservationState { key: Some(key), ..ReservationState::default() };
             state.holder = None;
+            state.hosts = registered.iter().filter_map(Candidate::host).collect();
             state.paths = registered.iter().map(|c| (c.id, Membership::Registered(c.alarms()))).collect();
         }
         self.desk.active.store(true, Ordering::Release);

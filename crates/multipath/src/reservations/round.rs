@@ -59,7 +59,10 @@ impl Round {
         let op = match (self.way, self.op) {
             (Way::Resolve | Way::Verify, _) => ReservationOp::Report,
             // The first one has registered it: it is there, or somebody has ended it since.
-            (Way::Each, ReservationOp::Register { key }) if !self.done.is_empty() => ReservationOp::Join { key },
+            (Way::Each, ReservationOp::Register { key }) if !self.done.is_empty() => {
+                let host = next.host().filter(|host| self.done.iter().any(|done| done.host() == Some(*host)));
+                ReservationOp::Join { key, host }
+            }
             (_, op) => op,
         };
         let (path, limit) = (next.clone(), self.limit);
@@ -192,7 +195,7 @@ impl Round {
             (Way::Resolve | Way::Verify, _) => {
                 Err(ReservationError { quiet: self.lost.as_ref().and_then(|lost| lost.quiet), ..unknown() })
             }
-            (_, Op::Register { key } | Op::Join { key }) if !self.done.is_empty() => {
+            (_, Op::Register { key } | Op::Join { key, .. }) if !self.done.is_empty() => {
                 if let Some(group) = self.group.upgrade() {
                     group.claim(key, &self.done);
                 }
@@ -225,6 +228,7 @@ impl GroupShared {
             let mut state = self.desk.lock();
             state.shown = super::ReservationState::default();
             (state.holder, state.paths) = (None, std::collections::BTreeMap::<_, Membership>::new());
+            state.hosts.clear();
         }
         self.desk.active.store(false, std::sync::atomic::Ordering::Release);
         let others: Vec<_> = {

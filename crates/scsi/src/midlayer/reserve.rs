@@ -38,7 +38,7 @@ pub(super) struct Claim {
 impl Claim {
     /// What a nexus does about it.
     pub(super) fn exchange(&self) -> Option<Exchange> {
-        let joins = self.key.map(|key| ReservationOp::Join { key });
+        let joins = self.key.map(|key| ReservationOp::Join { key, host: None });
         let leaves = self.leaving.map(|key| ReservationOp::Unregister { key });
         joins.or(leaves).map(Exchange::new)
     }
@@ -127,7 +127,8 @@ impl Exchange {
         let mut joins = None;
         match op {
             Op::Register { key } => plan.push_back(registers(key)),
-            Op::Join { key } => {
+            // A target does not tell whose a registration is.
+            Op::Join { key, host: _ } => {
                 joins = Some(key);
                 plan.extend([Act::ReadKeys, registers(key)]);
             }

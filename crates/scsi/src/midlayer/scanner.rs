@@ -454,7 +454,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         };
         if result.is_ok() {
             match ordered.order.op {
-                Op::Register { key } | Op::Join { key } => {
+                Op::Register { key } | Op::Join { key, .. } => {
                     self.bus.set_claim(address, Some(key), None);
                     // What could not be asked for another host's sake can be now.
                     self.to_probe.push_back(address);

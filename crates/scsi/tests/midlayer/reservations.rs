@@ -123,7 +123,7 @@ fn what_another_host_has_is_a_conflict_of_the_request() {
         assert_eq!(code(ask(&mut rig, Some(&mut d), op)), Code::ReservationConflict, "{op:?} by nobody");
     }
     assert_eq!(
-        code(ask(&mut rig, Some(&mut d), Op::Join { key: KEY })),
+        code(ask(&mut rig, Some(&mut d), Op::Join { key: KEY, host: None })),
         Code::ReservationConflict,
         "nobody has joined"
     );
