@@ -223,6 +223,9 @@ impl Daemon {
             return Err(format!("disk \"{name}\" was served on {}: {why}", late.at()));
         }
         state.refuse_whole(name).map_err(|e| e.replace("expected one of them", "delete those first"))?;
+        if state.disks.get(name).is_some_and(|disk| disk.ledger.is_passing()) {
+            return Err(format!("a command is being passed through to disk \"{name}\"; try again when it has ended"));
+        }
         let disk = state.disks.remove(name).ok_or_else(|| no_disk(name))?;
         drop(state);
         disk.group.close();

@@ -101,6 +101,8 @@ struct State {
     known: Option<DiskWord>,
     /// What guests of sockets are owed, while nobody serves the disk.
     live: BTreeMap<String, Owed>,
+    /// Commands that may change the disk and are being passed through.
+    passing: usize,
     /// How many losses the disk had that are written down.
     losses: u64,
     /// That guests are owed something could not be written down.
@@ -166,10 +168,42 @@ impl DiskLedger {
         Ok((mark, admitted.iter().map(|(info, bound)| self.shown(info, *bound)).collect()))
     }
 
-    /// Nobody serves the disk any more, and nothing of it is in flight.
+    /// A command that may change the disk is about to be passed through to `group`, whether it is served or not: that is written down as it is
+    /// of a disk that is served. Answers with how long changes wait. [`DiskLedger::end_passing`] follows, whatever this says.
+    ///
+    /// # Errors
+    /// As [`DiskLedger::serve`], or it cannot be written down: nothing may be sent.
+    pub(crate) fn begin_passing(&self, state_dir: &StateDir, group: &Group) -> Result<Duration, String> {
+        lock(&self.state).passing += 1;
+        let (mark, shown) = self.serve(state_dir, group)?;
+        let begun = mark.begin_passing(&shown);
+        begun.map_err(|e| format!("disk \"{}\": that a command is sent cannot be written down: {e}", self.disk))
+    }
+
+    /// It has ended and is quiet, or was not sent.
+    pub(crate) fn end_passing(&self) {
+        let (last, mark) = {
+            let mut state = lock(&self.state);
+            state.passing = state.passing.saturating_sub(1);
+            (state.passing == 0, state.mark.clone())
+        };
+        if let Some(Err(error)) = mark.filter(|_| last).map(|mark| mark.end_passing()) {
+            tracing::error!(disk = %self.disk, %error, "that a command has ended cannot be written down: the next daemon waits");
+        }
+    }
+
+    /// Is such a command under way?
+    pub(crate) fn is_passing(&self) -> bool {
+        lock(&self.state).passing > 0
+    }
+
+    /// Nobody serves the disk any more, and nothing of it is in flight but what is passed through: whoever does that lets go of it.
     pub(crate) fn let_go(&self) {
         let group = {
             let mut state = lock(&self.state);
+            if state.passing > 0 {
+                return;
+            }
             let Some(mark) = state.mark.take() else { return };
             state.known = mark.disk().or(state.known.take());
             state.live = mark.live();

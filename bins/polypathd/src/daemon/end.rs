@@ -30,6 +30,9 @@ impl Daemon {
         if alone.is_none() {
             faults.push("a change by RPC does not end".into());
         }
+        for (name, _) in disks.iter().filter(|(_, disk)| disk.ledger.is_passing()) {
+            faults.push(format!("a command that was passed through to disk \"{name}\" has not ended"));
+        }
         let in_flight = |disk: &str| services.iter().any(|service| service.disk() == disk && !service.is_quiet());
         thread::scope(|scope| {
             for (_, disk) in disks.iter().filter(|(name, _)| !in_flight(name)) {
@@ -72,7 +75,11 @@ impl Daemon {
     }
 
     /// Nobody serves the disk any more. What its caches hold is made durable: a loss of power between two daemons is told to nobody.
-    fn leave(&self, disk: &Disk) {
+    pub(super) fn leave(&self, disk: &Disk) {
+        // Whoever passes something through leaves it then.
+        if disk.ledger.is_passing() {
+            return;
+        }
         let Some(mark) = disk.ledger.mark() else { return };
         let name = &disk.config.name;
         let flushed = match self.stack.hosts().first() {

@@ -99,7 +99,9 @@ impl super::State {
 
     /// Is `disk`, or a slice of it, served or to be served? A slice is of the disk that it was made of, and of no other one of its name.
     pub(super) fn is_in_use(&self, disk: &str) -> bool {
-        self.services_of(disk).next().is_some() || self.slices.values().any(|slice| slice.config.disk == disk)
+        self.services_of(disk).next().is_some()
+            || self.slices.values().any(|slice| slice.config.disk == disk)
+            || self.disks.get(disk).is_some_and(|disk| disk.ledger.is_passing())
     }
 
     /// Why `disk` cannot be served whole.

@@ -5,7 +5,7 @@ use crate::config::VhostConfig;
 use crate::preflight;
 use crate::resources::{Disk, Vhost, lock};
 use crate::service::Service;
-use crate::state::SocketMark;
+use crate::state::{SocketMark, StateDir};
 use crate::values;
 use polypath::block::{Device, Host};
 use polypath::reactor::CpuList;
@@ -132,17 +132,21 @@ impl Daemon {
 
     /// Writes down that `disk` is served by what is called `name`. `stale`: somebody has left its socket behind who was killed.
     pub(super) fn mark(&self, disk: &Disk, name: &str, stale: bool) -> Result<Arc<SocketMark>, String> {
-        let Some(state_dir) = &self.state_dir else {
-            return Err(format!(
-                "disk \"{}\": there is no folder to write down that it is served: neither STATE_DIRECTORY nor HOME is set; name one with --state-dir or daemon.state_dir",
-                disk.config.name
-            ));
-        };
+        let state_dir = self.state_dir(&disk.config.name)?;
         let (mark, shown) = disk.ledger.serve(state_dir, &disk.group)?;
         let mark = mark.begin(name, stale, &shown);
         let mark =
             mark.map_err(|e| format!("disk \"{}\": that it is served cannot be written down: {e}", disk.config.name))?;
         Ok(Arc::new(mark))
+    }
+
+    /// Where it is written down what becomes of `disk`.
+    pub(super) fn state_dir(&self, disk: &str) -> Result<&StateDir, String> {
+        self.state_dir.as_deref().ok_or_else(|| {
+            format!(
+                "disk \"{disk}\": there is no folder to write down that it is served: neither STATE_DIRECTORY nor HOME is set; name one with --state-dir or daemon.state_dir"
+            )
+        })
     }
 
     /// The reactors that are to serve `vhost`.

@@ -234,6 +234,27 @@ impl Mark {
         Ok(None)
     }
 
+    /// A command that may change the disk is about to be passed through, over one of the paths that show `shown`. What it may leave behind
+    /// lands as late as a write. Answers with how long changes wait for what those before us may have in flight.
+    ///
+    /// # Errors
+    /// It could not be written down: it must not be sent.
+    pub(crate) fn begin_passing(&self, shown: &[Shown]) -> std::io::Result<Duration> {
+        self.change(|known| {
+            known.word.passing = true;
+            self.note(known, shown);
+        })?;
+        Ok(self.hold.left())
+    }
+
+    /// Such commands have ended, and are quiet.
+    ///
+    /// # Errors
+    /// It could not be written down.
+    pub(crate) fn end_passing(&self) -> std::io::Result<()> {
+        self.change(|known| known.word.passing = false)
+    }
+
     /// Paths are about to carry changes.
     ///
     /// # Errors

@@ -86,6 +86,29 @@ fn an_end_in_order_does_not_shorten_what_a_predecessor_may_have_in_flight() {
     assert!(third.hold().left() > 10 * SECOND, "its changes would go first, and the first one's land on top of them");
 }
 
+/// What is passed through lands as late as a write, whether somebody serves the disk or not.
+#[test]
+fn a_command_that_was_killed_in_the_middle_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = folder(dir.path(), "b", 100 * SECOND);
+    let claim = || Arc::new(state.claim("d", SECOND).unwrap());
+    let killed = claim();
+    assert_eq!(killed.begin_passing(&[shown(1, 0, 15 * SECOND)]).unwrap(), Duration::ZERO);
+    assert_eq!((&file(dir.path())["clean"], &file(dir.path())["passing"]), (&false.into(), &true.into()));
+    drop(killed);
+    let mark = claim();
+    let socket = mark.begin(ONE, false, &[]).unwrap();
+    assert!(is_about(socket.hold().left(), 15 * SECOND), "{:?}", socket.hold().left());
+    assert!(!socket.unclean(), "nobody was killed on a socket");
+    assert!(is_about(mark.begin_passing(&[]).unwrap(), 15 * SECOND), "and so is it before another one is sent");
+    mark.end_passing().unwrap();
+    assert_eq!(file(dir.path())["clean"], false, "it is served");
+    socket.end(Vec::new()).unwrap();
+    drop((socket, mark));
+    let word = file(dir.path());
+    assert!(word["clean"] == true && word["passing"].is_null(), "{word}");
+}
+
 #[test]
 fn the_time_of_a_boot_counts_and_the_age_of_this_boot_does_not() {
     let dir = tempfile::tempdir().unwrap();

@@ -25,6 +25,9 @@ pub(super) struct Word {
     /// What holds for sockets that are not listed; `None`: the disk was never served there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) others: Option<SocketWord>,
+    /// A command that may change the disk is being passed through to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) passing: bool,
     /// Which disk it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) disk: Option<DiskWord>,
@@ -181,11 +184,13 @@ impl Word {
             (socket.open, socket.orphans) = (false, Orphans::All);
             killed_on.insert(path.clone());
         }
-        if !word.clean && word.sockets.is_empty() {
+        // A mark that was written for a command alone has seen no socket.
+        if !word.clean && word.sockets.is_empty() && !word.passing {
             word.others
                 .get_or_insert_with(|| SocketWord { write_through: word.write_through, ..SocketWord::unknown() });
         }
-        (word.clean, word.bound_ms, word.boot) = (true, millis(bound), boot.to_owned());
+        (word.clean, word.passing) = (true, false);
+        (word.bound_ms, word.boot) = (millis(bound), boot.to_owned());
         TakenOver { word, killed_by, killed_on }
     }
 
@@ -198,6 +203,7 @@ impl Word {
             write_through: false,
             sockets: BTreeMap::new(),
             others: None,
+            passing: false,
             disk: None,
             caches: BTreeMap::new(),
         }
@@ -227,7 +233,7 @@ impl Word {
         self.wait = self.wait.take().filter(|_| left_ms > 0).map(|wait| Wait { left_ms, ..wait });
         let mut all = self.sockets.values().chain(&self.others);
         self.write_through = all.any(|socket| socket.write_through);
-        self.clean = !self.sockets.values().any(|socket| socket.open);
+        self.clean = !self.passing && !self.sockets.values().any(|socket| socket.open);
     }
 
     /// Leaves out sockets of which there is nothing to say: they come and go, year after year, and a mark that is too long is none.
