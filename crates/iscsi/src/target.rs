@@ -230,7 +230,8 @@ impl Poller for ControlPoller {
         if !self.ended && self.bus.is_closing() && self.bus.queues_open() == 0 {
             self.end("closed".into(), cx.now);
         }
-        if self.ended && self.bus.queues_open() == 0 {
+        // What a command that was passed through has changed, or may still change, waits for its proof.
+        if self.ended && self.bus.queues_open() == 0 && self.scanner.as_ref().is_some_and(Scanner::is_drained) {
             self.scanner = None;
             return Turn::Finished;
         }

@@ -87,6 +87,16 @@ impl Busy {
     fn new(address: Address, work: Work) -> Busy {
         Busy { address, work, task: None, sent: Time::ZERO, refused: None, until: Time::ZERO }
     }
+
+    /// Was it sent to change something, and does somebody wait for its end?
+    fn is_waited_for(&self) -> bool {
+        self.task.is_some()
+            && match &self.work {
+                Work::Order(exchange, Asker::Caller(_)) => exchange.changes(),
+                Work::Relay(relay) => relay.changes,
+                _ => false,
+            }
+    }
 }
 
 /// Somebody waits for an answer.
@@ -125,6 +135,8 @@ pub struct Scanner<Q> {
     retried: Time,
     nexus: u64,
     up: bool,
+    /// Nothing new is done.
+    closed: bool,
     tags: u64,
 }
 
@@ -163,6 +175,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             retried: Time::ZERO,
             nexus: 0,
             up: false,
+            closed: false,
             tags: 0,
         })
     }
@@ -210,6 +223,10 @@ impl<Q: TaskQueue> Scanner<Q> {
             self.choose(now);
             self.step(cx);
         }
+        if self.closed && matches!(&self.busy, Some(Busy { work: Work::Order(..), task: None, .. })) {
+            // Nothing more of it is sent.
+            self.end_lost_order();
+        }
         self.tasks.kick(cx);
         self.segs = segs;
         moved
@@ -231,6 +248,12 @@ impl<Q: TaskQueue> Scanner<Q> {
                 waits.until(next);
             }
         }
+        if self.closed
+            && let Some(Busy { work: Work::Relay(relay), .. }) = &self.busy
+            && relay.until != Time::NEVER
+        {
+            waits.until(relay.until);
+        }
         let settling = self.settling.iter().map(|(ordered, _)| ordered.until);
         self.orders.iter().map(|ordered| ordered.until).chain(settling).for_each(|until| waits.until(until));
         if let Some(Busy { work: Work::Order(_, Asker::Caller(ordered)), .. }) = &self.busy {
@@ -244,16 +267,30 @@ impl<Q: TaskQueue> Scanner<Q> {
         armed
     }
 
-    /// Ends it.
+    /// Ends it. Nothing new is begun. What was sent to change something, and whose end somebody waits for, may still be carried out: until its
+    /// task has ended, which is when it is quiet, it is not dropped ([`Scanner::is_drained`]) and is to be polled. Idempotent.
     pub fn close(&mut self, now: Time, reactor: u16) {
-        self.busy = None;
+        self.closed = true;
+        self.leave_work();
+        self.refuse_relays();
+        self.busy.take_if(|busy| !busy.is_waited_for());
         let mut segs = std::mem::replace(&mut self.segs, SegTable::new(0));
         self.tasks.close(&mut Cx { now, segs: &mut segs, reactor });
         self.segs = segs;
     }
 
+    /// After [`Scanner::close`]: may it be dropped?
+    pub fn is_drained(&self) -> bool {
+        self.busy.is_none() && self.settling.is_empty()
+    }
+
     /// The way has come up, or gone.
     fn follow(&mut self, now: Time) {
+        // It may come up once more, for the proof of what it has lost.
+        if self.closed {
+            self.up = false;
+            return;
+        }
         let up = self.tasks.health() != Health::Down;
         if up && self.tasks.nexus() != self.nexus {
             self.nexus = self.tasks.nexus();

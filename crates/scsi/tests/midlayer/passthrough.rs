@@ -6,6 +6,7 @@ use polypath_block::{
     Code, CommandSet, Device, PassthroughAnswer, PassthroughCommand, PassthroughData, PassthroughReply,
     PassthroughRequest, PassthroughResult, PassthroughStatus, Proof,
 };
+use polypath_scsi::midlayer::BusState;
 use polypath_scsi::{ScsiStatus, Sense};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -139,6 +140,51 @@ fn a_change_that_is_not_answered_is_unknown_when_it_is_quiet_and_never_sent_agai
     assert_eq!(sent(&rig, 0x2a), 0, "not a second time");
     rig.scan();
     assert_eq!(ask(&mut rig, write()), good(Vec::new()));
+}
+
+/// Whoever closes the way does not make a ghost of it.
+#[test]
+fn a_change_that_is_under_way_is_not_over_because_its_way_is_closed() {
+    let mut rig = rig(100);
+    rig.script(|s| s.rules = vec![rule(WRITES, 1, Reply::Never)]);
+    let (told, waits) = (start(&rig, write()), start(&rig, read()));
+    rig.scanner.poll(rig.now, 0);
+    rig.scanner.close(rig.now, 0);
+    rig.host.bus.set_state(BusState::Gone { reason: "closed".into() });
+    assert_eq!(wait(&mut rig, &told), None, "nobody has said what has become of it");
+    assert!(code(waits.try_recv().unwrap()).is_some() && !rig.scanner.is_drained());
+    rig.script(|s| (s.nexus, s.commands) = (2, Vec::new()));
+    assert_eq!(wait(&mut rig, &told), None, "the session is back, and it may still land");
+    assert!(!rig.scanner.is_drained() && matches!(rig.host.bus.state(), BusState::Gone { .. }));
+    rig.script(|s| s.proof = Some(Proof::Reinstated));
+    let error = wait(&mut rig, &told).expect("an answer").unwrap_err();
+    assert!(error.code == Code::OutcomeUnknown && error.reason.contains(&Proof::Reinstated.to_string()), "{error}");
+    assert!(rig.scanner.is_drained() && rig.script(|s| s.commands.is_empty()), "nothing else was done");
+}
+
+#[test]
+fn what_reads_does_not_hold_up_the_end() {
+    let mut rig = rig(100);
+    rig.script(|s| s.rules = vec![rule(READS, 1, Reply::Never)]);
+    let told = start(&rig, read());
+    rig.scanner.poll(rig.now, 0);
+    rig.scanner.close(rig.now, 0);
+    assert!(rig.scanner.is_drained() && told.try_recv().unwrap().is_err());
+}
+
+/// It is the error of another command, of which a flush is to tell; this one was not carried out.
+#[test]
+fn a_deferred_error_is_not_the_commands_own() {
+    for (request, opcodes) in [(write(), WRITES), (read(), READS)] {
+        let mut rig = rig(100);
+        let losses = rig.disk.power_losses();
+        let deferred = Sense { deferred: true, ..Sense::new(3, 0x0c, 0) };
+        rig.script(|s| s.rules = vec![rule(opcodes, 1, Reply::Sense(deferred))]);
+        let answer = ask(&mut rig, request).unwrap();
+        assert!(answer.status.is_good(), "{answer:x?}");
+        assert_eq!(opcodes.iter().map(|opcode| sent(&rig, *opcode)).sum::<usize>(), 1);
+        assert!(rig.disk.power_losses() > losses, "what it tells of is counted");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The control side passes commands through: one at a time over its own nexus, beside everything else that it does.
 //!
-//! What may change something is sent once, unless it is known not to have been carried out (a unit attention came first, SAM-5 section 5.14),
-//! and is answered when its task has ended, which is when it is quiet.
+//! What may change something is sent once, unless it is known not to have been carried out (a unit attention came first, SAM-5 section 5.14,
+//! or a deferred error, which is another command's, SPC-4 section 4.5.5), and is answered when its task has ended, which is when it is quiet.
 
 use super::{Busy, Scanner, Work};
 use crate::midlayer::bus::{Address, Seen};
@@ -22,7 +22,7 @@ pub(super) struct Relay {
     pub(super) address: Address,
     cdb: Cdb,
     data: PassthroughData,
-    changes: bool,
+    pub(super) changes: bool,
     pub(super) until: Time,
     tries: u32,
     /// The nexus that it was sent over, until that has been given up because of it.
@@ -135,7 +135,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             relay.refuse(Code::PathTimeout, reason);
         }
         // One that came up since has not seen it.
-        if relay.nexus.take_if(|nexus| *nexus == self.tasks.nexus()).is_some() && self.up {
+        if relay.nexus.take_if(|nexus| *nexus == self.tasks.nexus()).is_some() && (self.up || self.closed) {
             tracing::warn!(path = %self.bus.name(), lun = %relay.address.lun, command = %relay.cdb, "a command that was passed through is not answered in time");
             self.tasks.recover(cx, Recovery::ResetHost, 0);
         }
@@ -206,11 +206,16 @@ impl<Q: TaskQueue> Scanner<Q> {
                 return self.end_relay();
             }
         };
-        if let Meaning::UnitAttention(attention) = meaning(answer.status, answer.sense.as_ref()) {
-            self.relay_heard(address, attention);
-            if self.relay_again() {
-                return;
+        let was_not_carried_out = match meaning(answer.status, answer.sense.as_ref()) {
+            Meaning::UnitAttention(attention) => {
+                self.relay_heard(address, attention);
+                true
             }
+            Meaning::Deferred(_) => true,
+            _ => false,
+        };
+        if was_not_carried_out && self.relay_again() {
+            return;
         }
         let Some(Busy { work: Work::Relay(relay), .. }) = &mut self.busy else { return };
         let moved = answer.moved.min(relay.asked());
@@ -220,8 +225,11 @@ impl<Q: TaskQueue> Scanner<Q> {
         self.end_relay();
     }
 
-    /// A unit attention came first: the command was not carried out, and is sent again.
+    /// Something else came first: the command was not carried out, and is sent again.
     fn relay_again(&mut self) -> bool {
+        if self.closed {
+            return false;
+        }
         let Some(Busy { work: Work::Relay(relay), .. }) = &mut self.busy else { return false };
         relay.tries += 1;
         relay.tries < MOST_TRIES && relay.reply.is_some() && relay.until != Time::NEVER
