@@ -23,7 +23,8 @@
 //!
 //! **Hostile clients.** What a client says is checked at one place before anything is done. A client has its own buffer memory, its own
 //! bounded number of requests, and time limits for its handshake, for what it has begun to send and for taking its replies
-//! ([`Limits`]): what it can hold up is itself. The protocol knows no passwords; who may connect is decided by the permissions of a
+//! ([`Limits`]): what it can hold up is itself. Nobody is let go for being silent while there are places; when there are none, who has asked
+//! for nothing in the time of a handshake goes for somebody else, and over TCP who has been idle for the longest. The protocol knows no passwords; who may connect is decided by the permissions of a
 //! UNIX socket, or by the network.
 //!
 //! **Growth.** A client is told the size of the disk when it asks; a connection keeps what it was told.

@@ -11,15 +11,20 @@ const SLOWEST: u64 = 64 << 10;
 /// Bounds of a server. The defaults do for a machine with some dozens of clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Clients at a time; one more is hung up on, or takes the place of the one that has been in its handshake for the longest. 64.
+    /// Clients at a time; one more takes the place of one that has asked for nothing yet or, over TCP, for nothing any more, or is hung up
+    /// on. 64.
     pub clients: usize,
     /// Requests of one client that are taken and not answered yet; then nothing more is read from it. 128.
     pub requests: u16,
     /// Buffer memory of one client in bytes, at least [`LARGEST_REQUEST`]; then nothing more is read from it. It is used as it is
     /// needed, first. 32 MiB.
     pub buffer_bytes: u32,
-    /// How long a handshake may take, from the connection to the first request. 10 s.
+    /// How long a handshake may take. 10 s. Who has been connected for that long and has not asked for anything yet loses its place when
+    /// somebody else needs one.
     pub handshake: Duration,
+    /// How long a client over TCP must have been without a request in flight before it loses its place when somebody else needs one; the one
+    /// that has been for the longest does. Over a UNIX socket nobody does who has asked for anything. 10 s.
+    pub idle: Duration,
     /// How long a message that has begun may take to come or to be taken, if it is short; longer ones have as much more as they need at
     /// 64 KiB a second. 30 s.
     pub stall: Duration,
@@ -34,6 +39,7 @@ impl Default for Limits {
             requests: 128,
             buffer_bytes: LARGEST_REQUEST,
             handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(10),
             stall: Duration::from_secs(30),
             linger: Duration::from_millis(300),
         }

@@ -12,7 +12,7 @@ use crate::handshake::Answer;
 use crate::limits::Limits;
 use crate::session::{self, End};
 use crate::wire::STRING_MAX;
-use clients::{Client, Clients};
+pub(crate) use clients::{Busy, Client, Clients};
 use listener::{Listener, Stream};
 use polypath_net::{SocketAccess, UnixSocket, UnixSocketError};
 use std::collections::BTreeMap;
@@ -114,7 +114,9 @@ impl Server {
 
     fn start(listener: Listener, file: Option<UnixSocket>, limits: Limits) -> Server {
         let limits = limits.sane();
-        let shared = Arc::new(Shared { exports: Exports::new(), clients: Clients::new(limits.clients), limits });
+        // Who may use a UNIX socket was chosen, and is gone when it has ended. Over TCP it is anybody, who may have lost its power since.
+        let idle_go = matches!(listener.address(), Address::Tcp(_));
+        let shared = Arc::new(Shared { exports: Exports::new(), clients: Clients::new(limits, idle_go), limits });
         let (address, replaced) = (listener.address().clone(), file.as_ref().is_some_and(UnixSocket::replaced));
         let (open, listening) = watch::channel(());
         let accepting = tokio::spawn(accept(open, listener, shared.clone())).abort_handle();
@@ -299,17 +301,23 @@ fn welcome(stream: Stream, peer: String, shared: &Arc<Shared>) {
     };
     let shared = shared.clone();
     tokio::spawn(async move {
+        let (exports, limits) = (&shared.exports, shared.limits);
         let ended = match stream {
             Stream::Tcp(stream) => {
                 let (reader, writer) = stream.into_split();
-                one(reader, writer, &shared, &client).await
+                session::serve(reader, writer, exports, limits, &client).await
             }
             Stream::Unix(stream) => {
                 let (reader, writer) = stream.into_split();
-                one(reader, writer, &shared, &client).await
+                session::serve(reader, writer, exports, limits, &client).await
             }
         };
         match ended {
+            Ok(End::Unwanted) if !exports.is_ending() => {
+                if let Some(others) = shared.clients.may_log() {
+                    tracing::warn!(%peer, others, "client let go: it had asked for nothing, and another one needed its place");
+                }
+            }
             Ok(end) => tracing::debug!(%peer, ?end, "client gone"),
             Err(error) => {
                 if let Some(others) = shared.clients.may_log() {
@@ -318,18 +326,4 @@ fn welcome(stream: Stream, peer: String, shared: &Arc<Shared>) {
             }
         }
     });
-}
-
-async fn one<R, W>(reader: R, writer: W, shared: &Shared, client: &Client) -> Result<End, session::SessionError>
-where
-    R: tokio::io::AsyncRead + Unpin,
-    W: tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let served = session::serve(reader, writer, &shared.exports, shared.limits, || client.begun());
-    tokio::select! {
-        biased;
-        // Only while it is in its handshake: nothing of it is with the disk.
-        () = client.unwanted() => Ok(End::Ended),
-        ended = served => ended,
-    }
 }

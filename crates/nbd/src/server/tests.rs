@@ -133,6 +133,44 @@ async fn who_holds_a_handshake_open_makes_room_for_others() {
     drop(open);
 }
 
+/// Over TCP, where anybody may be: it may have lost its power. Who waits for an answer keeps its place, and so does everybody while there are
+/// places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_nothing_any_more_makes_room_for_others() {
+    let script = Scripted::new(DiskLimits::UNLIMITED);
+    let limits = Limits { clients: 2, idle: Duration::ZERO, ..Limits::default() };
+    let server = Server::tcp(local(), limits).unwrap();
+    server.add(ExportConfig::new("disk", script.disk().await)).unwrap();
+    let Address::Tcp(address) = server.address().clone() else { panic!("a port") };
+    let connect = async || {
+        let (reader, writer) = TcpStream::connect(address).await.unwrap().into_split();
+        Peer::new(reader, writer)
+    };
+    let (mut waiting, mut idle) = (connect().await, connect().await);
+    for peer in [&mut idle, &mut waiting] {
+        peer.go("disk", false).await;
+        assert_eq!(peer.call(Command::Read, CommandFlags::empty(), 0, 512, &[]).await.0, 0);
+    }
+    script.hold();
+    waiting.request(1, Command::Read, CommandFlags::empty(), 0, 512).await;
+    script.has_been_asked(3).await;
+    // Its answer has come, and is counted as taken a moment later.
+    let next = async {
+        loop {
+            let next = connect().await;
+            if next.reader.readable().await.is_ok() && !matches!(next.reader.try_read(&mut [0]), Ok(0) | Err(_)) {
+                return next;
+            }
+        }
+    };
+    let next = timeout(SOON, next).await.expect("there is room for one more");
+    assert!(idle.is_closed().await);
+    assert_eq!(server.clients(), 2);
+    script.release();
+    assert_eq!(waiting.reply(512).await.error, 0);
+    drop(next);
+}
+
 /// What was answered on one connection is durable after a flush on another one, whichever reactor does it; here: all ask one disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_share_a_disk() {

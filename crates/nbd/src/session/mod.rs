@@ -20,7 +20,7 @@ use crate::export::{Entered, Export};
 use crate::handshake::{Agreed, Answer, Ask, Handshake, HandshakeError, Next};
 use crate::limits::Limits;
 use crate::losses::Heard;
-use crate::server::Exports;
+use crate::server::{Busy, Client, Exports};
 use crate::wire::{Command, Errno, Request, WireError};
 use check::{Action, Fault};
 use inbound::Inbound;
@@ -72,30 +72,37 @@ pub(crate) enum End {
     Closed,
     /// The export, or the server, ended.
     Ended,
+    /// Somebody else has its place, or it was in its handshake when the server ended.
+    Unwanted,
 }
 
-/// Serves one client over `reader` and `writer`. `begun` is called when the handshake is over, and says whether the client may stay.
+/// Serves one client over `reader` and `writer`, as long as it has its place.
 pub(crate) async fn serve<R, W>(
     reader: R,
     mut writer: W,
     exports: &Exports,
     limits: Limits,
-    begun: impl FnOnce() -> bool,
+    client: &Client,
 ) -> Result<End, SessionError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let mut inbound = Inbound::new(reader, limits);
-    let shaken = timeout(limits.handshake, shake(&mut inbound, &mut writer, exports));
-    let session = match shaken.await.map_err(|_| SessionError::Slow)?? {
+    let shaken = tokio::select! {
+        biased;
+        // Nothing of it is with the disk.
+        () = client.unwanted() => return Ok(End::Unwanted),
+        shaken = timeout(limits.handshake, shake(&mut inbound, &mut writer, exports)) => shaken,
+    };
+    let session = match shaken.map_err(|_| SessionError::Slow)?? {
         Shaken::Go(session) => Arc::new(session),
         Shaken::Over(end) => return Ok(end),
     };
-    if !begun() {
-        return Ok(End::Ended);
-    }
-    let ended = transmit(&session, &mut inbound, writer).await;
+    let ended = match client.begun() {
+        true => transmit(&session, &mut inbound, writer, client).await,
+        false => Ok(End::Unwanted),
+    };
     if !matches!(ended, Ok(End::Left)) {
         session.heard.hand_on(&session.export.losses, session.disk.device().losses());
     }
@@ -180,7 +187,12 @@ fn begin((export, disk, terms): Found, agreed: Agreed, limits: Limits) -> Result
 }
 
 /// The transmission, until nothing of this client is with the disk and its replies are sent, or cannot be.
-async fn transmit<R, W>(session: &Arc<Session>, inbound: &mut Inbound<R>, writer: W) -> Result<End, SessionError>
+async fn transmit<R, W>(
+    session: &Arc<Session>,
+    inbound: &mut Inbound<R>,
+    writer: W,
+    client: &Client,
+) -> Result<End, SessionError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin + Send + 'static,
@@ -188,7 +200,7 @@ where
     let most = usize::from(session.limits.requests);
     let (replies, replied) = tokio::sync::mpsc::channel(most);
     let mut sending = tokio::spawn(outbound::run(writer, replied, session.limits, session.export.ending()));
-    let mut hub = Hub { session, places: Arc::new(Semaphore::new(most)), replies, tasks: JoinSet::new() };
+    let mut hub = Hub { session, client, places: Arc::new(Semaphore::new(most)), replies, tasks: JoinSet::new() };
     let mut ended = hub.listen(inbound).await;
     if let Ok(End::Ended) = ended {
         ended = hub.refuse(inbound).await;
@@ -219,9 +231,16 @@ async fn overdue(session: &Session) {
 /// What brings requests to the disk, and their replies back.
 struct Hub<'a> {
     session: &'a Arc<Session>,
+    client: &'a Client,
     places: Arc<Semaphore>,
     replies: Sender<Outgoing>,
     tasks: JoinSet<()>,
+}
+
+/// What a request has until its reply was taken: a place among those of its client, who keeps its own meanwhile.
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    _busy: Busy,
 }
 
 impl Hub<'_> {
@@ -237,12 +256,13 @@ impl Hub<'_> {
                 _ = ending.wait_for(|ending| *ending) => return Ok(End::Ended),
                 // Its replies cannot be sent: why, says whoever sends them.
                 () = self.replies.closed() => return Ok(End::Closed),
+                () = self.client.unwanted() => return Ok(End::Unwanted),
                 request = inbound.request() => match request? {
                     Some(request) => request,
                     None => return Ok(End::Closed),
                 },
             };
-            let place = self.place().await;
+            let Some(place) = self.place().await else { return Ok(End::Unwanted) };
             match check::check(&request, &self.session.terms) {
                 Ok(Action::Leave) => return Ok(End::Left),
                 Ok(action) => self.begin(inbound, request, action, place).await?,
@@ -276,19 +296,25 @@ impl Hub<'_> {
                 return Ok(End::Left);
             }
             let refused = async {
-                let place = self.place().await;
-                self.fail(inbound, request, &fault, place).await
+                let Some(place) = self.place().await else { return Ok(Some(End::Unwanted)) };
+                self.fail(inbound, request, &fault, place).await.map(|()| None)
             };
             match timeout_at(due, refused).await {
-                Ok(refused) => refused?,
+                Ok(refused) => {
+                    if let Some(end) = refused? {
+                        return Ok(end);
+                    }
+                }
                 Err(_) => return Ok(End::Ended),
             }
         }
     }
 
-    /// A place for one more request, as soon as there is one.
-    async fn place(&self) -> OwnedSemaphorePermit {
-        self.places.clone().acquire_owned().await.expect("nobody closes the places of a client")
+    /// A place for one more request, as soon as there is one. `None`: somebody else has the client's, which has to go.
+    async fn place(&self) -> Option<Place> {
+        let _busy = self.client.busy()?;
+        let _permit = self.places.clone().acquire_owned().await.expect("nobody closes the places of a client");
+        Some(Place { _permit, _busy })
     }
 
     /// Gives a request to the disk.
@@ -297,7 +323,7 @@ impl Hub<'_> {
         inbound: &mut Inbound<R>,
         request: Request,
         action: Action,
-        place: OwnedSemaphorePermit,
+        place: Place,
     ) -> Result<(), SessionError> {
         let mut data = match action {
             Action::Read | Action::Write { .. } => Some(self.session.pool.lease(request.length).await),
@@ -324,7 +350,7 @@ impl Hub<'_> {
         inbound: &mut Inbound<R>,
         request: Request,
         fault: &Fault,
-        place: OwnedSemaphorePermit,
+        place: Place,
     ) -> Result<(), SessionError> {
         tokio::select! {
             biased;

@@ -1,13 +1,13 @@
 //! What goes to a client: replies in the order in which they are ready, many small ones with one system call.
 
 use super::pool::Leased;
-use super::{ENDING_LIMIT, SessionError};
+use super::{ENDING_LIMIT, Place, SessionError};
 use crate::limits::Limits;
 use crate::wire::Head;
 use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc::{Receiver, Sender};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Octets that are sent at a time.
@@ -18,7 +18,7 @@ pub(crate) struct Outgoing {
     pub(crate) head: Head,
     /// Data that follow, all of the buffer.
     pub(crate) data: Option<Leased>,
-    pub(crate) _place: OwnedSemaphorePermit,
+    pub(crate) _place: Place,
 }
 
 /// Sends what comes until nobody sends any more, then closes this direction. Ends early when the client does not take what it has
@@ -119,7 +119,7 @@ impl<W: AsyncWrite + Unpin> Out<'_, W> {
 }
 
 /// Gives a reply to the one who sends. There is always room: as many as may be in flight fit in.
-pub(crate) async fn reply(replies: &Sender<Outgoing>, head: Head, data: Option<Leased>, place: OwnedSemaphorePermit) {
+pub(crate) async fn reply(replies: &Sender<Outgoing>, head: Head, data: Option<Leased>, place: Place) {
     // If nobody sends any more, the session is ending.
     let _ = replies.send(Outgoing { head, data, _place: place }).await;
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::export::ExportConfig;
+use crate::server::Clients;
 use crate::testing::{DuplexPeer, SOON, Scripted, connection};
 use crate::wire::CommandFlags;
 use polypath::block::Op;
@@ -23,7 +24,8 @@ fn exports(configs: impl IntoIterator<Item = ExportConfig>) -> Arc<Exports> {
 fn connect(exports: &Arc<Exports>, room: usize, limits: Limits) -> (DuplexPeer, Served) {
     let (peer, (reader, writer)) = connection(room);
     let exports = exports.clone();
-    (peer, tokio::spawn(async move { serve(reader, writer, &exports, limits, || true).await }))
+    let client = Clients::new(limits, true).enter().expect("there is room");
+    (peer, tokio::spawn(async move { serve(reader, writer, &exports, limits, &client).await }))
 }
 
 async fn over(served: Served) -> Result<End, SessionError> {
@@ -218,6 +220,39 @@ async fn who_asks_for_nothing_may_take_his_time() {
     peer.go("disk", false).await;
     tokio::time::sleep(stall * 5).await;
     assert_eq!(peer.ask(Command::Flush, 0, 0).await, 0);
+}
+
+/// What it asks for when its place is somebody else's is not begun, and what it has not heard hears the next one.
+#[tokio::test]
+async fn who_has_lost_its_place_is_hung_up_on_in_order() {
+    let script = Scripted::new(POOR);
+    let (script, exports) = scripted(&script, script.disk().await);
+    let limits = Limits { clients: 1, idle: Duration::ZERO, ..limits() };
+    let clients = Clients::new(limits, true);
+    let (mut peer, (reader, writer)) = connection(ROOM);
+    let (client, shared) = (clients.enter().unwrap(), exports.clone());
+    let served = tokio::spawn(async move { serve(reader, writer, &shared, limits, &client).await });
+    peer.go("disk", false).await;
+    assert_eq!(peer.ask(Command::Flush, 0, 0).await, 0);
+    script.lose();
+    script.asked();
+    let next = async {
+        loop {
+            match clients.enter() {
+                Some(client) => return client,
+                None => sleep(Duration::from_millis(1)).await,
+            }
+        }
+    };
+    let _next = timeout(SOON, next).await.expect("its answer is taken");
+    // Nobody else has a turn before this is sent.
+    peer.request(7, Command::WriteZeroes, NONE, 0, 512).await;
+    assert!(peer.is_closed().await);
+    assert_eq!(over(served).await.unwrap(), End::Unwanted);
+    assert_eq!(script.asked(), []);
+    let (mut again, _served) = connect(&exports, ROOM, limits);
+    again.go("disk", false).await;
+    assert_eq!((again.ask(Command::Flush, 0, 0).await, again.ask(Command::Flush, 0, 0).await), (5, 0));
 }
 
 #[tokio::test]
