@@ -66,7 +66,8 @@ fn describe(report: &Report) -> Value {
             (None, None) => Some("it has not answered in time".to_owned()),
             (problem, _) => problem.clone(),
         };
-        json!({ "uri": source.uri, "type": source.kind.as_str(), "services": source.services, "paths": source.paths, "problem": problem })
+        json!({ "uri": source.uri, "type": source.kind.as_str(), "services": source.services, "paths": source.paths,
+            "left_out": source.left_out, "problem": problem })
     });
     let unused = report.loose.iter().map(|path| json!({ "name": path.name, "why": path.why }));
     json!({ "devices": devices, "unused": unused.collect::<Vec<_>>(), "sources": sources.collect::<Vec<_>>() })
@@ -113,7 +114,14 @@ fn lines(shown: &Value) -> Vec<String> {
     let unused = each(shown, "unused").map(|path| format!("not used: {}: {}", text(&path["name"]), text(&path["why"])));
     let problems = each(shown, "sources").filter(|source| !source["problem"].is_null());
     let problems = problems.map(|source| format!("source {}: {}", text(&source["uri"]), text(&source["problem"])));
-    lines.extend(unused.chain(problems));
+    let left_out = each(shown, "sources").filter(|source| source["left_out"].as_u64().unwrap_or(0) > 0).map(|source| {
+        format!(
+            "source {}: {} of what it lists is left out, for there is too much",
+            text(&source["uri"]),
+            source["left_out"]
+        )
+    });
+    lines.extend(unused.chain(problems).chain(left_out));
     lines
 }
 

@@ -159,6 +159,7 @@ impl Daemon {
             json!({
                 "source": source.id.0, "uri": source.uri, "type": source.kind.as_str(), "answered_ms_ago": answered,
                 "problem": source.problem, "services": source.services, "paths": source.paths,
+                "left_out": source.left_out,
             })
         });
         let unused = report.loose.iter().map(|p| json!({ "name": p.name, "pending": p.pending, "why": p.why }));

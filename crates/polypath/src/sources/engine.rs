@@ -1,6 +1,9 @@
 //! The engine: what is known of sources, services, paths and devices, and what follows from it. Turns are given by `threads.rs`; time is an
 //! argument.
 
+#[path = "shares.rs"]
+mod shares;
+
 use super::keeper::{Keeper, NewDevice};
 use super::report::{DeviceReport, LooseReport, PathReport, Report, SourceReport};
 use super::sort::{Known, Place, place};
@@ -9,18 +12,11 @@ use super::world::{MOST_SERVICES, Units, World};
 use super::{SourceId, SourcesConfig, name};
 use polypath_block::{Code, Device, DeviceInfo, DeviceState, Geometry, Identity, Verdict};
 use polypath_multipath::{Group, GroupError, PathConfig, PathId};
+use shares::{MOST_DEVICES, MOST_UNITS};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// Most services in all.
-const MOST_SERVICES_IN_ALL: usize = 4 * MOST_SERVICES;
-/// Most paths of one service.
-const MOST_UNITS: usize = 1024;
-/// Most paths in all.
-const MOST_PATHS: usize = 4096;
-/// Most devices; what would be one more is held aside.
-const MOST_DEVICES: usize = 2048;
 /// Pause before a path that had to be closed, or could not be opened, is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -29,6 +25,10 @@ struct Source {
     answered: Option<Instant>,
     problem: Option<String>,
     services: usize,
+    /// Services that it lists and that there is no room for.
+    left_out: usize,
+    /// Was it said that something of it is left out?
+    told: bool,
 }
 
 /// A controller or a target behind one address.
@@ -41,6 +41,8 @@ struct Service {
     again: Instant,
     problem: Option<String>,
     paths: BTreeMap<u32, Path>,
+    /// Paths that it lists and that there is no room for.
+    left_out: usize,
 }
 
 impl Service {
@@ -69,6 +71,8 @@ enum Stage {
 
 struct Home {
     group: Arc<Group>,
+    /// The sources of its first path.
+    made_for: Vec<SourceId>,
     proven: Vec<String>,
     /// What each path shows, by its name; of the last one when there is none.
     members: BTreeMap<String, Identity>,
@@ -113,7 +117,7 @@ impl Engine {
         let id = SourceId(self.next_id);
         self.next_id += 1;
         tracing::info!(source = %id, %uri, kind = %uri.kind(), "source added");
-        self.sources.insert(id, Source { uri, answered: None, problem: None, services: 0 });
+        self.sources.insert(id, Source { uri, answered: None, problem: None, services: 0, left_out: 0, told: false });
         id
     }
 
@@ -170,29 +174,30 @@ impl Engine {
                 *missed = if keys.contains(&**key) { 0 } else { missed.saturating_add(1) };
             }
         }
+        let mut left_out = listed.len().saturating_sub(MOST_SERVICES);
         for uri in listed.into_iter().take(MOST_SERVICES) {
-            self.list(id, uri, now);
+            left_out += usize::from(!self.list(id, uri, now));
+        }
+        if let Some(source) = self.sources.get_mut(&id) {
+            source.left_out = left_out;
         }
     }
 
-    fn list(&mut self, id: SourceId, uri: ServiceUri, now: Instant) {
+    /// A source lists that. Answers with whether there is room.
+    fn list(&mut self, id: SourceId, uri: ServiceUri, now: Instant) -> bool {
         if let Some(service) = self.services.get_mut(&uri.key) {
             service.sources.insert(id, 0);
-            return;
+            return true;
         }
-        if self.services.len() >= MOST_SERVICES_IN_ALL {
-            return self.tell_full("controllers and targets", MOST_SERVICES_IN_ALL);
+        if self.room_for_services(id) == 0 {
+            return false;
         }
         tracing::info!(service = uri.key, source = %id, "found");
         let sources = BTreeMap::from([(id, 0)]);
-        let service = Service { uri, sources, units: None, again: now, problem: None, paths: BTreeMap::new() };
+        let (units, problem, paths) = (None, None, BTreeMap::new());
+        let service = Service { uri, sources, units, again: now, problem, paths, left_out: 0 };
         self.services.insert(service.uri.key.clone(), service);
-    }
-
-    fn tell_full(&mut self, what: &str, most: usize) {
-        if !std::mem::replace(&mut self.full, true) {
-            tracing::error!("more than {most} {what} are listed by the sources; the rest is left out");
-        }
+        true
     }
 
     /// One turn: whatever can be done now.
@@ -207,6 +212,7 @@ impl Engine {
             self.follow(key, round, now);
         }
         self.tidy();
+        self.tell_left_out();
     }
 
     /// Begins to look at a service, or begins anew.
@@ -231,7 +237,7 @@ impl Engine {
     /// Which paths a service has, and how each does.
     fn follow(&mut self, key: &str, round: bool, now: Instant) {
         let rounds = self.config.rounds;
-        let all: usize = self.services.values().map(|service| service.paths.len()).sum();
+        let mut room = self.room_for_paths(key);
         let Some(service) = self.services.get_mut(key) else { return };
         let listed = service.units.as_ref().and_then(|units| units.listed());
         service.problem = match (&listed, &service.units) {
@@ -239,15 +245,9 @@ impl Engine {
             (None, Some(units)) => units.trouble().or(service.problem.take()),
             (None, None) => service.problem.take(),
         };
-        let (mut room, mut full) = (MOST_PATHS.saturating_sub(all), false);
         if let Some(listed) = &listed {
             for &unit in listed.iter().take(MOST_UNITS) {
-                if service.paths.contains_key(&unit) {
-                    continue;
-                }
-                if room == 0 {
-                    full = true;
-                } else {
+                if room > 0 && !service.paths.contains_key(&unit) {
                     room -= 1;
                     let path = Path {
                         name: service.uri.path_name(unit),
@@ -257,6 +257,7 @@ impl Engine {
                     service.paths.insert(unit, path);
                 }
             }
+            service.left_out = listed.iter().filter(|unit| !service.paths.contains_key(unit)).count();
             for (unit, path) in &mut service.paths {
                 match listed.binary_search(unit) {
                     Ok(_) => path.missed = 0,
@@ -267,9 +268,6 @@ impl Engine {
         }
         let unlisted = !service.is_listed(rounds);
         let units: Vec<u32> = service.paths.keys().copied().collect();
-        if full {
-            self.tell_full("paths", MOST_PATHS);
-        }
         for unit in units {
             self.step(key, unit, unlisted, round, now);
         }
@@ -290,6 +288,7 @@ impl Engine {
         let looked_at = service.units.is_some();
         let departed = unlisted || path.missed >= rounds;
         let uri = service.uri.for_driver(&service.uri.path(unit));
+        let sources: Vec<SourceId> = service.sources.keys().copied().collect();
         path.stage = match path.stage {
             Stage::Closed { .. } if departed => return,
             Stage::Closed { again, why } if now < again || !looked_at => Stage::Closed { again, why },
@@ -303,7 +302,7 @@ impl Engine {
                 Stage::Loose { device, why, pending: false, seen }
             }
             Stage::Loose { device, .. } => match device.state() {
-                DeviceState::Live(info) => self.settle(&path.name, device, &info),
+                DeviceState::Live(info) => self.settle(&path.name, &sources, device, &info),
                 _ if departed => {
                     device.close();
                     tracing::info!(path = path.name, "listed no more, and down: removed");
@@ -342,7 +341,7 @@ impl Engine {
     }
 
     /// A path answers and is in no device: where does it belong?
-    fn settle(&mut self, path: &str, device: Arc<dyn Device>, info: &Arc<DeviceInfo>) -> Stage {
+    fn settle(&mut self, path: &str, sources: &[SourceId], device: Arc<dyn Device>, info: &Arc<DeviceInfo>) -> Stage {
         let members: Vec<Vec<Identity>> =
             self.homes.values().map(|home| home.members.values().cloned().collect()).collect();
         let known: Vec<Known<'_>> = self
@@ -361,7 +360,7 @@ impl Engine {
             Place::Aside(why) => Err(why),
             Place::New(conflict) => {
                 drop(known);
-                self.make(path, info, conflict)
+                self.make(path, sources, info, conflict)
             }
         };
         let home = match home {
@@ -401,10 +400,19 @@ impl Engine {
     }
 
     /// A new device for what `path` leads to; its name.
-    fn make(&mut self, path: &str, info: &Arc<DeviceInfo>, conflict: Option<String>) -> Result<String, String> {
-        if self.homes.len() >= MOST_DEVICES {
-            self.tell_full("devices", MOST_DEVICES);
-            return Err(format!("there are {MOST_DEVICES} devices, the most there can be"));
+    fn make(
+        &mut self,
+        path: &str,
+        sources: &[SourceId],
+        info: &Arc<DeviceInfo>,
+        conflict: Option<String>,
+    ) -> Result<String, String> {
+        if self.room_for_devices(sources) == 0 {
+            let why = format!("there are {MOST_DEVICES} devices or more, and its source has its share of them");
+            if !std::mem::replace(&mut self.full, true) {
+                tracing::error!(path, "left out, and what else comes: {why}");
+            }
+            return Err(why);
         }
         let taken =
             |name: &String| self.homes.contains_key(name) || self.homes.values().any(|home| home.proven.contains(name));
@@ -427,6 +435,7 @@ impl Engine {
         }
         let home = Home {
             group,
+            made_for: sources.to_vec(),
             proven,
             members: BTreeMap::new(),
             geometry: info.geometry,
@@ -497,6 +506,7 @@ impl Engine {
     pub(crate) fn report(&self) -> Report {
         let of =
             |id: &SourceId| self.services.values().filter(|s| s.sources.contains_key(id)).map(|s| s.paths.len()).sum();
+        let left_out = self.left_out();
         let sources = self.sources.iter().map(|(id, source)| SourceReport {
             id: *id,
             uri: source.uri.to_string(),
@@ -505,6 +515,7 @@ impl Engine {
             problem: source.problem.clone(),
             services: source.services,
             paths: of(id),
+            left_out: left_out.get(id).map_or(0, |out| out.services + out.paths),
         });
         let placed = |home: &str| {
             let all = self.services.values().flat_map(|s| s.paths.iter().map(move |(unit, path)| (s, *unit, path)));

@@ -1,5 +1,6 @@
 //! The engine on a world of its own: devices that show what a test says, lists that say what a test says, and time in turns.
 
+use super::shares::{MOST_PATHS, MOST_SERVICES_IN_ALL};
 use super::*;
 use polypath_block::{Access, CacheDomain, Identifier, IoQueue, Limits, OpenError, QueueConfig};
 use std::sync::Mutex;
@@ -215,6 +216,11 @@ impl Rig {
             .collect()
     }
 
+    /// How much of what each source lists is left out.
+    fn left_out(&self) -> Vec<usize> {
+        self.engine.report().sources.iter().map(|source| source.left_out).collect()
+    }
+
     fn why(&self, name: &str) -> String {
         let loose = self.engine.report().loose;
         loose.into_iter().find(|path| path.name == name).map_or("in a device".into(), |path| path.why)
@@ -388,6 +394,64 @@ fn what_is_listed_without_end_has_one() {
     assert_eq!(rig.engine.services.len(), MOST_SERVICES);
     assert_eq!(rig.lab.open.lock().unwrap().len(), MOST_PATHS);
     assert_eq!(rig.engine.services[&service(1).key].paths.len(), MOST_UNITS);
+    assert_eq!(rig.left_out(), [100_000 - MOST_SERVICES + 8 * 100_000 - MOST_PATHS]);
+}
+
+/// Whatever a source lists, and however often it lists something else, the others have their shares.
+#[test]
+fn what_one_source_lists_leaves_out_nothing_of_another_one() {
+    let mut rig = rig();
+    let other = rig.engine.add("nvme-tcp://10.0.0.2".parse().unwrap());
+    let many: BTreeMap<u32, DeviceState> = (0..5000).map(|n| (n, DeviceState::Starting)).collect();
+    for host in 1..=5 {
+        *rig.put(host, &[]).units.lock().unwrap() = Some(many.clone());
+    }
+    // A quarter of what there may be in all, five times, before any of it is let go of.
+    rig.engine.config.rounds = 1000;
+    for round in 0..5 {
+        rig.answer(&(1..=256).map(|n| if n <= 5 { n } else { round * 1000 + n }).collect::<Vec<_>>());
+        rig.engine.turn(rig.now);
+    }
+    assert_eq!(rig.engine.services.len(), MOST_SERVICES_IN_ALL);
+    assert!(rig.left_out()[0] > 0);
+    rig.pass(Duration::from_millis(300));
+    assert_eq!(rig.lab.open.lock().unwrap().len(), MOST_PATHS);
+    // The other one comes late, in the order of names as well.
+    let half = MOST_PATHS / 2;
+    for host in [60_001, 60_002, 60_003] {
+        *rig.put(host, &[]).units.lock().unwrap() = Some((0..1000).map(|n| (n, DeviceState::Starting)).collect());
+    }
+    rig.engine.answer(other, Ok((60_001..60_101).map(service).collect()), rig.now);
+    rig.pass(Duration::from_millis(300));
+    let of_other = |rig: &Rig| rig.engine.report().sources[1].clone();
+    let now = of_other(&rig);
+    assert_eq!((now.services, now.paths, now.left_out), (100, half, 3000 - half));
+    assert_eq!(rig.engine.services.values().filter(|s| s.sources.contains_key(&other)).count(), 100);
+    assert_eq!(rig.engine.report().sources[0].paths, MOST_PATHS, "what is there stays");
+    // Less of the one makes room for more of the other.
+    rig.engine.config.rounds = 1;
+    rig.put(60_001, &[]);
+    rig.pass(3 * SECOND);
+    assert_eq!((of_other(&rig).paths, of_other(&rig).left_out), (2000, 0));
+}
+
+#[test]
+fn devices_of_one_source_leave_out_none_of_another_one() {
+    let mut rig = rig();
+    let other = rig.engine.add("nvme-tcp://10.0.0.2".parse().unwrap());
+    for host in 1..=3 {
+        // Nothing proves who they are: each is a device of its own.
+        let all: Vec<(u32, DeviceState)> = (0..30).map(|n| (n, shows(&[], 100))).collect();
+        rig.put(host, &all);
+    }
+    rig.put(9, &[(1, shows(&[uuid(9)], 100))]);
+    rig.rounds(1, &[1, 2, 3]);
+    assert_eq!(rig.engine.homes.len(), MOST_DEVICES);
+    rig.engine.answer(other, Ok(vec![service(9)]), rig.now);
+    rig.pass(SECOND);
+    assert_eq!(rig.devices().iter().filter(|device| **device == one(9, &[path(9, 1)])).count(), 1);
+    assert_eq!(rig.engine.homes.len(), MOST_DEVICES + 1);
+    assert!(rig.why(&path(3, 29)).contains("its share"), "{}", rig.why(&path(3, 29)));
 }
 
 #[test]

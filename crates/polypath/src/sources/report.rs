@@ -24,6 +24,8 @@ pub struct SourceReport {
     pub services: usize,
     /// Paths that come from it, whether they are of use or not.
     pub paths: usize,
+    /// Controllers, targets and paths that it lists and that are left out: there are too many, and it has its share.
+    pub left_out: usize,
 }
 
 /// A device.
