@@ -292,7 +292,10 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
 
+    /// Of who is silent.
     const LIMIT: Duration = Duration::from_millis(200);
+    /// Of who answers, on a machine that stalls now and then.
+    const PATIENT: Duration = Duration::from_secs(60);
 
     fn listener() -> (tempfile::TempDir, String, UnixListener) {
         let dir = tempfile::tempdir().unwrap();
@@ -304,7 +307,7 @@ mod tests {
     /// Answers the first question with `bytes`, then closes.
     fn answered(bytes: &[u8]) -> String {
         let (_dir, path, listener) = listener();
-        let connection = Connection::open(&path, LIMIT).unwrap();
+        let connection = Connection::open(&path, PATIENT).unwrap();
         let (mut peer, _) = listener.accept().unwrap();
         peer.write_all(bytes).unwrap();
         let mut question = [0; HEADER_LEN];
@@ -318,7 +321,7 @@ mod tests {
     fn nobody_there() {
         let (dir, path, listener) = listener();
         drop(listener);
-        let said = |path: &str| Connection::open(path, LIMIT).err().unwrap().to_string();
+        let said = |path: &str| Connection::open(path, PATIENT).err().unwrap().to_string();
         assert!(said(&path).contains("Connection refused"), "{}", said(&path));
         let missing = dir.path().join("other");
         assert!(said(missing.to_str().unwrap()).contains("No such file"));
@@ -343,7 +346,7 @@ mod tests {
         let silent = open[0].ask(request::GET_FEATURES, &[]).unwrap_err();
         assert_eq!((silent.step, silent.trouble.code()), ("GET_FEATURES", Code::PathTimeout));
         assert!(silent.to_string().contains("no answer within 0.2 s"), "{silent}");
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     }
 
     #[test]
@@ -370,7 +373,7 @@ mod tests {
     #[test]
     fn a_back_end_without_what_we_need_is_named() {
         let (_dir, path, listener) = listener();
-        let mut connection = Connection::open(&path, LIMIT).unwrap();
+        let mut connection = Connection::open(&path, PATIENT).unwrap();
         let (mut peer, _) = listener.accept().unwrap();
         let reply = |request: u32, word: u64| {
             [[request, 5, 8].map(u32::to_ne_bytes).concat(), word.to_ne_bytes().to_vec()].concat()

@@ -18,8 +18,14 @@ const REMOVE: u32 = 38;
 const NUM: u32 = 8;
 const BASE: u32 = 11;
 const QUEUE_NUM: u32 = 17;
-/// No call of a queue takes that long, on however busy a machine, unless it waits for the back-end.
-const HELD: Duration = Duration::from_secs(1);
+/// No call of a queue takes that long, on a machine that stalls now and then, unless it waits for the back-end.
+const HELD: Duration = Duration::from_secs(5);
+/// What the back-end has begun has come, on such a machine. A test that fails waits for as long.
+const SOON: Duration = Duration::from_secs(60);
+/// What a test does not wait for takes longer than it looks on, so that nothing ends by it on such a machine: of the set-up, too.
+const PATIENT: [(&str, u64); 2] = [("control_timeout_ms", 30_000), ("io_timeout_ms", 60_000)];
+/// What a broken connection ends does not wait for any of these.
+const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// What the back-end does instead of answering.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -112,7 +118,10 @@ impl World {
             // It ends with the front-end.
             let _ = serve(stream, tell);
         });
-        let uri = format!("vhost-user-blk://{}?queues=2&queue_size=16&{options}", path.display());
+        let mut uri = format!("vhost-user-blk://{}?queues=2&queue_size=16&{options}", path.display());
+        for (name, ms) in PATIENT.iter().filter(|(name, _)| !options.contains(name)) {
+            uri += &format!("&{name}={ms}");
+        }
         let disk = VhostUserDisk::connect(&ClientConfig::from_uri(&uri.parse().unwrap()).unwrap()).unwrap();
         let mut segs = SegTable::new(64);
         let rows = segs.reserve(16, 1).unwrap();
@@ -143,7 +152,7 @@ impl World {
     /// The next `count` completions, in the order of their tags, and how long they took.
     fn wait(&mut self, queue: &mut dyn IoQueue, count: usize) -> (Vec<(u64, Code, Proof)>, Duration) {
         let start = Instant::now();
-        let got = self.wait_for(queue, count, Duration::from_secs(10));
+        let got = self.wait_for(queue, count, SOON);
         assert_eq!(got.len(), count, "{got:?}");
         (got, start.elapsed())
     }
@@ -172,7 +181,7 @@ impl World {
     fn until_sent(&mut self, queue: &mut dyn IoQueue) {
         let (start, mut waits) = (Instant::now(), Waits::default());
         while waits.deadline.is_none() {
-            assert!(start.elapsed() < Duration::from_secs(10), "nothing was sent");
+            assert!(start.elapsed() < SOON, "nothing was sent");
             let mut cx = Cx { now: self.rig.now(), segs: &mut self.segs, reactor: 0 };
             queue.poll(&mut cx, &mut self.done);
             assert!(self.done.is_empty(), "{:?}", self.done);
@@ -187,7 +196,7 @@ impl World {
     fn turn_until(&mut self, queue: &mut dyn IoQueue, request: u32) -> Vec<u64> {
         let start = Instant::now();
         loop {
-            assert!(start.elapsed() < Duration::from_secs(10), "no message {request}");
+            assert!(start.elapsed() < SOON, "no message {request}");
             let mut cx = Cx { now: self.rig.now(), segs: &mut self.segs, reactor: 0 };
             queue.poll(&mut cx, &mut self.done);
             if let Some((_, words)) = self.seen.try_iter().find(|(got, _)| *got == request) {
@@ -212,7 +221,7 @@ impl World {
     /// The next message that is `request`.
     fn next(&self, request: u32) -> Vec<u64> {
         loop {
-            let (got, words) = self.seen.recv_timeout(Duration::from_secs(10)).expect("a message");
+            let (got, words) = self.seen.recv_timeout(SOON).expect("a message");
             if got == request {
                 return words;
             }
@@ -226,7 +235,7 @@ fn region() -> Region {
 
 #[test]
 fn freed_memory_is_taken_back_and_its_address_never_given_again() {
-    let mut world = World::new("io_timeout_ms=60000", None);
+    let mut world = World::new("", None);
     let mut queue = world.open();
     assert_eq!(world.next(ADD)[2], 8192, "the rings'");
     let mut bases = Vec::new();
@@ -248,13 +257,13 @@ fn freed_memory_is_taken_back_and_its_address_never_given_again() {
     drop(gone);
     world.submit(&mut *queue, io).unwrap();
     // Those before it that were not in the ring yet when their memory went have the same end.
-    let got = world.wait_for(&mut *queue, 1, Duration::from_secs(10));
+    let got = world.wait_for(&mut *queue, 1, SOON);
     assert!(got.iter().any(|c| c.0 == 9) && got.iter().all(|c| c.1 == Code::BadMemory), "{got:?}");
 }
 
 #[test]
 fn a_region_that_is_refused_fails_its_io_and_nothing_else() {
-    let mut world = World::new("io_timeout_ms=60000", Some((ADD, 2, Fault::Refuse)));
+    let mut world = World::new("", Some((ADD, 2, Fault::Refuse)));
     let mut queue = world.open();
     let (first, second) = (region(), region());
     let io = world.io(1, true, &first);
@@ -285,7 +294,8 @@ fn a_silent_ring_is_given_up() {
     let before = world.disk.version();
     let (got, took) = world.wait(&mut *queue, 5);
     assert!(got.iter().all(|c| (c.1, c.2) == (Code::PathTimeout, Proof::None)), "{got:?}");
-    assert!((300..3000).contains(&took.as_millis()), "{took:?}");
+    // Less than where nobody says how long.
+    assert!((300..8000).contains(&took.as_millis()), "{took:?}");
     assert!(world.reason().contains("did not answer an I/O within 0.3 s"), "{}", world.reason());
     assert!(queue.health() == Health::Down && world.disk.version() > before);
     let io = world.io(6, true, &region);
@@ -297,14 +307,16 @@ fn a_silent_ring_is_given_up() {
 
 #[test]
 fn what_never_left_is_known_not_to_have() {
-    for (request, n, fault, code) in [
-        (ADD, 2, Fault::Close, Code::PathLost),
-        (ADD, 2, Fault::Silence, Code::PathTimeout),
-        (NUM, 1, Fault::Close, Code::PathLost),
-        (NUM, 1, Fault::Refuse, Code::PathLost),
-        (13, 1, Fault::Silence, Code::PathTimeout),
-    ] {
-        let mut world = World::new("control_timeout_ms=1500", Some((request, n, fault)));
+    // Who waits for one that is silent waits longer than a call of a queue may take. The others wait for nobody.
+    let rows = [
+        (ADD, 2, Fault::Close, "", Code::PathLost),
+        (ADD, 2, Fault::Silence, "control_timeout_ms=6000", Code::PathTimeout),
+        (NUM, 1, Fault::Close, "", Code::PathLost),
+        (NUM, 1, Fault::Refuse, "", Code::PathLost),
+        (13, 1, Fault::Silence, "control_timeout_ms=6000", Code::PathTimeout),
+    ];
+    let row = |(request, n, fault, options, code)| {
+        let mut world = World::new(options, Some((request, n, fault)));
         let mut queue = world.open();
         let region = region();
         for tag in 0..2 {
@@ -313,9 +325,11 @@ fn what_never_left_is_known_not_to_have() {
         }
         let (got, took) = world.wait(&mut *queue, 2);
         assert_eq!(got, [(0, code, Proof::NeverSent), (1, code, Proof::NeverSent)], "{fault:?} at {request}");
-        assert!(took < Duration::from_secs(5), "{took:?}");
+        assert!(took < AT_ONCE, "{took:?} for {fault:?} at {request}");
         assert!(world.reason().contains("disk.sock"), "{}", world.reason());
-    }
+    };
+    // The silent ones at the same time.
+    std::thread::scope(|scope| rows.into_iter().for_each(|of| drop(scope.spawn(move || row(of)))));
 }
 
 /// A read touches nothing any more once the peer has closed; of a write nobody knows.
@@ -332,7 +346,7 @@ fn a_closed_socket_is_seen_at_once() {
     drop(other);
     let (got, took) = world.wait(&mut *queue, 2);
     assert_eq!(got, [(0, Code::PathLost, Proof::SocketClosed), (1, Code::PathLost, Proof::None)]);
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < AT_ONCE, "{took:?}");
     assert!(world.reason().contains("closed the connection"), "{}", world.reason());
     let late = world.wait_for(&mut *queue, 1, Duration::from_millis(200));
     assert!(late.is_empty(), "completed twice: {late:?}");
@@ -444,14 +458,14 @@ fn meddle_with_bells(front: UnixStream, tell: mpsc::Sender<Seen>) -> std::io::Re
 fn is_not_held(turns: impl FnOnce(&mut World, &mut dyn IoQueue) + Send + 'static) {
     let (done, came_back) = mpsc::channel();
     std::thread::spawn(move || {
-        let mut world = World::of("io_timeout_ms=60000", meddle_with_bells);
+        let mut world = World::of("", meddle_with_bells);
         let mut queue = world.open();
         // SET_VRING_ENABLE: the ring is the queue's from here on.
         world.turn_until(&mut *queue, 18);
         turns(&mut world, &mut *queue);
         let _ = done.send(());
     });
-    came_back.recv_timeout(Duration::from_secs(10)).expect("a reactor is held by the back-end's bell");
+    came_back.recv_timeout(SOON).expect("a reactor is held by the back-end's bell");
 }
 
 /// The back-end has the eventfd by which it is told of requests: its counter is full, and its flags say that a write waits.
