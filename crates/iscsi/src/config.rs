@@ -3,12 +3,14 @@
 use crate::chap::{Algorithm, Challenge, ChapInitiator, Credentials, GOOD_CHALLENGE_LEN, Secret};
 use crate::login::{DigestOffer, InitiatorConfig, Name, Offer};
 use crate::pdu::{Isid, Itt};
+use crate::secret_file::read_secret;
 use crate::serial::CmdSn;
 use polypath_block::{DiskUri, Endpoint, Scheme, UriError};
 use polypath_net::{Dialer, Resolver, TcpDialer};
 use polypath_scsi::midlayer::DiskConfig;
 use rand::Rng as _;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -324,21 +326,25 @@ fn account(
     [file, env]: [&str; 2],
 ) -> Result<Option<Credentials>, UriError> {
     let secrets = (inline, uri.option(file), uri.option(env));
+    let from_text = |text: &str| Secret::new(text.trim_end_matches(['\n', '\r']));
     let secret = match secrets {
         (None, None, None) => None,
         (Some(secret), None, None) => {
             tracing::warn!(%uri, "a secret on the command line can be read by others on this machine; expected option {file} or {env}");
-            Some(secret.to_owned())
+            Some(from_text(secret))
         }
         (None, Some(path), None) => {
-            let text = std::fs::read_to_string(path);
-            Some(text.map_err(|e| uri.error(&format!("option {file}"), format!("{path} cannot be read: {e}")))?)
+            let fail = |e| uri.error(&format!("option {file}"), format!("{path} cannot be read: {e}"));
+            Some(read_secret(Path::new(path)).map_err(fail)?)
         }
-        (None, None, Some(name)) => Some(std::env::var(name).map_err(|e| {
-            // What it says of one that is no text shows it.
-            let why = if e == std::env::VarError::NotPresent { "is not set" } else { "is no text (UTF-8)" };
-            uri.error(&format!("option {env}"), format!("the variable {name} {why}"))
-        })?),
+        (None, None, Some(name)) => {
+            let fail = |e| {
+                // What it says of one that is no text shows it.
+                let why = if e == std::env::VarError::NotPresent { "is not set" } else { "is no text (UTF-8)" };
+                uri.error(&format!("option {env}"), format!("the variable {name} {why}"))
+            };
+            Some(from_text(&std::env::var(name).map_err(fail)?))
+        }
         _ => {
             return Err(uri.error(
                 &format!("option {file}"),
@@ -346,12 +352,9 @@ fn account(
             ));
         }
     };
-    let secret = secret.as_deref().map(|text| text.trim_end_matches(['\n', '\r']));
     match (user, secret) {
         (None, None) => Ok(None),
-        (Some(user), Some(secret)) if !secret.is_empty() => {
-            Ok(Some(Credentials { name: user.to_owned(), secret: Secret::new(secret) }))
-        }
+        (Some(user), Some(secret)) if secret.bits() > 0 => Ok(Some(Credentials { name: user.to_owned(), secret })),
         (Some(_), _) => Err(uri.error("user", format!("has no secret; expected option {file} or {env}"))),
         (None, Some(_)) => Err(uri.error("user", "missing, but there is a secret; expected user@ before the host")),
     }

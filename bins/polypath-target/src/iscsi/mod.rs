@@ -25,6 +25,7 @@ use crate::store::Change;
 use polypath_iscsi::chap::{Challenge, ChapTarget, Credentials, GOOD_CHALLENGE_LEN, Secret};
 use polypath_iscsi::login::{DiscoveredTarget, LoginError, Name, PortalAddress, Which};
 use polypath_iscsi::pdu::{Isid, LoginStatus};
+use polypath_iscsi::read_secret;
 use rand::Rng as _;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -325,9 +326,7 @@ fn credential(
         (Some(secret), None) => Secret::new(secret.as_bytes()),
         (None, Some(path)) => {
             let fail = |e: std::io::Error| ConfigError::new(part, format!("secret of {name}: {}: {e}", path.display()));
-            let text = std::fs::read(path).map_err(fail)?;
-            let end = text.iter().rposition(|octet| !b"\r\n".contains(octet)).map_or(0, |at| at + 1);
-            Secret::new(&text[..end])
+            read_secret(path).map_err(fail)?
         }
         (None, None) => return Err(ConfigError::new(part, format!("{name} has no secret"))),
         (Some(_), Some(_)) => return Err(ConfigError::new(part, format!("{name} has a secret and a file with one"))),
