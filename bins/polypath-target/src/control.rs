@@ -27,6 +27,9 @@ const LINE: u64 = 64 << 10;
 /// How long a thread may take to do what it is told, and a client to take its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long somebody who commands waits for the answer. Longer than several threads that do not do what they are told.
+const ANSWER: Duration = Duration::from_secs(30);
+
 /// Which listener a command means: by index or by `address:port`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -531,20 +534,52 @@ fn answer(rooms: &Rooms, line: &[u8]) -> Value {
     }
 }
 
-/// Sends one command to the control socket at `path` and returns the answer.
+/// Sends one command to the control socket at `path` and returns the answer, which is waited for up to 30 s.
 ///
 /// # Errors
-/// When the socket cannot be reached, or the target refuses the command; the text is for people.
+/// When the socket cannot be reached, the target refuses the command, or does not answer in time; the text is for people.
 pub fn call(path: &Path, command: &Command) -> Result<Value, String> {
-    let fail = |e: std::io::Error| format!("control socket {}: {e}", path.display());
-    let mut stream = UnixStream::connect(path).map_err(fail)?;
+    call_within(path, command, ANSWER)
+}
+
+fn call_within(path: &Path, command: &Command, limit: Duration) -> Result<Value, String> {
     let text = serde_json::to_string(command).map_err(|e| e.to_string())?;
-    stream.write_all(format!("{text}\n").as_bytes()).map_err(fail)?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).map_err(fail)?;
-    let answer: Value = serde_json::from_str(&line).map_err(|e| format!("answer of the target: {e}"))?;
+    let answered = exchange(path, format!("{text}\n").as_bytes(), limit).map_err(|e| match e.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+            "control socket {}: no answer within {} s: the target is stopped or busy, and may do what was commanded later all the same",
+            path.display(),
+            limit.as_secs_f32()
+        ),
+        _ => format!("control socket {}: {e}", path.display()),
+    });
+    let answer: Value = serde_json::from_slice(&answered?).map_err(|e| format!("answer of the target: {e}"))?;
     match answer["ok"].as_bool() {
         Some(true) => Ok(answer),
         _ => Err(answer["error"].as_str().unwrap_or("the target gave no reason").to_owned()),
     }
+}
+
+/// Sends a line and returns the one that comes back.
+fn exchange(path: &Path, line: &[u8], limit: Duration) -> std::io::Result<Vec<u8>> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+    let until = Instant::now() + limit;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // A connection, too, waits for as long as that, where others are waiting for the target to take theirs.
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(limit))?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let mut stream = UnixStream::from(socket);
+    stream.write_all(line)?;
+    let (mut reader, mut answer) = (BufReader::new(&stream), Vec::new());
+    while !answer.ends_with(b"\n") {
+        let left = until.saturating_duration_since(Instant::now());
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        let octets = reader.fill_buf()?;
+        let len = octets.iter().position(|octet| *octet == b'\n').map_or(octets.len(), |at| at + 1);
+        if len == 0 {
+            break;
+        }
+        answer.extend_from_slice(&octets[..len]);
+        reader.consume(len);
+    }
+    Ok(answer)
 }

@@ -99,3 +99,25 @@ fn writes_to_a_disk_beneath_are_not_said_to_be_held() {
     drop(rooms);
     rig.finish();
 }
+
+/// One that takes the connection and does nothing, and one that does not even do that.
+#[test]
+fn an_answer_is_not_waited_for_without_end() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control");
+    let silent = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    bind(&silent, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    // One connection may wait to be taken.
+    listen(&silent, 0).unwrap();
+    let _waiting = UnixStream::connect(&path).unwrap();
+    for room in [false, true] {
+        if room {
+            listen(&silent, 16).unwrap();
+        }
+        let (path, (tell, told)) = (path.clone(), mpsc::channel());
+        std::thread::spawn(move || tell.send(call_within(&path, &Command::new("ping"), Duration::from_millis(50))));
+        let said = told.recv_timeout(Duration::from_secs(20)).expect("it comes back").unwrap_err();
+        assert!(said.contains("control: no answer within 0.05 s"), "{said}");
+    }
+}
