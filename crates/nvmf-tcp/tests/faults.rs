@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// A keep-alive timeout of 200 ms and a quiesce time of 50 ms make a fence of 450 ms.
 const SHORT: &str = "keep_alive_ms=200&silence_timeout_ms=300&reconnect_delay_ms=20&connect_timeout_ms=500";
+/// Where nothing is lost: a machine that stalls for some seconds does not make it look so.
+const PATIENT: &str = "keep_alive_ms=30000&silence_timeout_ms=20000&connect_timeout_ms=20000";
 const FENCE: Proof = Proof::KeepAliveBound { kato_ms: 200, multiple: 2, cqt_ms: 50 };
 
 fn rig(target: &TargetHandle, options: &str) -> Rig {
@@ -182,7 +184,7 @@ fn an_io_connection_that_is_cut_alone_is_left_and_a_slow_one_is_not() {
     dialer.kernel_knows.store(true, Ordering::SeqCst);
     let start = now();
     assert_eq!(rig.wait_completion(1).status.code, Code::PathTimeout);
-    assert!(now().since(start) < Duration::from_secs(1));
+    assert!(now().since(start) < Duration::from_secs(10), "it is not told by the time limit of a command");
     assert_eq!(rig.device.controller().statistics().aborts, 0);
     rig.wait_ready();
     assert_eq!(rig.run(Io::read(2, 0, 8, span)).status.code, Code::Ok);
@@ -201,7 +203,7 @@ fn silence_of_an_idle_way_is_noticed_by_keep_alive() {
 #[test]
 fn a_command_that_takes_too_long_is_aborted_and_the_way_lives_on() {
     let target = start(target_config(&["ram://1MiB"]));
-    let mut rig = rig(&target, "io_timeout_ms=400");
+    let mut rig = Rig::new(&World::uri(&target, &format!("{PATIENT}&io_timeout_ms=4000")), 32);
     let (span, _) = rig.world.memory(4096, 5);
     let delay = Command { op: Some("write".into()), ms: Some(20_000), count: Some(1), ..Command::new("delay") };
     target.control(&delay).unwrap();
@@ -224,9 +226,9 @@ fn a_command_that_takes_too_long_is_aborted_and_the_way_lives_on() {
 #[test]
 fn the_time_limit_is_that_of_a_command_and_not_of_a_request_of_many() {
     let target = start(target_config(&["ram://8MiB"]));
-    let mut rig = rig(&target, "io_timeout_ms=400&queue_depth=2");
+    let mut rig = Rig::new(&World::uri(&target, &format!("{PATIENT}&io_timeout_ms=4000&queue_depth=2")), 32);
     let (span, _) = rig.world.memory(2 << 20, 5);
-    target.control(&Command { op: Some("write".into()), ms: Some(100), ..Command::new("delay") }).unwrap();
+    target.control(&Command { op: Some("write".into()), ms: Some(600), ..Command::new("delay") }).unwrap();
     // Sixteen commands, two at a time.
     assert_eq!(rig.run(Io::write(1, 0, 4096, span)).status.code, Code::Ok);
     let statistics = rig.device.controller().statistics();
@@ -267,7 +269,7 @@ fn wrong_digests_cost_the_connection_and_nothing_else() {
 fn a_target_that_comes_late_or_goes_for_good() {
     let target = start(target_config(&["ram://1MiB"]));
     target.close_listener(0).unwrap();
-    let uri = World::uri(&target, &format!("{SHORT}&ctrl_loss_timeout_ms=1500"));
+    let uri = World::uri(&target, &format!("{SHORT}&ctrl_loss_timeout_ms=5000"));
     let mut rig = Rig::unready(&uri, 8);
     let (cause, reason) = rig.wait_down();
     assert_eq!(cause, Code::PathLost);
