@@ -145,6 +145,11 @@ fn errors_have_the_codes_of_json_rpc_and_say_what_was_expected() -> Result<()> {
             -32602,
             &["queue_size", "power of two"],
         ),
+        (
+            with("vhost_create", json!({ "disk": "b", "socket": "x", "serial": "a-serial-of-21-bytes!" })),
+            -32602,
+            &["serial", "at most 20"],
+        ),
         (with("vhost_create", json!({ "disk": "b", "socket": "x" })), -32000, &["\"b\""]),
         (with("vhost_delete", json!({ "socket": "x" })), -32000, &["x", "vhost_list"]),
         (with("statistics", json!({ "disk": "b" })), -32000, &["\"b\""]),

@@ -531,8 +531,8 @@ impl RawVhost {
             let given = if k == "queues" { &self.queues } else { &self.queue_size };
             return Err(fail(given.as_ref().map_or(0, |q| q.span().start), k, problem));
         }
-        if let Some(serial) = self.serial.as_ref().filter(|s| s.get_ref().len() > 20) {
-            return Err(fail(serial.span().start, "serial", "is longer than 20 bytes; expected at most 20".into()));
+        if let Some(serial) = &self.serial {
+            values::serial(serial.get_ref()).map_err(|e| fail(serial.span().start, "serial", e))?;
         }
         let serial = text(&self.serial);
         let access = access([&self.mode, &self.owner, &self.group]).map_err(|(at, k, problem)| fail(at, k, problem))?;

@@ -18,6 +18,9 @@ const PATH_NAME_MOST: usize = 255;
 /// Longest path of a UNIX socket: `sun_path` without its end.
 const SOCKET_PATH_MOST: usize = 107;
 
+/// Longest serial number of a virtio disk.
+const SERIAL_MOST: usize = 20;
+
 /// Whether a disk can be called `name`, which is in lines of the log, in the name of a thread, and is the name of a file.
 pub(crate) fn disk_name(name: &str) -> Result<(), String> {
     fits_a_line(name, "a name")?;
@@ -87,6 +90,14 @@ pub(crate) fn check_rings(queues: u16, queue_size: u16) -> Result<(), (&'static 
         return Err(("queue_size", format!("is {queue_size}; expected a power of two from 2 to 1024")));
     }
     Ok(())
+}
+
+/// Whether a virtio disk can have that serial number (virtio 1.3 section 5.2.6: 20 bytes).
+pub(crate) fn serial(text: &str) -> Result<(), String> {
+    match text.len() {
+        ..=SERIAL_MOST => Ok(()),
+        length => Err(format!("has {length} bytes; expected at most {SERIAL_MOST}")),
+    }
 }
 
 /// A size as it is written: bytes, or a text with a unit, as disk URIs have them.
@@ -272,6 +283,12 @@ mod tests {
         for folder in ["new/", "/", ".", "a/..", "a/."] {
             assert!(socket(folder).unwrap_err().contains("folder"), "{folder}");
         }
+    }
+
+    #[test]
+    fn serial_numbers_have_20_bytes() {
+        assert_eq!((serial(""), serial(&"é".repeat(10))), (Ok(()), Ok(())));
+        assert!(serial(&"a".repeat(21)).unwrap_err().contains("has 21 bytes; expected at most 20"));
     }
 
     #[test]

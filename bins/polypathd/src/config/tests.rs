@@ -100,7 +100,7 @@ fn state_is_kept_where_such_things_are() {
 fn errors_name_file_line_key_and_what_was_expected() {
     let many: Vec<_> = (1..=65).map(|n| format!("\"ram://{n}MiB\"")).collect();
     let many = format!("paths = [{}]", many.join(", "));
-    let cases: [(&str, &str, &[&str]); 33] = [
+    let cases: [(&str, &str, &[&str]); 34] = [
         ("socket = \"nbd.sock\"", "", &["polypath.toml:22", "nbd[0].socket", "neither", "one of them"]),
         ("mode = \"660\"", "address = \"[::1]:1\"", &["polypath.toml:22", "nbd[0].socket", "both"]),
         ("mode = \"660\"", "mode = \"999\"", &["polypath.toml:24", "nbd[0].mode", "octal"]),
@@ -134,6 +134,7 @@ fn errors_name_file_line_key_and_what_was_expected() {
             "name = \"ram://64MiB\"",
             &["polypath.toml:13", "disk[0].path[0].uri", "twice", "a name of its own"],
         ),
+        ("queues = 2", "serial = \"a-serial-of-21-bytes!\"", &["polypath.toml:19", "vhost[0].serial", "at most 20"]),
         ("queues = 2", "queue_size = 100", &["polypath.toml:19", "vhost[0].queue_size", "power of two"]),
         ("\"round-robin\"", "\"fastest\"", &["polypath.toml:9", "disk[0].selector", "queue-length"]),
         ("\"round-robin\"", "\"round-robin\"\nmin_io = 0", &["polypath.toml:10", "disk[0].min_io", "1 or more"]),

@@ -440,6 +440,7 @@ fn vhost_create(daemon: &Daemon, params: Value) -> Answer {
     let (queues, queue_size) = (p.queues.unwrap_or(1), p.queue_size.unwrap_or(QUEUE_SIZE));
     check_rings(queues, queue_size).map_err(|(key, problem)| RpcError::parameters(format!("{key} {problem}")))?;
     let bad = |(key, problem): (&str, String)| RpcError::parameters(format!("{key} {problem}"));
+    p.serial.as_deref().map_or(Ok(()), values::serial).map_err(|e| bad(("serial", e)))?;
     let config = VhostConfig {
         disk: daemon.disk_name(&p.disk),
         socket: p.socket,
