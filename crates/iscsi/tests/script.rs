@@ -95,6 +95,14 @@ impl Target {
         std::mem::take(&mut self.script().heard)
     }
 
+    /// It is not deaf any more, and takes what has come meanwhile.
+    pub(crate) fn hear_again(&self) {
+        let mut script = self.script();
+        script.deaf = false;
+        let newest = script.connections.len() - 1;
+        script.take_pdus(newest);
+    }
+
     /// Ends the newest connection.
     pub(crate) fn reset(&self) {
         if let Some(connection) = self.script().connections.last_mut() {

@@ -1,5 +1,8 @@
 //! A session against a target in memory: what is lost, what proves it quiet, and how it comes back.
 
+mod moved;
+mod sleep;
+
 use crate::script::{Heard, Target, any, read};
 use polypath_block::{Code, Cx, Fate, FenceState, Health, Proof, QueueConfig, RefusedWhy, SegRow, SegTable, Time};
 use polypath_iscsi::login::Name;

@@ -1,6 +1,7 @@
 //! The connection against a scripted target that is right, and against one that is not.
 
 mod limits;
+mod numbers;
 
 use super::*;
 use crate::pdu::{

@@ -320,3 +320,17 @@ fn a_write_whose_data_were_asked_for_is_taken_with_the_command_behind_them() {
     takes(&mut rig, 2);
     assert_eq!(rig.connection.command_of(slot), (LUN, true));
 }
+
+/// A connection that is closed has nothing to say any more, whatever waits.
+#[test]
+fn a_closed_connection_sends_nothing() {
+    for data_digest in [false, true] {
+        let tx = Framing { data_digest, ..parameters().tx };
+        let mut rig = Rig::new(Parameters { tx, ..parameters() });
+        rig.connection.submit(LUN, READ, DataPlan::Out(512)).unwrap();
+        assert_eq!((rig.connection.next_digest().is_some(), rig.connection.has_output()), (data_digest, true));
+        rig.connection.close();
+        assert_eq!((rig.connection.next_digest(), rig.connection.has_output()), (None, false));
+        assert!(rig.connection.transmit().next().is_none());
+    }
+}

@@ -113,3 +113,25 @@ fn a_way_that_breaks_ends_what_is_in_doubt_and_nothing_is_sent_again_for_ever() 
     assert!(turns.is_some_and(|turns| turns < usize::from(MOST_TRIES)), "{turns:?}");
     assert_eq!(told(&mut done), Some((2, Code::PathBusy, Proof::Answered)));
 }
+
+/// A logical unit that was reset has forgotten what it had before: that is asked for at once, and nothing else is.
+#[test]
+fn a_reset_puts_in_doubt_what_its_logical_unit_had_before_it() {
+    let (at, limit, grace) = (Time::from_millis, Duration::from_millis(1000), Duration::from_millis(300));
+    let mut requests = Requests::new(16);
+    let mut send = |unit, ms| {
+        let key = requests.insert(unit, &Io::read(1, 0, 1, SegSpan::EMPTY), Time::ZERO).unwrap();
+        requests.get_mut(key).unwrap().sent(at(ms));
+        key
+    };
+    let [older, same, told, younger, ending] = [5, 7, 7, 9, 6].map(|ms| send(UNIT, ms));
+    let other = send(Unit(4), 5);
+    requests.get_mut(ending).unwrap().stage = Stage::Ending(0, at(8));
+    let waits = requests.insert(UNIT, &Io::read(1, 0, 1, SegSpan::EMPTY), Time::ZERO).unwrap();
+    assert!(requests.doubt_older(told, UNIT));
+    let late: Vec<_> = requests.late(at(10), limit, grace).into_iter().collect();
+    assert_eq!(late, [(older, None), (same, None)]);
+    assert!([told, younger, ending, other, waits].iter().all(|key| !requests.get(*key).unwrap().doubted));
+    assert!(!requests.doubt_older(other, Unit(4)), "it is alone there");
+    requests.abandon();
+}
