@@ -615,10 +615,26 @@ mod tests {
                 nowhere.0.load(Ordering::Relaxed)
             };
             assert_eq!((session.is_refused(), session.take_attention()), (false, false));
+            session.take_rare(Heard::Attention, Time::ZERO, &mut TaskDone::default());
+            assert!(session.take_attention() && !session.take_attention(), "told once");
             let [first, pause] = [1000, 1099].map(|ms| turn(&mut session, ms));
             assert_eq!(session.is_refused(), wrong, "{:?}", session.trouble());
             session.hurry();
             assert_eq!([first, pause, turn(&mut session, 1099)], dials);
+        }
+    }
+
+    /// Memory that is gone has not taken what the target says that it has sent.
+    #[test]
+    fn nothing_is_good_in_memory_that_is_gone() {
+        let ending = crate::proto::Ending { status: Some(0), moved: 512, whole: true, has_sense: false };
+        for (bad_memory, outcome) in [
+            (false, Outcome::Answered(Answer { status: ScsiStatus::GOOD, sense: None, moved: 512 })),
+            (true, Outcome::BadMemory),
+        ] {
+            let finished = Finished { user: CHANGES | 7, ending, sense: None, bad_memory };
+            assert_eq!(finished.is_good(), !bad_memory);
+            assert_eq!(end_of(&finished), TaskEnd { tag: 7, outcome, proof: Proof::Answered });
         }
     }
 }

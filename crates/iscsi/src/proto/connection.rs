@@ -537,12 +537,6 @@ impl InitiatorConnection {
         None
     }
 
-    /// May tasks be submitted?
-    #[inline]
-    pub fn is_open(&self) -> bool {
-        self.state == State::Open
-    }
-
     /// Is there a task in this slot that was not answered?
     pub fn is_active(&self, slot: u16) -> bool {
         usize::from(slot) < self.slots.depth() && self.slots.get(slot).phase == Phase::Active

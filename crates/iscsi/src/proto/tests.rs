@@ -2,6 +2,7 @@
 
 mod limits;
 mod numbers;
+mod pieces;
 
 use super::*;
 use crate::pdu::{

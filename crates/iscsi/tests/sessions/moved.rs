@@ -25,3 +25,15 @@ fn a_target_that_sends_us_round_and_round_is_followed_for_a_while() {
     rig.turns(2000);
     assert!(rig.is_up());
 }
+
+#[test]
+fn the_target_port_is_that_of_the_session_that_is_there() {
+    let mut rig = Rig::new("port");
+    for (nexus, portal_group) in [(2, 7), (3, 1)] {
+        rig.turns(200);
+        rig.target.script().portal_group = portal_group;
+        rig.target.reset();
+        rig.turns(10);
+        assert_eq!((rig.session.nexus(), rig.session.target_port()), (nexus, u64::from(portal_group)));
+    }
+}

@@ -54,18 +54,19 @@ fn an_idle_session_is_left_alone_until_it_is_time_for_a_sign_of_life() {
 #[test]
 fn a_task_that_is_not_answered_is_looked_after() {
     for write in [false, true] {
-        let mut rig = Rig::new(if write { "sleep-write" } else { "sleep-read" });
+        let name = if write { "sleep-write" } else { "sleep-read" };
+        let mut rig = Rig::with(name, |config| config.silence_timeout = ms(250));
         rig.turns(100);
         sleep(&mut rig, ms(1000));
         rig.submit(1, write).unwrap();
         rig.turn(0);
-        sleep(&mut rig, ms(95));
+        sleep(&mut rig, ms(120));
         assert_eq!((pings(&rig), rig.session.health()), (0, Health::Ready));
-        sleep(&mut rig, ms(50));
+        sleep(&mut rig, ms(40));
         assert_eq!((pings(&rig), rig.session.health()), (1, Health::Stalled), "half of the limit has passed");
-        sleep(&mut rig, ms(150));
+        sleep(&mut rig, ms(200));
         assert_eq!(rig.dials(), 1);
-        sleep(&mut rig, ms(100));
+        sleep(&mut rig, ms(60));
         assert_eq!((rig.dials(), rig.done.ends.len() + rig.done.suspects.len()), (2, 1));
     }
 }
@@ -142,16 +143,7 @@ fn nobody_is_blamed_for_a_reactor_that_was_not_there() {
     assert_eq!((&rig.done.good[..], rig.session.health()), (&[1][..], Health::Ready));
 
     // A target that takes no commands.
-    let mut rig = Rig::with("stall-shut", |config| config.disks.io_timeout = ms(1000));
-    rig.target.script().shut = true;
-    for tag in 0..100 {
-        if rig.submit(tag % 8, false).is_err() {
-            break;
-        }
-        rig.turns(1);
-        rig.commands().iter().for_each(|command| rig.target.answer(command));
-        rig.turns(1);
-    }
+    let mut rig = shut("stall-shut");
     rig.turn(60_000);
     rig.turns(100);
     assert_eq!(rig.dials(), 1, "it may have moved its window meanwhile");
@@ -168,4 +160,54 @@ fn nobody_is_blamed_for_a_reactor_that_was_not_there() {
     rig.target.hear_again();
     rig.turns(10);
     assert_eq!((rig.dials(), rig.is_up()), (2, true));
+}
+
+/// A target that has taken all that it has said to take, and has none of it.
+fn shut(name: &str) -> Rig {
+    let mut rig = Rig::with(name, |config| config.disks.io_timeout = ms(1000));
+    rig.target.script().shut = true;
+    for tag in 0..100 {
+        if rig.submit(tag % 8, false).is_err() {
+            return rig;
+        }
+        rig.turns(1);
+        rig.commands().iter().for_each(|command| rig.target.answer(command));
+        rig.turns(1);
+    }
+    panic!("MaxCmdSN never moves");
+}
+
+#[test]
+fn a_target_that_takes_nothing_is_given_up_in_time() {
+    let mut rig = shut("sleep-shut");
+    sleep(&mut rig, ms(980));
+    assert_eq!(rig.dials(), 1);
+    sleep(&mut rig, ms(200));
+    assert_eq!(rig.dials(), 2);
+}
+
+/// One that takes commands again has its time for them, however many it takes.
+#[test]
+fn a_window_that_opens_again_is_no_reason_to_go() {
+    let mut rig = shut("shut-and-open");
+    rig.turns(500);
+    rig.target.script().shut = false;
+    chatter(&mut rig, 1, 1);
+    let taken = (0..32).take_while(|tag| rig.submit(*tag, false).is_ok()).count();
+    assert_eq!((taken >= 8, rig.submit(0, false)), (true, Err(RefusedWhy::Full)));
+    chatter(&mut rig, 100, 10);
+    assert_eq!((rig.dials(), rig.done.ends.len()), (1, 0));
+    rig.commands().iter().for_each(|command| rig.target.answer(command));
+    rig.turns(2);
+    assert!(rig.done.good.len() > taken && rig.session.is_drained());
+}
+
+#[test]
+fn what_was_submitted_leaves_with_the_kick() {
+    let mut rig = Rig::new("kick");
+    rig.submit(1, true).unwrap();
+    assert!(rig.commands().is_empty());
+    let now = rig.now();
+    rig.session.kick(&mut Cx { now, segs: &mut rig.segs, reactor: 0 });
+    assert_eq!(rig.commands().len(), 1);
 }

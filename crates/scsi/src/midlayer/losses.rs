@@ -146,6 +146,24 @@ mod tests {
     }
 
     #[test]
+    fn of_each_logical_unit_the_proof_that_reaches_furthest_stands() {
+        let bus = Bus::new("bus", Arc::new(Nowhere), Duration::ZERO);
+        let at = |lun| Address { target: 0, lun: Lun::new(lun).unwrap() };
+        let losses = [0, 1, 0, 1].map(|lun| bus.open_loss(at(lun)));
+        let proofs = || [0, 1, 2, 3].map(|n| bus.proof_of(at(n % 2), losses[n as usize]));
+        let (reset, anew) = (Some(Proof::UnitReset), Some(Proof::Reinstated));
+        bus.prove_losses(at(0), losses[0], Proof::UnitReset);
+        bus.prove_losses(at(1), losses[1], Proof::UnitReset);
+        assert_eq!(proofs(), [reset, reset, None, None]);
+        bus.prove_losses(at(0), losses[2], Proof::Reinstated);
+        assert_eq!(proofs(), [anew, reset, anew, None]);
+        for again in [losses[0], losses[2]] {
+            bus.prove_losses(at(0), again, Proof::UnitReset);
+            assert_eq!(proofs(), [anew, reset, anew, None], "it says nothing new");
+        }
+    }
+
+    #[test]
     fn whoever_asks_a_bus_that_is_gone_is_told() {
         let bus = Bus::new("bus", Arc::new(Nowhere), Duration::ZERO);
         bus.set_state(BusState::Gone { reason: "over".into() });

@@ -334,3 +334,19 @@ fn a_closed_connection_sends_nothing() {
         assert!(rig.connection.transmit().next().is_none());
     }
 }
+
+/// Of its data some have left, and commands behind them were taken: what is to be asked for still is not there.
+#[test]
+fn a_write_is_not_taken_before_the_last_of_its_data_is() {
+    let mut rig = Rig::new(parameters());
+    let slot = rig.connection.submit(LUN, READ, DataPlan::Out(6144)).unwrap();
+    let itt = rig.commands()[0].0.itt;
+    for (sn, offset, exp_cmd_sn) in [(0, 2048, 1), (1, 4096, 2)] {
+        assert!(!rig.connection.command_of(slot).1, "octets from {offset} on are missing");
+        rig.r2t(itt, sn, offset, 2048).unwrap();
+        rig.connection.submit(LUN, READ, DataPlan::None).unwrap();
+        rig.sent();
+        takes(&mut rig, exp_cmd_sn);
+    }
+    assert!(rig.connection.command_of(slot).1);
+}
