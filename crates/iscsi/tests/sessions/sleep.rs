@@ -22,7 +22,7 @@ fn sleep(rig: &mut Rig, span: Duration) -> u32 {
         };
         rig.target.script().now = at.max(now);
         // The second because its socket can be written.
-        [0, 0].map(|at_once| rig.turn(at_once));
+        (0..2).for_each(|_| rig.turn(0));
     }
     panic!("a hundred turns in {span:?}");
 }
