@@ -272,6 +272,8 @@ fn what_changes_is_noticed() -> Result<()> {
     let disk = Disk::builder().device(device.clone()).stack(&stack).open_blocking()?;
     let info = || device.state().info().cloned();
     let before = info().map_or(0, |info| info.geometry.blocks);
+    let depth = info().map_or(0, |info| info.max_depth);
+    ensure!(depth == 128, "a session takes 128 tasks, and a group is told {depth}");
     let set = |command: Control| target.control(&command).map_err(anyhow::Error::msg).map(drop);
     // What has changed is told to the next command, whatever becomes of it.
     let until = |what: &str, is: &dyn Fn(Option<&DeviceInfo>) -> bool| -> Result<()> {

@@ -153,7 +153,7 @@ impl ControlPoller {
     fn new(shape: Shape, bus: Arc<Bus>, config: Arc<TargetConfig>, hurried: Arc<AtomicU64>, now: Time) -> Self {
         let session = Session::new(shape, CONTROL_DEPTH);
         let scanner = match Scanner::new(session, bus.clone(), config.queues, WATCH) {
-            Ok(scanner) => Some(scanner.with_time_limit(config.disks.io_timeout)),
+            Ok(scanner) => Some(scanner.with_time_limit(config.disks.io_timeout).with_disk_depth(config.queue_depth)),
             Err(error) => {
                 bus.set_state(BusState::Gone { reason: format!("no memory to look at logical units: {error}") });
                 None

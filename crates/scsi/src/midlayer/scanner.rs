@@ -11,7 +11,7 @@ use super::bus::{Address, Bus, BusState, Shown};
 use super::probe::{Probe, ProbeStep};
 use super::queue::Memory;
 use super::reserve::{Exchange, ExchangeStep, Order, Payload, is_alarm};
-use super::task::{Outcome, Recovery, Task, TaskData, TaskDone, TaskEnd, TaskQueue};
+use super::task::{Outcome, Recovery, Task, TaskData, TaskDone, TaskEnd, TaskLimits, TaskQueue};
 use crate::alua::{self, AluaState};
 use crate::inquiry::Inquiry;
 use crate::lun::LunList;
@@ -112,6 +112,8 @@ pub struct Scanner<Q> {
     queues: u16,
     watch: Duration,
     time_limit: Duration,
+    /// Tasks that a queue of a disk takes at a time; `None`: as many as ours.
+    disk_depth: Option<u16>,
     segs: SegTable,
     memory: Memory,
     taken: TaskDone,
@@ -156,6 +158,7 @@ impl<Q: TaskQueue> Scanner<Q> {
             queues,
             watch,
             time_limit: TIME_LIMIT,
+            disk_depth: None,
             segs,
             memory,
             taken: TaskDone::with_capacity(8),
@@ -184,6 +187,18 @@ impl<Q: TaskQueue> Scanner<Q> {
     #[must_use]
     pub fn with_time_limit(self, time_limit: Duration) -> Self {
         Scanner { time_limit, ..self }
+    }
+
+    /// The same, where queues of disks take another number of tasks at a time than this one, which is for questions alone: what disks are said
+    /// to take ([`polypath_block::DeviceInfo::max_depth`]).
+    #[must_use]
+    pub fn with_disk_depth(self, depth: u16) -> Self {
+        Scanner { disk_depth: Some(depth), ..self }
+    }
+
+    fn disk_limits(&self) -> TaskLimits {
+        let limits = self.tasks.limits();
+        TaskLimits { depth: self.disk_depth.unwrap_or(limits.depth), ..limits }
     }
 
     /// Its tasks.
@@ -378,7 +393,7 @@ impl<Q: TaskQueue> Scanner<Q> {
         self.to_probe.extend(self.bus.take_stale());
         if let Some(address) = self.to_probe.pop_front() {
             let place = format!("{}/{}", self.bus.name(), address.lun);
-            let probe = Probe::new(self.tasks.limits(), self.queues, place).knowing(self.bus.known(address));
+            let probe = Probe::new(self.disk_limits(), self.queues, place).knowing(self.bus.known(address));
             self.busy = Some(Busy::new(address, Work::Probe(Box::new(probe))));
             return;
         }

@@ -70,6 +70,13 @@ fn what_is_written_is_read_and_what_is_too_large_is_cut() {
     rig.script(|s| assert_eq!(s.medium[3 * 512..5 * 512], [0; 1024], "zeroed, and unmapped"));
 }
 
+/// A way that only asks questions may take fewer tasks at a time than a queue of the disk does.
+#[test]
+fn a_disk_takes_what_its_own_queues_take() {
+    let rig = rig(100);
+    assert_eq!(rig.disk.state().info().unwrap().max_depth, 77);
+}
+
 /// Whether a disk compares is found out by asking it to compare nothing.
 #[test]
 fn a_disk_that_compares_says_so() {

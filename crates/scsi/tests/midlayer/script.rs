@@ -210,7 +210,7 @@ pub(crate) fn rig_with(blocks: u64, alua: Option<ScriptAlua>, explicit_alua: Opt
     let unit = bus.attach(Address { target: 0, lun: Lun::ZERO }).unwrap();
     let disk = ScsiDisk::new(host.clone(), unit, "script:0".into(), true);
     let queue = host.open_tasks(QueueConfig { depth: 4 }).unwrap();
-    let scanner = Scanner::new(queue, bus, 4, ms(100)).unwrap();
+    let scanner = Scanner::new(queue, bus, 4, ms(100)).unwrap().with_disk_depth(77);
     let mut rig = Rig { script, host, disk, scanner, now: Time::from_millis(1_000_000) };
     rig.scan();
     rig

@@ -79,13 +79,14 @@ impl<Q: TaskQueue> Scanner<Q> {
 
     /// A reset was answered: that of a proof, or none of ours.
     pub(super) fn reset_answered(&mut self, end: &RecoveryEnd) {
+        let limits = self.disk_limits();
         let Some(Busy { work: Work::Prove(proving), address, until, .. }) = &mut self.busy else { return };
         if !matches!(proving.stage, Stage::Asked(token) if token == end.token) {
             return;
         }
         if end.outcome == Recovered::Complete {
             let place = format!("{}/{}", self.bus.name(), address.lun);
-            let probe = Probe::new(self.tasks.limits(), self.queues, place).knowing(self.bus.known(*address));
+            let probe = Probe::new(limits, self.queues, place).knowing(self.bus.known(*address));
             (proving.stage, *until) = (Stage::Look(Box::new(probe)), Time::ZERO);
         } else {
             proving.answer(Err("the target refuses the reset, or was lost".to_owned()));
