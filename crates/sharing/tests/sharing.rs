@@ -2,8 +2,9 @@
 
 use crate::common::{Reactors, Stingy, Worker, now, progress, stop, wait};
 use polypath_block::{
-    Armed, Code, Cx, Device, DeviceState, Done, Health, Io, IoQueue, OpenError, Proof, QueueConfig, RefusedWhy,
-    SegTable, Time, Waits, contract,
+    Armed, Code, CommandSet, CrossFence, Cx, Device, DeviceState, Done, Health, Io, IoQueue, OpenError, Passthrough,
+    PassthroughReply, PassthroughRequest, Proof, ProofReply, QueueConfig, RefusedWhy, ReservationOp, ReservationReply,
+    Reservations, SegTable, Time, Waits, contract,
 };
 use polypath_local::testing::RealRig;
 use polypath_memory::Arena;
@@ -32,6 +33,29 @@ fn a_share_on_the_same_reactor_keeps_the_contract() {
 #[test]
 fn what_a_device_says_of_itself_is_said_by_its_shares() {
     struct Telling(bool, AtomicU64);
+    impl Reservations for Telling {
+        fn start(&self, _: ReservationOp, _: Duration, _: ReservationReply) {}
+        fn forget(&self) {}
+        fn alarms(&self) -> u64 {
+            5
+        }
+    }
+    impl Passthrough for Telling {
+        fn speaks(&self, set: CommandSet) -> bool {
+            set == CommandSet::Scsi
+        }
+        fn start(&self, _: PassthroughRequest, _: Duration, _: PassthroughReply) {}
+    }
+    impl CrossFence for Telling {
+        fn open_loss(&self) -> Option<u64> {
+            Some(6)
+        }
+        fn proven(&self, _: u64, _: Proof) {}
+        fn can_prove(&self) -> bool {
+            true
+        }
+        fn prove(&self, _: Duration, _: ProofReply) {}
+    }
     impl Device for Telling {
         fn name(&self) -> &str {
             "telling"
@@ -54,6 +78,18 @@ fn what_a_device_says_of_itself_is_said_by_its_shares() {
         fn ask_for_access(&self) {
             self.1.fetch_add(1, Ordering::SeqCst);
         }
+        fn power_losses(&self) -> u64 {
+            4
+        }
+        fn reservations(&self) -> Option<&dyn Reservations> {
+            self.0.then_some(self)
+        }
+        fn passthrough(&self) -> Option<&dyn Passthrough> {
+            self.0.then_some(self)
+        }
+        fn cross_fence(&self) -> Option<&dyn CrossFence> {
+            self.0.then_some(self)
+        }
         fn close(&self) {}
     }
     for preferred in [false, true] {
@@ -63,7 +99,10 @@ fn what_a_device_says_of_itself_is_said_by_its_shares() {
         assert_eq!((shared.is_preferred(), shared.landing_bound()), (preferred, Duration::from_secs(3)));
         shared.ask_for_access();
         assert_eq!(device.1.load(Ordering::SeqCst), 1);
-        assert!(shared.reservations().is_none());
+        assert_eq!(shared.power_losses(), 4);
+        assert_eq!(shared.reservations().map(Reservations::alarms), preferred.then_some(5));
+        assert_eq!(shared.passthrough().map(|p| p.speaks(CommandSet::Scsi)), preferred.then_some(true));
+        assert_eq!(shared.cross_fence().map(CrossFence::open_loss), preferred.then_some(Some(6)));
     }
 }
 
