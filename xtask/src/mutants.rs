@@ -18,7 +18,7 @@ const CARGO_NEXTEST: &str = "0.9.143";
 /// Where every survivor has its reason.
 const TABLE: &str = "docs/TESTING-mutants.md";
 /// What `--sample` tries: every so-many-th mutant, the same ones as long as the code is the same.
-const SAMPLE: [&str; 4] = ["--shard", "5/72", "--sharding", "round-robin"];
+const SAMPLE: [&str; 4] = ["--shard", "5/144", "--sharding", "round-robin"];
 /// Limits for what hangs where no test's own limit holds, in seconds. The first build of each copy builds everything.
 const TEST_LIMIT_S: &str = "180";
 const BUILD_LIMIT_S: &str = "900";
