@@ -3,7 +3,7 @@
 # Rust release in use); see docs/TESTING-fuzz.md. Prints a table per source file.
 set -eu
 cd "$(dirname "$0")/.."
-out=${CARGO_TARGET_DIR:-target}/fuzz-coverage
+out=${CARGO_TARGET_DIR:-$PWD/target}/fuzz-coverage
 profdata=${LLVM_PROFDATA:-llvm-profdata-22}
 cov=${LLVM_COV:-llvm-cov-22}
 command -v "$profdata" >/dev/null && command -v "$cov" >/dev/null || {
@@ -12,7 +12,7 @@ command -v "$profdata" >/dev/null && command -v "$cov" >/dev/null || {
 }
 rm -rf "$out/profile" && mkdir -p "$out/profile"
 run() {
-    RUSTFLAGS="-C instrument-coverage" LLVM_PROFILE_FILE="$PWD/$out/profile/%p-%m.profraw" \
+    RUSTFLAGS="-C instrument-coverage" LLVM_PROFILE_FILE="$out/profile/%p-%m.profraw" \
         cargo test --quiet --target-dir "$out" "$@"
 }
 run -p polypath-nvme -p polypath-scsi -p polypath-nbd --test corpus
