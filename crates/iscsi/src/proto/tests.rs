@@ -108,12 +108,8 @@ impl Rig {
         TargetSn { stat_sn: self.stat_sn, exp_cmd_sn: CmdSn::new(0), max_cmd_sn: self.max_cmd_sn }
     }
 
-    /// Hands in a PDU and its data, in steps; returns what came of it.
-    fn hear(
-        &mut self,
-        encode: impl FnOnce(&Framing, &mut [u8]) -> usize,
-        data: &[u8],
-    ) -> Result<Vec<Event>, ProtocolError> {
+    /// A PDU with all that belongs to it.
+    fn octets(&self, encode: impl FnOnce(&Framing, &mut [u8]) -> usize, data: &[u8]) -> Vec<u8> {
         let framing = self.connection.parameters().rx;
         let mut octets = vec![0; MAX_HEAD];
         let len = encode(&framing, &mut octets);
@@ -123,6 +119,16 @@ impl Rig {
         if framing.data_digest && !data.is_empty() {
             octets.extend_from_slice(&data_digest(data));
         }
+        octets
+    }
+
+    /// Hands in a PDU and its data, in steps; returns what came of it.
+    fn hear(
+        &mut self,
+        encode: impl FnOnce(&Framing, &mut [u8]) -> usize,
+        data: &[u8],
+    ) -> Result<Vec<Event>, ProtocolError> {
+        let octets = self.octets(encode, data);
         let mut events = Vec::new();
         for piece in octets.chunks(self.step.min(octets.len())) {
             self.take(piece, &mut events)?;
@@ -165,20 +171,30 @@ impl Rig {
         data: &[u8],
         status: Option<DataInStatus>,
     ) -> Result<Vec<Event>, ProtocolError> {
-        let sn = if status.is_some() { self.sn() } else { self.sn_without() };
-        let pdu = DataIn {
+        let pdu = self.data_in_pdu(itt, data_sn, offset, data.len() as u32, status);
+        self.hear(|f, out| pdu.encode(f, out).unwrap(), data)
+    }
+
+    fn data_in_pdu(
+        &mut self,
+        itt: Itt,
+        data_sn: u32,
+        buffer_offset: u32,
+        data_len: u32,
+        status: Option<DataInStatus>,
+    ) -> DataIn {
+        DataIn {
             is_final: status.is_some(),
             acknowledge: false,
             status,
             lun: LUN,
             itt,
             ttt: None,
-            sn,
+            sn: if status.is_some() { self.sn() } else { self.sn_without() },
             data_sn,
-            buffer_offset: offset,
-            data_len: data.len() as u32,
-        };
-        self.hear(|f, out| pdu.encode(f, out).unwrap(), data)
+            buffer_offset,
+            data_len,
+        }
     }
 
     fn response(&mut self, itt: Itt, status: u8, residual: Residual, data: &[u8]) -> Result<Vec<Event>, ProtocolError> {
@@ -493,18 +509,7 @@ fn a_target_that_is_wrong_loses_the_connection() {
         ("it does not write", |rig, itt| rig.r2t(itt, 0, 0, 8)),
         ("more than the 2048", |rig, itt| {
             // As a sender that may send more encodes it.
-            let pdu = DataIn {
-                is_final: false,
-                acknowledge: false,
-                status: None,
-                lun: LUN,
-                itt,
-                ttt: None,
-                sn: rig.sn_without(),
-                data_sn: 0,
-                buffer_offset: 0,
-                data_len: 2049,
-            };
+            let pdu = rig.data_in_pdu(itt, 0, 0, 2049, None);
             let any = Framing { max_data_len: 1 << 20, ..rig.connection.parameters().rx };
             rig.hear(|_, out| pdu.encode(&any, out).unwrap(), &pattern(2049))
         }),
@@ -578,22 +583,10 @@ fn a_bit_on_the_way_is_noticed() {
     for bit in (0..len * 8).step_by(5) {
         let mut rig = Rig::new(parameters);
         let (_, itt) = rig.read();
-        let pdu = DataIn {
-            is_final: true,
-            acknowledge: false,
-            status: Some(DataInStatus { status: 0, residual: Residual::None }),
-            lun: LUN,
-            itt,
-            ttt: None,
-            sn: rig.sn(),
-            data_sn: 0,
-            buffer_offset: 0,
-            data_len: 100,
-        };
-        let mut octets = vec![0; BHS_LEN + DIGEST_LEN];
-        pdu.encode(&parameters.rx, &mut octets).unwrap();
-        octets.extend_from_slice(&pattern(100));
-        octets.extend_from_slice(&data_digest(&pattern(100)));
+        let status = DataInStatus { status: 0, residual: Residual::None };
+        let pdu = rig.data_in_pdu(itt, 0, 0, 100, Some(status));
+        let mut octets = rig.octets(|framing, out| pdu.encode(framing, out).unwrap(), &pattern(100));
+        assert_eq!(octets.len(), len);
         octets[bit / 8] ^= 1 << (bit % 8);
         let mut events = Vec::new();
         let taken = rig.take(&octets, &mut events);

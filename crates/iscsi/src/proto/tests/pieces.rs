@@ -4,26 +4,8 @@ use super::*;
 
 /// A Data-In with all that belongs to it, as octets.
 fn data_in(rig: &mut Rig, itt: Itt, data: &[u8], data_sn: u32, buffer_offset: u32) -> Vec<u8> {
-    let framing = rig.connection.parameters().rx;
-    let pdu = DataIn {
-        is_final: false,
-        acknowledge: false,
-        status: None,
-        lun: LUN,
-        itt,
-        ttt: None,
-        sn: rig.sn_without(),
-        data_sn,
-        buffer_offset,
-        data_len: data.len() as u32,
-    };
-    let mut octets = vec![0; MAX_HEAD];
-    let len = pdu.encode(&framing, &mut octets).unwrap();
-    octets.truncate(len);
-    octets.extend_from_slice(data);
-    octets.extend(std::iter::repeat_n(0, pad_len(data.len() as u32)));
-    octets.extend_from_slice(&data_digest(data));
-    octets
+    let pdu = rig.data_in_pdu(itt, data_sn, buffer_offset, data.len() as u32, None);
+    rig.octets(|framing, out| pdu.encode(framing, out).unwrap(), data)
 }
 
 fn with_data_digests() -> Rig {
